@@ -1,0 +1,23 @@
+"""The error that a user is meant to read."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the command line prints it in one block, without a traceback.
+
+    Args:
+        what: what failed, as a sentence.
+        got: the value that was met.
+        allowed: the values that would do.
+        fix: how to mend it.
+    """
+
+    def __init__(self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None):
+        lines = [what]
+        if got is not None:
+            lines.append(f"  got:     {got}")
+        if allowed is not None:
+            lines.append(f"  allowed: {allowed}")
+        if fix is not None:
+            lines.append(f"  fix:     {fix}")
+        super().__init__("\n".join(lines))
+        self.what = what

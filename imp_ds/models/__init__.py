@@ -1,0 +1,1 @@
+"""Model families in the Hugging Face layout, one folder each."""

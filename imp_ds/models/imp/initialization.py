@@ -1,0 +1,57 @@
+"""Initial weights: one rule for each kind of module, and seeds that do not know how many ranks there are.
+
+The release does not state its dense initialiser; Flax's default, LeCun normal, is used for every matrix, and
+N(0, initializer_range) for tables and routers (router: IMP release, `modeling/routing.py`).
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from imp_ds.moe.experts import Experts
+from imp_ds.moe.routing import ROUTERS
+
+GeneratorFor = Callable[[str], torch.Generator | None]
+
+
+def _lecun(tensor: torch.Tensor, fan_in: int, generator: torch.Generator | None) -> None:
+    init.normal_(tensor, mean=0.0, std=fan_in**-0.5, generator=generator)
+
+
+def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor = lambda key: None) -> None:
+    """Initialise the parameters that `module` itself owns; `generator_for(key)` gives the source of randomness.
+
+    A module from a higher floor (an objective) may bring its own rule as `initialize_parameters()`.
+    """
+    if hasattr(module, "initialize_parameters"):
+        module.initialize_parameters()
+    elif isinstance(module, nn.Linear):
+        _lecun(module.weight, module.in_features, generator_for("weight"))
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, tuple(ROUTERS.values())):
+        init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
+    elif isinstance(module, Experts):
+        for name, parameter in module.named_parameters(recurse=False):
+            for i in range(module.num_experts):
+                _lecun(parameter[i], parameter.shape[1], generator_for(f"{name}.{module.first + i}"))
+
+
+@torch.no_grad()
+def initialize_seeded(model: nn.Module, seed: int, std: float) -> None:
+    """Initialise every parameter from (seed, its name, its expert) alone: the same weights on any number of ranks."""
+    for path, module in model.named_modules():
+        def generator_for(key: str, path: str = path) -> torch.Generator:
+            digest = hashlib.blake2b(f"{seed}/{path}.{key}".encode(), digest_size=8).digest()
+            return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+        initialize_module(module, std, generator_for)

@@ -1,0 +1,80 @@
+"""The encoder's blocks: pre-norm, bias-free, tanh-GELU (IMP release, `modeling/transformers.py`, `attention.py`).
+
+Shapes: B batch, L tokens of an example, D width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from imp_ds.moe.layer import MoELayer
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through torch SDPA. QK-norm is a bias-free LayerNorm over the head width, shared by heads."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        head_width = config.hidden_size // self.heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.query_norm = nn.LayerNorm(head_width, eps=config.layer_norm_eps, bias=False)
+            self.key_norm = nn.LayerNorm(head_width, eps=config.layer_norm_eps, bias=False)
+        else:
+            self.query_norm = self.key_norm = nn.Identity()
+
+    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None) -> torch.Tensor:
+        batch, length, width = x_BLD.shape
+        query, key, value = self.qkv(x_BLD).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None if valid_BL is None else valid_BL[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    """The dense feed-forward of the layers that hold no experts."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return self.down(F.gelu(self.up(x_BLD), approximate="tanh"))
+
+
+class ImpBlock(GradientCheckpointingLayer):
+    """x += attention(norm(x)); x += feed_forward(norm(x)). forward: -> (x [B, L, D], RouterReport, or None when dense)."""
+
+    def __init__(self, config, index: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.is_moe = index in config.moe_layer_indices
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        if self.is_moe:
+            self.feed_forward = MoELayer(
+                config.hidden_size,
+                config.intermediate_size,
+                config.num_experts,
+                router=config.router,
+                activation=config.expert_activation,
+                capacity_factor=config.capacity_factor,
+                group_tokens=config.group_tokens,
+                group_examples=config.group_examples,
+            )
+        else:
+            self.feed_forward = FeedForward(config)
+
+    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None):
+        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), valid_BL))
+        normed_BLD = self.feed_forward_norm(x_BLD)
+        if self.is_moe:
+            y_BLD, report = self.feed_forward(normed_BLD, valid_BL)
+        else:
+            y_BLD, report = self.feed_forward(normed_BLD), None
+        return x_BLD + self.dropout(y_BLD), report

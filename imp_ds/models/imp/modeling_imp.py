@@ -1,0 +1,168 @@
+"""ImpModel: one encoder for image, film, sound and text (Akbari et al., 2023, arXiv 2305.06324).
+
+Shapes: B batch, L tokens of an example, D width, C width of a common space.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from imp_ds.errors import UserError
+from imp_ds.modalities import EMBEDDINGS
+from imp_ds.models.imp.configuration_imp import MODALITIES, ImpConfig
+from imp_ds.models.imp.initialization import initialize_module
+from imp_ds.models.imp.layers import ImpBlock
+from imp_ds.moe.routing import RouterReport
+
+
+@dataclass
+class Encoding:
+    """One modality's way through the encoder.
+
+    tokens_BLD: the tokens after the last norm and the modality's own projection; valid_BL: False at padding, or None;
+    pooled_BD: their mean over valid tokens; reports: one RouterReport for each MoE layer, in order.
+    """
+
+    tokens_BLD: torch.Tensor
+    valid_BL: torch.Tensor | None
+    pooled_BD: torch.Tensor
+    reports: list[RouterReport]
+
+
+@dataclass
+class ImpOutput(ModelOutput):
+    """What `ImpModel.forward` returns; a field is None when its modality was not given.
+
+    vision_pooled, audio_pooled, text_pooled: [B, D].
+    embeddings: "source_to_target" -> unit vectors [B, C]; compare "vision_to_text" with "text_to_vision" by dot product.
+    router_z_loss: the z-losses of all MoE layers and modalities, weighted by config.router_z_loss and summed.
+    """
+
+    vision_pooled: torch.Tensor | None = None
+    audio_pooled: torch.Tensor | None = None
+    text_pooled: torch.Tensor | None = None
+    embeddings: dict[str, torch.Tensor] | None = None
+    router_z_loss: torch.Tensor | None = None
+
+
+class Projection(nn.Module):
+    """From the encoder into the common space of one ordered pair: two layers and a norm (release, `modeling/heads.py`)."""
+
+    def __init__(self, config: ImpConfig):
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.common_dim)
+        self.down = nn.Linear(config.common_dim, config.common_dim)
+        self.norm = nn.LayerNorm(config.common_dim, eps=config.layer_norm_eps)
+
+    def forward(self, pooled_BD: torch.Tensor) -> torch.Tensor:
+        hidden_BC = F.gelu(self.up(pooled_BD), approximate="tanh")
+        return F.normalize(self.norm(self.down(hidden_BC)).float(), dim=-1, eps=1e-6)
+
+
+def masked_mean(tokens_BLD: torch.Tensor, valid_BL: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the valid tokens, [B, D]; zeros for an example without any."""
+    if valid_BL is None:
+        return tokens_BLD.mean(1)
+    weight_BL1 = valid_BL.to(tokens_BLD.dtype).unsqueeze(-1)
+    return (tokens_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
+
+
+class ImpPreTrainedModel(PreTrainedModel):
+    """What all IMP models share with the Hugging Face classes."""
+
+    config_class = ImpConfig
+    base_model_prefix = "imp"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "video", "audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["ImpBlock"]
+
+    def _init_weights(self, module):
+        initialize_module(module, self.config.initializer_range)
+
+
+class ImpModel(ImpPreTrainedModel):
+    """The encoder with its modality embeddings and the projections into the common spaces."""
+
+    # the heads and temperatures of pre-training stand beside the encoder in an exported folder
+    _keys_to_ignore_on_load_unexpected = [r"^objectives\."]
+
+    def __init__(self, config: ImpConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.embeddings = nn.ModuleDict({name: EMBEDDINGS[name][0](config) for name in MODALITIES})
+        self.pre_encoder = nn.ModuleDict({name: nn.Linear(width, width) for name in MODALITIES})
+        self.blocks = nn.ModuleList(ImpBlock(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.post_encoder = nn.ModuleDict({name: nn.Linear(width, width) for name in MODALITIES})
+        ordered = [order for a, b in config.pairs for order in ((a, b), (b, a))]
+        self.projections = nn.ModuleDict({f"{a}_to_{b}": Projection(config) for a, b in ordered})
+        self.post_init()
+
+    def encode(self, modality: str, inputs: dict[str, torch.Tensor]) -> Encoding:
+        """One modality through the shared encoder. `inputs` holds the modality's arrays by the names of its embedding."""
+        x_BLD, valid_BL = self.embeddings[modality](**inputs)
+        x_BLD = self.pre_encoder[modality](x_BLD)
+        reports = []
+        for block in self.blocks:
+            x_BLD, report = block(x_BLD, valid_BL)
+            if report is not None:
+                reports.append(report)
+        tokens_BLD = self.post_encoder[modality](self.norm(x_BLD))
+        return Encoding(tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports)
+
+    def project(self, pooled_BD: torch.Tensor, source: str, target: str) -> torch.Tensor:
+        """Pooled `source` into the space where it meets `target`: float32 unit vectors [B, C].
+
+        Raises UserError when the model was built without that pair.
+        """
+        name = f"{source}_to_{target}"
+        if name not in self.projections:
+            raise UserError("the model has no projection for this pair", got=name, allowed=", ".join(self.projections))
+        return self.projections[name](pooled_BD)
+
+    def router_loss(self, *encodings: Encoding) -> torch.Tensor:
+        """The weighted z-losses of all MoE layers over all encodings: the one place where they are summed."""
+        total = encodings[0].pooled_BD.new_zeros((), dtype=torch.float32)
+        for report in (report for encoding in encodings for report in encoding.reports):
+            total = total + report.z_loss.to(total.device)
+        return self.config.router_z_loss * total
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_positions: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        feature_positions: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ImpOutput:
+        """Encode whatever is given, as `ImpProcessor` returns it, and project it towards every modality it is paired with."""
+        given = {
+            "vision": dict(pixel_values=pixel_values, pixel_positions=pixel_positions),
+            "audio": dict(input_features=input_features, feature_positions=feature_positions),
+            "text": dict(input_ids=input_ids, attention_mask=attention_mask),
+        }
+        encodings = {
+            modality: self.encode(modality, inputs)
+            for modality, inputs in given.items()
+            if inputs[EMBEDDINGS[modality][1][0]] is not None
+        }
+        if not encodings:
+            raise UserError("nothing to encode", allowed="at least one of pixel_values, input_features, input_ids")
+        embeddings = {}
+        for name, projection in self.projections.items():
+            source = name.split("_to_")[0]
+            if source in encodings:
+                embeddings[name] = projection(encodings[source].pooled_BD)
+        return ImpOutput(
+            **{f"{modality}_pooled": encoding.pooled_BD for modality, encoding in encodings.items()},
+            embeddings=embeddings,
+            router_z_loss=self.router_loss(*encodings.values()),
+        )

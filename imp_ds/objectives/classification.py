@@ -1,0 +1,34 @@
+"""Classification of one modality by a linear head on its pooled encoding (IMP release, `optimization/objectives.py`).
+
+Shapes: B samples of this rank, D width, N classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ClassificationObjective(nn.Module):
+    """Softmax or sigmoid cross-entropy. forward: (model, encodings by modality, targets) -> (loss, metrics).
+
+    targets["label"] is int64 [B], or float [B, N] of class membership: normalised to sum 1 for softmax (as released for
+    images of several labels), used as it is for sigmoid. The sigmoid loss is the mean over classes.
+    """
+
+    def __init__(self, width: int, modality: str, num_classes: int, loss: str = "softmax", label_smoothing: float = 0.0):
+        super().__init__()
+        self.modality, self.num_classes, self.loss, self.label_smoothing = modality, num_classes, loss, label_smoothing
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        logits_BN = self.head(encodings[self.modality].pooled_BD).float()
+        label = targets["label"]
+        member_BN = label.float() if label.is_floating_point() else F.one_hot(label, self.num_classes).float()
+        correct = member_BN.gather(1, logits_BN.detach().argmax(1, keepdim=True)) > 0
+        if self.loss == "softmax":
+            share_BN = member_BN / member_BN.sum(1, keepdim=True).clamp(min=1e-6)
+            loss = F.cross_entropy(logits_BN, share_BN, label_smoothing=self.label_smoothing)
+        else:
+            smooth_BN = member_BN * (1 - self.label_smoothing) + self.label_smoothing / 2
+            loss = F.binary_cross_entropy_with_logits(logits_BN, smooth_BN)
+        return loss, {f"accuracy/{self.modality}": correct.float().mean()}

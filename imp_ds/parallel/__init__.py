@@ -1,0 +1,1 @@
+"""Process groups, gather with gradient, and the expert-parallel layer that DeepSpeed recognises."""

@@ -1,0 +1,61 @@
+"""ImpForPreTraining: the encoder and every task's objectives, as the one module that DeepSpeed wraps."""
+
+import torch
+from torch import nn
+
+from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.modeling_imp import ImpModel, ImpPreTrainedModel
+from imp_ds.objectives import build_objective
+
+
+class TaskObjectives(nn.Module):
+    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator)."""
+
+    def __init__(self, specs: list[dict], reduction: str, width: int):
+        super().__init__()
+        self.parts = nn.ModuleList(build_objective(spec, width) for spec in specs)
+        self.weights = [spec.get("weight", 1.0) for spec in specs]
+        self.names = [spec["kind"] for spec in specs]
+        self.reduction = reduction
+
+    def forward(self, model: ImpModel, encodings: dict, targets: dict[str, torch.Tensor]):
+        total, metrics = 0.0, {}
+        for name, weight, part in zip(self.names, self.weights, self.parts):
+            loss, found = part(model, encodings, targets)
+            total = total + weight * loss
+            metrics[f"loss/{name}"] = loss.detach()
+            metrics.update(found)
+        return total / (len(self.parts) if self.reduction == "mean" else 1), metrics
+
+
+class ImpForPreTraining(ImpPreTrainedModel):
+    """An ImpModel (`.imp`) and, for each task of `config.objectives`, its objectives with their heads and temperatures.
+
+    `config.objectives` maps a task's name to {"objectives": [spec, ...], "reduction": "sum" | "mean"}.
+    """
+
+    def __init__(self, config: ImpConfig):
+        super().__init__(config)
+        self.imp = ImpModel(config)
+        self.objectives = nn.ModuleDict(
+            {
+                task: TaskObjectives(entry["objectives"], entry.get("reduction", "sum"), config.hidden_size)
+                for task, entry in config.objectives.items()
+            }
+        )
+        self.post_init()
+
+    def forward(self, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+        """The loss of one task's batch (an `imp_ds.tasks.Batch`).
+
+        Returns the loss (this rank's share of the global mean, router losses included), metrics by name (detached), and
+        the router reports of each modality.
+        """
+        if batch.task not in self.objectives:
+            raise UserError("the model was not built for this task", got=batch.task, allowed=", ".join(self.objectives))
+        encodings = {modality: self.imp.encode(modality, inputs) for modality, inputs in batch.inputs.items()}
+        loss, metrics = self.objectives[batch.task](self.imp, encodings, batch.targets)
+        router_loss = self.imp.router_loss(*encodings.values())
+        metrics["loss/router_z"] = router_loss.detach()
+        return loss + router_loss, metrics, {modality: encoding.reports for modality, encoding in encodings.items()}
