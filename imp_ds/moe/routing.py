@@ -44,9 +44,11 @@ class RouterReport(NamedTuple):
     confidence: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Routing:
-    """A decision. token_index_EC: flat token of each slot; weight_EC: its combine weight, float32, 0 for an empty slot."""
+class Routing(NamedTuple):
+    """A decision. token_index_EC: flat token of each slot; weight_EC: its combine weight, float32, 0 for an empty slot.
+
+    A tuple, because ZeRO 3 finds the tensors of a module's output in tuples, and gathers its weights for the backward so.
+    """
 
     token_index_EC: torch.Tensor
     weight_EC: torch.Tensor

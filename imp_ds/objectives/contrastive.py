@@ -33,7 +33,7 @@ class Temperature(nn.Module):
     def __init__(self, initial: float):
         super().__init__()
         self.initial = initial
-        self.value = nn.Parameter(torch.tensor(initial))
+        self.value = nn.Parameter(torch.tensor([initial]))  # of one element: DeepSpeed's first broadcast refuses scalars
 
     def initialize_parameters(self) -> None:
         with torch.no_grad():
@@ -74,5 +74,5 @@ class ContrastiveObjective(nn.Module):
             losses.append((forth + back) / 2)
             metrics[f"accuracy/{a}_to_{b}"] = forth_accuracy
             metrics[f"accuracy/{b}_to_{a}"] = back_accuracy
-            metrics[f"temperature/{a}_{b}"] = temperature.detach()
+            metrics[f"temperature/{a}_{b}"] = temperature.detach().squeeze(0)
         return torch.stack(losses).mean(), metrics

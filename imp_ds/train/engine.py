@@ -1,0 +1,141 @@
+"""One optimizer step of one task on DeepSpeed, right for tasks that alternate.
+
+Parameters of the other tasks get no gradient in a step. The reference (one AdamW over everything, gradients of zero)
+lets their moments decay, residual momentum move them and weight decay act; DeepSpeed agrees only where it is made to:
+ZeRO 3 and every optimizer offload keep the last gradient of such a parameter in a buffer and would apply it again.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import groups as deepspeed_groups
+from torch import nn
+
+from imp_ds.moe.experts import Experts
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.moe.routing import ROUTERS
+from imp_ds.parallel.expert_parallel import ExpertParallelMoE, spread_experts
+from imp_ds.parallel.groups import rank, world_size
+from imp_ds.parallel.launch import settle_environment
+from imp_ds.pretraining import ImpForPreTraining
+
+
+def start_process_group(timeout_s: float = 1800.0) -> torch.device:
+    """Join the other ranks, whoever launched us, and return this rank's device."""
+    settle_environment()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # compiled at the first start otherwise (half a minute and a compiler), and used by inference kernels alone
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def build_model(config: ImpConfig, seed: int, ep_size: int) -> ImpForPreTraining:
+    """The module to train, this rank's experts only, with weights that depend on (seed, name, expert) alone."""
+    with torch.device("meta"):
+        model = ImpForPreTraining(config)
+    if ep_size > 1:
+        spread_experts(model, ep_size, rank())
+    model.to_empty(device="cpu")
+    initialize_seeded(model, seed, config.initializer_range)
+    return model
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: weight decay acts on matrices that multiply ("kernels"), not on norms, biases, tables or temperatures
+    (IMP release, `optimizers.py`). DeepSpeed splits off the experts by itself."""
+    kernels, others = [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            matrix = isinstance(module, (Experts, *ROUTERS.values())) or (isinstance(module, nn.Linear) and name == "weight")
+            (kernels if matrix else others).append(parameter)
+    return [
+        {"params": kernels, "name": "kernels", "weight_decay": weight_decay},
+        {"params": others, "name": "others", "weight_decay": 0.0},
+    ]
+
+
+@dataclass
+class StepResult:
+    """What one step left behind. `finite` is False when the loss was not finite on some rank: then nothing was updated."""
+
+    finite: bool
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor]
+    reports: dict[str, list]
+    grad_norm: float | None = None
+
+
+class Engine:
+    """The DeepSpeed engine of an ImpForPreTraining, one task a step."""
+
+    def __init__(self, model: ImpForPreTraining, ds: dict, *, weight_decay: float, device: torch.device):
+        self.device = device
+        self.deepspeed, _, _, _ = deepspeed.initialize(
+            model=model, model_parameters=parameter_groups(model, weight_decay), config=ds
+        )
+        self.stage = self.deepspeed.zero_optimization_stage()
+        self.dtype = torch.bfloat16 if self.deepspeed.bfloat16_enabled() else torch.float32
+
+    @property
+    def model(self) -> ImpForPreTraining:
+        return self.deepspeed.module
+
+    def step(self, batch, learning_rate: float) -> StepResult:
+        """Forward, backward and update on one task's batch; the update is left out on all ranks when a loss is not finite."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss, metrics, reports = self.deepspeed(batch)
+        finite = torch.isfinite(loss.detach()).float()
+        if world_size() > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not bool(finite):
+            return StepResult(False, loss.detach(), metrics, reports)
+        self.deepspeed.backward(loss)
+        norm = None
+        if self.stage == 0:
+            self._zero_idle_gradients()
+            norm = self._gradient_norm()
+        self.deepspeed.step()
+        self._clear_stale_gradients()
+        return StepResult(True, loss.detach(), metrics, reports, norm if self.stage == 0 else self.deepspeed.get_global_grad_norm())
+
+    def _zero_idle_gradients(self) -> None:
+        """ZeRO 0 steps a plain optimizer, which would skip what has no gradient."""
+        for parameter in self.model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _gradient_norm(self) -> float:
+        """ZeRO 0 in float32 reports no norm. Experts of the other ranks of the expert group are added."""
+        own = [p.grad for p in self.model.parameters() if not hasattr(p, "group_name")]
+        experts = [p.grad for p in self.model.parameters() if hasattr(p, "group_name")]
+        total = torch.stack([g.float().square().sum() for g in own]).sum()
+        if experts:
+            theirs = torch.stack([g.float().square().sum() for g in experts]).sum()
+            name = next(m for m in self.model.modules() if isinstance(m, ExpertParallelMoE)).ep_group_name
+            dist.all_reduce(theirs, group=deepspeed_groups._get_expert_parallel_group(name))
+            total = total + theirs
+        return float(total.sqrt())
+
+    def _clear_stale_gradients(self) -> None:
+        """Forget this step's gradients where DeepSpeed keeps them beyond the step (0.19.8: ZeRO 3, and offload at 1 and 2)."""
+        optimizer = self.deepspeed.optimizer
+        if self.stage == 3:
+            optimizer.grad_partitions_flat_buffer.zero_()
+            kept = optimizer.fp32_partitioned_groups_flat
+        elif self.stage in (1, 2) and optimizer.cpu_offload:
+            kept = optimizer.single_partition_of_fp32_groups
+        else:
+            return
+        for partition in kept:
+            if partition.grad is not None:
+                partition.grad.zero_()
