@@ -3,12 +3,15 @@
 Shapes: B batch, L tokens of an example, D width.
 """
 
+import numpy as np
 import torch
 from torch import nn
 
+from imp_ds.errors import UserError
 from imp_ds.modalities.positions import FactoredPositions
 
 INPUT_NAMES = ("input_ids", "attention_mask")
+_LONGEST = 1 << 20  # tokenizers without a maximum say 1e30, which their own code cannot count to
 
 
 class TextEmbedding(nn.Module):
@@ -27,3 +30,27 @@ class TextEmbedding(nn.Module):
         places = torch.arange(length, device=input_ids.device, dtype=torch.float32) / longest
         tokens = self.words(input_ids) + self.positions(places.view(1, length, 1)).to(self.words.weight.dtype)
         return tokens, None if attention_mask is None else attention_mask.bool()
+
+
+def preprocess(texts: list[str], tokenizer, length: int | None = None) -> dict[str, np.ndarray]:
+    """Texts to the model's inputs: `input_ids` and `attention_mask`, int64 [B, L].
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a padding token.
+        length: L, longer texts are cut; None pads to the longest, cut at the tokenizer's own maximum.
+
+    Raises:
+        UserError: something that is no text, or a text without a single token (its mean over no words has no value).
+    """
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError("text must be a string or a list of strings", got=repr(texts)[:200])
+    maximum = length or min(tokenizer.model_max_length, _LONGEST)
+    encoded = tokenizer(
+        list(texts), padding="max_length" if length else "longest", truncation=True, max_length=maximum, return_tensors="np",
+        return_attention_mask=True,
+    )  # fmt: skip
+    inputs = {name: encoded[name].astype(np.int64) for name in INPUT_NAMES}
+    empty = np.flatnonzero(inputs["attention_mask"].sum(1) == 0)
+    if len(empty):
+        raise UserError("a text has no tokens", got=repr(texts[empty[0]]), fix="leave samples without a caption out")
+    return inputs

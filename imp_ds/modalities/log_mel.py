@@ -1,0 +1,188 @@
+"""Log-mel spectrograms of a batch of sounds by one real FFT (torch.fft).
+
+The defaults are IMP's (arXiv 2305.06324; release `config/data.py`): frames of 2,048 samples every 1,024 at 16 kHz, 128 mel
+bins from 80 to 7,600 Hz, natural logarithm. The other settings exist so that the features of published extractors (Whisper,
+AST) can be expressed; tests compare with both.
+
+Shapes: B batch, N samples, F frames, W samples of a frame, K frequency bins, M mel bins.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from imp_ds.errors import UserError
+
+_CHOICES = {"mel_scale": ("htk", "slaney"), "mel_norm": (None, "slaney"), "triangles": ("mel", "hertz"), "log": ("ln", "log10")}
+_BLOCK = 16  # mel bins of one product
+_PIECE = 512  # frames computed at a time, so that the intermediate arrays stay in the cache
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """A log-mel transform. Call it with float samples [B, N] in [-1, 1] at `sampling_rate`; it returns float32 [B, F, M].
+
+    Args:
+        sampling_rate: samples per second.
+        frame_length, hop_length: samples of a frame, and from one frame to the next.
+        n_fft: FFT length, at least frame_length; None means the next power of two.
+        mel_bins, f_min, f_max: number of mel bins and the range they cover, in Hz.
+        mel_scale: "htk" (2595 log10(1 + f/700); Kaldi's scale is the same up to a factor) or "slaney" (linear below 1 kHz).
+        mel_norm: None (triangles of height 1) or "slaney" (triangles of area 1 per Hz, times 2).
+        triangles: whether the triangles are straight on the "mel" or on the "hertz" axis.
+        periodic_window: the Hann window's last sample is the first of the next period (True), or zero (False).
+        power: exponent of the magnitude; 2 is energy.
+        log, floor: the logarithm, of the energy but at least `floor`.
+        center: frame i is centred at sample i * hop_length, by reflection at both ends.
+        preemphasis: coefficient of a first difference inside each frame; 0 is none.
+        remove_offset: subtract each frame's mean first.
+        precise: compute the spectrum in float64. In float32 a bin that lies 100 dB or more below the loudest of its frame
+            carries the FFT's rounding error (it moves its logarithm by about 1e-3).
+
+    Raises:
+        UserError: when the settings contradict each other.
+    """
+
+    sampling_rate: int = 16000
+    frame_length: int = 2048
+    hop_length: int = 1024
+    n_fft: int | None = None
+    mel_bins: int = 128
+    f_min: float = 80.0
+    f_max: float = 7600.0
+    mel_scale: str = "htk"
+    mel_norm: str | None = None
+    triangles: str = "mel"
+    periodic_window: bool = True
+    power: float = 2.0
+    log: str = "ln"
+    floor: float = 1e-6
+    center: bool = False
+    preemphasis: float = 0.0
+    remove_offset: bool = False
+    precise: bool = False
+
+    def __post_init__(self):
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"unknown {name} of a log-mel spectrogram", got=getattr(self, name), allowed=allowed)
+        if min(self.sampling_rate, self.frame_length, self.hop_length, self.mel_bins) < 1 or self.floor <= 0:
+            raise UserError("a size of the log-mel spectrogram is not positive", got=self)
+        if not 0 <= self.f_min < self.f_max <= self.sampling_rate / 2:
+            raise UserError("the mel bins lie outside the spectrum", got=f"{self.f_min} to {self.f_max} Hz",
+                            allowed=f"0 <= f_min < f_max <= {self.sampling_rate / 2:g} Hz, half the sampling rate")  # fmt: skip
+        if self.fft_length < self.frame_length:
+            raise UserError("n_fft is shorter than a frame", got=self.n_fft, allowed=f"at least {self.frame_length}, or None")
+
+    @property
+    def fft_length(self) -> int:
+        return self.n_fft or 1 << (self.frame_length - 1).bit_length()
+
+    def samples_for(self, frames: int) -> int:
+        """How many samples give exactly this many frames."""
+        return (frames - 1) * self.hop_length + (0 if self.center else self.frame_length)
+
+    @cached_property
+    def window_W(self) -> torch.Tensor:
+        dtype = torch.float64 if self.precise else torch.float32
+        return torch.hann_window(self.frame_length, periodic=self.periodic_window, dtype=dtype)
+
+    @cached_property
+    def filter_blocks(self) -> list[tuple[int, int, torch.Tensor]]:
+        """The filters of `_BLOCK` neighbouring mel bins at a time, each with the range of frequency bins that they touch:
+        a triangle covers few bins, so the products skip most of the zeros."""
+        filters_KM, blocks = mel_filters(self), []
+        for first in range(0, self.mel_bins, _BLOCK):
+            block = filters_KM[:, first : first + _BLOCK]
+            touched = np.flatnonzero(block.any(1))
+            low, high = (touched[0], touched[-1] + 1) if len(touched) else (0, 1)
+            blocks.append((int(low), int(high), torch.from_numpy(block[low:high]).float()))
+        return blocks
+
+    def __call__(self, samples_BN: torch.Tensor) -> torch.Tensor:
+        samples_BN = samples_BN.to(self.window_W.dtype)
+        if self.center:
+            side = self.frame_length // 2
+            samples_BN = torch.nn.functional.pad(samples_BN[:, None], (side, side), mode="reflect")[:, 0]
+        batch, samples = samples_BN.shape
+        assert samples >= self.frame_length, "fewer samples than one frame"
+        count = 1 + (samples - self.frame_length) // self.hop_length
+        mel_BFM = torch.empty(batch, count, self.mel_bins)
+        rows = max(1, _PIECE // count)
+        for row in range(0, batch, rows):
+            for frame in range(0, count, _PIECE):
+                piece_BFM = mel_BFM[row : row + rows, frame : frame + _PIECE]
+                start = frame * self.hop_length
+                stop = start + (piece_BFM.shape[1] - 1) * self.hop_length + self.frame_length
+                piece_BFM.copy_(self._piece(samples_BN[row : row + rows, start:stop]))
+        return mel_BFM
+
+    def _piece(self, samples_BN: torch.Tensor) -> torch.Tensor:
+        spectrum_BFK = torch.fft.rfft(self._frames(samples_BN)).to(torch.complex64)
+        real_BFK, imaginary_BFK = spectrum_BFK.real, spectrum_BFK.imag
+        energy_BFK = torch.addcmul(real_BFK * real_BFK, imaginary_BFK, imaginary_BFK)
+        if self.power != 2.0:
+            energy_BFK = energy_BFK.pow(self.power / 2)
+        mel_BFM = torch.cat([energy_BFK[..., low:high] @ block for low, high, block in self.filter_blocks], -1)
+        mel_BFM = mel_BFM.clamp_(min=self.floor)
+        return mel_BFM.log_() if self.log == "ln" else mel_BFM.log10_()
+
+    def _frames(self, samples_BN: torch.Tensor) -> torch.Tensor:
+        """Windowed frames, padded with zeros to the FFT's length.
+
+        With preemphasis p, sample t of a frame is x[t] - p x[t-1] (x[0] - p x[0] at its start, as Kaldi does); all but the
+        start is the same in every frame, so it is computed once for the whole sound. A mean m inside the frame adds
+        (1 - p) m to each of these.
+        """
+        size, hop, kept = self.frame_length, self.hop_length, 1.0 - self.preemphasis
+        raw_BFW = samples_BN.unfold(1, size, hop)
+        sharp_BFW = raw_BFW
+        if self.preemphasis:
+            sharp_BN = samples_BN.clone()
+            sharp_BN[:, 1:].sub_(samples_BN[:, :-1], alpha=self.preemphasis)
+            sharp_BFW = sharp_BN.unfold(1, size, hop)
+        padded = samples_BN.new_zeros(*raw_BFW.shape[:2], self.fft_length)
+        frames_BFW = padded[..., :size]
+        torch.mul(sharp_BFW, self.window_W, out=frames_BFW)
+        if self.preemphasis:
+            frames_BFW[..., 0] = raw_BFW[..., 0] * (kept * self.window_W[0])
+        if self.remove_offset:
+            frames_BFW.addcmul_(raw_BFW.mean(-1, keepdim=True), self.window_W, value=-kept)
+        return padded
+
+
+def mel_filters(settings: LogMel) -> np.ndarray:
+    """Triangular filters, float64 [K, M]: equally spaced on the mel scale, each as wide as two steps."""
+    corners = np.linspace(*_to_mel(np.array([settings.f_min, settings.f_max]), settings.mel_scale), settings.mel_bins + 2)
+    corners_hz = _to_hertz(corners, settings.mel_scale)
+    bins = np.arange(settings.fft_length // 2 + 1) * (settings.sampling_rate / settings.fft_length)
+    if settings.triangles == "mel":
+        bins = _to_mel(bins, settings.mel_scale)
+    else:
+        corners = corners_hz
+    low, middle, high = corners[:-2], corners[1:-1], corners[2:]
+    rising, falling = (bins[:, None] - low) / (middle - low), (high - bins[:, None]) / (high - middle)
+    filters_KM = np.clip(np.minimum(rising, falling), 0.0, None)
+    if settings.mel_norm == "slaney":
+        filters_KM *= 2.0 / (corners_hz[2:] - corners_hz[:-2])
+    return filters_KM
+
+
+# Slaney's scale (Auditory Toolbox, 1998): 200/3 Hz per mel up to 1 kHz, then 27 mels for each factor of 6.4.
+_BREAK_HZ, _HZ_PER_MEL, _MELS_PER_E = 1000.0, 200.0 / 3.0, 27.0 / np.log(6.4)
+
+
+def _to_mel(hertz: np.ndarray, scale: str) -> np.ndarray:
+    if scale == "htk":
+        return 2595.0 * np.log10(1.0 + hertz / 700.0)
+    above = np.log(np.maximum(hertz, _BREAK_HZ) / _BREAK_HZ) * _MELS_PER_E
+    return np.minimum(hertz, _BREAK_HZ) / _HZ_PER_MEL + above
+
+
+def _to_hertz(mels: np.ndarray, scale: str) -> np.ndarray:
+    if scale == "htk":
+        return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
+    at_break = _BREAK_HZ / _HZ_PER_MEL
+    return np.minimum(mels, at_break) * _HZ_PER_MEL * np.exp(np.maximum(mels - at_break, 0.0) / _MELS_PER_E)

@@ -1,0 +1,22 @@
+"""IMP in the Hugging Face layout. Importing this package makes the Auto classes know its configuration, model and processors."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor
+
+# Not from `transformers` itself, where the name stands for an error message unless torchvision is installed.
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
+from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
+from imp_ds.models.imp.modeling_imp import ImpModel
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
+
+AutoConfig.register(ImpConfig.model_type, ImpConfig)
+AutoModel.register(ImpConfig, ImpModel)
+AutoImageProcessor.register(ImpConfig, ImpImageProcessor)
+AutoVideoProcessor.register(ImpConfig, ImpVideoProcessor)
+AutoFeatureExtractor.register(ImpConfig, ImpFeatureExtractor)
+AutoProcessor.register(ImpConfig, ImpProcessor)
+
+__all__ = ["ImpConfig", "ImpFeatureExtractor", "ImpImageProcessor", "ImpModel", "ImpProcessor", "ImpVideoProcessor"]

@@ -1,0 +1,93 @@
+"""The tokenizer: SentencePiece trained on the corpus' captions (Kudo, arXiv 1804.10959), held as a Hugging Face tokenizer."""
+
+import io
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from imp_ds.errors import UserError
+
+_SENTENCES = 1_000_000  # more captions than this are sampled
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int, *, seed: int = 0, max_length: int = 256) -> PreTrainedTokenizerFast:
+    """A unigram tokenizer of at most `vocab_size` tokens; fewer when the captions have fewer pieces.
+
+    Text is case-folded and NFKC-normalised; id 0 is padding, 1 unknown; nothing marks begin or end, as in IMP. The same
+    captions in the same order and the same seed give the same tokenizer.
+
+    Raises:
+        UserError: no captions, or a vocabulary smaller than their alphabet.
+    """
+    return from_sentencepiece(train_sentencepiece(captions, vocab_size, seed=seed), max_length)
+
+
+def train_sentencepiece(captions: Iterable[str], vocab_size: int, *, seed: int = 0) -> bytes:
+    """The serialized SentencePiece model."""
+    import sentencepiece  # a training-time dependency: loading a trained tokenizer does without
+
+    sentences = [caption.strip() for caption in captions]
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        raise UserError("there are no captions to train a tokenizer on")
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(seed)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc_cf",
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            input_sentence_size=_SENTENCES,
+            shuffle_input_sentence=True,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError("SentencePiece cannot train on these captions", got=f"vocab_size={vocab_size}: {error}") from error
+    return model.getvalue()
+
+
+def from_sentencepiece(model: bytes, max_length: int = 256) -> PreTrainedTokenizerFast:
+    """The same segmentation in the `tokenizers` library, which needs no SentencePiece to load."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    proto = ModelProto.FromString(model)
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id))
+    spaces = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap), *spaces])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    names = {"pad_token": pieces[proto.trainer_spec.pad_id][0], "unk_token": pieces[proto.trainer_spec.unk_id][0]}
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, model_input_names=inputs, **names)
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Any Hugging Face tokenizer by name or folder; code that comes with it is never run.
+
+    Raises:
+        UserError: it cannot be loaded, or has neither a padding nor an end token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            "the tokenizer cannot be loaded",
+            got=f"{name_or_path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            allowed="a folder with a tokenizer, or the name of one on the Hugging Face hub that needs no code of its own",
+        ) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError("the tokenizer has no padding token", got=name_or_path, fix="add one and save it again")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,86 @@
+"""ImpVideoProcessor: films to `pixel_values` and `pixel_positions`, the same inputs as images have."""
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_processing_utils import BatchFeature
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from imp_ds.errors import UserError
+from imp_ds.modalities import vision
+from imp_ds.models.imp.image_processing_imp import size_dict, size_pair, stack, to_rgb, to_uint8
+
+_CHANNELS = (1, 3, 4)
+_ALLOWED = "an array [T, H, W, C], [T, C, H, W] or [T, H, W], or a list of images; a list of those is a batch"
+
+
+class ImpVideoProcessor(BaseVideoProcessor):
+    """Takes `frames` frames uniformly over each film, resizes them to `size` and cuts them into 3-D patches.
+
+    Args:
+        frames: frames of a clip, 1 or a multiple of the patch's depth.
+        size: (height, width), one number for both, or {"height": h, "width": w}.
+        patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
+    """
+
+    model_input_names = list(vision.INPUT_NAMES)
+
+    def __init__(self, frames=16, size=256, patch=(4, 16, 16), **kwargs):
+        # The constructors between fill in the fields of the torchvision pipeline, which is neither used nor needed here.
+        ImageProcessingMixin.__init__(self, **kwargs)
+        self.frames = frames
+        self.size = size_dict(size)
+        self.patch = list(patch)
+
+    def preprocess(
+        self, videos, *, frames=None, size=None, drop_rate=0.0, crop_area=None, flip=False, rng=None, return_tensors=None
+    ) -> BatchFeature:
+        """One film or a list of films to a BatchFeature of `pixel_values` [B, L, P] and `pixel_positions` [B, L, 3].
+
+        The keywords override the stored view and add what training needs: see `imp_ds.modalities.vision.preprocess`.
+
+        Raises:
+            UserError: something that is no film, or sizes that do not fit.
+        """
+        frames = self.frames if frames is None else frames
+        height, width = size_pair(self.size if size is None else size)
+        view = dict(drop_rate=drop_rate, crop_area=crop_area, flip=flip, rng=rng)
+        clips = [to_clip(video, frames) for video in video_list(videos)]
+        return stack([vision.preprocess(clip, frames, height, width, self.patch, **view) for clip in clips], return_tensors)
+
+    def __call__(self, videos, **kwargs) -> BatchFeature:
+        return self.preprocess(videos, **kwargs)
+
+    def to_dict(self) -> dict:
+        fields = {name: getattr(self, name) for name in ("frames", "size", "patch")}
+        return {**fields, "video_processor_type": type(self).__name__}
+
+
+def video_list(videos) -> list:
+    """The batch as a list of single films. A list of images (PIL, or arrays of 2 or 3 dimensions) is one film."""
+    if isinstance(videos, (list, tuple)):
+        if not videos:
+            raise UserError("there are no films in the list", allowed=_ALLOWED)
+        first = videos[0]
+        is_frame = isinstance(first, Image.Image) or getattr(first, "ndim", 0) in (2, 3)
+        return [videos] if is_frame else list(videos)
+    return list(videos) if getattr(videos, "ndim", 0) == 5 else [videos]
+
+
+def to_clip(video, frames: int) -> np.ndarray:
+    """`frames` frames uniformly over a film in any layout, uint8 [frames, H, W, 3]; only these are converted."""
+    if isinstance(video, (list, tuple)) and len(video):
+        images = [to_rgb(video[i]) for i in vision.clip_indices(len(video), frames)]
+        if len({image.shape for image in images}) > 1:
+            raise UserError("the frames of a film differ in size", got=sorted({image.shape[:2] for image in images}))
+        return np.stack(images)
+    film = np.asarray(video) if hasattr(video, "__array__") else None
+    if film is not None and film.ndim == 3 and film.shape[-1] not in _CHANNELS:
+        film = film[..., None]
+    if film is not None and film.ndim == 4 and film.shape[-1] not in _CHANNELS and film.shape[1] in _CHANNELS:
+        film = film.transpose(0, 2, 3, 1)
+    if film is None or film.ndim != 4 or film.shape[-1] not in _CHANNELS or not film.size:
+        raise UserError("this is no film", got=repr(video)[:100] if film is None else f"an array of shape {film.shape}",
+                        allowed=_ALLOWED, fix="decode files first (imp_ds.data.decoding)")  # fmt: skip
+    clip_THWC = to_uint8(vision.clip_frames(film, frames))
+    return np.repeat(clip_THWC, 3, axis=-1) if clip_THWC.shape[-1] == 1 else clip_THWC[..., :3]

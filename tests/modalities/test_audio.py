@@ -1,0 +1,130 @@
+"""Sounds to spectrogram patches: channels, rates, lengths, order of values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.modalities import audio
+from imp_ds.modalities.log_mel import LogMel
+
+SHORT = LogMel(frame_length=400, hop_length=160, mel_bins=64)
+SILENCE = math.log(SHORT.floor)
+
+
+def tone(hertz, rate, seconds):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+def spectrogram(features, bins=64, patch=(16, 16)):
+    """Patches [L, P] back to [F, M], by loops."""
+    bands = bins // patch[1]
+    out = np.zeros((len(features) // bands * patch[0], bins), np.float32)
+    for index, values in enumerate(features):
+        step, band = divmod(index, bands)
+        block = out[step * patch[0] : (step + 1) * patch[0], band * patch[1] : (band + 1) * patch[1]]
+        block[:] = values.reshape(patch)
+    return out
+
+
+def test_one_second_fills_whole_patches_with_the_spectrogram():
+    wave = tone(440, 16000, 1.0)
+    out = audio.preprocess([wave], [16000], SHORT, 1.0, (16, 16))
+    # 16000 / 160 = 100 frames, rounded up to 112 = 7 patches; 64 / 16 = 4 bands
+    assert out["input_features"].shape == (1, 28, 256) and out["feature_positions"].shape == (1, 28, 2)
+    padded = np.zeros(111 * 160 + 400, np.float32)
+    padded[:16000] = wave
+    np.testing.assert_allclose(spectrogram(out["input_features"][0]), SHORT(torch.from_numpy(padded)[None])[0], atol=1e-5)
+    assert out["feature_positions"][0, 5].tolist() == pytest.approx([1 / 7, 1 / 4])
+
+
+def test_the_reference_recipe_gives_64_tokens():
+    # 8.192 s: 128 frames x 128 bins in patches of 16 x 16 (IMP section 3.1)
+    out = audio.preprocess([tone(440, 16000, 2.0)], [16000], LogMel(), 8.192, (16, 16))
+    assert out["input_features"].shape == (1, 64, 256)
+
+
+def test_standardisation_is_affine_and_fixed():
+    plain = audio.preprocess([tone(440, 16000, 1.0)], [16000], SHORT, 1.0, (16, 16))["input_features"]
+    scaled = audio.preprocess([tone(440, 16000, 1.0)], [16000], SHORT, 1.0, (16, 16), mean=-3.0, std=4.0)["input_features"]
+    np.testing.assert_allclose(scaled, (plain + 3.0) / 4.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_any_rate_gives_the_same_tone(rate):
+    target = audio.preprocess([tone(1000, 16000, 1.0)], [16000], SHORT, 1.0, (16, 16))["input_features"][0]
+    other = audio.preprocess([tone(1000, rate, 1.0)], [rate], SHORT, 1.0, (16, 16))["input_features"][0]
+    peak = spectrogram(target)[20:80].mean(0)
+    same = spectrogram(other)[20:80].mean(0)
+    assert peak.argmax() == same.argmax()
+    # bins within 40 dB (a factor of 1e4, 9.2 in ln) of the tone agree to 1 dB (0.23)
+    loud = peak > peak.max() - 9.2
+    np.testing.assert_allclose(same[loud], peak[loud], atol=0.23)
+
+
+def test_channels_are_averaged_on_whichever_axis():
+    left, right = tone(300, 16000, 0.1), tone(900, 16000, 0.1)
+    mean = (left + right) / 2
+    np.testing.assert_allclose(audio.to_mono(np.stack([left, right])), mean, atol=1e-6)
+    np.testing.assert_allclose(audio.to_mono(np.stack([left, right], 1)), mean, atol=1e-6)
+
+
+def test_integers_are_shares_of_their_range():
+    assert audio.to_mono(np.array([-32768, 0, 16384], np.int16)).tolist() == [-1.0, 0.0, 0.5]
+    assert audio.to_mono(np.array([0, 128, 192], np.uint8)).tolist() == [-1.0, 0.0, 0.5]
+
+
+def placed(crop, sound, rng=None):
+    """Which of ten tenths of a second hold sound."""
+    out = audio.preprocess([sound], [16000], SHORT, 1.0, (16, 16), crop=crop, rng=rng)["input_features"][0]
+    loudness = spectrogram(out).max(1)[:100].reshape(10, 10)
+    return [int(tenth[3:7].min() > SILENCE + 5) for tenth in loudness]
+
+
+def test_short_sounds_lie_at_the_start_or_the_centre():
+    assert placed("start", tone(1000, 16000, 0.4)) == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert placed("center", tone(1000, 16000, 0.4)) == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
+
+
+def test_long_sounds_are_cut():
+    # sound only in the middle second of three
+    sound = np.concatenate([np.zeros(16000, np.float32), tone(1000, 16000, 1.0), np.zeros(16000, np.float32)])
+    assert placed("start", sound) == [0] * 10
+    assert placed("center", sound) == [1] * 10
+
+
+def test_random_crops_differ_and_repeat_with_the_seed():
+    sound = tone(1000, 16000, 0.3)
+    first = [placed("random", sound, np.random.default_rng(seed)) for seed in range(6)]
+    assert len({tuple(place) for place in first}) > 2
+    assert first == [placed("random", sound, np.random.default_rng(seed)) for seed in range(6)]
+
+
+def test_drop_token_keeps_true_places_of_each_sound():
+    sounds = [tone(440, 16000, 1.0), tone(880, 16000, 1.0)]
+    whole = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16))
+    part = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rng=np.random.default_rng(0))
+    assert part["input_features"].shape == (2, 14, 256)
+    for row in range(2):
+        kept = np.rint(part["feature_positions"][row] @ [28, 4]).astype(int)  # (step / 7, band / 4) to 4 step + band
+        np.testing.assert_array_equal(part["input_features"][row], whole["input_features"][row][kept])
+
+
+@pytest.mark.parametrize(
+    "sound,rate",
+    [
+        (np.zeros(0), 16000),
+        (np.array([0.0, np.nan]), 16000),
+        (np.zeros((2, 3, 4)), 16000),
+        (np.zeros((100, 100)), 16000),
+        (np.array(["a"]), 16000),
+        (np.zeros(100), 16000.0),
+        (np.zeros(100), 0),
+        (np.zeros(100), "16000"),
+    ],
+)
+def test_what_is_no_sound_is_refused(sound, rate):
+    with pytest.raises(UserError):
+        audio.preprocess([sound], [rate], SHORT, 1.0, (16, 16))

@@ -1,0 +1,89 @@
+"""The log-mel transform against transformers' extractors and against numbers derived by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import ASTFeatureExtractor, WhisperFeatureExtractor
+
+from imp_ds.errors import UserError
+from imp_ds.modalities.log_mel import LogMel, mel_filters
+
+AST = dict(
+    frame_length=400, hop_length=160, mel_bins=128, f_min=20.0, f_max=8000.0, periodic_window=False, preemphasis=0.97,
+    remove_offset=True, floor=1.192092955078125e-07,
+)  # fmt: skip
+WHISPER = dict(
+    frame_length=400, hop_length=160, n_fft=400, mel_bins=80, f_min=0.0, f_max=8000.0, mel_scale="slaney", mel_norm="slaney",
+    triangles="hertz", center=True, log="log10", floor=1e-10,
+)  # fmt: skip
+
+
+def sound(seconds: float, seed: int = 0, noise: float = 0.02) -> np.ndarray:
+    """A gliding tone with vibrato in noise, float32 at 16 kHz."""
+    time = np.arange(int(seconds * 16000)) / 16000
+    hiss = np.random.default_rng(seed).normal(0, noise, time.shape)
+    return (0.4 * np.sin(2 * np.pi * (200 * time + 300 * time**2 + 2 * np.sin(30 * time))) + hiss + 0.05).astype(np.float32)
+
+
+# AST's preemphasis sinks low bins 100 dB below the tone, where a float32 FFT has few digits left; `precise` has them all.
+@pytest.mark.parametrize("noise,precise,tolerance", [(0.02, True, 1e-4), (0.0, True, 1e-4), (0.02, False, 5e-3)])
+def test_equals_ast_features(noise, precise, tolerance):
+    wave = sound(2.0, noise=noise)
+    theirs = ASTFeatureExtractor(do_normalize=False, max_length=198)(wave, sampling_rate=16000)["input_values"][0]
+    ours = LogMel(**AST, precise=precise)(torch.from_numpy(wave)[None])[0]
+    # frames: 1 + (32000 - 400) // 160 = 198
+    assert ours.shape == (198, 128)
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=tolerance)
+
+
+def test_equals_whisper_features():
+    wave = sound(2.0)
+    theirs = WhisperFeatureExtractor(chunk_length=2)(wave, sampling_rate=16000)["input_features"][0]
+    ours = LogMel(**WHISPER)(torch.from_numpy(wave)[None])[0, :-1].T
+    # Whisper's own scaling of its log-mel: the top 8 decades, (x + 4) / 4
+    np.testing.assert_allclose((ours.clamp(min=ours.max() - 8) + 4) / 4, theirs, rtol=0, atol=1e-4)
+
+
+def test_a_batch_equals_its_rows():
+    transform = LogMel(**AST)
+    waves = torch.from_numpy(np.stack([sound(0.5, 1), sound(0.5, 2)]))
+    rows = torch.cat([transform(wave[None]) for wave in waves])
+    torch.testing.assert_close(transform(waves), rows, atol=1e-5, rtol=0)
+
+
+def test_default_frames_are_those_of_the_reference():
+    # 8.192 s at 16 kHz = 131,072 samples = 128 steps of 1,024; the last frame needs 1,024 samples beyond the end
+    assert LogMel().samples_for(128) == 131072 + 1024
+    assert LogMel().fft_length == 2048
+    assert LogMel()(torch.zeros(1, LogMel().samples_for(128))).shape == (1, 128, 128)
+
+
+def test_silence_is_the_logarithm_of_the_floor():
+    values = LogMel(floor=1e-6)(torch.zeros(1, 4096))
+    assert values.unique().tolist() == pytest.approx([math.log(1e-6)])
+
+
+def test_htk_scale_and_triangles_by_hand():
+    # 0 to 700 * (10 - 1) = 6300 Hz is 0 to 2595 mel; with one bin the corners are 0, 1297.5, 2595 mel,
+    # the middle one at 700 * (sqrt(10) - 1) = 1513.6 Hz. FFT of 16 at 16 kHz: bins 0, 1, 2, ... kHz.
+    # 1 kHz = 2595 * log10(1 + 10/7) = 999.99 mel: 999.99 / 1297.5 = 0.77070 up the rising side;
+    # 3 kHz = 2595 * log10(1 + 30/7) = 1876.47 mel: (2595 - 1876.47) / 1297.5 = 0.55378 on the falling side; 7 kHz lies outside.
+    filters = mel_filters(LogMel(frame_length=16, hop_length=8, mel_bins=1, f_min=0.0, f_max=6300.0))
+    assert filters.shape == (9, 1)
+    assert filters[[0, 1, 3, 7], 0] == pytest.approx([0.0, 0.77070, 0.55378, 0.0], abs=2e-5)
+
+
+def test_a_tone_lights_the_bin_of_its_frequency():
+    tone = torch.sin(2 * math.pi * 1000 * torch.arange(16000) / 16000)[None]
+    transform = LogMel(frame_length=400, hop_length=160, mel_bins=64)
+    # 80..7600 Hz is 121.95..2786.94 mel, 66 corners 41.0 mel apart; 1 kHz = 999.99 mel is 21.41 steps up: the bin with
+    # centre 21 (index 20)
+    assert transform(tone).mean(1).argmax().item() == 20
+
+
+@pytest.mark.parametrize("wrong", [dict(f_max=9000.0), dict(n_fft=1024), dict(mel_scale="bark"), dict(hop_length=0), dict(log="log2")])
+def test_contradicting_settings_are_refused(wrong):
+    with pytest.raises(UserError):
+        LogMel(**wrong)
