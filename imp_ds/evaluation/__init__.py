@@ -1,0 +1,80 @@
+"""Evaluation: every modality against text, by zero-shot classification and retrieval, exact over the whole split.
+
+An evaluator has `run(model) -> iterator of (name, value)`; names are flat, such as zero_shot/image/top1.
+"""
+
+from pathlib import Path
+
+import torch
+
+from imp_ds.data.collation import Collator
+from imp_ds.data.loader import evaluation_batches
+from imp_ds.data.sources import FolderSource
+from imp_ds.evaluation.evaluator import TextEvaluator
+from imp_ds.evaluation.zero_shot import load_classes
+from imp_ds.parallel.groups import rank, world_size
+from imp_ds.tasks import Evaluation, Views
+
+
+def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> list[TextEvaluator]:
+    """The evaluators of `run.evaluations` on a split ("train", "validation", "test") of the corpus at `run.data.root`.
+
+    `batch_size` is that of each rank. Raises UserError when the corpus or its class names are missing or unusable.
+    """
+    collator = Collator(processor)
+    root = Path(run.data.root)
+    evaluators = []
+    for record in run.evaluations:
+        source = FolderSource(root, record.source, split)
+        shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
+
+        def batches(source=source, views=_used_views(record), shape=shape):
+            return evaluation_batches(source, collator, views, **shape)
+
+        evaluators.append(
+            TextEvaluator(
+                record,
+                batches,
+                processor.tokenizer,
+                labels=None if record.source.label is None else torch.from_numpy(source.labels()),
+                classes=None if record.classes is None else load_classes(root / "classes.json", record.classes),
+                captions=None if record.source.text is None else [source.row(i)["text"][0] for i in range(len(source))],
+                batch_size=batch_size,
+            )
+        )
+    return evaluators
+
+
+def _used_views(record: Evaluation) -> Views:
+    """Only what the evaluation reads is decoded: its modality, and captions where there are any (prompts come later)."""
+    used = {record.modality: getattr(record.views, record.modality)}
+    return Views(**used, text=record.views.text if record.source.text is not None else None)
+
+
+def evaluate(model, evaluators) -> dict[str, float]:
+    """All values of all evaluators by name. Every rank calls this and gets the same; the model's mode is restored.
+
+    Gradients are off by no_grad, not inference_mode: what an engine keeps from a forward (ZeRO 3 keeps small parameters
+    gathered) must stay usable in training.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return {name: value for evaluator in evaluators for name, value in evaluator.run(model)}
+    finally:
+        model.train(training)
+
+
+def expert_usage(evaluators) -> dict[str, list[list[float]]]:
+    """Share of each expert in each MoE layer over the last run, {evaluation name or "text": [layer][expert]}; {} when dense."""
+    usage, text = {}, []
+    for evaluator in evaluators:
+        own = evaluator.usage.get(evaluator.record.modality)
+        if own:
+            usage[evaluator.record.name] = own
+        if evaluator.usage.get("text"):
+            text.append(torch.tensor(evaluator.usage["text"]))
+    if text:
+        usage["text"] = torch.stack(text).mean(0).tolist()
+    return usage

@@ -1,0 +1,100 @@
+"""`python -m imp_ds eval MODEL`: the zero-shot results of an exported model, as a table and as JSON. Needs no DeepSpeed."""
+
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from imp_ds.config import FILE_NAME, RunConfig
+from imp_ds.errors import UserError
+from imp_ds.evaluation import build_evaluators
+from imp_ds.evaluation import evaluate as run_evaluators
+from imp_ds.models.imp.modeling_imp import ImpModel
+from imp_ds.models.imp.processing_imp import ImpProcessor
+
+SPLITS = ("train", "validation", "test")
+
+
+def evaluate(
+    model_path: str | Path,
+    data: str | Path | None = None,
+    split: str = "test",
+    batch_size: int = 64,
+    output: str | Path | None = None,
+) -> dict[str, float]:
+    """Evaluate the model in the folder `model_path` as its run configuration says; print a table and return the values.
+
+    Args:
+        model_path: a folder that `export` wrote: model, processor and run_config.json.
+        data: the corpus; None takes the one that the model was trained on.
+        split: "train", "validation" or "test".
+        batch_size: rows encoded at once.
+        output: JSON file for the results, or None.
+
+    Raises UserError when the folder is not a whole exported model, the corpus is missing, or the output cannot be written.
+    """
+    if split not in SPLITS:
+        raise UserError("unknown split", got=split, allowed=", ".join(SPLITS))
+    if batch_size < 1:
+        raise UserError("the batch size is not positive", got=batch_size, allowed="1 or more")
+    output = None if output is None else _check_output(Path(output))
+    run = _read_run(Path(model_path))
+    if data is not None:
+        run.data.root = str(data)
+    if not run.evaluations:
+        raise UserError("the model's run names no evaluations", got=Path(model_path) / FILE_NAME, fix="add them to that file")
+    model, processor = load_model(Path(model_path))
+    results = run_evaluators(model, build_evaluators(run, processor, split, batch_size=batch_size))
+    Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
+    if output is not None:
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def load_model(folder: Path) -> tuple[ImpModel, ImpProcessor]:
+    """Model and processor of an exported folder, on the GPU if there is one. Raises UserError when they do not load."""
+    try:
+        model = ImpModel.from_pretrained(folder, local_files_only=True)
+        processor = ImpProcessor.from_pretrained(folder, local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # each reader of a damaged file fails in its own way
+        raise UserError(
+            "the model cannot be loaded", got=f"{folder}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            fix="export it again: python -m imp_ds export RUN OUT",
+        ) from error  # fmt: skip
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def results_table(results: dict[str, float], title: str) -> Table:
+    """One row for each evaluation and measure, zero-shot first as the evaluators give it; values in percent."""
+    table = Table(title=title)
+    for heading, justify in (("measure", "left"), ("of", "left"), ("value", "right")):
+        table.add_column(heading, justify=justify)
+    previous = None
+    for name, value in sorted(results.items(), key=lambda item: not item[0].startswith("zero_shot/")):
+        kind, evaluation, *measure = name.split("/")
+        if previous not in (None, (kind, evaluation)) and kind == "retrieval":
+            table.add_section()
+        previous = (kind, evaluation)
+        table.add_row(f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}", evaluation, f"{100 * value:.1f} %")
+    return table
+
+
+def _read_run(folder: Path) -> RunConfig:
+    missing = [name for name in ("config.json", FILE_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            "this is not the folder of an exported model", got=f"{folder} without {', '.join(missing)}",
+            fix="python -m imp_ds export RUN OUT writes one; runs/NAME/model is one",
+        )  # fmt: skip
+    return RunConfig.load(folder / FILE_NAME)
+
+
+def _check_output(path: Path) -> Path:
+    """Before the work, not after it: the folder is there and nothing else bears the name."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError("the results cannot be written there", got=path, allowed="a file in a folder that exists")
+    return path

@@ -1,0 +1,115 @@
+"""One evaluation of a modality against text: zero-shot classification and retrieval from one pass over the split.
+
+Shapes: N rows of the split, C width of a common space.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.evaluation.embedding import embed_rows, prompt_batches
+from imp_ds.evaluation.retrieval import both_directions
+from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
+from imp_ds.parallel.groups import rank, world_size
+from imp_ds.tasks import Batch, Evaluation
+
+
+class TextEvaluator:
+    """How well a modality meets text. `run(model)` yields (name, value):
+
+    zero_shot/{name}/top1, and top5 when there are more than 5 classes, if `classes` is given;
+    retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given.
+
+    Args:
+        record: the evaluation's name, modality and views.
+        batches: returns this rank's batches of the split anew (`imp_ds.data.loader.evaluation_batches`).
+        tokenizer: makes the prompts' tokens.
+        labels: class index of each row, int64 [N]; needed with `classes`.
+        captions: the first caption of each row; the batches then have "text" inputs.
+        keep_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
+
+    After a run, `vectors_NC` holds the modality's unit vectors and `usage` the experts' shares by modality.
+    Raises UserError when there is nothing to measure or a label has no class.
+    """
+
+    def __init__(
+        self,
+        record: Evaluation,
+        batches: Callable[[], Iterable[Batch]],
+        tokenizer,
+        *,
+        labels: torch.Tensor | None = None,
+        classes: ClassPrompts | None = None,
+        captions: list[str] | None = None,
+        batch_size: int = 64,
+        keep_mb: int = 256,
+    ):
+        self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
+        self.labels, self.classes, self.captions = labels, classes, captions
+        self._batches = KeptBatches(batches, keep_mb)
+        self.vectors_NC: torch.Tensor | None = None
+        self.usage: dict[str, list[list[float]]] = {}
+        _check(record, labels, classes, captions)
+
+    def run(self, model) -> Iterator[tuple[str, float]]:
+        modality, name = self.record.modality, self.record.name
+        routes = [(modality, "text")] + ([("text", modality)] if self.captions is not None else [])
+        rows = embed_rows(model, self._batches, routes)
+        self.vectors_NC, self.usage = rows.vectors[modality], rows.usage
+        if self.classes is not None:
+            classes_KC = self._class_vectors(model)
+            label_N = self.labels.to(self.vectors_NC.device)
+            for k in (1, 5) if len(classes_KC) > 5 else (1,):
+                yield f"zero_shot/{name}/top{k}", accuracy(self.vectors_NC, classes_KC, label_N, k)
+        if self.captions is not None:
+            yield from both_directions(name, self.vectors_NC, rows.vectors["text"], self.captions).items()
+
+    def _class_vectors(self, model) -> torch.Tensor:
+        shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
+        prompts = prompt_batches(self.tokenizer, self.classes.prompts(), self.record.views.text.length, **shape)
+        embedded = embed_rows(model, prompts, [("text", self.record.modality)])
+        self.usage.setdefault("text", embedded.usage["text"])
+        return class_vectors(embedded.vectors["text"], len(self.classes.templates))
+
+    def label_names(self) -> list[str] | None:
+        """What each row shows, in words where there are any; None without labels."""
+        if self.labels is None:
+            return None
+        return [self.classes.names[label] if self.classes else str(label) for label in self.labels.tolist()]
+
+
+class KeptBatches:
+    """Batches that are made once and then kept, as long as they take at most `most_mb` megabytes together."""
+
+    def __init__(self, make: Callable[[], Iterable[Batch]], most_mb: int):
+        self.make, self.most_bytes = make, most_mb << 20
+        self._kept: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept, total = [], 0
+        for batch in self.make():
+            tensors = [t for inputs in batch.inputs.values() for t in inputs.values()]
+            total += sum(t.numel() * t.element_size() for t in tensors)
+            kept = [*kept, batch] if total <= self.most_bytes else []
+            yield batch
+        if total <= self.most_bytes:
+            self._kept = kept
+
+
+def _check(record: Evaluation, labels, classes, captions):
+    where = f"evaluation {record.name}"
+    if classes is None and captions is None:
+        raise UserError(f"{where} measures nothing", fix="set `classes`, `source.text`, or both")
+    if record.views.text is None or getattr(record.views, record.modality) is None:
+        raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()), allowed=f"views.{record.modality} and views.text")
+    if classes is not None and labels is None:
+        raise UserError(f"{where} classifies, but source.label names no column", fix="set source.label")
+    if classes is not None and int(labels.max()) >= len(classes.names):
+        raise UserError(
+            f"{where}: a label has no class name", got=int(labels.max()), allowed=f"0 to {len(classes.names) - 1}",
+            fix="let `classes` name the entry of classes.json that belongs to this source",
+        )  # fmt: skip
