@@ -1,18 +1,55 @@
-"""Rank and world size, with or without a process group."""
+"""Rank, world size, and doing a thing once for all ranks, with or without a process group."""
+
+from collections.abc import Callable
 
 import torch.distributed as dist
+
+from imp_ds.errors import UserError
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """This process among all; 0 when there is no process group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _joined() else 0
 
 
 def world_size() -> int:
     """How many processes there are; 1 when there is no process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _joined() else 1
 
 
 def is_main() -> bool:
     """Whether this process speaks for all: it alone prints, draws and writes what is written once."""
     return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing without a process group."""
+    if _joined():
+        dist.barrier()
+
+
+def on_main(function: Callable, failure: str, *, every_rank: bool = False):
+    """Call `function` on rank 0 (or on every rank) and return its result there, None elsewhere, after all ranks are done.
+
+    When it raises UserError or OSError anywhere, every rank raises the first such error as a UserError that begins with
+    `failure`: nobody is left waiting for a rank that gave up.
+    """
+    result, problem = None, None
+    if every_rank or is_main():
+        try:
+            result = function()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{failure}\n  got:     {error}"
+    if world_size() > 1:
+        problems = [None] * world_size()
+        dist.all_gather_object(problems, problem)
+        problem = next((p for p in problems if p is not None), None)
+    if problem is not None:
+        raise UserError(problem)
+    return result

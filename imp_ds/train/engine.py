@@ -15,14 +15,15 @@ import torch.distributed as dist
 from deepspeed.utils import groups as deepspeed_groups
 from torch import nn
 
-from imp_ds.moe.experts import Experts
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.moe.experts import Experts
 from imp_ds.moe.routing import ROUTERS
 from imp_ds.parallel.expert_parallel import ExpertParallelMoE, spread_experts
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.train import master_state
 
 
 def start_process_group(timeout_s: float = 1800.0) -> torch.device:
@@ -83,6 +84,8 @@ class Engine:
             model=model, model_parameters=parameter_groups(model, weight_decay), config=ds
         )
         self.stage = self.deepspeed.zero_optimization_stage()
+        self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelMoE)), 1)
+        master_state.prepare(self, adam_steps=0)
         self.dtype = torch.bfloat16 if self.deepspeed.bfloat16_enabled() else torch.float32
 
     @property
