@@ -1,0 +1,133 @@
+"""The results of a run as one picture: accuracy by task over steps, and which experts each modality uses."""
+
+from pathlib import Path
+
+import numpy as np
+
+_PALE = ("#a9cce3", "#f5cba7", "#a9dfbf", "#d7bde2", "#f1948a", "#c8ccd0", "#f9e79f", "#a3e4d7")
+_BOLD = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")  # Okabe and Ito: apart for every eye
+
+
+def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | Path, *, title: str = "", layers: list[int] = ()):
+    """Write a PNG.
+
+    Args:
+        history: lines of metrics.jsonl (`imp_ds.train.monitor`): "evaluation" lines give the thick curves, "train" lines the
+            faint ones.
+        usage: {modality: [layer][expert] share of the combine weight}; {} for a dense encoder, which has no second panel.
+        layers: index in the encoder of each MoE layer; counted from 0 when not given.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Without pyplot: no global state, no display, whatever the process does besides.
+    figure = Figure(figsize=(13, 5.2) if usage else (8, 5.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, width_ratios=(1.0, 1.0)) if usage else [figure.subplots()]
+    draw_accuracy(panels[0], history)
+    if usage:
+        draw_usage(panels[1], usage, list(layers))
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure.savefig(path, format="png")
+
+
+def zero_shot_curves(history: list[dict]) -> dict[str, tuple[list[int], list[float]]]:
+    """Evaluation name -> (steps, top-1 in percent)."""
+    curves = {}
+    for line in history:
+        for name, value in line.get("results", {}).items():
+            if name.startswith("zero_shot/") and name.endswith("/top1"):
+                steps, values = curves.setdefault(name.split("/")[1], ([], []))
+                steps.append(line["step"])
+                values.append(100 * value)
+    return curves
+
+
+def training_curves(history: list[dict]) -> dict[str, tuple[list[int], list[float]]]:
+    """Task -> (steps, mean of its training accuracies in percent)."""
+    curves = {}
+    for line in history:
+        for task, values in line.get("tasks", {}).items():
+            accuracies = [value for name, value in values.items() if name.startswith("accuracy/") and value is not None]
+            if accuracies:
+                steps, means = curves.setdefault(task, ([], []))
+                steps.append(line["step"])
+                means.append(100 * sum(accuracies) / len(accuracies))
+    return curves
+
+
+def draw_accuracy(axes, history: list[dict]) -> None:
+    """Zero-shot accuracy of each evaluation, thick, over the accuracy of each task on its training batches, thin and pale."""
+    faint = [
+        axes.plot(*curve, color=_PALE[i % len(_PALE)], linewidth=1.3, label=task.replace("_", " "))[0]
+        for i, (task, curve) in enumerate(training_curves(history).items())
+    ]
+    bold = []
+    for i, (name, curve) in enumerate(zero_shot_curves(history).items()):
+        style = dict(color=_BOLD[i % len(_BOLD)], linewidth=2.6, marker="o", markersize=5.5, zorder=3, clip_on=False)
+        bold += axes.plot(*curve, **style, label=f"{name.replace('_', ' ')}: {curve[1][-1]:.1f} %")
+    axes.set(title="Accuracy by task", xlabel="optimizer steps", ylabel="accuracy in %", ylim=(0, 102))
+    axes.set_xlim(left=0)
+    axes.grid(color="#e3e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend_below(axes, {"zero-shot top 1, last value": bold, "on training batches": faint})
+
+
+def _legend_below(axes, groups: dict[str, list]) -> None:
+    """One legend under the axes, where it hides no curve: each group under its heading, over two columns when it is long."""
+    columns = []
+    for heading, handles in groups.items():
+        if handles:
+            half = -(-len(handles) // (2 if len(handles) > 4 else 1))
+            columns += [(heading, handles[:half])] + ([("", handles[half:])] if handles[half:] else [])
+    if not columns:
+        return
+    rows = max(len(handles) for _, handles in columns)
+    blank = lambda label="": axes.plot([], [], linestyle="none", label=label)[0]  # noqa: E731
+    cells, headings = [], []
+    for heading, handles in columns:
+        headings.append(len(cells) if heading else None)
+        cells += [blank(heading), *handles, *(blank() for _ in range(rows - len(handles)))]
+    style = dict(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=len(columns), frameon=False, fontsize=9, columnspacing=1.6)
+    names = ["" if cell.get_label().startswith("_") else cell.get_label() for cell in cells]  # an unnamed line is called _child
+    legend = axes.legend(cells, names, **style)
+    for place in headings:
+        if place is not None:
+            legend.get_texts()[place].set_fontweight("bold")
+
+
+def draw_usage(axes, usage: dict[str, list[list[float]]], layers: list[int]) -> None:
+    """A heat map: a row for each modality, a column for each expert of each layer; the shares of a layer sum to 100 %."""
+    shares = np.array([[share for layer in usage[modality] for share in layer] for modality in usage]) * 100
+    counts = [len(layer) for layer in next(iter(usage.values()))]
+    layers = layers or list(range(len(counts)))
+    even = 100 / counts[0]
+    image = axes.imshow(shares, aspect="auto", cmap="YlGnBu", vmin=0, vmax=max(float(shares.max()), 2 * even))
+    starts = np.cumsum([0, *counts])
+    axes.set_yticks(range(len(usage)), [modality.replace("_", " ") for modality in usage])
+    if sum(counts) <= 32:
+        axes.set_xticks(range(sum(counts)), [expert for count in counts for expert in range(count)])
+        _write_shares(axes, shares, image)
+    else:
+        axes.set_xticks(starts[:-1], ["0"] * len(counts))
+    for start in starts[1:-1]:
+        axes.axvline(start - 0.5, color="white", linewidth=5 if sum(counts) <= 32 else 2)
+    for row in range(1, len(usage)):
+        axes.axhline(row - 0.5, color="white", linewidth=1.5)
+    for layer, start, count in zip(layers, starts, counts):
+        axes.text(start + (count - 1) / 2, -0.58, f"layer {layer}", ha="center", va="bottom", fontsize=10)
+    axes.set_title("Experts used by each modality", pad=24)
+    axes.set_xlabel("expert (in each row, the shares of a layer sum to 100 %)")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.figure.colorbar(image, ax=axes, label=f"share of the combine weight in % (even: {even:.3g})", fraction=0.04, pad=0.02)
+
+
+def _write_shares(axes, shares: np.ndarray, image) -> None:
+    """The numbers in the cells, dark on light and light on dark."""
+    size = 9 if shares.shape[1] <= 16 else 7
+    for (row, column), share in np.ndenumerate(shares):
+        dark = image.norm(share) > 0.6
+        axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color="white" if dark else "#222222")

@@ -1,0 +1,89 @@
+"""The steps since the last log, averaged by task and by MoE layer; read from the device once, not once a step.
+
+Shapes: E experts.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class StepRecord:
+    """What one step said of itself; tensors are detached and still on their device."""
+
+    task: str
+    values: dict[str, torch.Tensor | float]
+    reports: dict[str, list]
+    examples: int
+    tokens: int
+    seconds: float
+    wait_seconds: float
+
+
+@dataclass
+class Interval:
+    """Collects steps; `summary` averages and forgets them."""
+
+    records: list[StepRecord] = field(default_factory=list)
+
+    def add(self, record: StepRecord) -> None:
+        detach = lambda value: value.detach() if isinstance(value, torch.Tensor) else value  # noqa: E731
+        record.values = {name: detach(value) for name, value in record.values.items() if value is not None}
+        record.reports = {m: [type(r)(*map(detach, r)) for r in layers] for m, layers in record.reports.items()}
+        self.records.append(record)
+
+    def summary(self) -> dict:
+        """{"tasks": {task: {"steps", name: mean}}, "experts": {modality: [{"usage", "left_behind", "confidence", "z_loss"}]},
+        "examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together."""
+        host = _to_host([t for record in self.records for t in _tensors(record)])
+        tasks, experts = {}, {}
+        for record in self.records:
+            values = tasks.setdefault(record.task, [])
+            values.append({name: next(host)[0] if isinstance(v, torch.Tensor) else float(v) for name, v in record.values.items()})
+            for modality, layers in record.reports.items():
+                experts.setdefault(modality, []).append([[next(host) for _ in report] for report in layers])
+        seconds = max(sum(record.seconds for record in self.records), 1e-9)
+        found = {
+            "tasks": {task: {"steps": len(values), **_mean_dicts(values)} for task, values in tasks.items()},
+            "experts": {modality: _mean_layers(calls) for modality, calls in experts.items() if calls[0]},
+            "examples_per_s": sum(record.examples for record in self.records) / seconds,
+            "tokens_per_s": sum(record.tokens for record in self.records) / seconds,
+            "step_seconds": seconds / len(self.records),
+            "data_wait_share": sum(record.wait_seconds for record in self.records) / seconds,
+        }
+        self.records = []
+        return found
+
+
+def _tensors(record: StepRecord):
+    """The record's tensors, in the order in which `summary` takes them back."""
+    yield from (value for value in record.values.values() if isinstance(value, torch.Tensor))
+    for layers in record.reports.values():
+        for report in layers:
+            yield from report
+
+
+def _to_host(tensors: list[torch.Tensor]):
+    """Each tensor as a list of floats, in order, by one transfer for each device."""
+    flat = [tensor.float().reshape(-1) for tensor in tensors]
+    devices = {tensor.device for tensor in flat}
+    joined = {device: iter(torch.cat([t for t in flat if t.device == device]).tolist()) for device in devices}
+    for tensor in flat:
+        yield [next(joined[tensor.device]) for _ in range(tensor.numel())]
+
+
+def _mean_dicts(values: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each name over the steps that have it."""
+    names = dict.fromkeys(name for step in values for name in step)
+    columns = {name: [step[name] for step in values if name in step] for name in names}
+    return {name: sum(column) / len(column) for name, column in columns.items()}
+
+
+def _mean_layers(calls: list[list[list[list[float]]]]) -> list[dict]:
+    """Means over calls, for each layer; a report is (z_loss, usage_E, left_behind, confidence)."""
+    layers = []
+    for reports in zip(*calls):
+        z_loss, usage, left_behind, confidence = (torch.tensor(column).mean(0).tolist() for column in zip(*reports))
+        layers.append({"usage": usage, "left_behind": left_behind[0], "confidence": confidence[0], "z_loss": z_loss[0]})
+    return layers

@@ -1,0 +1,132 @@
+"""The README.md of an exported model: what it is, how it was trained, what it scored, how to load it (Hugging Face model card)."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from imp_ds.config import RunConfig
+from imp_ds.models.imp.configuration_imp import ImpConfig
+
+PICTURE = "results.png"
+_ABOUT = """\
+One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
+task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
+"""
+_LOADING = """\
+```python
+import imp_ds  # makes the Auto classes know the model
+import numpy as np
+from transformers import AutoModel, AutoProcessor
+
+folder = {folder!r}
+model = AutoModel.from_pretrained(folder).eval()
+processor = AutoProcessor.from_pretrained(folder)
+
+image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; films: videos=, sounds: audio=, sampling_rate=
+inputs = processor(images=[image], text=["a caption", "another caption"])
+embeddings = model(**inputs).embeddings
+scores = embeddings["vision_to_text"] @ embeddings["text_to_vision"].T  # one row for each image
+```
+"""
+
+
+def write(
+    folder: str | Path,
+    run: RunConfig,
+    config: ImpConfig,
+    results: dict[str, float],
+    versions: dict[str, str],
+    *,
+    steps: int,
+    world_size: int,
+    parameters: int,
+    examples: int | None = None,
+    tokens: int | None = None,
+    split: str = "test",
+    name_or_path: str | None = None,
+) -> Path:
+    """Write `folder`/README.md and return its path.
+
+    Args:
+        results: scores by flat names (`imp_ds.evaluation`), measured on `split`; may be empty.
+        versions: package -> version, as it was trained.
+        steps, world_size, examples, tokens: what training took; None leaves the line out.
+        parameters: of the exported model.
+        name_or_path: what the example loads; None is the folder itself, ".".
+    """
+    folder = Path(folder)
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="feature-extraction", model_name=run.name,
+        tags=["imp", "multimodal", "contrastive", "deepspeed", *(["mixture-of-experts"] if config.num_experts else [])],
+    )  # fmt: skip
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {run.name}",
+        _ABOUT.format(experts=_experts(config)),
+        "## Loading",
+        _LOADING.format(folder=name_or_path or ".", height=config.vision_patch[1] * 4, width=config.vision_patch[2] * 4),
+        "## Training",
+        _training(run, config, steps, world_size, parameters, examples, tokens),
+        _tasks(run),
+        "## Scores",
+        _scores(results, split),
+        *([f"![accuracy by task, and the experts that each modality uses]({PICTURE})"] if (folder / PICTURE).is_file() else []),
+        "## Versions",
+        _table(("package", "version"), sorted(versions.items())),
+    ]
+    path = folder / "README.md"
+    path.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _experts(config: ImpConfig) -> str:
+    if not config.num_experts:
+        return "The encoder is dense."
+    layers = ", ".join(map(str, config.moe_layer_indices))
+    return f"The feed-forward of layers {layers} (of {config.num_hidden_layers}, from 0) is a mixture of {config.num_experts} experts."
+
+
+def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, parameters: int, examples, tokens) -> str:
+    rows = [
+        ("recipe", run.name),
+        ("parameters", f"{parameters:,}"),
+        ("encoder", f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads"),
+        ("optimizer steps", f"{steps:,} of {run.train.steps:,}" if steps != run.train.steps else f"{steps:,}"),
+        ("schedule of tasks", run.train.schedule),
+        ("examples", None if examples is None else f"{examples:,}"),
+        ("tokens", None if tokens is None else f"{tokens:,}"),
+        ("peak learning rate", f"{run.optimizer.peak_rate:g}"),
+        ("weight decay", f"{run.optimizer.weight_decay:g}"),
+        ("experts in a layer", config.num_experts or None),
+        ("ranks", world_size),
+        ("ranks that share the experts (ep_size)", run.train.ep_size if config.num_experts else None),
+        ("seed", run.train.seed),
+    ]
+    return _table(("what", "value"), [row for row in rows if row[1] is not None])
+
+
+def _tasks(run: RunConfig) -> str:
+    often = "interval" if run.train.schedule == "rotation" else "weight"
+    rows = [
+        (f"`{task.name}`", ", ".join(_learned(objective) for objective in task.objectives), task.batch_size, getattr(task, often))
+        for task in run.tasks
+    ]
+    return _table(("task", "objective", "batch", often), rows)
+
+
+def _learned(objective) -> str:
+    if objective.kind == "classification":
+        return f"{objective.num_classes} classes of {objective.modality}"
+    return "NCE of " + ", ".join("-".join(pair) for pair in objective.pairs)
+
+
+def _scores(results: dict[str, float], split: str) -> str:
+    if not results:
+        return "Not measured."
+    rows = [(f"`{name}`", f"{100 * value:.1f} %") for name, value in results.items()]
+    return f"On the {split} split; zero-shot by prompts, retrieval against the whole split.\n\n" + _table(("measure", "value"), rows)
+
+
+def _table(headings: tuple, rows: list) -> str:
+    lines = [f"| {' | '.join(headings)} |", "|" + " --- |" * len(headings)]
+    return "\n".join(lines + [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows])

@@ -1,0 +1,227 @@
+"""The record of a run, on rank 0: curves and samples for TensorBoard, metrics.jsonl, progress, and the picture of the results.
+
+metrics.jsonl holds one JSON object a line: {"kind": "train", "step", ...} for each log interval (`Interval.summary`) and
+{"kind": "evaluation", "step", "results", "usage"} for each evaluation. Values that are not finite are null there.
+"""
+
+import json
+import math
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.evaluation.picture import draw
+from imp_ds.tasks import Batch
+from imp_ds.train.interval import Interval, StepRecord
+from imp_ds.train.progress import Progress
+from imp_ds.train.samples import batch_captions, batch_pictures
+from imp_ds.train.tensorboard import TensorBoard
+
+SAMPLES = 6
+HISTORY = "metrics.jsonl"
+
+
+class Monitor:
+    """Records a run in `output_dir`; with `enabled` False (every rank but 0) each method returns at once.
+
+    Args:
+        run: the RunConfig.
+        total_steps: steps of the run.
+        start_step: steps done before this process; what was recorded beyond them is cut off.
+        moe_layers: indices of the MoE layers in the encoder, in the order of the reports.
+    """
+
+    def __init__(self, output_dir, run, *, enabled: bool, total_steps: int, start_step: int = 0, moe_layers: list[int] = ()):
+        self.enabled, self.run, self.output_dir = enabled, run, Path(output_dir)
+        self.moe_layers = list(moe_layers)
+        self.progress = Progress(total_steps, start_step, enabled=enabled)
+        self.start_step, self.total_steps, self._logged = start_step, total_steps, start_step
+        if not enabled:
+            return
+        self.history = cut_history(self.output_dir / HISTORY, start_step)
+        self._visits = _visits(self.history)
+        self._interval = Interval()
+        self.board = TensorBoard(self.output_dir / "tensorboard", start_step)
+
+    def log_start(self, samples: dict[str, Batch], processor, config_text: str, sounds: dict[str, list] | None = None) -> None:
+        """Once, before the first step: the configuration, and of each task what the model is fed, rebuilt from a Batch.
+
+        `sounds`, {task: [(samples in [-1, 1], rate), ...]}, are the decoded sounds of the same samples.
+        """
+        if not self.enabled or self.start_step:
+            return
+        self.board.text("configuration", f"```json\n{config_text}\n```")
+        for name, batch in samples.items():
+            batch = batch.to("cpu", non_blocking=False)
+            views = next(task.views for task in self.run.tasks if task.name == name)
+            for what, picture in batch_pictures(batch, views, processor, SAMPLES).items():
+                self.board.picture(f"samples/{name}/{what}", picture)
+            captions = batch_captions(batch, processor.tokenizer, SAMPLES)
+            if captions is not None:
+                self.board.text(f"samples/{name}/captions", captions)
+            for number, (sound, rate) in enumerate((sounds or {}).get(name, [])[:SAMPLES], start=1):
+                self.board.sound(f"samples/{name}/sound_{number}", sound, rate)
+        self.board.flush()
+
+    def record_step(
+        self, step: int, task: str, loss, metrics: dict, reports: dict[str, list], *, learning_rate: float, grad_norm,
+        examples: int, tokens: int, step_seconds: float, wait_seconds: float,
+    ) -> None:  # fmt: skip
+        """One optimizer step of `task`; `step` counts the steps done, this one included. Not called for a skipped step.
+
+        Tensors stay on their device until the log interval ends. `examples` and `tokens` are those of all ranks;
+        `step_seconds` is the whole step, `wait_seconds` the part of it spent waiting for the batch; `reports` are the
+        router reports of each modality; `grad_norm` may be None.
+        """
+        if not self.enabled:
+            return
+        values = {"loss": loss, **metrics, "grad_norm": grad_norm}
+        self._interval.add(StepRecord(task, values, reports, examples, tokens, step_seconds, wait_seconds))
+        self.progress.advance(step)
+        every = self.run.train.log_every
+        if step // every > self._logged // every or step == self.total_steps:
+            self._logged = step
+            self._log(step, learning_rate)
+
+    def record_evaluation(self, step: int, results: dict[str, float], usage: dict[str, list[list[float]]]) -> None:
+        """The results of an evaluation after `step` steps, by flat names, and the experts' shares by modality."""
+        if not self.enabled:
+            return
+        self._write({"kind": "evaluation", "step": step, "results": results, "usage": usage})
+        self.board.scalars(step, results)
+        self.board.flush()
+        shown = [f"{name.split('/')[1]} {value:.1%}" for name, value in results.items() if name.startswith("zero_shot/") and "top1" in name]
+        self.progress.say(f"step {step}: zero-shot {', '.join(shown)}" if shown else f"step {step}: evaluated")
+
+    def log_projector(self, name: str, vectors_NC: torch.Tensor, labels=None, images_N3HW=None, *, step: int) -> None:
+        """Embeddings for the projector tab, under `name`; labels are texts, images are in [0, 1]."""
+        if self.enabled:
+            self.board.embedding(name, vectors_NC, labels, images_N3HW, step)
+
+    def finish(self, results: dict[str, float]) -> None:
+        """The end: hyperparameters with the final scores (as final/...), and results.png in the output folder."""
+        if not self.enabled:
+            return
+        self.board.hyperparameters(hyperparameters(self.run), {f"final/{name}": value for name, value in results.items()}, self._logged)
+        usage = next((line["usage"] for line in reversed(self.history) if line["kind"] == "evaluation"), {})
+        picture = self.output_dir / "results.png"
+        draw(self.history, usage, picture, title=f"{self.run.name}, {self._logged} steps", layers=self.moe_layers)
+        self.board.picture_file("results", picture, self._logged)
+
+    def close(self) -> None:
+        """Flush and close; called on every way out."""
+        self.progress.close()
+        if self.enabled:
+            self.board.close()
+
+    def _log(self, step: int, learning_rate: float) -> None:
+        found = self._interval.summary()
+        for task, values in found["tasks"].items():
+            self._visits[task] = self._visits.get(task, 0) + values["steps"]
+        total = sum(self._visits.values())
+        found["shares"] = {task: self._visits.get(task, 0) / total for task in sorted(self._visits)}
+        found["learning_rate"], found["memory_gib"] = learning_rate, memory_gib()
+        self._write({"kind": "train", "step": step, **found})
+        tags = train_scalars(found)
+        experts, charts = expert_scalars(found["experts"], self.moe_layers)
+        self.board.scalars(step, tags | experts)
+        self.board.expert_charts(charts)
+        self.progress.report({task: values["loss"] for task, values in found["tasks"].items()}, learning_rate)
+
+    def _write(self, line: dict) -> None:
+        self.history.append(line)
+        with (self.output_dir / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(line)) + "\n")
+
+
+def train_scalars(found: dict) -> dict[str, float]:
+    """TensorBoard's scalars of one log interval, apart from the experts'."""
+    tags = {f"schedule/{task}/share": share for task, share in found["shares"].items()}
+    norms = []
+    for task, values in found["tasks"].items():
+        tags |= {f"train/{task}/{name}": value for name, value in values.items() if name not in ("steps", "grad_norm")}
+        norms += [(values["grad_norm"], values["steps"])] if "grad_norm" in values else []
+    if norms:
+        tags["optimizer/grad_norm"] = sum(norm * steps for norm, steps in norms) / sum(steps for _, steps in norms)
+    tags["optimizer/learning_rate"] = found["learning_rate"]
+    for name in ("examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share", "memory_gib"):
+        tags[f"perf/{name}"] = found[name]
+    return tags
+
+
+def expert_scalars(experts: dict[str, list[dict]], moe_layers: list[int]) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Scalars of each MoE layer, and the charts that show the experts of a layer and modality together."""
+    tags, charts, z_losses = {}, {}, {}
+    for modality, layers in experts.items():
+        for place, values in enumerate(layers):
+            layer = f"moe/layer{moe_layers[place] if moe_layers else place}"
+            usage = {f"{layer}/usage_expert{e}_{modality}": share for e, share in enumerate(values["usage"])}
+            charts[f"{layer.removeprefix('moe/')}, {modality}"] = list(usage)
+            tags |= usage
+            tags |= {f"{layer}/{name}_{modality}": values[name] for name in ("left_behind", "confidence")}
+            z_losses.setdefault(f"{layer}/z_loss", []).append(values["z_loss"])
+    return tags | {tag: sum(values) / len(values) for tag, values in z_losses.items()}, charts
+
+
+def memory_gib() -> float:
+    """The most memory this process has held so far, in GiB: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def hyperparameters(run) -> dict:
+    """What tells one run from another, flat: the sections model, train and optimizer, and each task's batch and interval."""
+    found = {}
+    for section in ("model", "train", "optimizer"):
+        for name, value in getattr(run, section).model_dump().items():
+            if value is not None:
+                found[f"{section}.{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    for task in run.tasks:
+        found |= {f"tasks.{task.name}.batch_size": task.batch_size, f"tasks.{task.name}.interval": task.interval}
+    return found
+
+
+def cut_history(path: Path, last_step: int) -> list[dict]:
+    """The lines of metrics.jsonl up to `last_step`; what lies beyond is removed from the file. Raises UserError when damaged.
+
+    A last line without its end is what a killed process leaves, and is removed too.
+    """
+    if not path.exists():
+        return []
+    kept = []
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    for number, line in enumerate(whole, start=1):
+        try:
+            entry = json.loads(line)
+            if entry["step"] <= last_step:
+                kept.append(entry)
+        except (ValueError, KeyError, TypeError):
+            raise UserError("a line of the metrics cannot be read", got=f"{path}, line {number}", fix="delete the line") from None
+    staged = path.with_suffix(".partial")
+    staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+    os.replace(staged, path)
+    return kept
+
+
+def _visits(history: list[dict]) -> dict[str, int]:
+    """How often each task has trained according to the history."""
+    visits = {}
+    for line in history:
+        for task, values in line.get("tasks", {}).items():
+            visits[task] = visits.get(task, 0) + values["steps"]
+    return visits
+
+
+def _finite(value):
+    """The same value with null for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,140 @@
+"""`eval MODEL` on a small corpus of files, a saved model and a saved processor; and the example of its model card."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
+from imp_ds.errors import UserError
+from imp_ds.evaluation.command import evaluate
+from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpProcessor, ImpVideoProcessor
+from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Contrastive, Evaluation, Source, Task, TextView, Views, VisionView
+from imp_ds.train import model_card
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+ROWS = 11
+
+
+def write_corpus(root) -> None:
+    folder = root / "images" / "test"
+    folder.mkdir(parents=True)
+    lines = []
+    for i in range(ROWS):
+        name, colour = list(COLOURS.items())[i % 3]
+        Image.fromarray(np.full((16, 16, 3), colour, np.uint8)).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "label": i % 3, "captions": [f"a {name} square", "a square"]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "classes.json").write_text(json.dumps({"images": {"names": list(COLOURS), "templates": ["a {} square", "{}"]}}))
+
+
+def make_run(root) -> RunConfig:
+    source = Source(path="images", vision="file_name", text="captions", label="label")
+    views = Views(vision=VisionView(height=16, width=16), text=TextView(length=8))
+    shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, common_dim=8, num_experts=2)
+    return RunConfig(
+        name="colours",
+        model=ModelSettings(size="tiny", vision_patch=(1, 8, 8), vision_max=(4, 16, 16), group_examples=1, moe_layers="last:1", **shape),
+        data=DataSettings(root=str(root)),
+        tasks=[Task(name="image_text", source=source, views=views, objectives=[Contrastive(pairs=[("vision", "text")])], batch_size=4)],
+        evaluations=[Evaluation(name="image", modality="vision", source=source, views=views, classes="images")],
+        train=TrainSettings(steps=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An exported folder and its corpus."""
+    root, folder = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("run") / "model"
+    write_corpus(root)
+    run = make_run(root)
+    captions = [f"a {name} square" for name in COLOURS] * 20
+    tokenizer = train_tokenizer(captions, 64, seed=0)
+    config = run.model.to_config(len(tokenizer), run.tasks)
+    torch.manual_seed(0)
+    patch = config.vision_patch
+    processor = ImpProcessor(
+        ImpImageProcessor(size=16, patch=patch), ImpVideoProcessor(frames=4, size=16, patch=patch), ImpFeatureExtractor(), tokenizer
+    )
+    ImpForPreTraining(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    run.save(folder / "run_config.json")
+    return folder, root
+
+
+def test_results_are_printed_written_and_returned(exported, tmp_path, capsys):
+    folder, root = exported
+    results = evaluate(folder, None, "test", 4, tmp_path / "results.json")
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert set(results) == {"zero_shot/image/top1"} | {
+        f"retrieval/image/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+    }
+    # The untrained model sees three pictures and three captions: each colour is right or wrong as a whole. Of 11 rows 4 are
+    # red, 4 green, 3 blue.
+    assert any(results["zero_shot/image/top1"] == pytest.approx(n / 11) for n in (0, 3, 4, 7, 8, 11))
+    assert "zero-shot top1" in capsys.readouterr().out
+    # groups of one example: the batch size changes nothing
+    assert evaluate(folder, root, "test", 3) == pytest.approx(results)
+
+
+@pytest.mark.parametrize("change, word", [
+    ({"model_path": "nowhere"}, "not the folder of an exported model"),
+    ({"data": "nowhere"}, "does not exist"),
+    ({"split": "validation"}, "does not exist"),
+    ({"split": "tests"}, "unknown split"),
+    ({"batch_size": 0}, "not positive"),
+    ({"output": "nowhere/results.json"}, "cannot be written"),
+])  # fmt: skip
+def test_bad_input_is_one_clear_error(exported, change, word):
+    with pytest.raises(UserError, match=word):
+        evaluate(**{"model_path": exported[0], **change})
+
+
+def test_a_damaged_model_and_a_damaged_picture_are_named(exported, tmp_path):
+    folder, root = exported
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes()[:100] if file.suffix == ".safetensors" else file.read_bytes())
+    with pytest.raises(UserError, match="the model cannot be loaded"):
+        evaluate(copy)
+    data = tmp_path / "corpus"
+    write_corpus(data)
+    (data / "images" / "test" / "5.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"5\.png"):
+        evaluate(folder, data)
+
+
+def test_evaluation_needs_no_deepspeed(exported):
+    folder, _ = exported
+    code = f"import sys; sys.modules['deepspeed'] = None\nfrom imp_ds.evaluation.command import evaluate\nevaluate({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "zero-shot top1" in done.stdout, done.stderr
+
+
+def test_the_model_card_is_valid_and_its_example_runs(exported):
+    folder, root = exported
+    run = RunConfig.load(folder)
+    config = run.model.to_config(64, run.tasks)
+    (folder / "results.png").write_bytes(b"")
+    path = model_card.write(
+        folder, run, config, {"zero_shot/image/top1": 0.9625}, {"torch": "2.13.0"}, steps=1, world_size=2, parameters=12345,
+        examples=4, tokens=48, name_or_path=str(folder),
+    )  # fmt: skip
+    card = ModelCard.load(path)
+    assert card.data.library_name == "transformers" and "mixture-of-experts" in card.data.tags and card.data.license is None
+    for text in ("| `zero_shot/image/top1` | 96.2 % |", "12,345", "| torch | 2.13.0 |", "layers 1 (of 2", "![", "NCE of vision-text"):
+        assert text in card.text, text
+    example = re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
+    done = subprocess.run(
+        [sys.executable, "-c", example + "\nprint('scores', *scores.shape)"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "scores 1 2" in done.stdout, done.stderr
