@@ -17,7 +17,7 @@ from imp_ds.errors import UserError
 
 _CHOICES = {"mel_scale": ("htk", "slaney"), "mel_norm": (None, "slaney"), "triangles": ("mel", "hertz"), "log": ("ln", "log10")}
 _BLOCK = 16  # mel bins of one product
-_PIECE = 512  # frames computed at a time, so that the intermediate arrays stay in the cache
+_PIECE_BYTES = 1 << 20  # of frames computed at a time: the intermediate arrays stay in the cache
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,14 @@ class LogMel:
     @cached_property
     def filter_blocks(self) -> list[tuple[int, int, torch.Tensor]]:
         """The filters of `_BLOCK` neighbouring mel bins at a time, each with the range of frequency bins that they touch:
-        a triangle covers few bins, so the products skip most of the zeros."""
+        a triangle covers few bins, so the products skip most of the zeros. Each row stands twice: see `_mel`."""
         filters_KM, blocks = mel_filters(self), []
         for first in range(0, self.mel_bins, _BLOCK):
             block = filters_KM[:, first : first + _BLOCK]
             touched = np.flatnonzero(block.any(1))
             low, high = (touched[0], touched[-1] + 1) if len(touched) else (0, 1)
-            blocks.append((int(low), int(high), torch.from_numpy(block[low:high]).float()))
+            twice = torch.from_numpy(block[low:high]).float().repeat_interleave(2, 0)
+            blocks.append((2 * int(low), 2 * int(high), twice))
         return blocks
 
     def __call__(self, samples_BN: torch.Tensor) -> torch.Tensor:
@@ -110,30 +111,25 @@ class LogMel:
         assert samples >= self.frame_length, "fewer samples than one frame"
         count = 1 + (samples - self.frame_length) // self.hop_length
         mel_BFM = torch.empty(batch, count, self.mel_bins)
-        rows = max(1, _PIECE // count)
+        piece = max(1, _PIECE_BYTES // (self.fft_length * self.window_W.element_size()))
+        rows, frames = max(1, piece // count), min(count, piece)
+        # One padded buffer for all pieces: its tail stays zero, and memory need not be fetched anew for each.
+        padded_BFW = samples_BN.new_zeros(rows, frames, self.fft_length)
         for row in range(0, batch, rows):
-            for frame in range(0, count, _PIECE):
-                piece_BFM = mel_BFM[row : row + rows, frame : frame + _PIECE]
-                start = frame * self.hop_length
-                stop = start + (piece_BFM.shape[1] - 1) * self.hop_length + self.frame_length
-                piece_BFM.copy_(self._piece(samples_BN[row : row + rows, start:stop]))
-        return mel_BFM
-
-    def _piece(self, samples_BN: torch.Tensor) -> torch.Tensor:
-        spectrum_BFK = torch.fft.rfft(self._frames(samples_BN)).to(torch.complex64)
-        real_BFK, imaginary_BFK = spectrum_BFK.real, spectrum_BFK.imag
-        energy_BFK = torch.addcmul(real_BFK * real_BFK, imaginary_BFK, imaginary_BFK)
-        if self.power != 2.0:
-            energy_BFK = energy_BFK.pow(self.power / 2)
-        mel_BFM = torch.cat([energy_BFK[..., low:high] @ block for low, high, block in self.filter_blocks], -1)
-        mel_BFM = mel_BFM.clamp_(min=self.floor)
+            for frame in range(0, count, frames):
+                piece_BFM = mel_BFM[row : row + rows, frame : frame + frames]
+                start, (some, few, _) = frame * self.hop_length, piece_BFM.shape
+                stop = start + (few - 1) * self.hop_length + self.frame_length
+                self._fill(padded_BFW[:some, :few, : self.frame_length], samples_BN[row : row + rows, start:stop])
+                piece_BFM.copy_(self._mel(padded_BFW[:some, :few]))
+        mel_BFM.clamp_(min=self.floor)
         return mel_BFM.log_() if self.log == "ln" else mel_BFM.log10_()
 
-    def _frames(self, samples_BN: torch.Tensor) -> torch.Tensor:
-        """Windowed frames, padded with zeros to the FFT's length.
+    def _fill(self, frames_BFW: torch.Tensor, samples_BN: torch.Tensor):
+        """Write the windowed frames of the samples.
 
         With preemphasis p, sample t of a frame is x[t] - p x[t-1] (x[0] - p x[0] at its start, as Kaldi does); all but the
-        start is the same in every frame, so it is computed once for the whole sound. A mean m inside the frame adds
+        start is the same in every frame, so it is computed once for the whole piece. A mean m inside the frame adds
         (1 - p) m to each of these.
         """
         size, hop, kept = self.frame_length, self.hop_length, 1.0 - self.preemphasis
@@ -143,14 +139,18 @@ class LogMel:
             sharp_BN = samples_BN.clone()
             sharp_BN[:, 1:].sub_(samples_BN[:, :-1], alpha=self.preemphasis)
             sharp_BFW = sharp_BN.unfold(1, size, hop)
-        padded = samples_BN.new_zeros(*raw_BFW.shape[:2], self.fft_length)
-        frames_BFW = padded[..., :size]
         torch.mul(sharp_BFW, self.window_W, out=frames_BFW)
         if self.preemphasis:
             frames_BFW[..., 0] = raw_BFW[..., 0] * (kept * self.window_W[0])
         if self.remove_offset:
             frames_BFW.addcmul_(raw_BFW.mean(-1, keepdim=True), self.window_W, value=-kept)
-        return padded
+
+    def _mel(self, padded_BFW: torch.Tensor) -> torch.Tensor:
+        # Squares of real and imaginary parts side by side, in float32; the filters have each row twice and add them.
+        parts_BFK = torch.view_as_real(torch.fft.rfft(padded_BFW)).float().square_().flatten(-2)
+        if self.power != 2.0:
+            parts_BFK = (parts_BFK[..., ::2] + parts_BFK[..., 1::2]).pow_(self.power / 2).div_(2).repeat_interleave(2, -1)
+        return torch.cat([parts_BFK[..., low:high] @ block for low, high, block in self.filter_blocks], -1)
 
 
 def mel_filters(settings: LogMel) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import ASTFeatureExtractor, WhisperFeatureExtractor
+from transformers import ASTFeatureExtractor, ClapFeatureExtractor, WhisperFeatureExtractor
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.log_mel import LogMel, mel_filters
@@ -46,6 +46,42 @@ def test_equals_whisper_features():
     np.testing.assert_allclose((ours.clamp(min=ours.max() - 8) + 4) / 4, theirs, rtol=0, atol=1e-4)
 
 
+def test_equals_clap_features():
+    rng = np.random.default_rng(0)
+    time = np.arange(96000) / 48000
+    wave = (0.4 * np.sin(2 * np.pi * (200 * time + 300 * time**2)) + rng.normal(0, 0.02, time.shape)).astype(np.float32)
+    extractor = ClapFeatureExtractor(truncation="rand_trunc", padding="pad", max_length_s=2)
+    theirs = np.squeeze(extractor(wave, sampling_rate=48000)["input_features"][0])
+    ours = LogMel(
+        sampling_rate=48000, frame_length=1024, hop_length=480, mel_bins=64, f_min=0.0, f_max=14000.0, mel_scale="slaney",
+        mel_norm="slaney", triangles="hertz", center=True, log="log10", floor=1e-10,
+    )(torch.from_numpy(wave)[None])[0]  # fmt: skip
+    # theirs is in decibels, ten times the logarithm
+    np.testing.assert_allclose(ours, theirs / 10, rtol=0, atol=1e-4)
+
+
+def test_power_is_the_exponent_of_the_magnitude():
+    # where a filter of weight w sees one bin of magnitude a, power 1 gives ln(w a) and power 2 gives ln(w a^2)
+    wave = torch.from_numpy(sound(0.5))[None]
+    settings = dict(frame_length=400, hop_length=160, n_fft=512, mel_bins=40, f_min=1000.0, f_max=1600.0, triangles="hertz")
+    energy, magnitude = LogMel(**settings)(wave), LogMel(**settings, power=1.0)(wave)
+    filters = mel_filters(LogMel(**settings))
+    single = np.flatnonzero((filters > 0).sum(0) == 1)  # 600 Hz / 41 corners: narrower than the 31.25 Hz between bins
+    assert len(single) > 5
+    expected = np.log(filters[:, single].max(0))  # 2 ln(w a) - ln(w a^2) = ln w
+    np.testing.assert_allclose((2 * magnitude - energy)[0, :, single].median(0).values, expected, atol=1e-3)
+
+
+def test_a_long_batch_equals_its_pieces():
+    # 1,200 frames are computed in several pieces; frame i of the whole is frame 0 of the sound from i * hop on
+    transform = LogMel(**{**AST, "mel_bins": 40})
+    waves = torch.from_numpy(np.stack([sound(12.1, 1), sound(12.1, 2)]))
+    whole = transform(waves)
+    for frame in (0, 511, 512, 1023, 1024, 1199):
+        alone = transform(waves[:, frame * 160 : frame * 160 + 400])
+        torch.testing.assert_close(whole[:, frame], alone[:, 0], atol=1e-3, rtol=0)
+
+
 def test_a_batch_equals_its_rows():
     transform = LogMel(**AST)
     waves = torch.from_numpy(np.stack([sound(0.5, 1), sound(0.5, 2)]))
@@ -83,7 +119,9 @@ def test_a_tone_lights_the_bin_of_its_frequency():
     assert transform(tone).mean(1).argmax().item() == 20
 
 
-@pytest.mark.parametrize("wrong", [dict(f_max=9000.0), dict(n_fft=1024), dict(mel_scale="bark"), dict(hop_length=0), dict(log="log2")])
+@pytest.mark.parametrize(
+    "wrong", [dict(f_max=9000.0), dict(n_fft=1024), dict(mel_scale="bark"), dict(hop_length=0), dict(log="log2")]
+)
 def test_contradicting_settings_are_refused(wrong):
     with pytest.raises(UserError):
         LogMel(**wrong)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import sentencepiece
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models
-from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from imp_ds import ImpConfig, ImpModel, ImpProcessor
@@ -23,8 +25,9 @@ from imp_ds.models.imp.tokenization_imp import from_sentencepiece, load_tokenize
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 LOG_MEL = dict(frame_length=400, hop_length=160, mel_bins=64)
-CAPTIONS = [f"{start} the digit {word}, {way}." for start in ("A photo of", "Someone says", "This is") for way in ("small", "moving left")
-            for word in "zero one two three four five six seven eight nine".split()]  # fmt: skip
+WORDS = "zero one two three four five six seven eight nine".split()
+STARTS, WAYS = ("A photo of", "Someone says", "This is"), ("small", "moving left")
+CAPTIONS = [f"{start} the digit {word}, {way}." for start in STARTS for way in WAYS for word in WORDS]
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
 FILM = RNG.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
@@ -89,8 +92,8 @@ def test_save_and_load_give_the_same_inputs(processor, tmp_path):
 
 
 def test_each_part_saves_and_loads_alone(processor, tmp_path):
-    autos = {"image_processor": AutoImageProcessor, "feature_extractor": AutoFeatureExtractor, "video_processor": AutoVideoProcessor}
-    for part, auto in autos.items():
+    parts = ("image_processor", "video_processor", "feature_extractor")
+    for part, auto in zip(parts, (AutoImageProcessor, AutoVideoProcessor, AutoFeatureExtractor)):
         folder = tmp_path / part
         one = getattr(processor, part)
         one.save_pretrained(folder)
@@ -104,11 +107,10 @@ def test_a_fresh_process_loads_it_and_imports_no_training_libraries(processor, t
     code = (
         "import sys, imp_ds; from transformers import AutoProcessor\n"
         f"p = AutoProcessor.from_pretrained({str(tmp_path)!r}); print(type(p).__name__, p(text='nine')['input_ids'].shape[0])\n"
-        "print([m for m in ('deepspeed', 'datasets', 'av', 'matplotlib', 'tensorboard', 'sklearn') if m in sys.modules])"
+        "print([m for m in ('deepspeed', 'datasets', 'av', 'matplotlib', 'tensorboard') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    )
+    root, env = Path(__file__).parents[2], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env, cwd=root)
     assert done.stdout.split("\n")[:2] == ["ImpProcessor 1", "[]"], done.stderr[-2000:]
 
 
@@ -220,8 +222,8 @@ def test_what_cannot_be_used_is_refused_in_words(call, processor):
 
 
 TEXTS = [
-    "A photo of the digit seven, moving left.", "someone   SAYS\tnine ", "Unknown: żółw 漢字 ½ e\u0301", "two,two.two", "x", "",
-    "ﬁve (Ｆive)", "☃☃ digit",
+    "A photo of the digit seven, moving left.", "someone   SAYS\tnine ", "Unknown: żółw 漢字 ½ e\u0301", "two,two.two", "x",
+    "", "ﬁve (Ｆive)", "☃☃ digit",
 ]  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """IMP in the Hugging Face layout. Importing this package makes the Auto classes know its configuration, model and processors."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 
-# Not from `transformers` itself, where the name stands for an error message unless torchvision is installed.
+# Not from `transformers` itself, where without torchvision these names stand for an error message
+# (AutoImageProcessor up to 5.17 at least, AutoVideoProcessor still in 5.23).
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from imp_ds.models.imp.configuration_imp import ImpConfig
