@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 
 from imp_ds.errors import UserError
@@ -32,6 +33,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def all_agree(facts: list[bool], device) -> list[bool]:
+    """Each fact, true only if it is true on every rank: one small exchange, and the one wait for the device in a step."""
+    if world_size() == 1:
+        return facts
+    told = torch.tensor(facts, dtype=torch.float32, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MIN)
+    return [fact > 0 for fact in told.tolist()]
+
+
 def on_main(function: Callable, failure: str, *, every_rank: bool = False):
     """Call `function` on rank 0 (or on every rank) and return its result there, None elsewhere, after all ranks are done.
 
@@ -43,13 +53,19 @@ def on_main(function: Callable, failure: str, *, every_rank: bool = False):
         try:
             result = function()
         except UserError as error:
-            problem = str(error)
+            problem = error
         except OSError as error:
-            problem = f"{failure}\n  got:     {error}"
-    if world_size() > 1:
-        problems = [None] * world_size()
-        dist.all_gather_object(problems, problem)
-        problem = next((p for p in problems if p is not None), None)
-    if problem is not None:
-        raise UserError(problem)
+            problem = UserError(failure, got=error)
+    raise_shared(problem)
     return result
+
+
+def raise_shared(problem: UserError | None) -> None:
+    """Raise the first rank's problem on all ranks, if any rank has one. All ranks call it."""
+    problems = [None if problem is None else str(problem)]
+    if world_size() > 1:
+        mine, problems = problems[0], [None] * world_size()
+        dist.all_gather_object(problems, mine)
+    first = next((p for p in problems if p is not None), None)
+    if first is not None:
+        raise UserError(first)

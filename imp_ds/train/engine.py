@@ -7,7 +7,6 @@ ZeRO 3 and every optimizer offload keep the last gradient of such a parameter in
 
 import datetime
 import os
-from dataclasses import dataclass
 
 import deepspeed
 import torch
@@ -20,7 +19,7 @@ from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.routing import ROUTERS
 from imp_ds.parallel.expert_parallel import ExpertParallelMoE, spread_experts
-from imp_ds.parallel.groups import rank, world_size
+from imp_ds.parallel.groups import rank
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import master_state
@@ -64,17 +63,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-@dataclass
-class StepResult:
-    """What one step left behind. `finite` is False when the loss was not finite on some rank: then nothing was updated."""
-
-    finite: bool
-    loss: torch.Tensor
-    metrics: dict[str, torch.Tensor]
-    reports: dict[str, list]
-    grad_norm: float | None = None
-
-
 class Engine:
     """The DeepSpeed engine of an ImpForPreTraining, one task a step."""
 
@@ -92,24 +80,21 @@ class Engine:
     def model(self) -> ImpForPreTraining:
         return self.deepspeed.module
 
-    def step(self, batch, learning_rate: float) -> StepResult:
-        """Forward, backward and update on one task's batch; the update is left out on all ranks when a loss is not finite."""
+    def forward(self, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+        """Loss (this rank's share), metrics and router reports of one task's batch."""
+        return self.deepspeed(batch)
+
+    def update(self, loss: torch.Tensor, learning_rate: float) -> float | torch.Tensor:
+        """Backward from `loss` and one optimizer step; returns the gradient norm before clipping, over all ranks."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, metrics, reports = self.deepspeed(batch)
-        finite = torch.isfinite(loss.detach()).float()
-        if world_size() > 1:
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        if not bool(finite):
-            return StepResult(False, loss.detach(), metrics, reports)
         self.deepspeed.backward(loss)
-        norm = None
         if self.stage == 0:
             self._zero_idle_gradients()
             norm = self._gradient_norm()
         self.deepspeed.step()
         self._clear_stale_gradients()
-        return StepResult(True, loss.detach(), metrics, reports, norm if self.stage == 0 else self.deepspeed.get_global_grad_norm())
+        return norm if self.stage == 0 else self.deepspeed.get_global_grad_norm()
 
     def _zero_idle_gradients(self) -> None:
         """ZeRO 0 steps a plain optimizer, which would skip what has no gradient."""

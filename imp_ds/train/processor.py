@@ -1,0 +1,83 @@
+"""The processor of a run: made once from the run's configuration and corpus, and saved beside the run."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from imp_ds.config import RunConfig
+from imp_ds.data.decoding import decode
+from imp_ds.data.sources import FolderSource
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
+from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.models.imp.tokenization_imp import load_tokenizer, train_tokenizer
+from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
+from imp_ds.parallel.groups import on_main
+from imp_ds.tasks import Views
+
+FOLDER = "processor"
+_SOUNDS = 128  # enough for a mean and a spread over millions of spectrogram values
+
+
+def settle_processor(run: RunConfig, sources: dict[str, FolderSource], output_dir: Path) -> ImpProcessor:
+    """The run's processor: rank 0 makes and saves it if the run has none yet, and every rank loads it."""
+    folder = output_dir / FOLDER
+
+    def make():
+        if not (folder / "processor_config.json").exists():
+            build_processor(run, sources).save_pretrained(folder)
+
+    on_main(make, "the processor could not be saved")
+    return ImpProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def build_processor(run: RunConfig, sources: dict[str, FolderSource]) -> ImpProcessor:
+    """A processor with the run's tokenizer, patches and spectrogram, whose views default to those of the evaluations."""
+    config = run.model.to_config(run.data.vocab_size, run.tasks)
+    if run.data.tokenizer is not None:
+        tokenizer = load_tokenizer(run.data.tokenizer)
+    else:
+        tokenizer = train_tokenizer(captions(sources), run.data.vocab_size, seed=run.data.seed)
+    views = [entry.views for entry in (*run.evaluations, *run.tasks)]
+    image = next((v.vision for v in views if v.vision is not None and v.vision.frames == 1), None)
+    film = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
+    text = [v.text.length for v in views if v.text is not None]
+    tokenizer.model_max_length = max(text, default=config.text_max)
+    film_view = {} if film is None else dict(frames=film.frames, size=(film.height, film.width))
+    return ImpProcessor(
+        image_processor=ImpImageProcessor(patch=config.vision_patch, **({} if image is None else dict(size=(image.height, image.width)))),
+        video_processor=ImpVideoProcessor(patch=config.vision_patch, **film_view),
+        feature_extractor=build_extractor(run, config, sources),
+        tokenizer=tokenizer,
+    )
+
+
+def captions(sources: dict[str, FolderSource]) -> Iterable[str]:
+    """Every caption of every distinct source that has some."""
+    distinct = {source.folder: source for source in sources.values() if "text" in source.roles}
+    for source in distinct.values():
+        yield from source.captions()
+
+
+def build_extractor(run: RunConfig, config: ImpConfig, sources: dict[str, FolderSource]) -> ImpFeatureExtractor:
+    """The spectrogram of the run, standardised by the mean and spread of the first sounds of its corpus."""
+    audio = run.data.audio
+    views = {task.name: task.views.audio for task in run.tasks if task.views.audio is not None}
+    seconds = next((view.seconds for view in views.values()), 8.192)
+    log_mel = dict(
+        sampling_rate=audio.sampling_rate, frame_length=audio.frame_length, hop_length=audio.hop_length,
+        mel_bins=audio.mel_bins, f_min=audio.min_frequency, f_max=audio.max_frequency,
+    )  # fmt: skip
+    extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch)
+    values = []
+    for name, view in views.items():
+        source = sources[name]
+        for row in range(0, len(source), max(1, len(source) // _SOUNDS)):
+            sound, rate = decode(source, row, Views(audio=view), None)["audio"]
+            values.append(extractor([sound], [rate], seconds=view.seconds, return_tensors="np")["input_features"])
+        break
+    if values:
+        extractor.mean, extractor.std = round(float(np.mean(values)), 4), round(float(np.std(values)), 4)
+    return extractor
