@@ -1,0 +1,192 @@
+"""The command line: `python -m imp_ds` train, eval, export, plan, doctor, corpus.
+
+Heavy modules are imported inside the commands, so that help is there at once.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imp_ds.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+corpus = typer.Typer(help="Make a corpus.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(corpus, name="corpus")
+
+Recipe = Annotated[str, typer.Argument(help="name of a recipe, for example digits")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="PATH=VALUE", help="change the recipe, for example train.steps=100; repeatable")
+]
+LocalRank = Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="given by the launcher")]
+
+
+@app.callback()
+def launched(local_rank: LocalRank = None):
+    """Train, evaluate and load multimodal mixture-of-experts models on DeepSpeed."""
+    # the deepspeed launcher puts its argument before ours, so before the command
+    _take_local_rank(local_rank)
+
+
+def _take_local_rank(local_rank: int | None) -> None:
+    if local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    set_: Set = [],
+    deepspeed_config: Annotated[
+        Path | None, typer.Option("--deepspeed_config", help="JSON; default: ZeRO 2 of ds_configs/")
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output_dir", help="default: runs/RECIPE")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in the output folder")] = False,
+    local_rank: LocalRank = None,
+):
+    """Train a recipe. Start it under deepspeed, torchrun, accelerate launch or srun for several ranks."""
+    from imp_ds.recipes import get_recipe
+
+    _take_local_rank(local_rank)
+    run = get_recipe(recipe).override(set_)
+    from imp_ds.train.trainer import train as run_training
+
+    run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="folder of an exported model")],
+    data: Annotated[Path | None, typer.Option("--data", help="folder of the corpus; default: the one it was trained on")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1)] = 64,
+    output: Annotated[Path | None, typer.Option("--output", help="write the results as JSON to this file")] = None,
+):
+    """Evaluate an exported model: zero-shot classification and retrieval."""
+    from imp_ds.evaluation.command import evaluate as run_evaluation
+
+    run_evaluation(model, data, split, batch_size, output)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="output folder of a training run")],
+    out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained")],
+    step: Annotated[int | None, typer.Option("--step", min=0, help="checkpoint to export; default: the last")] = None,
+):
+    """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load."""
+    from imp_ds.train.export import export as run_export
+
+    run_export(run, out, step=step)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    nodes: Annotated[int, typer.Option("--nodes", min=1)] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="ranks of a node")] = 1,
+    precision: Annotated[str, typer.Option("--precision", help="bf16 or float32")] = "bf16",
+    set_: Set = [],
+):
+    """Say what a recipe costs on a layout: parameters, tokens, memory of a rank, expert groups. Needs no GPU."""
+    from rich.console import Console
+
+    from imp_ds.recipes import get_recipe
+    from imp_ds.train.plan import plan as make_plan
+    from imp_ds.train.plan_table import show
+
+    # a file has no width; tables are not cut there
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    show(make_plan(get_recipe(recipe).override(set_), nodes, gpus, precision), console)
+
+
+@app.command()
+def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None):
+    """Say what this machine has and lacks. Exit code 1 when training cannot work here."""
+    from imp_ds.doctor import check_hostfile, examine
+
+    checks = examine()
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{check.state:6}  {check.name:{width}}  {check.found}" + (f"  ({check.advice})" if check.advice else ""))
+    if hostfile is not None:
+        hosts = check_hostfile(hostfile)
+        typer.echo(f"{'ok':6}  {'hostfile':{width}}  {len(hosts)} host(s), {sum(slots for _, slots in hosts)} slot(s)")
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(1)
+
+
+@corpus.command("digits")
+def corpus_digits(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="the same seed gives the same bytes")] = 0,
+    scale: Annotated[float, typer.Option("--scale", min=0.001, max=1.0, help="share of the full size")] = 1.0,
+):
+    """Images, films and speech of the ten digits, with captions."""
+    from imp_ds.data.digits import build
+
+    start = time.monotonic()
+    with StageProgress() as report:
+        written = build(out, seed, scale=scale, progress=report)
+    typer.echo(f"{out}: written in {time.monotonic() - start:.0f} s" if written else f"{out}: found whole, nothing done")
+
+
+class StageProgress:
+    """Progress of named stages: a bar on a terminal, one line at the end of each stage elsewhere."""
+
+    def __enter__(self):
+        from rich.progress import MofNCompleteColumn, Progress
+
+        self.bar, self.tasks = None, {}
+        if sys.stdout.isatty():
+            self.bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.bar is None:
+            if done >= total:
+                typer.echo(f"{stage}: {done}")
+            return
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(stage, total=total)
+        self.bar.update(self.tasks[stage], completed=done, total=total)
+
+
+def main() -> None:
+    """Run a command. A UserError is printed in one block, exit code 2; any other error keeps its traceback."""
+    try:
+        app(prog_name="python -m imp_ds")
+    except UserError as error:
+        _leave(error)
+
+
+def _leave(error: UserError) -> None:
+    """Say what is wrong, once, and end this rank.
+
+    Before the ranks have joined, all of them meet the same error, and rank 0 speaks. After that an error may be one
+    rank's own (its file, its disk): each speaks, and ends at once, since a clean end would wait for the others.
+    """
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    joined = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
+    if rank == 0:
+        print(f"error: {error}", file=sys.stderr)
+    elif joined:
+        print(f"error on rank {rank}: {error.what}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if joined:
+        os._exit(2)
+    sys.exit(2)

@@ -1,0 +1,202 @@
+"""RunConfig: all that a run is, in one record: model, data, tasks, training, optimizer, evaluations.
+
+A recipe returns one, `--set` changes it, and it is saved with every run. Engine facts (ZeRO stage, offload, precision)
+are not here but in the DeepSpeed configuration; what both could own, this one owns.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.overrides import apply_overrides, parse_record
+from imp_ds.tasks import Evaluation, Record, Task
+
+FILE_NAME = "run_config.json"
+Size = Literal["tiny", "S", "B", "M", "L"]
+Positive = Field(None, ge=1)
+
+
+class Settings(Record):
+    """A record of this file: no number is infinite or not a number."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """The encoder: a published size, and whatever differs from it. A field left at None keeps the size's or ImpConfig's value."""
+
+    size: Size = "B"
+    hidden_size: int | None = Positive
+    intermediate_size: int | None = Positive
+    num_hidden_layers: int | None = Positive
+    num_attention_heads: int | None = Positive
+    qk_norm: bool | None = None
+    hidden_dropout: float | None = Field(None, ge=0, lt=1)
+    vision_patch: tuple[int, int, int] | None = Field(None, description="frames, height, width of a patch")
+    vision_max: tuple[int, int, int] | None = Field(None, description="the largest clip, same units")
+    audio_patch: tuple[int, int] | None = Field(None, description="spectrogram frames and mel bins of a patch")
+    audio_max: tuple[int, int] | None = Field(None, description="the largest spectrogram, same units")
+    text_max: int | None = Field(None, ge=1, description="the longest text in tokens")
+    common_dim: int | None = Positive
+    num_experts: int | None = Field(None, ge=0, description="experts of each MoE layer; 0 is a dense encoder")
+    moe_layers: str | list[int] | None = Field(None, description='"last:N", "every:N" or a list of indices from 0')
+    router: str | None = None
+    expert_activation: Literal["gelu", "geglu"] | None = None
+    capacity_factor: float | None = Field(None, gt=0)
+    group_tokens: int | None = Positive
+    group_examples: int | None = Field(None, ge=1, description="examples of a routing group at most; None: no limit")
+    router_z_loss: float | None = Field(None, ge=0)
+
+    def to_config(self, vocab_size: int, tasks: list[Task]) -> ImpConfig:
+        """The ImpConfig of these settings, with the objectives of `tasks`. Raises UserError when they contradict each other."""
+        changes = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
+        objectives = {
+            task.name: {"objectives": [o.model_dump(mode="json") for o in task.objectives], "reduction": task.reduction}
+            for task in tasks
+        }
+        config = ImpConfig.from_size(self.size, vocab_size=vocab_size, objectives=objectives, **changes)
+        spaces = [set(pair) for pair in config.pairs]
+        for task in tasks:
+            for pair in (pair for o in task.objectives if o.kind == "contrastive" for pair in o.pairs):
+                if set(pair) not in spaces:
+                    raise UserError(f"task {task.name}: the model has no common space for a pair", got=pair, allowed=config.pairs)
+        return config
+
+
+class AudioSettings(Settings):
+    """The log-mel spectrogram, the same for all tasks. The defaults are IMP's."""
+
+    sampling_rate: int = Field(16000, ge=1, description="samples per second")
+    frame_length: int = Field(2048, ge=2, description="samples of a frame")
+    hop_length: int = Field(1024, ge=1, description="samples from one frame to the next")
+    mel_bins: int = Field(128, ge=1)
+    min_frequency: float = Field(80.0, ge=0, description="Hz")
+    max_frequency: float = Field(7600.0, gt=0, description="Hz")
+
+
+class DataSettings(Settings):
+    """Where samples come from and how they are read."""
+
+    root: str = Field("data/digits", description="folder of the corpus; sources and classes.json are relative to it")
+    workers: int = Field(1, ge=0, description="loader processes of each rank; 0 loads in the training process")
+    prefetch: int = Field(4, ge=1, description="batches each worker prepares ahead")
+    cache_mb: int = Field(512, ge=0, description="decoded samples kept by each worker, in MiB; 0 keeps none")
+    seed: int = Field(0, ge=0)
+    tokenizer: str | None = Field(None, description="name or path of a Hugging Face tokenizer; None trains one on the captions")
+    vocab_size: int = Field(32100, ge=8, description="largest vocabulary of a tokenizer trained on the captions")
+    audio: AudioSettings = AudioSettings()
+    timeout_s: float = Field(300.0, gt=0, description="a batch that takes longer is an error")
+
+
+class TrainSettings(Settings):
+    """How long, in which order, over which ranks, and how often something is reported, tried or saved."""
+
+    steps: int = Field(ge=1, description="optimizer steps of the run, over all tasks")
+    seed: int = Field(0, ge=0, description="of the weights and of the sampled schedule")
+    schedule: Literal["rotation", "sampling"] = "rotation"
+    ep_size: int = Field(1, ge=1, description="ranks that share one set of experts")
+    gradient_checkpointing: bool = False
+    max_bad_steps: int = Field(10, ge=1, description="steps skipped for a loss that is not finite before the run stops")
+    log_every: int = Field(50, ge=1)
+    eval_every: int = Field(1000, ge=0, description="0: at the end only")
+    save_every: int = Field(1000, ge=0, description="0: at the end only")
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class OptimizerSettings(Settings):
+    """AdamW, and a learning rate that falls before it rises (IMP release, `config/experiment.py`, `schedules.py`).
+
+    Linear from pre_warmup_rate to warmup_rate in pre_warmup_steps, linear to peak_rate in warmup_steps, then a cosine to
+    final_rate, reached decay_steps after the pre-warmup (the warmup counts towards decay_steps, as in optax).
+    """
+
+    peak_rate: float = Field(1e-3, gt=0)
+    pre_warmup_rate: float = Field(0.0, ge=0)
+    pre_warmup_steps: int = Field(0, ge=0)
+    warmup_rate: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    final_rate: float = Field(0.0, ge=0)
+    decay_steps: int | None = Field(None, ge=1, description="None: final_rate is reached when the run ends")
+    weight_decay: float = Field(1e-4, ge=0, description="on matrices that multiply only")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-7, gt=0)
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """The rate of optimizer step `step`, from 0, of a run of `total_steps`: a pure function."""
+        if step < self.pre_warmup_steps:
+            return self.pre_warmup_rate + (self.warmup_rate - self.pre_warmup_rate) * step / self.pre_warmup_steps
+        step = step - self.pre_warmup_steps
+        if step < self.warmup_steps:
+            return self.warmup_rate + (self.peak_rate - self.warmup_rate) * step / self.warmup_steps
+        whole = self.decay_steps if self.decay_steps is not None else total_steps - self.pre_warmup_steps
+        share = min(1.0, (step - self.warmup_steps) / max(1, whole - self.warmup_steps))
+        return self.final_rate + (self.peak_rate - self.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+class RunConfig(Settings):
+    """One run. `override` is what `--set` does; `save` and `load` keep it as JSON beside what it made."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    tasks: list[Task] = Field(min_length=1)
+    evaluations: list[Evaluation] = []
+    train: TrainSettings
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self):
+        for what, entries in (("tasks", self.tasks), ("evaluations", self.evaluations)):
+            names = [entry.name for entry in entries]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise UserError(
+                    f"two {what} have one name", got=", ".join(twice), fix="names also name heads and curves: rename one"
+                )
+        return self
+
+    def task(self, name: str) -> Task:
+        """The task of that name; UserError when there is none."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise UserError("unknown task", got=name, allowed=", ".join(task.name for task in self.tasks))
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, from 0."""
+        return self.optimizer.learning_rate(step, self.train.steps)
+
+    def override(self, overrides: list[str]) -> "RunConfig":
+        """A copy with each "path=value" set; tasks and evaluations by name or index. Raises UserError."""
+        return apply_overrides(self, overrides)
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON to `path`, or to run_config.json in the folder `path`; returns the file."""
+        path = _file(path)
+        path.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RunConfig":
+        """Read what `save` wrote. Raises UserError for a file that is missing, damaged or of another shape."""
+        path = _file(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError("the run configuration cannot be read", got=f"{path}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(
+                "the run configuration is not JSON", got=f"{path}: {error}", fix="restore the file from the run"
+            ) from None
+        return parse_record(cls, data, str(path))
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / FILE_NAME if path.is_dir() else path

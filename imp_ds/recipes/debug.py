@@ -1,0 +1,72 @@
+"""Debug twins: the structure of a published recipe, few and narrow layers, on the digits corpus, for a few steps on one core.
+
+python -m imp_ds train imp_moe_b_debug
+"""
+
+from imp_ds.config import ModelSettings, RunConfig, TrainSettings
+from imp_ds.recipes import digits, imp
+
+# task -> where its like is found in the digits corpus, and how many classes there are
+_SOURCES = {
+    "image_text": (digits.IMAGES, None),
+    "image_class": (digits.IMAGES, 10),
+    "video_text": (digits.FILMS, None),
+    "video_class": (digits.FILMS, 40),
+    "video_audio_text": (digits.SOUND_FILMS, None),
+    "audio_class": (digits.SPEECH, 10),
+}
+
+
+def _debug(run: RunConfig) -> RunConfig:
+    """`run` made small: tasks, order, intervals, objectives and the kind of layers stay."""
+    run.name += "_debug"
+    sparse = dict(num_experts=run.model.num_experts, moe_layers="last:1") if run.model.num_experts else {}
+    run.model = ModelSettings(
+        size="tiny", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vision_patch=(4, 8, 8), vision_max=(16, 64, 64),
+        audio_patch=(16, 16), audio_max=(128, 64), text_max=32, common_dim=64, **sparse,
+    )  # fmt: skip
+    run.data = digits.digits().data
+    run.data.workers = 0
+    for task in run.tasks:
+        source, num_classes = _SOURCES[task.name]
+        task.source = source.model_copy()
+        if task.views.vision is not None:
+            size = 64 if task.name == "video_class" else 32
+            frames = 1 if task.views.vision.frames == 1 else 4 if task.name == "video_class" else 8
+            task.views.vision = task.views.vision.model_copy(update=dict(frames=frames, height=size, width=size))
+        if task.views.audio is not None:
+            task.views.audio = digits.SOUND.model_copy()
+        for objective in task.objectives:
+            if num_classes is not None:
+                objective.num_classes = num_classes
+        task.batch_size = 8
+    run.evaluations = digits.evaluations()
+    for evaluation in run.evaluations:
+        if evaluation.views.vision is not None:
+            evaluation.views.vision = evaluation.views.vision.model_copy(update=dict(height=32, width=32))
+    run.train = TrainSettings(steps=12, log_every=1, eval_every=0, save_every=0)
+    # the fall, the rise and the cosine all happen within the few steps
+    run.optimizer = run.optimizer.model_copy(
+        update=dict(pre_warmup_steps=2 if run.optimizer.pre_warmup_steps else 0, warmup_steps=4, decay_steps=10)
+    )
+    return run
+
+
+def imp_s_debug() -> RunConfig:
+    """The debug twin of `imp_s`."""
+    return _debug(imp.imp_s())
+
+
+def imp_b_debug() -> RunConfig:
+    """The debug twin of `imp_b`."""
+    return _debug(imp.imp_b())
+
+
+def imp_moe_b_debug() -> RunConfig:
+    """The debug twin of `imp_moe_b`."""
+    return _debug(imp.imp_moe_b())
+
+
+def imp_moe_l_debug() -> RunConfig:
+    """The debug twin of `imp_moe_l`."""
+    return _debug(imp.imp_moe_l())

@@ -1,0 +1,80 @@
+"""How many tokens a task's view of a sample gives, by modality: arithmetic that needs neither samples nor a model."""
+
+import math
+
+from imp_ds.config import AudioSettings
+from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.tasks import AudioView, Task, Views, VisionView
+
+
+def token_counts(views: Views, config: ImpConfig, audio: AudioSettings, *, training: bool = True) -> dict[str, int]:
+    """Tokens of one sample for each modality in view; with `training`, those that DropToken leaves.
+
+    Raises UserError when a view is not a multiple of its patch or larger than the largest that the positions hold.
+    """
+    counts = {}
+    if views.vision is not None:
+        counts["vision"] = _kept(_vision_patches(views.vision, config), views.vision.drop_rate if training else 0.0)
+    if views.audio is not None:
+        counts["audio"] = _kept(_audio_patches(views.audio, config, audio), views.audio.drop_rate if training else 0.0)
+    if views.text is not None:
+        if views.text.length > config.text_max:
+            raise UserError(
+                "a text view is longer than the model's texts", got=views.text.length, allowed=f"text_max = {config.text_max}"
+            )
+        counts["text"] = views.text.length
+    return counts
+
+
+def task_tokens(task: Task, config: ImpConfig, audio: AudioSettings) -> dict[str, int]:
+    """`token_counts` of a task in training; errors name the task, and an example must fit into a routing group."""
+    try:
+        counts = token_counts(task.views, config, audio)
+    except UserError as error:
+        raise UserError(f"task {task.name}: {error}") from None
+    longest = max(counts, key=counts.get)
+    if config.num_experts and counts[longest] > config.group_tokens:
+        raise UserError(
+            f"task {task.name}: an example is longer than a routing group",
+            got=f"{counts[longest]} tokens of {longest}",
+            allowed=f"model.group_tokens = {config.group_tokens} at most",
+            fix="raise model.group_tokens, or use fewer frames, a smaller size or a higher drop_rate",
+        )
+    return counts
+
+
+def _kept(patches: int, drop_rate: float) -> int:
+    """DropToken keeps int((1 - rate) * patches), at least one (IMP release, `modeling/stochastic.py`)."""
+    return max(1, int((1.0 - drop_rate) * patches))
+
+
+def _vision_patches(view: VisionView, config: ImpConfig) -> int:
+    # one frame is repeated to fill a patch
+    frames = config.vision_patch[0] if view.frames == 1 else view.frames
+    return _grid("vision", (frames, view.height, view.width), config.vision_patch, config.vision_max)
+
+
+def _audio_patches(view: AudioView, config: ImpConfig, audio: AudioSettings) -> int:
+    # every hop_length samples give one frame; silence fills the last patch (imp_ds.modalities.audio)
+    hops = math.ceil(round(view.seconds * audio.sampling_rate) / audio.hop_length)
+    frames = config.audio_patch[0] * math.ceil(hops / config.audio_patch[0])
+    return _grid("audio", (frames, audio.mel_bins), config.audio_patch, config.audio_max)
+
+
+def _grid(modality: str, size: tuple[int, ...], patch: list[int], largest: list[int]) -> int:
+    """Patches of a view of `size`."""
+    if any(a % b for a, b in zip(size, patch)):
+        raise UserError(
+            f"the {modality} view is not a multiple of the patch", got=_by(size), allowed=f"multiples of {_by(patch)}"
+        )
+    if any(a > b for a, b in zip(size, largest)):
+        raise UserError(
+            f"the {modality} view is larger than the model's positions",
+            got=_by(size), allowed=f"at most {_by(largest)}", fix=f"a smaller view, or a larger model.{modality}_max",
+        )  # fmt: skip
+    return math.prod(a // b for a, b in zip(size, patch))
+
+
+def _by(size) -> str:
+    return " x ".join(map(str, size))

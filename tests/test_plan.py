@@ -1,0 +1,83 @@
+"""The plan: shares, tokens, memory and expert groups, against numbers worked out by hand."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from imp_ds.errors import UserError
+from imp_ds.recipes import RECIPES, get_recipe
+from imp_ds.train.plan import Parameters, activation_bytes, expert_groups, memory_of_rank, plan, plan_tasks
+from imp_ds.train.plan_table import show
+
+
+def test_shares_and_tokens_of_the_released_recipe():
+    # imp.md 6.1: one sweep is 1 + 1 + 1/12 + 1/5 + 1/12 + 1/8 = 2.49167 steps
+    run = get_recipe("imp_b")
+    tasks = {task.name: task for task in plan_tasks(run, run.model.to_config(32100, run.tasks))}
+    assert tasks["image_text"].share_of_steps == pytest.approx(1 / 2.4916667, rel=1e-6)  # 40.13 %
+    assert tasks["video_class"].share_of_steps == pytest.approx(0.2 / 2.4916667, rel=1e-6)  # 8.03 %
+    assert tasks["video_text"].tokens == {"vision": 256, "text": 16}  # 16 x 256 x 256: 1024 tokens, three quarters dropped
+    assert tasks["video_audio_text"].tokens_per_step == 8192 * (256 + 64 + 16)  # 2.75 M
+    assert tasks["audio_class"].tokens_per_step == 2048 * 64
+    assert sum(task.share_of_tokens for task in tasks.values()) == pytest.approx(1)
+
+
+def test_shares_follow_the_weights_when_sampled():
+    run = get_recipe("digits").override(["train.schedule=sampling", "tasks.image_text.weight=5"])
+    tasks = plan_tasks(run, run.model.to_config(512, run.tasks))
+    assert tasks[0].share_of_steps == pytest.approx(0.5)  # 5 of 5 + 5 * 1
+
+
+def test_memory_of_the_zero_stages():
+    # 100 dense and 800 expert parameters, 8 ranks, ep_size 4: a rank holds 100 + 200; dense has 8 replicas, experts 2,
+    # so a shared part is 100 / 8 + 200 / 2 = 112.5. bf16: 2 bytes of weights, 4 of gradients, 12 of optimizer.
+    parameters = Parameters(encoder=850, experts=800, active=0, rest=50, one_expert=0)
+    found = [memory_of_rank(parameters, stage, 8, 4, "bf16", 7.0) for stage in range(4)]
+    assert [(m.weights, m.gradients, m.optimizer) for m in found] == [
+        (600, 1200, 3600),
+        (600, 1200, 1350),
+        (600, 450, 1350),
+        (225, 450, 1350),
+    ]
+    assert found[0].total == 600 + 1200 + 3600 + 7
+    # one rank, float32: every stage is 4 + 4 + 8 bytes of everything
+    assert {memory_of_rank(parameters, stage, 1, 1, "float32", 0.0).total for stage in range(4)} == {900 * 16}
+
+
+def test_activations_fall_with_ranks_and_with_checkpointing():
+    run = get_recipe("imp_moe_b")
+    config = run.model.to_config(32100, run.tasks)
+    task = plan_tasks(run, config)[0]
+    whole = activation_bytes(task, config, 8, "bf16", False)
+    # 8192 * 272 tokens over 8 ranks, 12 layers of 8 * 768 + 2 * 3072 values of 2 bytes (capacity factor 1)
+    assert whole == 8192 * 272 / 8 * 12 * (8 * 768 + 2 * 3072) * 2
+    assert activation_bytes(task, config, 16, "bf16", False) == whole / 2
+    assert activation_bytes(task, config, 8, "bf16", True) < whole / 5
+
+
+def test_expert_groups_inside_and_across_nodes():
+    groups = expert_groups(16, ep_size=4, world=8, gpus=4)
+    assert [group.ranks for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [group.nodes for group in groups] == [[0], [1]]
+    assert groups[0].experts == [range(0, 4), range(4, 8), range(8, 12), range(12, 16)]
+    assert expert_groups(16, ep_size=8, world=8, gpus=4)[0].nodes == [0, 1]
+    run = get_recipe("imp_moe_b")
+    assert not any("span" in w for w in plan(run.override(["train.ep_size=8"]), 2, 8).warnings)
+    assert any("span" in w for w in plan(run.override(["train.ep_size=16"]), 2, 8).warnings)
+
+
+def test_plan_refuses_what_cannot_be_trained():
+    with pytest.raises(UserError, match="expert groups"):
+        plan(get_recipe("imp_moe_b").override(["train.ep_size=8"]), 1, 4)
+    with pytest.raises(UserError, match="precision"):
+        plan(get_recipe("digits"), 1, 1, "fp8")
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_plan_is_shown(name):
+    out = io.StringIO()
+    show(plan(get_recipe(name), 1, 2), Console(file=out, width=140))
+    text = out.getvalue()
+    assert "share of steps" in text and "Memory of a rank" in text and "active per token" in text
+    assert ("Expert groups" in text) == bool(get_recipe(name).model.num_experts)
