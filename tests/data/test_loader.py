@@ -1,0 +1,286 @@
+"""The loader: the same samples for any number of ranks and workers and after a resume; failures end in an error, not a hang."""
+
+import functools
+import os
+import pickle
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from media_files import write_corpus
+
+from imp_ds.data.collation import Collator
+from imp_ds.data.loader import RotatingLoader, StepBatches, evaluation_batches
+from imp_ds.data.sources import FolderSource
+from imp_ds.errors import UserError
+from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
+from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
+from imp_ds.tasks import AudioView, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+from imp_ds.train.schedule import build_schedule
+
+IMAGES = Source(path="images", vision="file_name", text="captions", label="label")
+SPEECH = Source(path="speech", audio="file_name", label="label")
+ROWS, STEPS = 20, 12
+
+
+@functools.cache
+def processor():
+    """Real processors: 16 patches of 32 x 32 pixels, sounds of 0.32 s as 2 x 2 patches, a tokenizer that spells."""
+    words = [f"{kind} {i}" for kind in ("images", "number", "this is") for i in range(ROWS)]
+    return ImpProcessor(
+        ImpImageProcessor(size=32, patch=(4, 8, 8)),
+        ImpVideoProcessor(frames=4, size=32, patch=(4, 8, 8)),
+        ImpFeatureExtractor(log_mel=dict(frame_length=400, hop_length=160, mel_bins=32), seconds=0.32, patch=(16, 16)),
+        train_tokenizer(words, 60, seed=0),
+    )
+
+
+def captions(batch):
+    return processor().tokenizer.batch_decode(batch.inputs["text"]["input_ids"], skip_special_tokens=True)
+
+
+TASKS = [
+    Task(name="image_text", source=IMAGES, batch_size=8,
+         views=Views(vision=VisionView(height=32, width=32, drop_rate=0.5), text=TextView()),
+         objectives=[Contrastive(pairs=[("vision", "text")])]),
+    Task(name="speech", source=SPEECH, batch_size=4, interval=2, views=Views(audio=AudioView(seconds=0.32)),
+         objectives=[Classification(modality="audio", num_classes=10)]),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), rows=ROWS, splits=("train",))
+
+
+def loader(root, *, collator=None, tasks=TASKS, seed=7, stop_step=STEPS, workers=0, **settings):
+    sources = {task.name: FolderSource(root, task.source, "train") for task in tasks}
+    schedule = build_schedule("rotation", tasks, seed)
+    collator = collator or Collator(processor())
+    settings = dict(timeout_s=60) | settings
+    return RotatingLoader(tasks, schedule, sources, collator, seed=seed, stop_step=stop_step, workers=workers, **settings)
+
+
+def flat(batch):
+    tensors = {f"{m}.{name}": t for m, inputs in batch.inputs.items() for name, t in inputs.items()}
+    return tensors | {f"targets.{name}": t for name, t in batch.targets.items()}
+
+
+def assert_equal(left, right):
+    assert [b.task for b in left] == [b.task for b in right]
+    for a, b in zip(left, right):
+        a, b = flat(a), flat(b)
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, msg=name)
+
+
+def test_batches_hold_what_the_task_asks_for(root):
+    batches = list(loader(root))
+    # intervals 1 and 2: sweeps are (image_text), (image_text, speech), ...: every third step is speech.
+    assert [b.task for b in batches[:6]] == ["image_text", "image_text", "speech"] * 2
+    assert flat(batches[0]).keys() == {
+        "vision.pixel_values", "vision.pixel_positions", "text.input_ids", "text.attention_mask", "targets.label"
+    }  # fmt: skip
+    assert batches[0].inputs["vision"]["pixel_values"].dtype == torch.uint8
+    assert batches[0].inputs["vision"]["pixel_values"].shape == (8, 8, 768)  # half of 16 tokens dropped
+    assert flat(batches[2]).keys() == {"audio.input_features", "audio.feature_positions", "targets.label"}
+    # The corpus is made so that row r is grey 10 r and has label r % 10: pictures and labels belong together.
+    grey = batches[0].inputs["vision"]["pixel_values"][:, 0, 0].int()
+    assert torch.equal(grey // 10 % 10, batches[0].targets["label"].int())
+    assert [int(caption.split()[-1]) for caption in captions(batches[0])] == (grey // 10).tolist()
+    assert batches[2].inputs["audio"]["input_features"].shape == (4, 4, 256)
+
+
+def test_an_epoch_shows_every_row_once_and_orders_differ(root):
+    batches = loader(root).batches
+    # image_text trains at steps 0, 1, 3, 4, 6, ... with 8 of 20 rows: 5 visits are 40 places, two whole epochs.
+    seen = [sample for step in (0, 1, 3, 4, 6) for sample in batches.samples(step)]
+    assert [epoch for epoch, _ in seen] == [0] * 20 + [1] * 20  # the third batch spans both
+    orders = [[row for e, row in seen if e == epoch] for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(20))
+    assert orders[0] != orders[1] and orders[0] != list(range(20))
+    speech = [row for step in (2, 5, 8, 11) for _, row in batches.samples(step)]
+    assert speech != orders[0][:16]  # each task has its own order
+
+
+def test_a_batch_larger_than_its_source(root):
+    task = TASKS[1].model_copy(update=dict(batch_size=50, interval=1))
+    # 50 places of 20 rows: two epochs and a half.
+    samples = loader(root, tasks=[task]).batches.samples(0)
+    assert [sum(e == epoch for e, _ in samples) for epoch in range(3)] == [20, 20, 10]
+    assert len(set(samples)) == 50
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_ranks(root, world):
+    whole = list(loader(root))
+    ranks = [list(loader(root, rank=rank, world=world)) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        for name, tensor in flat(batch).items():
+            joined = torch.cat([flat(rank[step])[name] for rank in ranks])
+            torch.testing.assert_close(joined, tensor)
+
+
+def test_resuming_gives_the_tail(root):
+    whole = list(loader(root))
+    for start in (1, 5, STEPS - 1):
+        assert_equal(list(loader(root, start_step=start)), whole[start:])
+    assert list(loader(root, start_step=STEPS)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(root, workers):
+    many = loader(root, workers=workers, prefetch=3)
+    assert len(many) == STEPS
+    assert_equal(list(many), list(loader(root)))
+    assert many.wait_seconds > 0 and many.step == STEPS and len(many) == 0
+
+
+def test_the_cache_changes_nothing(root):
+    assert_equal(list(loader(root, cache_mb=0)), list(loader(root, cache_mb=100)))
+
+
+def test_the_seed_changes_the_batches(root):
+    first, other = next(loader(root, seed=7)), next(loader(root, seed=8))
+    assert not torch.equal(first.targets["label"], other.targets["label"])
+
+
+def test_a_sample_looks_the_same_wherever_it_falls(root):
+    # Drawn alone or in a batch of eight, row and epoch fix caption and kept tokens.
+    whole = next(loader(root))
+    small = [TASKS[0].model_copy(update=dict(batch_size=1)), TASKS[1]]
+    alone = [b for b in loader(root, tasks=small) if b.task == "image_text"][:8]
+    for name in ("vision.pixel_positions", "text.input_ids"):
+        torch.testing.assert_close(torch.cat([flat(b)[name] for b in alone]), flat(whole)[name])
+    positions = whole.inputs["vision"]["pixel_positions"]
+    assert (positions != positions[:1]).any()  # and the samples of a batch draw different tokens
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(root):
+    with pytest.raises(UserError, match="image_text.*3 ranks"):
+        loader(root, world=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_named(tmp_path, workers):
+    root = write_corpus(tmp_path, rows=3, splits=("train",))
+    (root / "images/train/1.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError) as error:
+        list(loader(root, workers=workers))
+    assert "image_text: a file cannot be decoded" in str(error.value)
+    assert str(root / "images/train/1.png") in str(error.value)
+    assert "Traceback" not in str(error.value)
+    (root / "images/train/1.png").unlink()
+    with pytest.raises(UserError, match="not there"):
+        list(loader(root, workers=workers))
+
+
+class Misbehaving(Collator):
+    """Does what it is told to at the fourth batch of its process."""
+
+    def __init__(self, action):
+        super().__init__(processor())
+        self.action, self.calls = action, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls == 4:
+            self.action()
+        return super().__call__(*arguments)
+
+
+def test_a_killed_worker_is_an_error(root):
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"no batch for step [0-3]\n.*exited unexpectedly"):
+        list(loader(root, workers=1, collator=Misbehaving(lambda: os.kill(os.getpid(), signal.SIGKILL))))
+    assert time.monotonic() - start < 30
+
+
+def test_a_wait_that_is_too_long_is_an_error(root):
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"no batch for step 3\n.*a wait of 3 s"):
+        list(loader(root, workers=1, timeout_s=3, collator=Misbehaving(lambda: time.sleep(60))))
+    assert time.monotonic() - start < 30
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback(root):
+    def fail():
+        raise RuntimeError("a bug of ours")
+
+    with pytest.raises(RuntimeError, match="a bug of ours") as error:
+        list(loader(root, workers=1, collator=Misbehaving(fail)))
+    assert not isinstance(error.value, UserError)
+
+
+def test_closing_ends_the_workers_and_may_be_taken_up_again(root):
+    whole = list(loader(root))
+    some = loader(root, workers=2)
+    first = [next(some) for _ in range(3)]
+    workers = [w.pid for w in some._iterator._workers]
+    some.close()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+    assert_equal(first + list(some), whole)
+
+
+def test_sounds_of_mixed_rates_meet_in_one_batch():
+    # One tone at three rates; the spectrogram of each is that of the tone at 16 kHz, but for the edges of the resampling.
+    def tone(rate):
+        return (0.5 * np.sin(2 * np.pi * 1000 * np.arange(round(0.32 * rate)) / rate)).astype(np.float32), rate
+
+    samples = [dict(audio=tone(rate)) for rate in (16000, 8000, 44100)]
+    features = Collator(processor())("t", Views(audio=AudioView(seconds=0.32)), samples).inputs["audio"]["input_features"]
+    loudest = features.reshape(3, 2, 2, 16, 16)[:, 0, :, 8].reshape(3, 32).argmax(1)  # mel bin of the ninth frame
+    assert loudest.tolist() == [int(loudest[0])] * 3
+
+
+@pytest.mark.parametrize("view", [AudioView(seconds=0.32, drop_rate=0.5), AudioView(seconds=0.16)])
+def test_what_is_drawn_for_a_sound_is_its_own(view, monkeypatch):
+    monkeypatch.setattr(processor().feature_extractor, "crop", "random")
+    noise = np.random.default_rng(0).normal(size=5120).astype(np.float32) / 4
+    samples, views = [dict(audio=(noise, 16000))] * 6, Views(audio=view)
+
+    def features(seeds):
+        rngs = [np.random.default_rng(seed) for seed in seeds]
+        return Collator(processor())("t", views, samples[: len(seeds)], rngs).inputs["audio"]["input_features"]
+
+    together = features(range(6))
+    torch.testing.assert_close(torch.cat([features([seed]) for seed in range(6)]), together, rtol=0, atol=0)
+    assert len({row.sum().item() for row in together}) > 1
+    calm = Collator(processor())("t", views, samples).inputs["audio"]["input_features"]  # evaluation draws nothing
+    assert torch.equal(calm[0], calm[1]) and calm.shape[1] >= together.shape[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_covers_the_split_in_equal_shapes(root, world):
+    source = FolderSource(root, IMAGES, "train")
+    views = Views(vision=VisionView(height=32, width=32, drop_rate=0.5), text=TextView())
+    collator = Collator(processor())
+    ranks = [list(evaluation_batches(source, collator, views, batch_size=3, rank=rank, world=world)) for rank in range(world)]
+    # 20 rows in batches of 3: 7, 4 and 3 rounds of 3, 6 and 9 rows.
+    assert {len(batches) for batches in ranks} == {{1: 7, 2: 4, 3: 3}[world]}
+    assert {b.inputs["vision"]["pixel_values"].shape for batches in ranks for b in batches} == {(3, 16, 768)}  # nothing dropped
+    rows = [b.targets["index"][b.targets["valid"]] for batches in ranks for b in batches]
+    assert sorted(torch.cat(rows).tolist()) == list(range(20))
+    for batch in (b for batches in ranks for b in batches):
+        assert torch.equal(batch.targets["label"], batch.targets["index"] % 10)
+        assert batch.targets["index"].dtype == torch.int64 and batch.targets["valid"].dtype == torch.bool
+        assert set(batch.targets["index"][~batch.targets["valid"]].tolist()) <= {19}
+        assert captions(batch) == [f"images {i}" for i in batch.targets["index"].tolist()]  # the first caption
+
+
+def test_step_batches_can_be_sent_to_a_process(root):
+    batches = loader(root).batches
+    batches.collator = None
+    copy = pickle.loads(pickle.dumps(batches))
+    assert isinstance(copy, StepBatches)
+    assert copy.samples(4) == batches.samples(4)

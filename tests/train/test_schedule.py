@@ -1,0 +1,108 @@
+"""The schedule against a literal re-statement of the released loop, and against hand counts."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from imp_ds.errors import UserError
+from imp_ds.train.schedule import Rotation, Sampling, build_schedule
+
+
+def released_loop(intervals, total_steps):
+    """The released trainer, word for word: fixed order, each visit counts, multiples of the interval train."""
+    counters = {name: 0 for name in intervals}
+    turns, trained = [], {name: 0 for name in intervals}
+    global_step = 0
+    while global_step < total_steps:
+        for name, interval in intervals.items():
+            counters[name] += 1
+            if counters[name] % interval == 0:
+                turns.append((name, trained[name]))
+                trained[name] += 1
+                global_step += 1
+                if global_step == total_steps:
+                    break
+    return turns
+
+
+def test_rotation_by_hand():
+    # Sweeps: 1 -> a; 2 -> a, b; 3 -> a, c; 4 -> a, b; 5 -> a; 6 -> a, b, c.
+    schedule = Rotation({"a": 1, "b": 2, "c": 3})
+    assert [schedule.at(step).name for step in range(11)] == list("a" "ab" "ac" "ab" "a" "abc")
+    assert [tuple(schedule.at(step)) for step in (0, 2, 4, 9, 10)] == [("a", 0), ("b", 0), ("c", 0), ("b", 2), ("c", 1)]
+
+
+@pytest.mark.parametrize("intervals", [[1], [7], [2, 3], [3, 2], [4, 6, 10], [5, 5, 5], [1, 1, 12, 5, 12, 8]])
+def test_rotation_equals_the_released_loop(intervals):
+    named = {f"t{i}": interval for i, interval in enumerate(intervals)}
+    schedule = Rotation(named)
+    assert [tuple(schedule.at(step)) for step in range(3000)] == released_loop(named, 3000)
+
+
+def test_rotation_equals_the_released_loop_for_random_intervals():
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        named = {f"t{i}": int(k) for i, k in enumerate(rng.integers(1, 40, size=rng.integers(1, 8)))}
+        schedule = Rotation(named)
+        assert [tuple(schedule.at(step)) for step in range(2000)] == released_loop(named, 2000), named
+
+
+def test_rotation_far_away_and_with_long_periods():
+    # 10**12 sweeps of two tasks at 1 and 10**9: 10**12 + 10**3 steps; the last of them is the slow task's 1000th turn.
+    schedule = Rotation({"fast": 1, "slow": 10**9})
+    assert tuple(schedule.at(10**12 + 10**3 - 1)) == ("slow", 999)
+    assert tuple(schedule.at(10**12 + 10**3)) == ("fast", 10**12)
+
+
+def test_shares_of_the_released_recipe():
+    # 1 + 1 + 1/12 + 1/5 + 1/12 + 1/8 = 2.491667 steps in a sweep; 1 / 2.491667 = 40.13%, 0.2 / 2.491667 = 8.03%.
+    tasks = dict(image_text=1, image=1, video_text=12, video=5, video_audio_text=12, audio=8)
+    schedule = Rotation(tasks)
+    assert schedule.shares()["image_text"] == pytest.approx(0.4013, abs=5e-5)
+    assert schedule.shares()["video"] == pytest.approx(0.0803, abs=5e-5)
+    assert sum(schedule.shares().values()) == pytest.approx(1)
+    counted = sum(schedule.at(step).name == "video" for step in range(20_000)) / 20_000
+    assert counted == pytest.approx(schedule.shares()["video"], abs=1e-3)
+
+
+def test_sampling_is_a_pure_function_of_the_step():
+    weights = {"a": 1.0, "b": 3.0}
+    forward, backward = Sampling(weights, seed=5), Sampling(weights, seed=5)
+    late = [backward.at(step) for step in reversed(range(9000))][::-1]
+    assert [forward.at(step) for step in range(9000)] == late
+    other = Sampling(weights, seed=6)
+    assert [other.at(step) for step in range(9000)] != late
+
+
+def test_sampling_visits_count_the_turns_across_blocks():
+    schedule = Sampling({"a": 1.0, "b": 2.0, "c": 0.5}, seed=1)
+    trained = {"a": 0, "b": 0, "c": 0}
+    for step in range(3 * Sampling._BLOCK + 17):
+        name, visit = schedule.at(step)
+        assert visit == trained[name]
+        trained[name] += 1
+
+
+def test_sampling_follows_the_weights():
+    # 40,000 draws at probability 0.25: standard deviation sqrt(0.25 * 0.75 / 40000) = 0.0022; five of them are 0.011.
+    schedule = Sampling({"never": 0.0, "a": 1.0, "b": 3.0, "nor_this": 0.0}, seed=3)
+    names = [schedule.at(step).name for step in range(40_000)]
+    assert names.count("a") / 40_000 == pytest.approx(0.25, abs=0.011)
+    assert names.count("never") == names.count("nor_this") == 0
+    assert schedule.shares() == {"never": 0.0, "a": 0.25, "b": 0.75, "nor_this": 0.0}
+
+
+def test_build_schedule_and_its_refusals():
+    tasks = [SimpleNamespace(name="a", interval=2, weight=1.0), SimpleNamespace(name="b", interval=3, weight=0.0)]
+    assert build_schedule("rotation", tasks, 0).intervals == {"a": 2, "b": 3}
+    assert build_schedule("sampling", tasks, 0).weights == {"a": 1.0, "b": 0.0}
+    with pytest.raises(UserError, match="unknown schedule"):
+        build_schedule("random", tasks, 0)
+    with pytest.raises(UserError, match="one name"):
+        build_schedule("rotation", [tasks[0], tasks[0]], 0)
+    with pytest.raises(UserError, match="interval"):
+        Rotation({"a": 0})
+    for weights in ({"a": 0.0}, {"a": -1.0, "b": 2.0}, {"a": float("nan")}, {}):
+        with pytest.raises(UserError, match="weights"):
+            Sampling(weights, 0)
