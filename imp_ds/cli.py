@@ -177,14 +177,14 @@ def _leave(error: UserError) -> None:
     """Say what is wrong, once, and end this rank.
 
     Before the ranks have joined, all of them meet the same error, and rank 0 speaks. After that an error may be one
-    rank's own (its file, its disk): each speaks, and ends at once, since a clean end would wait for the others.
+    rank's own (its file, its disk): each says a line, and ends at once, since a clean end would wait for the others.
     """
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
     joined = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
     if rank == 0:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")  # in one piece: ranks share the terminal
     elif joined:
-        print(f"error on rank {rank}: {error.what}", file=sys.stderr)
+        sys.stderr.write(f"error on rank {rank}: {str(error).splitlines()[0]}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     if joined:

@@ -14,6 +14,7 @@ from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Batch
 from imp_ds.tokens import token_counts
 from imp_ds.train.plan import count_parameters
+from imp_ds.train.schedule import build_schedule
 
 PUBLISHED = ("imp_s", "imp_b", "imp_moe_b", "imp_moe_l")
 
@@ -33,10 +34,12 @@ def test_every_recipe_has_a_debug_twin_with_its_structure():
         assert [(t.name, t.interval, t.reduction) for t in run.tasks] == [(t.name, t.interval, t.reduction) for t in twin.tasks]
         assert [[o.kind for o in t.objectives] for t in run.tasks] == [[o.kind for o in t.objectives] for t in twin.tasks]
         assert [t.views.names() for t in run.tasks] == [t.views.names() for t in twin.tasks]
+        schedule = build_schedule(twin.train.schedule, twin.tasks, twin.train.seed)
+        assert {schedule.at(step).name for step in range(twin.train.steps)} == {t.name for t in twin.tasks}  # each has a turn
         assert bool(run.model.num_experts) == bool(twin.model.num_experts)
         config = twin.model.to_config(512, twin.tasks)
         assert count_parameters(config).total < 2_000_000
-        assert twin.train.steps <= 20 and max(t.batch_size for t in twin.tasks) <= 8
+        assert twin.train.steps <= 32 and max(t.batch_size for t in twin.tasks) <= 8
 
 
 def test_recipes_share_nothing():

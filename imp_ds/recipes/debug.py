@@ -44,10 +44,11 @@ def _debug(run: RunConfig) -> RunConfig:
     for evaluation in run.evaluations:
         if evaluation.views.vision is not None:
             evaluation.views.vision = evaluation.views.vision.model_copy(update=dict(height=32, width=32))
-    run.train = TrainSettings(steps=12, log_every=1, eval_every=0, save_every=0)
+    # twelve sweeps, in which the task of the longest interval has its turn, are 29 steps
+    run.train = TrainSettings(steps=32, log_every=1, eval_every=0, save_every=0)
     # the fall, the rise and the cosine all happen within the few steps
     run.optimizer = run.optimizer.model_copy(
-        update=dict(pre_warmup_steps=2 if run.optimizer.pre_warmup_steps else 0, warmup_steps=4, decay_steps=10)
+        update=dict(pre_warmup_steps=2 if run.optimizer.pre_warmup_steps else 0, warmup_steps=4, decay_steps=30)
     )
     return run
 
