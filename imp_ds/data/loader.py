@@ -145,11 +145,10 @@ class RotatingLoader:
     def _start(self):
         """Start the workers. torch's handler for a dying worker is taken off again: it would raise in the middle of whatever
         the training is doing; `_wait` finds a dead worker at its next look."""
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGCHLD)
+        handler = signal.getsignal(signal.SIGCHLD)  # None: set outside Python, and not ours to set again
         steps = range(self.step, self.stop_step)
         iterator = iter(DataLoader(self.batches, batch_size=None, sampler=steps, collate_fn=_as_it_is, **self._settings))
-        if in_main_thread and signal.getsignal(signal.SIGCHLD) is not handler:
+        if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
         return iterator
 
