@@ -9,6 +9,11 @@ import torch.distributed as dist
 from imp_ds.parallel.groups import world_size
 
 
+# renamed in torch 2.13; 2.11 knows the older names only
+_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 class _GatherRows(torch.autograd.Function):
     """all_gather forward; backward sums every rank's gradient of this rank's rows, so that summed local losses give the
     gradient of the loss over the joined batch."""
@@ -20,13 +25,13 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_ND: torch.Tensor) -> torch.Tensor:
         grad_BD = grad_ND.new_empty(grad_ND.shape[0] // world_size(), *grad_ND.shape[1:])
-        dist.reduce_scatter_tensor(grad_BD, grad_ND.contiguous())
+        _scatter_single(grad_BD, grad_ND.contiguous())
         return grad_BD
 
 
 def _all_gather(x: torch.Tensor) -> torch.Tensor:
     joined = x.new_empty(x.shape[0] * world_size(), *x.shape[1:])
-    dist.all_gather_into_tensor(joined, x.contiguous())
+    _gather_single(joined, x.contiguous())
     return joined
 
 

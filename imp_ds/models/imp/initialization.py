@@ -1,7 +1,7 @@
 """Initial weights: one rule for each kind of module, and seeds that do not know how many ranks there are.
 
 The release does not state its dense initialiser; Flax's default, LeCun normal, is used for every matrix, and
-N(0, initializer_range) for tables and routers (router: IMP release, `modeling/routing.py`).
+N(0, 1) for tables, N(0, initializer_range) for routers (IMP release, `modeling/routing.py`).
 """
 
 import hashlib
@@ -33,7 +33,8 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
         if module.bias is not None:
             init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
-        init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
+        # of the size of a projected patch and of a normed position: smaller words drown in the positions added to them
+        init.normal_(module.weight, mean=0.0, std=1.0, generator=generator_for("weight"))
     elif isinstance(module, nn.LayerNorm):
         init.ones_(module.weight)
         if module.bias is not None:

@@ -1,0 +1,90 @@
+"""`python -m imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint. Needs no DeepSpeed process."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from imp_ds.config import RunConfig
+from imp_ds.errors import UserError
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.train import checkpoint, model_card, processor
+from imp_ds.train.trainer import RESULTS
+
+
+def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
+    """Write model, processor, run configuration, scores and model card of a run's checkpoint to the folder `out`.
+
+    Args:
+        run_dir: a run's output folder.
+        out: a new or empty folder; written beside itself first, so it is whole or not there.
+        step: the checkpoint of that step; None takes the newest whole one.
+
+    Raises UserError when there is no such run or checkpoint, it is damaged, or `out` cannot be written.
+    """
+    run_dir, out = Path(run_dir), Path(out)
+    run = _read_run(run_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("the export folder is not empty", got=out, allowed="a new or empty folder")
+    folder = _find_checkpoint(run_dir, step)
+    reader = checkpoint.Reader(folder)
+    pieces = ImpProcessor.from_pretrained(run_dir / processor.FOLDER, local_files_only=True)
+    with torch.device("meta"):
+        model = ImpForPreTraining(run.model.to_config(len(pieces.tokenizer), run.tasks))
+    model.to_empty(device="cpu")
+    reader.load_weights(model)
+    staging = out.parent / f".staging-{out.name}-{os.getpid()}"
+    try:
+        staging.mkdir(parents=True)
+        _write(staging, run_dir, run, reader.state, model.eval(), pieces)
+        if out.is_dir():
+            out.rmdir()
+        staging.rename(out)
+    except OSError as error:
+        raise UserError("the export cannot be written", got=f"{out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return out
+
+
+def _read_run(run_dir: Path) -> RunConfig:
+    if not (run_dir / "run_config.json").is_file() or not (run_dir / processor.FOLDER).is_dir():
+        raise UserError(
+            "this is not the folder of a run", got=run_dir, allowed="the --output_dir of python -m imp_ds train, for example runs/digits"
+        )
+    return RunConfig.load(run_dir)
+
+
+def _find_checkpoint(run_dir: Path, step: int | None) -> Path:
+    steps = sorted(int(p.name.removeprefix("step_")) for p in (run_dir / checkpoint.FOLDER).glob("step_*"))
+    if step is not None:
+        if step not in steps:
+            raise UserError("the run has no checkpoint of this step", got=step, allowed=", ".join(map(str, steps)) or "none yet")
+        folder = run_dir / checkpoint.FOLDER / checkpoint.folder_name(step)
+        checkpoint.verify(folder)
+        return folder
+    folder = checkpoint.newest(run_dir)
+    if folder is None:
+        raise UserError("the run has no whole checkpoint", got=run_dir, fix="train it longer, or set train.save_every")
+    return folder
+
+
+def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: ImpForPreTraining, pieces: ImpProcessor) -> None:
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    pieces.save_pretrained(folder)
+    run.save(folder / "run_config.json")
+    results, final = {}, run_dir / RESULTS
+    # the scores are those of the last step: they say nothing of an earlier checkpoint
+    if final.is_file() and state["step"] == run.train.steps:
+        results = json.loads(final.read_text())
+        if (run_dir / model_card.PICTURE).is_file():
+            shutil.copy(run_dir / model_card.PICTURE, folder / model_card.PICTURE)
+    parameters = sum(p.numel() for p in model.parameters())
+    model_card.write(
+        folder, run, model.config, results, state["versions"], steps=state["step"], world_size=state["world_size"], parameters=parameters
+    )
