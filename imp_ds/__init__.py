@@ -3,11 +3,30 @@
 Importing it makes the Auto classes of transformers know the models; it needs neither deepspeed nor datasets nor a GPU.
 """
 
-from transformers import AutoModelForPreTraining
+import sys
+from importlib import import_module
 
-from imp_ds.models.imp import ImpConfig, ImpModel, ImpProcessor
-from imp_ds.pretraining import ImpForPreTraining
+_HOMES = {
+    "ImpConfig": "imp_ds.models.imp",
+    "ImpModel": "imp_ds.models.imp",
+    "ImpProcessor": "imp_ds.models.imp",
+    "ImpForPreTraining": "imp_ds.pretraining",
+}
+__all__ = sorted(_HOMES)
 
-AutoModelForPreTraining.register(ImpConfig, ImpForPreTraining)
 
-__all__ = ["ImpConfig", "ImpForPreTraining", "ImpModel", "ImpProcessor"]
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'imp_ds' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def _is_command() -> bool:
+    """Whether this import is the first half of `python -m imp_ds`: its help should not wait seconds for torch."""
+    words = sys.orig_argv
+    return sys.argv[:1] == ["-m"] and "-m" in words and words[words.index("-m") + 1 :][:1] == ["imp_ds"]
+
+
+if not _is_command():
+    for _home in set(_HOMES.values()):
+        import_module(_home)

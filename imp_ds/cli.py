@@ -183,7 +183,7 @@ def _leave(error: UserError) -> None:
     joined = "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
     if rank == 0:
         sys.stderr.write(f"error: {error}\n")  # in one piece: ranks share the terminal
-    elif joined:
+    elif joined and not error.shared:
         sys.stderr.write(f"error on rank {rank}: {str(error).splitlines()[0]}\n")
     sys.stdout.flush()
     sys.stderr.flush()

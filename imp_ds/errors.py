@@ -9,7 +9,11 @@ class UserError(ValueError):
         got: the value that was met.
         allowed: the values that would do.
         fix: how to mend it.
+
+    `shared` is true when every rank raises the same error, so that one of them may speak for all.
     """
+
+    shared = False
 
     def __init__(self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None):
         lines = [what]

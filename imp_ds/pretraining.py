@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import AutoModelForPreTraining
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
@@ -59,3 +60,6 @@ class ImpForPreTraining(ImpPreTrainedModel):
         router_loss = self.imp.router_loss(*encodings.values())
         metrics["loss/router_z"] = router_loss.detach()
         return loss + router_loss, metrics, {modality: encoding.reports for modality, encoding in encodings.items()}
+
+
+AutoModelForPreTraining.register(ImpConfig, ImpForPreTraining)

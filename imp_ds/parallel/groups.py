@@ -68,4 +68,6 @@ def raise_shared(problem: UserError | None) -> None:
         dist.all_gather_object(problems, mine)
     first = next((p for p in problems if p is not None), None)
     if first is not None:
-        raise UserError(first)
+        error = UserError(first)
+        error.shared = True
+        raise error
