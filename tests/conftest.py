@@ -1,0 +1,29 @@
+"""What tests of several folders share."""
+
+import os
+
+# two ranks of a test on two cores, each with its own pool of threads for all cores, would stand in each other's way;
+# set before anything imports torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def digits_corpus(tmp_path_factory):
+    """A small digits corpus, at least one sample for each class and split; made once, to be read only."""
+    from imp_ds.data.digits import build
+
+    root = tmp_path_factory.mktemp("corpus") / "digits"
+    assert build(root, scale=0.03)
+    return root
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,46 @@
+"""requirements.txt against the imports of imp_ds: nothing is used that is not pinned there."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def imported_packages() -> set[str]:
+    """Top-level names of all absolute imports in imp_ds, outside the standard library and imp_ds itself."""
+    names = set()
+    for path in (ROOT / "imp_ds").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"imp_ds"}
+
+
+def pins(path: Path) -> dict[str, str | None]:
+    """{normalised name: pinned version, or None for a line that pins none}."""
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.partition("==") for line in lines if line)
+    return {normal(name): version or None for name, _, version in pairs}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_import_is_pinned():
+    listed, owners = pins(ROOT / "requirements.txt"), packages_distributions()
+    names = imported_packages()
+    assert {"torch", "PIL", "sklearn"} <= names  # the search itself works
+    unlisted = {name for name in names if not any(normal(owner) in listed for owner in owners.get(name, []))}
+    assert not unlisted
+
+
+def test_every_line_pins_one_version():
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        loose = [name for name, version in pins(ROOT / file).items() if not re.fullmatch(r"\d+(\.\d+)+", version or "")]
+        assert not loose, file
