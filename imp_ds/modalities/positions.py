@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-# i / n * buckets must floor to the same bucket in float32 as in exact arithmetic; no grid here is finer than 1e4.
-_ROUNDING = 1e-4
+
+def _tolerance(buckets: int) -> float:
+    """i / n * buckets must floor to the same bucket in float32 as in exact arithmetic. Added before the floor: more than
+    float32 can be wrong by (two roundings, below buckets * 2**-23), less than 1 / n (no grid of pixels is finer than 1e4)."""
+    return max(1e-4, buckets * 2.0**-22)
 
 
 def grid_positions(*sizes: int) -> np.ndarray:
@@ -33,7 +36,7 @@ class FactoredPositions(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps, bias=False)
 
     def forward(self, positions_BLA: torch.Tensor) -> torch.Tensor:
-        scaled = positions_BLA.float() * positions_BLA.new_tensor(self.buckets, dtype=torch.float32)
-        index = (scaled + _ROUNDING).long()
-        total = sum(table(index[..., axis]) for axis, table in enumerate(self.tables))
-        return self.norm(total)
+        # axis by axis with plain numbers: a tensor of bucket counts made here would have to wait for the device in every call
+        places = zip(positions_BLA.float().unbind(-1), self.buckets)
+        index = ((places_BL * buckets + _tolerance(buckets)).long() for places_BL, buckets in places)
+        return self.norm(sum(table(index_BL) for table, index_BL in zip(self.tables, index)))
