@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imp_ds.parallel.gather import gather_rows
-from imp_ds.parallel.groups import rank
+from imp_ds.parallel.groups import rank, world_size
 
 
 def nce_direction(logits_BN: torch.Tensor, positive_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,8 +59,8 @@ class ContrastiveObjective(nn.Module):
         if self.positives == "equal":
             label_B = targets["label"]
             return label_B[:, None] == gather_rows(label_B)[None, :]
-        columns = gather_rows(torch.arange(rows, device=device) + rank() * rows)
-        return torch.arange(rows, device=device)[:, None] + rank() * rows == columns[None, :]
+        mine_B = torch.arange(rows, device=device) + rank() * rows
+        return mine_B[:, None] == torch.arange(rows * world_size(), device=device)
 
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first = encodings[self.pairs[0][0]].pooled_BD
