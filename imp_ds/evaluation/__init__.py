@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from imp_ds.data.collation import Collator
+from imp_ds.data.decoding import decode
 from imp_ds.data.loader import evaluation_batches
 from imp_ds.data.sources import FolderSource
 from imp_ds.evaluation.evaluator import TextEvaluator
@@ -31,6 +32,9 @@ def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> lis
         def batches(source=source, views=_used_views(record), shape=shape):
             return evaluation_batches(source, collator, views, **shape)
 
+        def frames(row, source=source, views=Views(vision=record.views.vision)):
+            return decode(source, row, views)["vision"]
+
         evaluators.append(
             TextEvaluator(
                 record,
@@ -40,6 +44,7 @@ def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> lis
                 classes=None if record.classes is None else load_classes(root / "classes.json", record.classes),
                 captions=None if record.source.text is None else [source.row(i)["text"][0] for i in range(len(source))],
                 batch_size=batch_size,
+                frames=frames if record.modality == "vision" else None,
             )
         )
     return evaluators

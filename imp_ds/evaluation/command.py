@@ -61,10 +61,9 @@ def load_model(folder: Path) -> tuple[ImpModel, ImpProcessor]:
     except UserError:
         raise
     except Exception as error:  # each reader of a damaged file fails in its own way
-        raise UserError(
-            "the model cannot be loaded", got=f"{folder}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            fix="export it again: python -m imp_ds export RUN OUT",
-        ) from error  # fmt: skip
+        reason = f"{folder}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        fix = "export it again: python -m imp_ds export RUN OUT"
+        raise UserError("the model cannot be loaded", got=reason, fix=fix) from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

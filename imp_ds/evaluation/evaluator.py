@@ -1,11 +1,13 @@
 """One evaluation of a modality against text: zero-shot classification and retrieval from one pass over the split.
 
-Shapes: N rows of the split, C width of a common space.
+Shapes: N rows of the split, C width of a common space, T frames, H height, W width.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
+from PIL import Image
 
 from imp_ds.errors import UserError
 from imp_ds.evaluation.embedding import embed_rows, prompt_batches
@@ -27,6 +29,7 @@ class TextEvaluator:
         tokenizer: makes the prompts' tokens.
         labels: class index of each row, int64 [N]; needed with `classes`.
         captions: the first caption of each row; the batches then have "text" inputs.
+        frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
         keep_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
 
     After a run, `vectors_NC` holds the modality's unit vectors and `usage` the experts' shares by modality.
@@ -43,10 +46,12 @@ class TextEvaluator:
         classes: ClassPrompts | None = None,
         captions: list[str] | None = None,
         batch_size: int = 64,
+        frames: Callable[[int], np.ndarray] | None = None,
         keep_mb: int = 256,
     ):
         self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
         self.labels, self.classes, self.captions = labels, classes, captions
+        self._frames = frames
         self._batches = KeptBatches(batches, keep_mb)
         self.vectors_NC: torch.Tensor | None = None
         self.usage: dict[str, list[list[float]]] = {}
@@ -78,6 +83,14 @@ class TextEvaluator:
             return None
         return [self.classes.names[label] if self.classes else str(label) for label in self.labels.tolist()]
 
+    def thumbnails(self, rows: int, side: int = 32) -> torch.Tensor | None:
+        """The middle frame of the first `rows` rows, float [rows, 3, side, side] in [0, 1]; None for what is not seen."""
+        if self._frames is None:
+            return None
+        films = [self._frames(row) for row in range(rows)]
+        pictures = [Image.fromarray(film[len(film) // 2]).resize((side, side)) for film in films]
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+
 
 class KeptBatches:
     """Batches that are made once and then kept, as long as they take at most `most_mb` megabytes together."""
@@ -105,7 +118,8 @@ def _check(record: Evaluation, labels, classes, captions):
     if classes is None and captions is None:
         raise UserError(f"{where} measures nothing", fix="set `classes`, `source.text`, or both")
     if record.views.text is None or getattr(record.views, record.modality) is None:
-        raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()), allowed=f"views.{record.modality} and views.text")
+        needed = f"views.{record.modality} and views.text"
+        raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()), allowed=needed)
     if classes is not None and labels is None:
         raise UserError(f"{where} classifies, but source.label names no column", fix="set source.label")
     if classes is not None and int(labels.max()) >= len(classes.names):

@@ -12,8 +12,8 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
     """Write a PNG.
 
     Args:
-        history: lines of metrics.jsonl (`imp_ds.train.monitor`): "evaluation" lines give the thick curves, "train" lines the
-            faint ones.
+        history: lines of metrics.jsonl (`imp_ds.train.monitor`): "evaluation" lines give the thick curves, or stars when the
+            split is "test", "train" lines the pale ones.
         usage: {modality: [layer][expert] share of the combine weight}; {} for a dense encoder, which has no second panel.
         layers: index in the encoder of each MoE layer; counted from 0 when not given.
     """
@@ -32,10 +32,10 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
     figure.savefig(path, format="png")
 
 
-def zero_shot_curves(history: list[dict]) -> dict[str, tuple[list[int], list[float]]]:
-    """Evaluation name -> (steps, top-1 in percent)."""
+def zero_shot_curves(history: list[dict], split: str = "validation") -> dict[str, tuple[list[int], list[float]]]:
+    """Evaluation name -> (steps, top-1 in percent), of the evaluations on a split."""
     curves = {}
-    for line in history:
+    for line in (line for line in history if line.get("split") == split):
         for name, value in line.get("results", {}).items():
             if name.startswith("zero_shot/") and name.endswith("/top1"):
                 steps, values = curves.setdefault(name.split("/")[1], ([], []))
@@ -58,21 +58,30 @@ def training_curves(history: list[dict]) -> dict[str, tuple[list[int], list[floa
 
 
 def draw_accuracy(axes, history: list[dict]) -> None:
-    """Zero-shot accuracy of each evaluation, thick, over the accuracy of each task on its training batches, thin and pale."""
+    """Zero-shot accuracy of each evaluation on the validation split, thick, over the accuracy of each task on its training
+    batches, thin and pale. On the test split it is a star, and the number in the legend."""
     faint = [
         axes.plot(*curve, color=_PALE[i % len(_PALE)], linewidth=1.3, label=task.replace("_", " "))[0]
         for i, (task, curve) in enumerate(training_curves(history).items())
     ]
+    validation, test = zero_shot_curves(history), zero_shot_curves(history, "test")
     bold = []
-    for i, (name, curve) in enumerate(zero_shot_curves(history).items()):
-        style = dict(color=_BOLD[i % len(_BOLD)], linewidth=2.6, marker="o", markersize=5.5, zorder=3, clip_on=False)
-        bold += axes.plot(*curve, **style, label=f"{name.replace('_', ' ')}: {curve[1][-1]:.1f} %")
+    for i, name in enumerate(dict.fromkeys([*validation, *test])):
+        style = dict(color=_BOLD[i % len(_BOLD)], zorder=3, clip_on=False)
+        last = (test.get(name) or validation[name])[1][-1]
+        bold += axes.plot(
+            *validation.get(name, ([], [])), **style, linewidth=2.6, marker="o", markersize=5.5,
+            label=f"{name.replace('_', ' ')}: {last:.1f} %",
+        )  # fmt: skip
+        if name in test:
+            axes.plot(*test[name], **style, linestyle="none", marker="*", markersize=15, markeredgecolor="white")
     axes.set(title="Accuracy by task", xlabel="optimizer steps", ylabel="accuracy in %", ylim=(0, 102))
     axes.set_xlim(left=0)
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _legend_below(axes, {"zero-shot top 1, last value": bold, "on training batches": faint})
+    heading = "zero-shot top 1 (\u2605: test)" if test else "zero-shot top 1, last value"
+    _legend_below(axes, {heading: bold, "on training batches": faint})
 
 
 def _legend_below(axes, groups: dict[str, list]) -> None:

@@ -32,7 +32,8 @@ def load_classes(path: Path, key: str) -> ClassPrompts:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("zero-shot evaluation finds no class names", got=path, fix="write the file, or leave out `classes`") from None
+        fix = "write the file, or leave out `classes`"
+        raise UserError("zero-shot evaluation finds no class names", got=path, fix=fix) from None
     except (OSError, ValueError) as error:
         raise UserError("the file of class names cannot be read", got=f"{path}: {error}") from None
     if not isinstance(entries, dict) or key not in entries:

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, how it was trained, what it scored, how to load it (Hugging Face model card)."""
+"""The README.md of an exported model: what it is, how to load it, how it was trained, what it scored (a Hugging Face card)."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from imp_ds.config import RunConfig
 from imp_ds.models.imp.configuration_imp import ImpConfig
 
 PICTURE = "results.png"
+_MEASURES = ("zero_shot/", "retrieval/")
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -42,15 +43,16 @@ def write(
     parameters: int,
     examples: int | None = None,
     tokens: int | None = None,
+    seconds: float | None = None,
     split: str = "test",
     name_or_path: str | None = None,
 ) -> Path:
     """Write `folder`/README.md and return its path.
 
     Args:
-        results: scores by flat names (`imp_ds.evaluation`), measured on `split`; may be empty.
+        results: scores by flat names (`imp_ds.evaluation`), measured on `split`; may be empty. Other names are left out.
         versions: package -> version, as it was trained.
-        steps, world_size, examples, tokens: what training took; None leaves the line out.
+        steps, world_size, examples, tokens, seconds: what training took; None leaves the line out.
         parameters: of the exported model.
         name_or_path: what the example loads; None is the folder itself, ".".
     """
@@ -66,7 +68,7 @@ def write(
         "## Loading",
         _LOADING.format(folder=name_or_path or ".", height=config.vision_patch[1] * 4, width=config.vision_patch[2] * 4),
         "## Training",
-        _training(run, config, steps, world_size, parameters, examples, tokens),
+        _training(run, config, steps, world_size, parameters, examples, tokens, seconds),
         _tasks(run),
         "## Scores",
         _scores(results, split),
@@ -83,10 +85,11 @@ def _experts(config: ImpConfig) -> str:
     if not config.num_experts:
         return "The encoder is dense."
     layers = ", ".join(map(str, config.moe_layer_indices))
-    return f"The feed-forward of layers {layers} (of {config.num_hidden_layers}, from 0) is a mixture of {config.num_experts} experts."
+    of = f"(of {config.num_hidden_layers}, from 0)"
+    return f"The feed-forward of layers {layers} {of} is a mixture of {config.num_experts} experts."
 
 
-def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, parameters: int, examples, tokens) -> str:
+def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, parameters: int, examples, tokens, seconds) -> str:
     rows = [
         ("recipe", run.name),
         ("parameters", f"{parameters:,}"),
@@ -95,6 +98,7 @@ def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, pa
         ("schedule of tasks", run.train.schedule),
         ("examples", None if examples is None else f"{examples:,}"),
         ("tokens", None if tokens is None else f"{tokens:,}"),
+        ("time of the steps", None if seconds is None else f"{seconds:,.0f} s"),
         ("peak learning rate", f"{run.optimizer.peak_rate:g}"),
         ("weight decay", f"{run.optimizer.weight_decay:g}"),
         ("experts in a layer", config.num_experts or None),
@@ -121,10 +125,11 @@ def _learned(objective) -> str:
 
 
 def _scores(results: dict[str, float], split: str) -> str:
-    if not results:
+    rows = [(f"`{name}`", f"{100 * value:.1f} %") for name, value in results.items() if name.startswith(_MEASURES)]
+    if not rows:
         return "Not measured."
-    rows = [(f"`{name}`", f"{100 * value:.1f} %") for name, value in results.items()]
-    return f"On the {split} split; zero-shot by prompts, retrieval against the whole split.\n\n" + _table(("measure", "value"), rows)
+    table = _table(("measure", "value"), rows)
+    return f"On the {split} split; zero-shot by prompts, retrieval against the whole split.\n\n{table}"
 
 
 def _table(headings: tuple, rows: list) -> str:

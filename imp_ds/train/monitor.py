@@ -1,7 +1,7 @@
 """The record of a run, on rank 0: curves and samples for TensorBoard, metrics.jsonl, progress, and the picture of the results.
 
 metrics.jsonl holds one JSON object a line: {"kind": "train", "step", ...} for each log interval (`Interval.summary`) and
-{"kind": "evaluation", "step", "results", "usage"} for each evaluation. Values that are not finite are null there.
+{"kind": "evaluation", "step", "split", "results", "usage"} for each evaluation. Values that are not finite are null there.
 """
 
 import json
@@ -87,15 +87,23 @@ class Monitor:
             self._logged = step
             self._log(step, learning_rate)
 
-    def record_evaluation(self, step: int, results: dict[str, float], usage: dict[str, list[list[float]]]) -> None:
-        """The results of an evaluation after `step` steps, by flat names, and the experts' shares by modality."""
+    def record_evaluation(
+        self, step: int, results: dict[str, float], usage: dict[str, list[list[float]]], *, split: str = "validation"
+    ) -> None:
+        """The results of an evaluation after `step` steps, by flat names, and the experts' shares by modality.
+
+        Those of another split than "validation" do not belong on its curves: their tags begin with the split's name.
+        """
         if not self.enabled:
             return
-        self._write({"kind": "evaluation", "step": step, "results": results, "usage": usage})
-        self.board.scalars(step, results)
+        self._write({"kind": "evaluation", "step": step, "split": split, "results": results, "usage": usage})
+        prefix = "" if split == "validation" else f"{split}/"
+        self.board.scalars(step, {prefix + name: value for name, value in results.items()})
         self.board.flush()
-        shown = [f"{name.split('/')[1]} {value:.1%}" for name, value in results.items() if name.startswith("zero_shot/") and "top1" in name]
-        self.progress.say(f"step {step}: zero-shot {', '.join(shown)}" if shown else f"step {step}: evaluated")
+        best = {name: value for name, value in results.items() if name.startswith("zero_shot/") and name.endswith("/top1")}
+        named = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in best.items())
+        shown = f"zero-shot {named}" if best else "evaluated"
+        self.progress.say(f"step {step}, {split}: {shown}")
 
     def log_projector(self, name: str, vectors_NC: torch.Tensor, labels=None, images_N3HW=None, *, step: int) -> None:
         """Embeddings for the projector tab, under `name`; labels are texts, images are in [0, 1]."""
@@ -106,7 +114,8 @@ class Monitor:
         """The end: hyperparameters with the final scores (as final/...), and results.png in the output folder."""
         if not self.enabled:
             return
-        self.board.hyperparameters(hyperparameters(self.run), {f"final/{name}": value for name, value in results.items()}, self._logged)
+        final = {f"final/{name}": value for name, value in results.items()}
+        self.board.hyperparameters(hyperparameters(self.run), final, self._logged)
         usage = next((line["usage"] for line in reversed(self.history) if line["kind"] == "evaluation"), {})
         picture = self.output_dir / "results.png"
         draw(self.history, usage, picture, title=f"{self.run.name}, {self._logged} steps", layers=self.moe_layers)

@@ -31,7 +31,7 @@ def clips_BTHW3(inputs: dict, view, patch: list[int]) -> np.ndarray:
 
 
 def spectrograms_BFM(inputs: dict, patch: list[int], mel_bins: int) -> np.ndarray:
-    """Spectrogram of each sample, float32 [B, F, M], from `input_features` and `feature_positions`; not a number where dropped."""
+    """Spectrogram of each sample, float32 [B, F, M], from `input_features` and `feature_positions`; NaN where dropped."""
     long, high = patch
     values, positions = inputs["input_features"].float().numpy(), inputs["feature_positions"].numpy()
     times = np.unique(positions[..., 0])
@@ -91,7 +91,8 @@ def batch_captions(batch: Batch, tokenizer, count: int) -> str | None:
     """A Markdown table of the first `count` samples: what the tokens say, and the label; None without either."""
     columns = {}
     if "text" in batch.inputs:
-        columns["caption, from its tokens"] = tokenizer.batch_decode(batch.inputs["text"]["input_ids"][:count], skip_special_tokens=True)
+        ids = batch.inputs["text"]["input_ids"][:count]
+        columns["caption, from its tokens"] = tokenizer.batch_decode(ids, skip_special_tokens=True)
     label = batch.targets.get("label")
     if label is not None and label.dim() == 1:
         columns["label"] = label[:count].tolist()

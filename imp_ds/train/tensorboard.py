@@ -54,7 +54,7 @@ class TensorBoard:
             self._charts = {"experts": wanted}
             self.writer.add_custom_scalars(self._charts)
 
-    def embedding(self, tag: str, vectors_NC: torch.Tensor, labels: list[str] | None, images_N3HW: torch.Tensor | None, step: int):
+    def embedding(self, tag: str, vectors_NC: torch.Tensor, labels: list[str] | None, images_N3HW, step: int) -> None:
         """Points of the projector, with labels and thumbnails in [0, 1] where given."""
         self.writer.add_embedding(vectors_NC.float().cpu(), metadata=labels, label_img=images_N3HW, global_step=step, tag=tag)
 

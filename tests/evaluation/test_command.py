@@ -13,6 +13,7 @@ from PIL import Image
 
 from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
+from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation.command import evaluate
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpProcessor, ImpVideoProcessor
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
@@ -40,11 +41,13 @@ def make_run(root) -> RunConfig:
     source = Source(path="images", vision="file_name", text="captions", label="label")
     views = Views(vision=VisionView(height=16, width=16), text=TextView(length=8))
     shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, common_dim=8, num_experts=2)
+    shape |= dict(vision_patch=(1, 8, 8), vision_max=(4, 16, 16), group_examples=1, moe_layers="last:1")
+    matching = Contrastive(pairs=[("vision", "text")])
     return RunConfig(
         name="colours",
-        model=ModelSettings(size="tiny", vision_patch=(1, 8, 8), vision_max=(4, 16, 16), group_examples=1, moe_layers="last:1", **shape),
+        model=ModelSettings(size="tiny", **shape),
         data=DataSettings(root=str(root)),
-        tasks=[Task(name="image_text", source=source, views=views, objectives=[Contrastive(pairs=[("vision", "text")])], batch_size=4)],
+        tasks=[Task(name="image_text", source=source, views=views, objectives=[matching], batch_size=4)],
         evaluations=[Evaluation(name="image", modality="vision", source=source, views=views, classes="images")],
         train=TrainSettings(steps=1),
     )
@@ -61,9 +64,8 @@ def exported(tmp_path_factory):
     config = run.model.to_config(len(tokenizer), run.tasks)
     torch.manual_seed(0)
     patch = config.vision_patch
-    processor = ImpProcessor(
-        ImpImageProcessor(size=16, patch=patch), ImpVideoProcessor(frames=4, size=16, patch=patch), ImpFeatureExtractor(), tokenizer
-    )
+    parts = ImpImageProcessor(size=16, patch=patch), ImpVideoProcessor(frames=4, size=16, patch=patch), ImpFeatureExtractor()
+    processor = ImpProcessor(*parts, tokenizer)
     ImpForPreTraining(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     run.save(folder / "run_config.json")
@@ -83,6 +85,14 @@ def test_results_are_printed_written_and_returned(exported, tmp_path, capsys):
     assert "zero-shot top1" in capsys.readouterr().out
     # groups of one example: the batch size changes nothing
     assert evaluate(folder, root, "test", 3) == pytest.approx(results)
+
+
+def test_thumbnails_and_labels_are_those_of_the_rows(exported):
+    folder, root = exported
+    (evaluator,) = build_evaluators(make_run(root), ImpProcessor.from_pretrained(folder), "test")
+    assert evaluator.label_names()[:4] == ["red", "green", "blue", "red"]
+    pictures = evaluator.thumbnails(3, side=4)
+    assert pictures.shape == (3, 3, 4, 4) and pictures.mean((2, 3)).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("change, word", [
@@ -115,7 +125,8 @@ def test_a_damaged_model_and_a_damaged_picture_are_named(exported, tmp_path):
 
 def test_evaluation_needs_no_deepspeed(exported):
     folder, _ = exported
-    code = f"import sys; sys.modules['deepspeed'] = None\nfrom imp_ds.evaluation.command import evaluate\nevaluate({str(folder)!r})"
+    code = "import sys; sys.modules['deepspeed'] = None\n"
+    code += f"from imp_ds.evaluation.command import evaluate\nevaluate({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "zero-shot top1" in done.stdout, done.stderr
 
@@ -126,13 +137,15 @@ def test_the_model_card_is_valid_and_its_example_runs(exported):
     config = run.model.to_config(64, run.tasks)
     (folder / "results.png").write_bytes(b"")
     path = model_card.write(
-        folder, run, config, {"zero_shot/image/top1": 0.9625}, {"torch": "2.13.0"}, steps=1, world_size=2, parameters=12345,
-        examples=4, tokens=48, name_or_path=str(folder),
+        folder, run, config, {"zero_shot/image/top1": 0.9625, "train/steps": 1}, {"torch": "2.13.0"}, steps=1, world_size=2,
+        parameters=12345, examples=4, tokens=48, name_or_path=str(folder),
     )  # fmt: skip
     card = ModelCard.load(path)
     assert card.data.library_name == "transformers" and "mixture-of-experts" in card.data.tags and card.data.license is None
-    for text in ("| `zero_shot/image/top1` | 96.2 % |", "12,345", "| torch | 2.13.0 |", "layers 1 (of 2", "![", "NCE of vision-text"):
+    stated = ("| `zero_shot/image/top1` | 96.2 % |", "12,345", "| torch | 2.13.0 |", "layers 1 (of 2", "![", "NCE of vision-text")
+    for text in stated:
         assert text in card.text, text
+    assert "train/steps" not in card.text
     example = re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
     done = subprocess.run(
         [sys.executable, "-c", example + "\nprint('scores', *scores.shape)"], capture_output=True, text=True, timeout=120

@@ -5,16 +5,23 @@ from PIL import Image
 
 from imp_ds.evaluation.picture import draw, training_curves, zero_shot_curves
 
+
+def evaluation(split: str, step: int, results: dict) -> dict:
+    return {"kind": "evaluation", "split": split, "step": step, "results": results, "usage": {}}
+
+
 HISTORY = [
     {"kind": "train", "step": 10, "tasks": {"a": {"loss": 1.0, "accuracy/x": 0.25, "accuracy/y": 0.75}, "b": {"loss": 2.0}}},
-    {"kind": "evaluation", "step": 10, "results": {"zero_shot/image/top1": 0.5, "zero_shot/image/top5": 0.9}},
+    evaluation("validation", 10, {"zero_shot/image/top1": 0.5, "zero_shot/image/top5": 0.9}),
     {"kind": "train", "step": 20, "tasks": {"a": {"loss": None, "accuracy/x": 1.0, "accuracy/y": None}}},
-    {"kind": "evaluation", "step": 20, "results": {"zero_shot/image/top1": 0.75, "retrieval/image/image_to_text/R@1": 0.1}},
+    evaluation("validation", 20, {"zero_shot/image/top1": 0.75, "retrieval/image/image_to_text/R@1": 0.1}),
+    evaluation("test", 20, {"zero_shot/image/top1": 0.7}),
 ]
 
 
 def test_curves_by_hand():
     assert zero_shot_curves(HISTORY) == {"image": ([10, 20], [50.0, 75.0])}
+    assert zero_shot_curves(HISTORY, "test") == {"image": ([20], [70.0])}
     assert training_curves(HISTORY) == {"a": ([10, 20], [50.0, 100.0])}  # (25 + 75) / 2, then x alone
 
 

@@ -46,7 +46,8 @@ def make_run(**train) -> RunConfig:
 
 
 def report(first: float) -> RouterReport:
-    return RouterReport(torch.tensor(2 * first), torch.tensor([first, 1 - first]), torch.tensor(0.125), torch.tensor(first + 0.25))
+    z_loss, usage_E, left_behind, confidence = map(torch.tensor, (2 * first, [first, 1 - first], 0.125, first + 0.25))
+    return RouterReport(z_loss, usage_E, left_behind, confidence)
 
 
 def record(monitor: Monitor, step: int, task: str, loss: float, modalities=("vision", "text")) -> None:
@@ -82,6 +83,7 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
     record(monitor, 3, "image_text", 2.0)
     record(monitor, 4, "image_text", 1.0)
     monitor.record_evaluation(4, RESULTS, USAGE)
+    monitor.record_evaluation(4, {"zero_shot/image/top1": 0.625}, {}, split="test")
     monitor.close()
     events = read(tmp_path)
     assert curve(events, "train/image_text/loss") == [(2, 4.0), (4, 1.5)]  # (2 + 1) / 2
@@ -101,12 +103,12 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
     assert curve(events, "moe/layer3/left_behind_text")[0] == (2, 0.125)
     assert curve(events, "moe/layer3/confidence_vision")[0] == (2, 0.5)
     assert curve(events, "moe/layer3/z_loss")[0] == (2, 0.625)  # (2 x 0.25 + 2 x 0.375) / 2 modalities
-    assert curve(events, "zero_shot/image/top1") == [(4, 0.5)]
+    assert curve(events, "zero_shot/image/top1") == [(4, 0.5)] and curve(events, "test/zero_shot/image/top1") == [(4, 0.625)]
     layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
     assert charts["layer3, vision"] == ["moe/layer3/usage_expert0_vision", "moe/layer3/usage_expert1_vision"]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["kind"], line["step"]) for line in lines] == [("train", 2), ("train", 4), ("evaluation", 4)]
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", 2), ("train", 4), ("evaluation", 4), ("evaluation", 4)]
     assert lines[2]["results"] == RESULTS and lines[2]["usage"] == USAGE
 
 
@@ -149,7 +151,7 @@ def test_a_damaged_history_is_named(tmp_path):
         cut_history(tmp_path / "metrics.jsonl", 5)
 
 
-def image_batch() -> Batch:
+def image_batch() -> tuple[Batch, np.ndarray]:
     """Two 32 x 32 images of 16 patches, as the processor cuts them; the last patch of the second image is dropped."""
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     grid = images.reshape(2, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 8 * 8 * 3)
@@ -176,7 +178,8 @@ def test_samples_show_what_the_model_is_fed(tmp_path):
     monitor = Monitor(tmp_path, make_run(), enabled=True, total_steps=8)
     (images, pixels), (films, film) = image_batch(), film_batch()
     tone = 0.5 * np.sin(np.arange(800) / 5).astype(np.float32)
-    monitor.log_start({"image_text": images, "film_speech_text": films}, Processor, '{"a": 1}', {"film_speech_text": [(tone, 16000)]})
+    batches, sounds = {"image_text": images, "film_speech_text": films}, {"film_speech_text": [(tone, 16000)]}
+    monitor.log_start(batches, Processor, '{"a": 1}', sounds)
     monitor.close()
     events = read(tmp_path)
     assert '"a": 1' in words(events, "configuration")
@@ -222,7 +225,8 @@ def test_the_end_has_hyperparameters_projector_and_picture(tmp_path):
     monitor.close()
     events = read(tmp_path)
     assert curve(events, "final/zero_shot/image/top1") == [(8, 0.75)]
-    plugin = {tag: HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content) for tag in events.PluginTagToContent("hparams")}
+    tags = events.PluginTagToContent("hparams")
+    plugin = {tag: HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content) for tag in tags}
     start = plugin["_hparams_/session_start_info"].session_start_info.hparams
     assert start["train.steps"].number_value == 8 and start["model.size"].string_value == "tiny"
     assert start["tasks.image_text.batch_size"].number_value == make_run().task("image_text").batch_size
@@ -256,7 +260,7 @@ def test_a_log_file_gets_plain_lines(capsys, tmp_path):
     monitor.close()
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step 2/8  image_text 4.000  film_text 3.000  rate 2.00e-02  ") and first.endswith(" left")
-    assert second == "step 2: zero-shot image 50.0%"
+    assert second == "step 2, validation: zero-shot image 50.0%"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):
