@@ -10,9 +10,12 @@ from imp_ds.config import AudioSettings, DataSettings, ModelSettings, OptimizerS
 from imp_ds.tasks import AudioView, Classification, Contrastive, Evaluation, Source, Task, TextView, Views, VisionView
 
 IMAGE = VisionView(frames=1, height=32, width=32)
-FILM = VisionView(frames=8, height=64, width=64)
+# Two ways to see a film with about as many tokens as a sound: whole size with half of the tokens dropped (36), or small (32).
+FILM = VisionView(frames=8, height=48, width=48)
+FILM_DROPPED = VisionView(frames=8, height=48, width=48, drop_rate=0.5)
+FILM_SMALL = VisionView(frames=8, height=32, width=32)
 SOUND = AudioView(seconds=1.28)
-CAPTION = TextView(length=16)
+CAPTION = TextView(length=12)
 
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label")
 FILMS = Source(path="films", vision="file_name", text="captions", label="label")
@@ -42,7 +45,7 @@ def tasks() -> list[Task]:
         Task(
             name="film_speech_text",
             source=SOUND_FILMS,
-            views=Views(vision=FILM, audio=SOUND, text=CAPTION),
+            views=Views(vision=FILM_SMALL, audio=SOUND, text=CAPTION),
             objectives=[matching(("vision", "text"), ("vision", "audio"), ("audio", "text"))],
             batch_size=32,
         ),
