@@ -1,0 +1,1 @@
+"""Data: sources, decoding, collation, the rotating loader and the digits corpus."""
