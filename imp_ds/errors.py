@@ -9,13 +9,12 @@ class UserError(ValueError):
         got: the value that was met.
         allowed: the values that would do.
         fix: how to mend it.
-
-    `shared` is true when every rank raises the same error, so that one of them may speak for all.
+        shared: every rank raises this same error, so that one of them may speak for all.
     """
 
-    shared = False
-
-    def __init__(self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None):
+    def __init__(
+        self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None, shared: bool = False
+    ):
         lines = [what]
         if got is not None:
             lines.append(f"  got:     {got}")
@@ -24,4 +23,4 @@ class UserError(ValueError):
         if fix is not None:
             lines.append(f"  fix:     {fix}")
         super().__init__("\n".join(lines))
-        self.what = what
+        self.what, self.shared = what, shared

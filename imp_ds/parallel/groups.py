@@ -33,13 +33,19 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_agree(facts: list[bool], device) -> list[bool]:
-    """Each fact, true only if it is true on every rank: one small exchange, and the one wait for the device in a step."""
+def settle(facts: list[bool], scalars: dict[str, torch.Tensor]) -> tuple[list[bool], dict[str, torch.Tensor]]:
+    """Each fact, true only if it is true on every rank, and each scalar's mean over the ranks.
+
+    One small exchange for all of it, and the one wait for the device in a step. Every rank gives the same names.
+    """
     if world_size() == 1:
-        return facts
-    told = torch.tensor(facts, dtype=torch.float32, device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MIN)
-    return [fact > 0 for fact in told.tolist()]
+        return facts, scalars
+    values = torch.stack([value.detach().float() for value in scalars.values()])
+    told = torch.cat([values.new_tensor(facts), values])
+    dist.all_reduce(told)
+    counts, means = told[: len(facts)], told[len(facts) :] / world_size()
+    # whole numbers far below 2**24: exact in float32
+    return [count == world_size() for count in counts.tolist()], dict(zip(scalars, means.unbind()))
 
 
 def on_main(function: Callable, failure: str, *, every_rank: bool = False):
@@ -68,6 +74,4 @@ def raise_shared(problem: UserError | None) -> None:
         dist.all_gather_object(problems, mine)
     first = next((p for p in problems if p is not None), None)
     if first is not None:
-        error = UserError(first)
-        error.shared = True
-        raise error
+        raise UserError(first, shared=True)

@@ -20,7 +20,7 @@ from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.sources import FolderSource
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, evaluate, expert_usage
-from imp_ds.parallel.groups import all_agree, is_main, on_main, raise_shared, rank, world_size
+from imp_ds.parallel.groups import is_main, on_main, raise_shared, rank, settle, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.tasks import Batch
 from imp_ds.train import checkpoint, ds_config, run_folder
@@ -30,7 +30,7 @@ from imp_ds.train.processor import settle_processor
 from imp_ds.train.schedule import build_schedule
 
 RESULTS = "results.json"
-PROJECTED_ROWS = 1000
+PROJECTED_ROWS = 500
 
 
 def train(run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: bool = False) -> None:
@@ -144,10 +144,11 @@ class Trainer:
         # dropout, where there is any, is drawn anew from the step: a resumed run needs no generator's state
         torch.manual_seed((self.run.train.seed * 1_000_003 + self.step) * 4099 + rank())
         loss, metrics, reports = self.engine.forward(batch)
-        # while the device is busy, fetch the next batch, so that one exchange settles two things: whether the loss is
-        # finite everywhere, and whether every rank will have a next step to take part in
+        # while the device is busy, fetch the next batch, so that one exchange settles whether the loss is finite
+        # everywhere and whether every rank will have a next step to take part in, and gives the means that are recorded
         problem = self._fetch()
-        finite, fed = all_agree([bool(torch.isfinite(loss.detach())), problem is None], self.engine.device)
+        facts = [bool(torch.isfinite(loss.detach())), problem is None]
+        (finite, fed), means = settle(facts, {"loss": loss, **metrics})
         if not fed:
             raise_shared(problem)
         self.step += 1
@@ -160,7 +161,7 @@ class Trainer:
         seconds = time.perf_counter() - start
         self.seconds += seconds
         self.monitor.record_step(
-            self.step, batch.task, loss.detach(), metrics, reports, learning_rate=rate, grad_norm=norm,
+            self.step, batch.task, means.pop("loss").detach(), means, reports, learning_rate=rate, grad_norm=norm,
             examples=self.run.task(batch.task).batch_size, tokens=count_tokens(batch) * world_size(),
             step_seconds=seconds, wait_seconds=wait,
         )  # fmt: skip
@@ -183,7 +184,7 @@ class Trainer:
             raise UserError(
                 f"the loss of task {task} was not finite at step {self.step}", got=f"{self.bad_steps} skipped steps",
                 allowed=f"fewer than train.max_bad_steps = {self.run.train.max_bad_steps}",
-                fix="look at the task's data; lower optimizer.peak_rate; then --resume goes on from the last checkpoint",
+                fix="look at the task's data; lower optimizer.peak_rate; then --resume goes on from the last checkpoint", shared=True,
             )  # fmt: skip
 
     def _check_norm(self, task: str, norm: float) -> None:
@@ -191,7 +192,7 @@ class Trainer:
         if not math.isfinite(float(norm)):
             raise UserError(
                 f"the gradient of task {task} was not finite at step {self.step}", got=float(norm),
-                fix="lower optimizer.peak_rate or set optimizer.clip; then --resume goes on from the last checkpoint",
+                fix="lower optimizer.peak_rate or set optimizer.clip; then --resume goes on from the last checkpoint", shared=True,
             )  # fmt: skip
 
     def evaluate(self, split: str = "validation") -> dict[str, float]:
@@ -199,7 +200,7 @@ class Trainer:
         if split != "validation":
             self.evaluators = build_evaluators(self.run, self.processor, split)
         results = evaluate(self.engine.model.imp, self.evaluators)
-        self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
+        self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators), split=split)
         return results
 
     def save(self) -> None:
@@ -225,11 +226,10 @@ class Trainer:
     def _write_results(self, results: dict[str, float]) -> None:
         (self.output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
         for evaluator in self.evaluators:
-            names = None if evaluator.classes is None else evaluator.classes.names
-            labels = None if evaluator.labels is None else [names[i] if names else str(i) for i in evaluator.labels.tolist()]
-            rows = slice(0, PROJECTED_ROWS)
+            rows = min(PROJECTED_ROWS, len(evaluator.vectors_NC))
+            labels = evaluator.label_names()
             self.monitor.log_projector(
-                evaluator.record.name, evaluator.vectors_NC[rows], labels and labels[rows], step=self.step
+                evaluator.record.name, evaluator.vectors_NC[:rows], labels and labels[:rows], evaluator.thumbnails(rows), step=self.step
             )
         self.monitor.finish(results)
 
