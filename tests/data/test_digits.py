@@ -337,6 +337,13 @@ def test_two_builds_at_once_leave_one_corpus(tmp_path, monkeypatch, corpus):
     assert contents(out) == contents(corpus) and list(tmp_path.iterdir()) == [out]
 
 
+def test_the_empty_folder_that_one_stands_in_will_do(corpus, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert digits.build(".", scale=SCALE)
+    assert contents(tmp_path / "here") == contents(corpus) and [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
 def test_progress_counts_every_sample(tmp_path):
     last = {}
     digits.build(tmp_path / "out", scale=SCALE, progress=lambda stage, done, total: last.update({stage: (done, total)}))

@@ -31,7 +31,7 @@ def build(out: str | Path, seed: int = 0, *, scale: float = 1.0, progress: Progr
     Raises UserError when `scale` or `seed` is out of range, when `out` holds anything else, a corpus of another seed or
     scale, or a damaged one (it names the files), and when it cannot be written. `out` is then as it was.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # "." has neither a name nor a parent, and a link cannot be replaced by a folder
     if not 0 < scale <= 1:
         raise UserError("the scale of the corpus is out of range", got=scale, allowed="above 0, at most 1")
     if seed < 0:
@@ -51,7 +51,7 @@ def build(out: str | Path, seed: int = 0, *, scale: float = 1.0, progress: Progr
 def _found(out: Path, seed: int, scale: float) -> bool:
     """Is the corpus there already? False when `out` is free. Raises UserError when something else is in the way."""
     try:
-        if not out.is_dir() and (out.exists() or out.is_symlink()):
+        if out.exists() and not out.is_dir():
             raise UserError(_OWN_FOLDER, got=f"{out} is a file", fix="name another folder")
         if not out.exists() or not any(out.iterdir()):
             return False
