@@ -127,14 +127,17 @@ def _publish(staging: Path, final: Path, root: Path, state: dict, keep: int) -> 
 def verify(folder: Path) -> None:
     """Raise UserError unless every file of the checkpoint is there with the size and hash of its manifest."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        listed = json.loads((folder / "manifest.json").read_text())
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
+        if missing := {"state.json", "index.json"} - files.keys():
+            raise ValueError(f"it does not list {', '.join(sorted(missing))}")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError("a checkpoint has no readable manifest", got=f"{folder}: {error}", fix="use another one") from None
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
             raise UserError("a file of a checkpoint is missing", got=path, fix="use another checkpoint, or delete this folder")
-        if path.stat().st_size != expected["size"] or _file_hash(path) != expected["sha256"]:
+        if path.stat().st_size != size or _file_hash(path) != digest:
             raise UserError("a file of a checkpoint is damaged", got=path, fix="use another checkpoint, or delete this folder")
 
 
