@@ -109,7 +109,7 @@ def test_a_group_of_nothing_but_padding_reports_zeros():
 
 
 def test_tokens_compete_only_inside_their_group():
-    # groups {0, 1} and {2, 3}, C = 1: 0 for expert 0 and 1 for expert 1; then 2 and 3. Slots lie expert by expert, group by group.
+    # groups {0, 1} and {2, 3}, C = 1: 0 for expert 0 and 1 for expert 1; then 2 and 3. Slots lie by expert, then by group.
     routing = hand_router(1.0)(HAND_TD, RoutingContext(2))
     assert routing.token_index_EC.tolist() == [[0, 2], [1, 3]]
     torch.testing.assert_close(routing.weight_EC, torch.tensor([[0.75, 0.9], [0.75, 0.5]]))

@@ -94,7 +94,7 @@ def test_the_loss_is_float32_in_a_bfloat16_model():
 
 
 def test_built_from_its_spec():
-    spec = {"kind": "classification", "modality": "audio", "num_classes": 4, "loss": "sigmoid", "label_smoothing": 0.2, "weight": 3}
-    objective = build_objective(spec, 8)
+    spec = {"modality": "audio", "num_classes": 4, "loss": "sigmoid", "label_smoothing": 0.2}
+    objective = build_objective({"kind": "classification", "weight": 3, **spec}, 8)
     assert isinstance(objective, ClassificationObjective) and objective.head.weight.shape == (4, 8)
     assert (objective.modality, objective.loss, objective.label_smoothing) == ("audio", "sigmoid", 0.2)

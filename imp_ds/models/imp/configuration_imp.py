@@ -127,7 +127,7 @@ class ImpConfig(PreTrainedConfig):
             return list(range(layers - int(count), layers)) if kind == "last" else list(range(int(count) - 1, layers, int(count)))
         wrong = [i for i in self.moe_layers if not 0 <= i < layers]
         if wrong or not self.moe_layers:
-            raise UserError("moe_layers names layers that do not exist", got=self.moe_layers, allowed=f"indices in 0..{layers - 1}")
+            raise UserError("moe_layers names unknown layers", got=self.moe_layers, allowed=f"indices in 0..{layers - 1}")
         return sorted(set(self.moe_layers))
 
     def _check(self):

@@ -43,6 +43,8 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
         init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
     elif isinstance(module, Experts):
         for name, parameter in module.named_parameters(recurse=False):
+            if getattr(parameter, "_is_hf_initialized", False):  # loaded; its slices below do not carry the mark
+                continue
             for i in range(module.num_experts):
                 _lecun(parameter[i], parameter.shape[1], generator_for(f"{name}.{module.first + i}"))
 

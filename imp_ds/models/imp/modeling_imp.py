@@ -82,6 +82,17 @@ class ImpPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["ImpBlock"]
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
+        """Recompute activations in the backward. The reentrant kind loses the gradient of the router's z-loss, which a block
+        returns inside its report, so UserError refuses it for an encoder with experts."""
+        chosen = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if chosen["use_reentrant"] and self.config.num_experts:
+            raise UserError(
+                "the z-loss of the routers would get no gradient", got="gradient checkpointing with use_reentrant=True",
+                allowed="use_reentrant=False",
+            )  # fmt: skip
+        super().gradient_checkpointing_enable(chosen, **kwargs)
+
     def _init_weights(self, module):
         initialize_module(module, self.config.initializer_range)
 
