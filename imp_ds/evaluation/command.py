@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModel, AutoProcessor
+from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
-from imp_ds.models.imp.modeling_imp import ImpModel
-from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.models.imp import ImpModel, ImpProcessor  # and with them what the Auto classes know
 
 SPLITS = ("train", "validation", "test")
 
@@ -55,9 +56,10 @@ def evaluate(
 
 def load_model(folder: Path) -> tuple[ImpModel, ImpProcessor]:
     """Model and processor of an exported folder, on the GPU if there is one. Raises UserError when they do not load."""
+    transformers_logging.disable_progress_bar()
     try:
-        model = ImpModel.from_pretrained(folder, local_files_only=True)
-        processor = ImpProcessor.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except UserError:
         raise
     except Exception as error:  # each reader of a damaged file fails in its own way

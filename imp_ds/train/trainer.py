@@ -195,12 +195,10 @@ class Trainer:
                 fix="lower optimizer.peak_rate or set optimizer.clip; then --resume goes on from the last checkpoint", shared=True,
             )  # fmt: skip
 
-    def evaluate(self, split: str = "validation") -> dict[str, float]:
-        """All evaluations on a split; every rank gets the results."""
-        if split != "validation":
-            self.evaluators = build_evaluators(self.run, self.processor, split)
+    def evaluate(self) -> dict[str, float]:
+        """All evaluations on the validation split; every rank gets the results."""
         results = evaluate(self.engine.model.imp, self.evaluators)
-        self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators), split=split)
+        self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
         return results
 
     def save(self) -> None:
@@ -215,9 +213,12 @@ class Trainer:
     def finish(self) -> None:
         """The last checkpoint, the final scores on the test split (validation where there is none), and what is drawn of them."""
         self.save()
-        test = all((Path(self.run.data.root) / e.source.path / "test").is_dir() for e in self.run.evaluations)
-        results = self.evaluate("test" if test else "validation")
-        peak = torch.tensor([memory_gib()])
+        results, evaluators = self.evaluate(), self.evaluators
+        if all((Path(self.run.data.root) / e.source.path / "test").is_dir() for e in self.run.evaluations):
+            evaluators = build_evaluators(self.run, self.processor, "test")
+            results = evaluate(self.engine.model.imp, evaluators)
+            self.monitor.record_evaluation(self.step, results, expert_usage(evaluators), split="test")
+        peak = torch.tensor([memory_gib()], device=self.engine.device)
         if world_size() > 1:
             dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         results |= {"train/steps": self.step, "train/seconds": round(self.seconds, 1), "train/peak_rank_gib": round(float(peak), 2)}
