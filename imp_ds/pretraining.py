@@ -17,7 +17,9 @@ class TaskObjectives(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(build_objective(spec, width) for spec in specs)
         self.weights = [spec.get("weight", 1.0) for spec in specs]
-        self.names = [spec["kind"] for spec in specs]
+        kinds = [spec["kind"] for spec in specs]
+        # two objectives of one kind are told apart by their place
+        self.names = [kind if kinds.count(kind) == 1 else f"{kind}_{i}" for i, kind in enumerate(kinds)]
         self.reduction = reduction
 
     def forward(self, model: ImpModel, encodings: dict, targets: dict[str, torch.Tensor]):
