@@ -1,7 +1,7 @@
-"""Started by a launcher: every shipped configuration against one process without DeepSpeed; writes JSON to argv[1].
+"""One rank of tests/distributed/test_alternating.py: every shipped configuration against one process without DeepSpeed.
 
-    {"zero2_ep1": [{"loss": ., "reference_loss": ., "norm": ., "reference_norm": ., "change": largest difference of a parameter's
-    change in this step}, ...], ...}
+It writes, as JSON, for each configuration and step the loss and the gradient norm of both, and "change": the largest
+difference between the changes of a parameter in this step.
 """
 
 import copy
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
 from small_run import full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, step_engine
 
 from imp_ds.models.imp.initialization import initialize_seeded
@@ -77,7 +76,7 @@ def compare(run, ds, expected: list[dict], device) -> list[dict]:
     return found
 
 
-def main() -> None:
+def compare_all(out: str) -> None:
     clipped, unclipped = reference(make_run()), reference(make_run(clip=0.0))
     device = start_process_group(60)
     files = {path.stem.removeprefix("cpu_"): ds_config.load(path) for path in sorted(ds_config.FOLDER.glob("cpu_*.json"))}
@@ -93,17 +92,13 @@ def main() -> None:
     for name, ds in files.items():
         for ep_size in (1, 2):
             if ds.get("imp_ds", {}).get("ep_size", ep_size) == ep_size:
-                record(f"{name}_ep{ep_size}" if "imp_ds" not in ds else name, ds, ep_size)
+                record(f"{name}_ep{ep_size}", ds, ep_size)
     Engine._clear_stale_gradients = lambda self: None
     for name in ("zero2_offload", "zero3", "zero3_offload"):
         record(f"{name}_without_remedy", files[name], 2)
     if is_main():
-        Path(sys.argv[1]).write_text(json.dumps(results))
+        Path(out).write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
-
-
-if __name__ == "__main__":
-    main()

@@ -1,31 +1,29 @@
 """Alternating tasks on two ranks under every configuration that is shipped equal one process without DeepSpeed, step by step.
 
 The issue: "parameter changes of each step equal those of one process without DeepSpeed". All configurations run one after
-another in one launch by the deepspeed launcher.
+another in the same two processes.
 """
 
 import json
-import sys
-from pathlib import Path
 
+import alternating_worker
 import pytest
-from processes import ROOT, environment, run
+from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-SHIPPED = [f"zero{stage}_ep{ep}" for stage in ("0", "1", "2", "2_offload", "3", "3_offload") for ep in (1, 2)] + ["zero2_ep2"]
-WORKER = Path(__file__).parent / "alternating_worker.py"
+SHIPPED = [f"zero{stage}_ep{ep}" for stage in ("0", "1", "2", "2_offload", "3", "3_offload") for ep in (1, 2)]
+SHIPPED.append("zero2_ep2_ep2")  # the file zero2_ep2
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, list[dict]]:
     out = tmp_path_factory.mktemp("alternating") / "results.json"
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--no_local_rank"]
-    run([*launcher, WORKER, out], timeout=240, env=environment(PYTHONPATH=str(ROOT)))
+    run_ranks(alternating_worker.compare_all, str(out), ranks=2, folder=out.parent, limit_s=240)
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("name", sorted(set(SHIPPED)))
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_step_equals_one_process_without_deepspeed(results, name):
     for step, found in enumerate(results[name]):
         assert found["loss"] == pytest.approx(found["reference_loss"], abs=1e-5), f"step {step}"

@@ -1,0 +1,70 @@
+"""What was trained on two expert-parallel ranks is exported, and a fresh process that knows no DeepSpeed gets the same from it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from processes import ROOT, environment, run
+from ranks import command, run_ranks
+from safetensors.torch import load_file
+from small_run import largest_difference
+
+pytestmark = pytest.mark.distributed
+
+HERE = Path(__file__).parent
+WITH_ROOT = environment(PYTHONPATH=str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def folder(digits_corpus, tmp_path_factory) -> Path:
+    """run/: the training run; model/: its export; trained.safetensors: embeddings by the model that was trained."""
+    folder = tmp_path_factory.mktemp("export")
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
+    settings = {"data.root": digits_corpus, "data.workers": 0, "train.ep_size": 2, "train.steps": 14}
+    sets = [f"--set={path}={value}" for path, value in settings.items()]
+    script = [HERE / "export_worker.py", folder / "trained.safetensors"]
+    run([*launcher, *script, "train", "digits_debug", "--output_dir", folder / "run", *sets], timeout=150, env=WITH_ROOT)
+    run_ranks(command, "export", str(folder / "run"), str(folder / "model"), ranks=1, folder=folder / "logs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def facts(folder) -> dict:
+    done = run([sys.executable, HERE / "export_reader.py", folder / "model", folder / "read.safetensors"], timeout=90, env=WITH_ROOT)
+    return json.loads(next(line for line in done.output.splitlines() if line.startswith("FACTS "))[6:])
+
+
+def test_embeddings_equal_those_of_the_trained_model(folder, facts):
+    trained, read = load_file(folder / "trained.safetensors"), load_file(folder / "read.safetensors")
+    assert {"0/vision_to_text", "0/audio_to_text", "0/text_to_vision", "1/vision_to_audio"} <= trained.keys()
+    assert largest_difference(trained, read) < 1e-5
+    # unit vectors, not the same for every input: the comparison is about something
+    rows = read["0/vision_to_text"]
+    assert facts["finite"] and (rows[0] - rows[1]).abs().max() > 1e-3
+
+
+def test_a_fresh_process_needs_no_deepspeed_and_misses_nothing(facts):
+    assert facts["classes"] == ["ImpModel", "ImpProcessor"]
+    assert facts["missing"] == [] and not facts["deepspeed"] and not facts["training"]
+
+
+def test_every_way_to_load_gives_the_same(facts):
+    assert facts["differences"].keys() == {"class", "cpu", "auto", "split"}
+    assert max(facts["differences"].values()) < 1e-5
+    assert facts["devices"]["split"] == ["cpu", "disk"]
+
+
+def test_weights_are_safetensors_only(folder):
+    files = sorted(p.relative_to(folder / "model").as_posix() for p in (folder / "model").rglob("*") if p.is_file())
+    assert "model.safetensors" in files and "config.json" in files and "README.md" in files
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".md", ".png"}
+    assert not list(folder.glob(".staging*"))
+
+
+def test_evaluation_of_the_export_gives_the_scores_of_the_run(folder):
+    out = folder / "scores.json"
+    run_ranks(command, "eval", str(folder / "model"), "--output", str(out), ranks=1, folder=folder / "logs")
+    scores, of_run = json.loads(out.read_text()), json.loads((folder / "run" / "results.json").read_text())
+    assert scores == pytest.approx({name: value for name, value in of_run.items() if not name.startswith("train/")})
+    assert {"zero_shot/image/top1", "zero_shot/video/top1", "zero_shot/audio/top1"} <= scores.keys()
