@@ -87,6 +87,8 @@ install
 start=$SECONDS
 # two ranks on the cores of a laptop: one thread each, unless the user knows better; GPUs are left alone
 export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# DeepSpeed calls by an old name what torch has renamed: one warning for each rank, of which the reader can do nothing
+export PYTHONWARNINGS='ignore:`torch.distributed.:FutureWarning'
 sets=(--set train.ep_size=2 ${sets[@]+"${sets[@]}"})
 
 prepare

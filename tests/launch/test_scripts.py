@@ -48,7 +48,7 @@ def project(tmp_path):
     programs.mkdir(parents=True)
     recorder = f'if [[ $1 == -m ]]; then echo "$@" >>"{root}/calls"; else exec "{sys.executable}" "$@"; fi'
     (programs / "python").write_text(f"#!/usr/bin/env bash\n{recorder}\n")
-    (programs / "deepspeed").write_text("#!/usr/bin/env bash\n")
+    (programs / "deepspeed").write_text(f'#!/usr/bin/env bash\necho deepspeed "$@" >>"{root}/calls"\n')
     for path in programs.iterdir():
         path.chmod(0o755)
     return root
@@ -74,6 +74,42 @@ def test_packages_are_installed_once_and_again_when_the_pins_change(project, tmp
     (project / "requirements.txt").write_text("torch==0.0.1\n")
     run(command, timeout=20, cwd=tmp_path)
     assert calls(project) == ["-m pip --version", f"{install} requirements.txt", tests]
+
+
+def test_quickstart_passes_options_on_and_moves_an_earlier_run_aside(project, tmp_path):
+    (project / "runs" / "digits").mkdir(parents=True)
+    (project / "runs" / "digits" / "results.json").write_text("mine")
+    command = ["bash", project / "scripts" / "quickstart.sh", "--set", "train.steps=5", "--set=model.size=S"]
+    output = run(command, timeout=20, cwd=tmp_path).output
+    sets = "--set train.ep_size=2 --set train.steps=5 --set model.size=S"
+    plan, corpus, train, export, evaluate = calls(project)[2:]
+    assert plan == f"-m imp_ds plan digits --gpus 2 {sets}"
+    assert corpus == "-m imp_ds corpus digits data/digits"
+    assert train.startswith("deepspeed --quiet --num_gpus 2 ")
+    assert train.endswith(f"--module imp_ds train digits {sets} --output_dir runs/digits")
+    assert export == "-m imp_ds export runs/digits runs/digits/model"
+    assert evaluate == "-m imp_ds eval runs/digits/model --split test"
+    [aside] = (project / "runs").iterdir()
+    assert aside.name.startswith("digits.previous-") and (aside / "results.json").read_text() == "mine"
+    assert f"moved to runs/{aside.name}" in output
+
+
+def test_quickstart_takes_paths_from_where_it_is_called_and_moves_nothing_of_theirs(project, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    options = ["--set", "data.root=corpus", "--output_dir=out", "--deepspeed_config", "ds.json"]
+    run(["bash", project / "scripts" / "quickstart.sh", *options], timeout=20, cwd=tmp_path)
+    _, train, export, evaluate = calls(project)[2:]
+    assert f"--set data.root={tmp_path}/corpus --deepspeed_config {tmp_path}/ds.json --output_dir {tmp_path}/out" in train
+    assert export == f"-m imp_ds export {tmp_path}/out {tmp_path}/out/model"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+def test_quickstart_stops_where_a_step_fails(project, tmp_path):
+    (project / "runs" / "digits").mkdir(parents=True)
+    (project / ".venv" / "bin" / "deepspeed").write_text("#!/usr/bin/env bash\nexit 7\n")
+    run(["bash", project / "scripts" / "quickstart.sh"], timeout=20, cwd=tmp_path, code=7)
+    assert not any("export" in call for call in calls(project))
 
 
 def test_no_python_of_the_right_age_is_said_clearly(project):
