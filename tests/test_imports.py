@@ -1,0 +1,193 @@
+"""Imports go down only, the lower floors own no heavy dependency, and a model loads without any of them.
+
+Units are the packages and single modules of imp_ds; a package that spans floors is cut at its modules (FLOORS).
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "imp_ds"
+
+# unit -> floor, from the ground up. A unit imports units of lower floors; of its own floor only without a circle.
+FLOORS = {
+    "errors": 0, "overrides": 0, "modalities": 0, "moe": 0, "parallel": 0,
+    "parallel.groups": 0, "parallel.gather": 0, "parallel.launch": 0,
+    "models": 1,
+    "objectives": 2,
+    "tasks": 3, "pretraining": 3, "imp_ds": 3,  # the package itself: what `import imp_ds` runs
+    "data": 4,
+    "config": 5, "tokens": 5, "layout": 5, "evaluation": 5, "parallel.expert_parallel": 5,
+    "train": 6,
+    "recipes": 7, "doctor": 7, "cli": 7, "__main__": 7,
+}  # fmt: skip
+
+# distribution -> units that may import it anywhere, inside functions too
+OWNERS = {
+    "deepspeed": {"parallel.expert_parallel", "train"},
+    "datasets": {"data"},
+    "av": {"data"},
+    "soundfile": {"data"},
+    "sklearn": {"data"},
+    "tensorboard": {"train"},
+    "typer": {"cli"},
+    "torchvision": set(),
+    "torchaudio": set(),
+}
+
+# what is absent where someone only wants to use a model
+NOT_NEEDED = (
+    "deepspeed", "datasets", "av", "soundfile", "sklearn", "tensorboard", "typer", "matplotlib", "sentencepiece", "accelerate"
+)  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(source: str, module: str, is_package: bool, known) -> set[str]:
+    """The modules that a source imports, wherever in it: full names, `from package import module` resolved by `known`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = module.split(".") if is_package else module.split(".")[:-1]
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            below = {f"{origin}.{alias.name}" for alias in node.names}
+            names.update(name if name in known else origin for name in below)
+    return names
+
+
+def unit_of(module: str) -> str:
+    """The longest entry of FLOORS that holds the module."""
+    parts = module.split(".")[1:] or ["imp_ds"]
+    while ".".join(parts) not in FLOORS:
+        parts.pop()
+        assert parts, f"{module} has no floor: give it one in FLOORS"
+    return ".".join(parts)
+
+
+def edges() -> dict[tuple[str, str], str]:
+    """(importing unit, imported unit) -> one import that makes it, over all of imp_ds."""
+    found = {}
+    for module, path in MODULES.items():
+        for name in imported(path.read_text(), module, path.name == "__init__.py", MODULES):
+            if name.split(".")[0] == "imp_ds":
+                pair = (unit_of(module), unit_of(name))
+                if pair[0] != pair[1]:
+                    found.setdefault(pair, f"{module} imports {name}")
+    return found
+
+
+def circle(pairs) -> list[str] | None:
+    """The nodes of some circle of a directed graph, or None."""
+    below = {}
+    for start, end in pairs:
+        below.setdefault(start, set()).add(end)
+    done = set()
+
+    def walk(node: str, path: list[str]) -> list[str] | None:
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return None
+        for other in sorted(below.get(node, ())):
+            if found := walk(other, [*path, node]):
+                return found
+        done.add(node)
+        return None
+
+    return next((found for node in sorted(below) if (found := walk(node, []))), None)
+
+
+def test_no_import_goes_up():
+    upward = [why for (start, end), why in edges().items() if FLOORS[end] > FLOORS[start]]
+    assert not upward, "\n".join(upward)
+
+
+def test_no_two_units_import_each_other():
+    found = edges()
+    assert len(found) > 30  # the parser sees imports at all
+    ring = circle(found)
+    assert ring is None, [found[pair] for pair in zip(ring, [*ring[1:], ring[0]])]
+
+
+def test_no_modules_import_each_other():
+    pairs = []
+    for module, path in MODULES.items():
+        names = imported(path.read_text(), module, path.name == "__init__.py", MODULES)
+        pairs += [(module, name) for name in names if name in MODULES and not module.startswith(name + ".")]
+    assert circle(pairs) is None
+
+
+def test_every_floor_is_used():
+    assert {unit_of(module) for module in MODULES} == set(FLOORS)
+
+
+@pytest.mark.parametrize("dependency", OWNERS)
+def test_heavy_dependencies_stay_with_their_owners(dependency):
+    users = set()
+    for module, path in MODULES.items():
+        names = imported(path.read_text(), module, path.name == "__init__.py", MODULES)
+        if any(name.split(".")[0] == dependency or name == f"torch.utils.{dependency}" for name in names):
+            users.add(unit_of(module))
+    assert users <= OWNERS[dependency]
+
+
+def test_the_parser_sees_every_way_to_import():
+    source = "import imp_ds.a\ndef f():\n    from imp_ds.b import c, name\n    from . import d\n    from ..moe.x import y\n"
+    known = {"imp_ds.a", "imp_ds.b", "imp_ds.b.c", "imp_ds.train.d", "imp_ds.moe.x"}
+    expected = {"imp_ds.a", "imp_ds.b.c", "imp_ds.b", "imp_ds.train.d", "imp_ds.moe.x"}
+    assert imported(source, "imp_ds.train.z", False, known) == expected
+    assert imported("from . import d", "imp_ds.train", True, known) == {"imp_ds.train.d"}
+
+
+def test_circles_are_found():
+    assert circle([("a", "b"), ("b", "c"), ("a", "c")]) is None
+    assert set(circle([("a", "b"), ("b", "c"), ("c", "b")])) == {"b", "c"}
+
+
+WITHOUT = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {NOT_NEEDED!r} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+folder = sys.argv[1]
+import torch, imp_ds
+from transformers import AutoModel
+model = imp_ds.ImpModel.from_pretrained(folder)
+again = AutoModel.from_pretrained(folder)
+with torch.no_grad():
+    pooled = [m(input_ids=torch.tensor([[1, 2, 3]])).text_pooled for m in (model, again)]
+assert torch.equal(*pooled)
+try:
+    import deepspeed
+except ImportError:
+    print("loaded", sorted(name for name in sys.modules if name.split(".")[0] in {NOT_NEEDED!r}))
+"""
+
+
+def test_a_model_loads_without_what_only_training_needs(tmp_path):
+    from imp_ds import ImpConfig, ImpForPreTraining
+
+    tiny = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 10}
+    ImpForPreTraining(ImpConfig(**tiny, num_experts=2, moe_layers="last:1")).save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "loaded []", done.stderr[-3000:]
