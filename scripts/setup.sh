@@ -44,7 +44,7 @@ make_venv() {
     rm -f .venv/.installed-*
     "$python" -m venv .venv || fail "the virtual environment could not be made
   got:     $python -m venv .venv failed, see above
-  fix:     on Debian and Ubuntu the module venv is a package of its own (python3-venv); or PYTHON=/path/to/another/python bash $0"
+  fix:     on Debian and Ubuntu install the package python3-venv; or PYTHON=/path/to/another/python bash $0"
 }
 
 # Install one requirements file, unless the stamp of its last complete installation names its present content.

@@ -5,12 +5,13 @@ import time
 
 import psutil
 import pytest
-
 from processes import environment, free_port, run, run_together
 
 
 def test_output_and_exit_code_are_returned():
-    finished = run([sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"], timeout=30, code=3)
+    finished = run(
+        [sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"], timeout=30, code=3
+    )
     assert finished.code == 3
     assert finished.output.splitlines() == ["out", "err"]
 
@@ -37,10 +38,16 @@ def test_together_runs_at_the_same_time():
     # they meet on a port: one after the other, the first would never end
     port = free_port()
     server = f"import socket; s = socket.create_server(('127.0.0.1', {port})); s.accept(); print('met')"
-    client = (
-        "import socket, time\nfor _ in range(100):\n    try:\n        socket.create_connection(('127.0.0.1', %d)); print('met'); break\n"
-        "    except OSError:\n        time.sleep(0.1)" % port
-    )
+    client = f"""
+import socket, time
+for _ in range(100):
+    try:
+        socket.create_connection(('127.0.0.1', {port}))
+        print('met')
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
     finished = run_together([([sys.executable, "-c", server], None), ([sys.executable, "-c", client], None)], timeout=30)
     assert [one.output.strip() for one in finished] == ["met", "met"]
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from processes import environment, free_port, run, run_together
 
 pytestmark = pytest.mark.distributed
@@ -97,7 +96,9 @@ def learned(out: Path) -> list[dict]:
     steps = [record["tasks"] for record in records if record["kind"] == "train"]
     assert all(len(tasks) == 1 for tasks in steps)
     return [
-        {"task": name, "loss": values["loss"], "grad_norm": values["grad_norm"]} for tasks in steps for name, values in tasks.items()
+        {"task": name, "loss": values["loss"], "grad_norm": values["grad_norm"]}
+        for tasks in steps
+        for name, values in tasks.items()
     ]
 
 

@@ -4,12 +4,13 @@ import json
 import sys
 
 import pytest
-
 from processes import ROOT, environment, run
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(sys.prefix != str(ROOT / ".venv"), reason="would install packages into .venv: run the tests by scripts/test.sh")
+@pytest.mark.skipif(
+    sys.prefix != str(ROOT / ".venv"), reason="would install packages into .venv: run the tests by scripts/test.sh"
+)
 def test_quickstart_trains_exports_loads_and_evaluates(digits_corpus, tmp_path):
     sets = [f"data.root={digits_corpus}", "train.steps=6", "model.num_hidden_layers=2", "data.workers=0"]
     options = [part for one in sets for part in ("--set", one)]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from processes import ROOT, environment, run
 
 COMMANDS = ("quickstart", "test", "train_one_node", "train_hostfile", "train_slurm")
@@ -99,7 +98,7 @@ def test_quickstart_takes_paths_from_where_it_is_called_and_moves_nothing_of_the
     (tmp_path / "out" / "model").mkdir(parents=True)
     options = ["--set", "data.root=corpus", "--output_dir=out", "--deepspeed_config", "ds.json"]
     run(["bash", project / "scripts" / "quickstart.sh", *options], timeout=20, cwd=tmp_path)
-    _, train, export, evaluate = calls(project)[2:]
+    _, train, export, _ = calls(project)[2:]
     assert f"--set data.root={tmp_path}/corpus --deepspeed_config {tmp_path}/ds.json --output_dir {tmp_path}/out" in train
     assert export == f"-m imp_ds export {tmp_path}/out {tmp_path}/out/model"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
