@@ -82,7 +82,9 @@ class Ranks:
         return ended
 
 
-def run_ranks(function: Callable, *arguments, ranks: int, folder: Path, limit_s: float = 60, environ: dict | None = None) -> Ended:
+def run_ranks(
+    function: Callable, *arguments, ranks: int, folder: Path, limit_s: float = 60, environ: dict | None = None
+) -> Ended:
     """Run a function on `ranks` ranks and wait for them; AssertionError unless all of them end well."""
     ended = Ranks(function, *arguments, ranks=ranks, folder=folder, environ=environ).wait(limit_s)
     assert not any(ended.codes), str(ended)

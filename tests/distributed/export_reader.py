@@ -54,9 +54,17 @@ def main(folder: str, out: str) -> None:
         "cpu": (AutoModel, dict(device_map="cpu")),
         "auto": (AutoModel, dict(device_map="auto")),
         # a device that holds half of the model: the rest lies in files and is fetched when it is called
-        "split": (AutoModel, dict(device_map="auto", max_memory={"cpu": size // 2}, offload_folder=str(Path(out).parent / "offload"))),
+        "split": (
+            AutoModel,
+            dict(device_map="auto", max_memory={"cpu": size // 2}, offload_folder=str(Path(out).parent / "offload")),
+        ),
     }
-    facts = {"training": model.training, "classes": [type(model).__name__, type(processor).__name__], "differences": {}, "devices": {}}
+    facts = {
+        "training": model.training,
+        "classes": [type(model).__name__, type(processor).__name__],
+        "differences": {},
+        "devices": {},
+    }
     for name, (kind, settings) in ways.items():
         loaded = kind.from_pretrained(folder, **settings)
         found = embed(loaded, inputs)

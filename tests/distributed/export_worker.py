@@ -1,6 +1,6 @@
 """Started by a launcher: the train command, which at its end also embeds fixed inputs with the model on the ranks.
 
-    export_worker.py EMBEDDINGS train ...        (a --local_rank of the launcher may stand before EMBEDDINGS)
+export_worker.py EMBEDDINGS train ...        (a --local_rank of the launcher may stand before EMBEDDINGS)
 """
 
 import sys
@@ -21,7 +21,10 @@ def embed_when_finished(path: str) -> None:
 
     def finish_and_embed(trainer):
         finish(trainer)
-        inputs = [{name: torch.as_tensor(x).chunk(world_size())[rank()] for name, x in i.items()} for i in make_inputs(trainer.processor)]
+        inputs = [
+            {name: torch.as_tensor(x).chunk(world_size())[rank()] for name, x in i.items()}
+            for i in make_inputs(trainer.processor)
+        ]
         own = embed(trainer.engine.model.imp.eval(), inputs)
         vectors = {name: gather_rows(x) for name, x in own.items()}
         if is_main():

@@ -62,7 +62,9 @@ def make_batch(step: int) -> Batch:
         pixel_values=torch.randint(0, 255, (size, 16, 48), dtype=torch.uint8, generator=draw),
         pixel_positions=torch.rand(size, 16, 3, generator=draw),
     )
-    audio = dict(input_features=torch.randn(size, 8, 16, generator=draw), feature_positions=torch.rand(size, 8, 2, generator=draw))
+    audio = dict(
+        input_features=torch.randn(size, 8, 16, generator=draw), feature_positions=torch.rand(size, 8, 2, generator=draw)
+    )
     mask_BL = torch.ones(size, 12, dtype=torch.long)
     mask_BL[:, 7:] = 0
     mask_BL[0, 3:] = 0

@@ -35,7 +35,8 @@ def trained(tmp_path_factory):
         models = MODELS | (UNLIKE if ranks == 1 else {})
         run_ranks(expert_parallel_worker.train, str(folder), ranks, models, ranks=ranks, folder=folder, limit_s=120)
         found[ranks] = {
-            name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")) for name in models
+            name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
+            for name in models
         }
     return found
 

@@ -1,6 +1,7 @@
 """What was trained on two expert-parallel ranks is exported, and a fresh process that knows no DeepSpeed gets the same from it."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from processes import ROOT, environment, run
 from ranks import command, run_ranks
 from safetensors.torch import load_file
 from small_run import largest_difference
+
+from imp_ds.errors import UserError
+from imp_ds.train.export import export
 
 pytestmark = pytest.mark.distributed
 
@@ -31,7 +35,9 @@ def folder(digits_corpus, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def facts(folder) -> dict:
-    done = run([sys.executable, HERE / "export_reader.py", folder / "model", folder / "read.safetensors"], timeout=90, env=WITH_ROOT)
+    done = run(
+        [sys.executable, HERE / "export_reader.py", folder / "model", folder / "read.safetensors"], timeout=90, env=WITH_ROOT
+    )
     return json.loads(next(line for line in done.output.splitlines() if line.startswith("FACTS "))[6:])
 
 
@@ -68,3 +74,30 @@ def test_evaluation_of_the_export_gives_the_scores_of_the_run(folder):
     scores, of_run = json.loads(out.read_text()), json.loads((folder / "run" / "results.json").read_text())
     assert scores == pytest.approx({name: value for name, value in of_run.items() if not name.startswith("train/")})
     assert {"zero_shot/image/top1", "zero_shot/video/top1", "zero_shot/audio/top1"} <= scores.keys()
+
+
+REFUSED = {
+    "no run": (lambda f, t: (t, t / "out", None), "this is not the folder of a run"),
+    "a folder that is not empty": (lambda f, t: (f / "run", f / "model", None), "the export folder is not empty"),
+    "no such step": (lambda f, t: (f / "run", t / "out", 3), "no checkpoint of this step\n  got:     3\n  allowed: 14"),
+    "no place to write": (lambda f, t: (f / "run", Path("/dev/null/out"), None), "the export cannot be written"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(folder, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        export(*arguments(folder, tmp_path))
+    assert not list(tmp_path.iterdir()) and not list(folder.glob(".staging*"))
+
+
+def test_a_damaged_checkpoint_is_not_exported(folder, tmp_path):
+    run_dir = shutil.copytree(folder / "run", tmp_path / "run")
+    file = run_dir / "checkpoints" / "step_00000014" / "model-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for step, message in ((14, r"is damaged\n  got: .*model-00001"), (None, "the run has no whole checkpoint")):
+        with pytest.raises(UserError, match=message):
+            export(run_dir, tmp_path / "out", step)
+    assert not (tmp_path / "out").exists()

@@ -16,8 +16,8 @@ from imp_ds.train import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
 
-import checkpoint_worker  # noqa: E402
-from small_run import largest_difference  # noqa: E402
+import checkpoint_worker
+from small_run import largest_difference
 
 pytestmark = pytest.mark.distributed
 

@@ -20,7 +20,9 @@ def arguments(corpus: Path, output_dir: Path) -> list[str]:
         "train.ep_size": 2, "train.steps": STEPS, "train.save_every": SAVE_EVERY, "train.log_every": 1, "data.root": corpus,
         "data.workers": 1,
     }  # fmt: skip
-    return ["train", "digits_debug", "--output_dir", str(output_dir)] + [f"--set={path}={value}" for path, value in changes.items()]
+    return ["train", "digits_debug", "--output_dir", str(output_dir)] + [
+        f"--set={path}={value}" for path, value in changes.items()
+    ]
 
 
 def losses(output_dir: Path) -> dict[int, tuple[str, float, float]]:
