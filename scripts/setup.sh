@@ -44,7 +44,7 @@ make_venv() {
     rm -f .venv/.installed-*
     "$python" -m venv .venv || fail "the virtual environment could not be made
   got:     $python -m venv .venv failed, see above
-  fix:     on Debian and Ubuntu install the package python3-venv; or PYTHON=/path/to/another/python bash $0"
+  fix:     install the package python3-venv (Debian, Ubuntu); or PYTHON=/path/to/another/python bash $0"
 }
 
 # Install one requirements file, unless the stamp of its last complete installation names its present content.
@@ -55,7 +55,8 @@ install_file() {
         return
     fi
     echo "installing $file into .venv (several minutes the first time)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$file" || fail "the packages could not be installed
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$file" ||
+        fail "the packages could not be installed
   got:     pip install -r $file failed, see above
   fix:     check the network and the disk, and run this again: what is installed is kept"
     echo "$now" >"$stamp"
