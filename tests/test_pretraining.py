@@ -1,7 +1,11 @@
 """ImpForPreTraining: several objectives on one batch, the routers' loss, and tasks that leave each other alone."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.errors import UserError
@@ -110,3 +114,30 @@ def test_the_mean_is_over_objectives_not_over_weights():
     both = TaskObjectives([NCE, DIGIT], "mean", 16)
     both.parts = torch.nn.ModuleList([Fixed(3.0), Fixed(5.0)])
     assert both(None, {}, {})[0].item() == pytest.approx((0.5 * 3 + 2 * 5) / 2)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: reading a value back, shapes that depend on values, and copies from
+    the host. Tensors on the meta device stand for those on a GPU: they have shapes and no values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal"), name
+        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+        assert all(tensor.device.type == "meta" for tensor in tensors), f"{name} on a tensor of the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("positives", ["diagonal", "equal"])
+def test_a_step_never_waits_for_the_device(positives, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it knows no meta device
+    nce = spec(Contrastive(pairs=[("audio", "text"), ("vision", "text")], positives=positives))
+    model, batch = build("sum", nce, DIGIT, WORD).to("meta"), speech()
+    pixels = torch.zeros(4, 4, 96, dtype=torch.uint8)
+    places = torch.from_numpy(grid_positions(1, 2, 2)).expand(4, -1, -1)
+    batch.inputs["vision"] = {"pixel_values": pixels, "pixel_positions": places}
+    batch = batch.to("meta")
+    with NoWaiting():
+        loss, _, _ = model(batch)
+        loss.backward()
+    assert all(p.grad is not None for p in model.imp.blocks.parameters())
