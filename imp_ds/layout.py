@@ -90,6 +90,7 @@ def _check_foreign_sections(ds: dict) -> None:
     refused = {
         "scheduler": ("the run's configuration owns the learning rate", "delete it and set optimizer.* with --set"),
         "elasticity": ("DeepSpeed 0.19 has no elasticity any more", "delete it; a checkpoint can be resumed on other ranks"),
+        "torch_autocast": ("similarities and routing must stay in float32", 'delete it and write "bf16": {"enabled": true}'),
         "expert_parallel": ("the experts are spread by this trainer, not by AutoEP", "delete it and use --set train.ep_size=N"),
     }
     for section, (why, fix) in refused.items():

@@ -27,6 +27,8 @@ class TextEmbedding(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
         length, longest = input_ids.shape[1], self.positions.buckets[0]
+        if length > longest:
+            raise UserError("a text is longer than the model reads", got=f"{length} tokens", allowed=f"text_max = {longest} at most")
         places = torch.arange(length, device=input_ids.device, dtype=torch.float32) / longest
         tokens = self.words(input_ids) + self.positions(places.view(1, length, 1)).to(self.words.weight.dtype)
         return tokens, None if attention_mask is None else attention_mask.bool()
@@ -37,7 +39,9 @@ def preprocess(texts: list[str], tokenizer, length: int | None = None) -> dict[s
 
     Args:
         tokenizer: a Hugging Face tokenizer with a padding token.
-        length: L, longer texts are cut; None pads to the longest, cut at the tokenizer's own maximum.
+        length: L, longer texts are cut. None takes the tokenizer's own maximum, which training sets to the length it used:
+            an expert's capacity is a share of the padded length, so another length would be another model. A tokenizer
+            without a maximum pads to the longest text.
 
     Raises:
         UserError: something that is no text, or a text without a single token (its mean over no words has no value).
@@ -45,10 +49,10 @@ def preprocess(texts: list[str], tokenizer, length: int | None = None) -> dict[s
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError("text must be a string or a list of strings", got=repr(texts)[:200])
     maximum = length or min(tokenizer.model_max_length, _LONGEST)
+    padding = "max_length" if maximum < _LONGEST else "longest"
     encoded = tokenizer(
-        list(texts), padding="max_length" if length else "longest", truncation=True, max_length=maximum, return_tensors="np",
-        return_attention_mask=True,
-    )  # fmt: skip
+        list(texts), padding=padding, truncation=True, max_length=maximum, return_tensors="np", return_attention_mask=True
+    )
     inputs = {name: encoded[name].astype(np.int64) for name in INPUT_NAMES}
     empty = np.flatnonzero(inputs["attention_mask"].sum(1) == 0)
     if len(empty):

@@ -14,12 +14,11 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a Slurm node list: "node[003-010,12],other" -> "node003"."""
-    head = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?", nodelist)
-    if head is None:
-        raise UserError("SLURM_JOB_NODELIST names no host", got=repr(nodelist), fix="set MASTER_ADDR by hand")
-    prefix, ranges = head.groups()
-    return prefix if ranges is None else prefix + re.split(r"[,-]", ranges)[0]
+    """The first host of a Slurm node list: "node[003-010,12]-ib,other" -> "node003-ib"."""
+    entry = re.match(r"(?!\[)(?:[^,\[\]]|\[[^\]]*\])+", nodelist)
+    if entry is None:
+        raise UserError("Slurm's node list names no host", got=repr(nodelist), fix="set MASTER_ADDR by hand")
+    return re.sub(r"\[([^\]]*)\]", lambda ranges: re.split(r"[,-]", ranges[1])[0], entry[0])
 
 
 def free_port() -> int:
@@ -37,7 +36,7 @@ def settle_environment(environ=os.environ) -> int:
     if "RANK" not in environ and "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
         environ["RANK"], environ["WORLD_SIZE"] = environ["SLURM_PROCID"], environ["SLURM_NTASKS"]
         environ["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
-        environ.setdefault("MASTER_ADDR", first_host(environ.get("SLURM_JOB_NODELIST", "127.0.0.1")))
+        environ.setdefault("MASTER_ADDR", first_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "127.0.0.1")))
         # every task of a job step derives the same port from the job's number, and two jobs on a node differ
         environ.setdefault("MASTER_PORT", str(20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000))
     if "RANK" not in environ and "WORLD_SIZE" not in environ:

@@ -10,10 +10,10 @@ from imp_ds.config import AudioSettings, DataSettings, ModelSettings, OptimizerS
 from imp_ds.tasks import AudioView, Classification, Contrastive, Evaluation, Source, Task, TextView, Views, VisionView
 
 IMAGE = VisionView(frames=1, height=32, width=32)
-# Two ways to see a film with about as many tokens as a sound: whole size with half of the tokens dropped (36), or small (32).
+# Two ways to see a film with fewer tokens than the whole (72): a quarter of the tokens dropped (54), or half of the frames (36).
 FILM = VisionView(frames=8, height=48, width=48)
-FILM_DROPPED = VisionView(frames=8, height=48, width=48, drop_rate=0.5)
-FILM_SMALL = VisionView(frames=8, height=32, width=32)
+FILM_DROPPED = VisionView(frames=8, height=48, width=48, drop_rate=0.25)
+FILM_HALVED = VisionView(frames=4, height=48, width=48)
 SOUND = AudioView(seconds=1.28)
 CAPTION = TextView(length=12)
 
@@ -38,14 +38,19 @@ def tasks() -> list[Task]:
             views=Views(vision=IMAGE, text=CAPTION),
             objectives=[matching(text[0])],
             batch_size=32,
+            interval=2,
         ),
         Task(
-            name="film_text", source=FILMS, views=Views(vision=FILM, text=CAPTION), objectives=[matching(text[0])], batch_size=32
+            name="film_text",
+            source=FILMS,
+            views=Views(vision=FILM_DROPPED, text=CAPTION),
+            objectives=[matching(text[0]), Classification(modality="vision", num_classes=40)],
+            batch_size=32,
         ),
         Task(
             name="film_speech_text",
             source=SOUND_FILMS,
-            views=Views(vision=FILM_SMALL, audio=SOUND, text=CAPTION),
+            views=Views(vision=FILM_HALVED, audio=SOUND, text=CAPTION),
             objectives=[matching(("vision", "text"), ("vision", "audio"), ("audio", "text"))],
             batch_size=32,
         ),
@@ -55,6 +60,7 @@ def tasks() -> list[Task]:
             views=Views(audio=SOUND, text=CAPTION),
             objectives=[matching(text[1])],
             batch_size=32,
+            interval=2,
         ),
         Task(
             name="image_digit",
@@ -62,6 +68,7 @@ def tasks() -> list[Task]:
             views=Views(vision=IMAGE),
             objectives=[Classification(modality="vision", num_classes=10)],
             batch_size=32,
+            interval=2,
         ),
         Task(
             name="speech_digit",
@@ -69,6 +76,7 @@ def tasks() -> list[Task]:
             views=Views(audio=SOUND),
             objectives=[Classification(modality="audio", num_classes=10)],
             batch_size=32,
+            interval=2,
         ),
     ]
 

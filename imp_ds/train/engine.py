@@ -7,6 +7,7 @@ ZeRO 3 and every optimizer offload keep the last gradient of such a parameter in
 
 import datetime
 import os
+import warnings
 
 import deepspeed
 import torch
@@ -28,6 +29,8 @@ from imp_ds.train import master_state
 def start_process_group(timeout_s: float = 1800.0) -> torch.device:
     """Join the other ranks, whoever launched us, and return this rank's device."""
     settle_environment()
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 has replaced: nothing that a user can mend
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:

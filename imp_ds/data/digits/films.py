@@ -27,8 +27,8 @@ SOUND = RATE_HZ * FRAMES // FRAMES_PER_S  # samples: as long as the film
 # load and more with several threads (unwritten memory, by the look of it); without, in none of 12,000.
 _H264 = {"preset": "veryfast", "tune": "zerolatency", "qp": "18", "x264-params": "weightp=0:scenecut=0"}
 _STEP_XY = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-_DIGIT_SIDES = (24, 29)  # pixels, half open
-_SPEEDS = (1.5, 2.7)  # pixels per frame: seven steps stay inside the frame for the largest digit
+_DIGIT_SIDES = (30, 33)  # pixels, half open: about as large as in the images, so that one vision serves both
+_SPEEDS = (1.4, 2.2)  # pixels per frame: seven steps stay inside the frame for the largest digit
 
 
 def write(folder: Path, count: int, handwriting: Handwriting, split: str, clips: Path, rows: list[dict], seed: list[int]):

@@ -43,7 +43,7 @@ class ImpProcessor(ProcessorMixin):
 
         Args:
             sampling_rate: of the sounds, one number or one for each.
-            max_length: pads and cuts the texts to that many tokens; None pads to the longest text.
+            max_length: pads and cuts the texts to that many tokens; None takes the length of training.
             images_kwargs, videos_kwargs, audio_kwargs: keywords for the preprocessor of that modality.
 
         Raises:
