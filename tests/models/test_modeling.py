@@ -55,7 +55,7 @@ def text_inputs(words: list[int], length: int, padding: int = 0, seed: int = 0) 
     return {"input_ids": torch.where(valid_BL, ids, padding), "attention_mask": valid_BL.long()}
 
 
-def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
+def assert_near(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
@@ -63,9 +63,9 @@ class TestPadding:
     def test_more_of_it_changes_nothing_in_a_dense_encoder(self):
         model = small_model()
         short, long = (model.encode("text", text_inputs([5, 8, 1], length)) for length in (8, 30))
-        close(short.pooled_BD, long.pooled_BD, 2e-6)  # other sums of the same numbers: rounding alone
+        assert_near(short.pooled_BD, long.pooled_BD, 2e-6)  # other sums of the same numbers: rounding alone
         for row, words in enumerate([5, 8, 1]):
-            close(short.tokens_BLD[row, :words], long.tokens_BLD[row, :words], 1e-5)
+            assert_near(short.tokens_BLD[row, :words], long.tokens_BLD[row, :words], 1e-5)
 
     @pytest.mark.parametrize("experts", [{}, EXPERTS])
     def test_its_content_changes_nothing(self, experts):
@@ -78,8 +78,8 @@ class TestPadding:
         does it where every expert takes all words anyway; else more slots mean more words for each expert."""
         model = small_model(**EXPERTS)
         pooled = {L: model.encode("text", text_inputs([9], L)).pooled_BD for L in (16, 17, 36, 60)}
-        close(pooled[16], pooled[17])  # C = 4 and round(4.25) = 4
-        close(pooled[36], pooled[60])  # C = 9 and 15: all nine words
+        assert_near(pooled[16], pooled[17])  # C = 4 and round(4.25) = 4
+        assert_near(pooled[36], pooled[60])  # C = 9 and 15: all nine words
         assert (pooled[16] - pooled[36]).abs().max() > 1e-3
 
     def test_padding_gets_no_gradient(self):
@@ -95,12 +95,12 @@ class TestPadding:
         tokens_BLD = torch.tensor([[[1.0, 2], [3, 4], [100, 100]], [[5, 6], [0, 0], [0, 0]]])
         valid_BL = torch.tensor([[True, True, False], [False, False, False]])
         assert masked_mean(tokens_BLD, valid_BL).tolist() == [[2.0, 3.0], [0.0, 0.0]]
-        close(masked_mean(tokens_BLD, None)[1], torch.tensor([5 / 3, 2.0]))
+        assert_near(masked_mean(tokens_BLD, None)[1], torch.tensor([5 / 3, 2.0]))
 
     def test_no_mask_means_no_padding(self):
         model = small_model()
         inputs = text_inputs([6, 6], 6)
-        close(model.encode("text", {"input_ids": inputs["input_ids"]}).pooled_BD, model.encode("text", inputs).pooled_BD)
+        assert_near(model.encode("text", {"input_ids": inputs["input_ids"]}).pooled_BD, model.encode("text", inputs).pooled_BD)
 
 
 class TestInputs:
@@ -136,7 +136,7 @@ class TestInputs:
         embedding = small_model().embeddings["vision"]
         inputs = clip_inputs(1, 1, 2, 2)
         floats = inputs["pixel_values"].double() / 255 * 2 - 1  # 0 -> -1, 255 -> 1
-        close(embedding(**inputs)[0], embedding(floats.float(), inputs["pixel_positions"])[0])
+        assert_near(embedding(**inputs)[0], embedding(floats.float(), inputs["pixel_positions"])[0])
 
     @pytest.mark.parametrize("experts", [{}, EXPERTS])
     def test_an_example_does_not_depend_on_its_batch(self, experts):
@@ -144,7 +144,7 @@ class TestInputs:
         inputs = text_inputs([9, 4, 16, 1], 16)
         together = model.encode("text", inputs).pooled_BD
         apart = [model.encode("text", {name: t[i : i + 1] for name, t in inputs.items()}).pooled_BD for i in range(4)]
-        close(together, torch.cat(apart))
+        assert_near(together, torch.cat(apart))
 
     def test_forward_returns_what_was_given(self):
         model = small_model(**EXPERTS)
@@ -153,18 +153,18 @@ class TestInputs:
         assert set(out.embeddings) == {"vision_to_text", "vision_to_audio", "text_to_vision", "text_to_audio"}
         for vectors in out.embeddings.values():
             assert vectors.dtype == torch.float32
-            close(vectors.norm(dim=1), torch.ones(2))
-        close(out.embeddings["text_to_vision"], model.project(out.text_pooled, "text", "vision"))
+            assert_near(vectors.norm(dim=1), torch.ones(2))
+        assert_near(out.embeddings["text_to_vision"], model.project(out.text_pooled, "text", "vision"))
         # released coefficient 1: the plain sum of the z-losses of 2 layers and 2 modalities
         encodings = [model.encode("vision", clip_inputs(2, 1, 2, 2)), model.encode("text", text_inputs([3, 4], 5))]
         reports = [report.z_loss for encoding in encodings for report in encoding.reports]
         assert len(reports) == 4
-        close(out.router_z_loss, torch.stack(reports).sum())
+        assert_near(out.router_z_loss, torch.stack(reports).sum())
 
     def test_the_z_loss_is_weighted_by_its_coefficient(self):
         inputs = sound_inputs(2)
         whole, tenth = (small_model(**EXPERTS, router_z_loss=c)(**inputs).router_z_loss for c in (1.0, 0.1))
-        close(tenth, 0.1 * whole)
+        assert_near(tenth, 0.1 * whole)
         assert whole > 0 and small_model()(**inputs).router_z_loss == 0
 
     def test_nothing_and_unknown_pairs_are_refused(self):
@@ -197,7 +197,7 @@ class TestBlocks:
         )
         scores = (query @ key.transpose(2, 3) / 8**0.5).masked_fill(~valid_BL[:, None, None], float("-inf"))
         mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        close(attention(x_BLD, valid_BL), mixed @ attention.out.weight.T)
+        assert_near(attention(x_BLD, valid_BL), mixed @ attention.out.weight.T)
 
     def test_only_the_last_norm_and_the_maps_around_the_blocks_have_biases(self):
         model = small_model(**EXPERTS)
@@ -217,7 +217,7 @@ class TestBlocks:
             gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
         assert gradients[0].keys() == gradients[1].keys() and "blocks.2.feed_forward.router.weight" in gradients[0]
         for name, gradient in gradients[0].items():
-            close(gradients[1][name], gradient, 1e-6)
+            assert_near(gradients[1][name], gradient, 1e-6)
 
     def test_reentrant_checkpointing_would_lose_the_z_loss_and_is_refused(self):
         model = small_model(**EXPERTS).train()
