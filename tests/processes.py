@@ -118,3 +118,4 @@ def _end(child: subprocess.Popen) -> None:
         except psutil.NoSuchProcess:
             pass
     child.wait(10)
+    psutil.wait_procs(descendants, timeout=5)  # a signal takes its time, and nobody may wait for an orphan in a container

@@ -31,7 +31,9 @@ def test_every_recipe_builds_alone_and_on_two_ranks(name):
 def test_every_recipe_has_a_debug_twin_with_its_structure():
     for name in ("digits", *PUBLISHED):
         run, twin = get_recipe(name), get_recipe(f"{name}_debug")
-        assert [(t.name, t.interval, t.reduction) for t in run.tasks] == [(t.name, t.interval, t.reduction) for t in twin.tasks]
+        assert [(t.name, t.reduction) for t in run.tasks] == [(t.name, t.reduction) for t in twin.tasks]
+        # the twin of digits takes every task in every sweep, so that a dozen steps see all of them
+        assert [t.interval for t in twin.tasks] == [1 if name == "digits" else t.interval for t in run.tasks]
         assert [[o.kind for o in t.objectives] for t in run.tasks] == [[o.kind for o in t.objectives] for t in twin.tasks]
         assert [t.views.names() for t in run.tasks] == [t.views.names() for t in twin.tasks]
         schedule = build_schedule(twin.train.schedule, twin.tasks, twin.train.seed)

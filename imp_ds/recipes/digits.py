@@ -130,7 +130,7 @@ def digits_debug() -> RunConfig:
     run.name = "digits_debug"
     run.model.hidden_size, run.model.intermediate_size, run.model.num_hidden_layers = 64, 128, 2
     for task in run.tasks:
-        task.batch_size = 8
+        task.batch_size, task.interval = 8, 1
     run.train = TrainSettings(steps=12, log_every=1, eval_every=0, save_every=0)
     run.optimizer.warmup_steps = 4
     return run

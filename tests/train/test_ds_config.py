@@ -65,7 +65,7 @@ def test_resolve_leaves_its_argument_alone_and_passes_unknown_sections_through(r
         ("gradient_clipping", 0.5, ["gradient_clipping", "0.5 in the file", "1.0 in the run", "optimizer.clip"]),
         ("gradient_accumulation_steps", 2, ["2 in the file", "1 in the run", "fixed"]),
         ("optimizer.type", "Adam", ["Adam in the file", "AdamW in the run"]),
-        ("optimizer.params.lr", 0.5, ["0.5 in the file", "0.001 in the run", "optimizer.peak_rate"]),
+        ("optimizer.params.lr", 0.5, ["0.5 in the file", "0.0012 in the run", "optimizer.peak_rate"]),
         ("optimizer.params.betas", [0.9, 0.95], ["[0.9, 0.95] in the file", "[0.9, 0.999] in the run"]),
         ("optimizer.params.weight_decay", 0.1, ["0.1 in the file", "0.0001 in the run"]),
         ("zero_optimization.reduce_bucket_size", "auto", ["auto", "zero_optimization.reduce_bucket_size"]),
@@ -89,7 +89,7 @@ def test_disagreements_name_both_values(run, path, value, parts):
 
 
 def test_a_literal_that_agrees_is_fine(run):
-    ds = {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}
+    ds = {"optimizer": {"type": "AdamW", "params": {"lr": 1.2e-3}}, "gradient_clipping": 1.0, "zero_optimization": {"stage": 1}}
     assert ds_config.resolve(ds, run, 2)["gradient_clipping"] == 1.0
 
 

@@ -16,7 +16,7 @@ from imp_ds.errors import UserError
 from imp_ds.modalities.positions import grid_positions
 from imp_ds.moe.routing import RouterReport
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import Batch
+from imp_ds.tasks import Batch, VisionView
 from imp_ds.train.monitor import Monitor, cut_history
 from imp_ds.train.progress import Progress, duration
 
@@ -41,6 +41,7 @@ class Processor:
 
 def make_run(**train) -> RunConfig:
     run = get_recipe("digits")
+    run.task("film_speech_text").views.vision = VisionView(frames=8, height=64, width=64)  # what film_batch holds
     run.train = TrainSettings(**{**dict(steps=8, log_every=2), **train})
     return run
 
