@@ -76,6 +76,8 @@ def measure(options) -> str | None:
     from imp_ds.train.engine import start_process_group
 
     run = get_recipe("digits").override([f"data.root={options.data}"])
+    for entry in run.tasks:
+        entry.interval = 1  # one sweep then holds a batch of each
     device = start_process_group(120)
     made, batches, tokens = engines(run, options.ranks, device)
     seconds = {(name, task): [] for name in made for task in batches}
