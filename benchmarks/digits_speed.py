@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     options = parser.parse_args()
     if "RANK" not in os.environ:
-        command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(options.ranks), *sys.argv]
+        torchrun = str(Path(sys.executable).parent / "torchrun")
+        command = [torchrun, "--standalone", "--nproc_per_node", str(options.ranks), *sys.argv]
         raise SystemExit(subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}).returncode)
     table = measure(options)
     if table:
@@ -101,8 +102,8 @@ def table(run, seconds: dict, tokens: dict, options) -> str:
     lines = [
         "# Speed of the recipe `digits`: mixture of experts against dense, same active parameters",
         "",
-        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.ranks} ranks of 1 thread, float32, ZeRO 2; "
-        f"Python {platform.python_version()}, {packages}.",
+        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.ranks} ranks of 1 thread, float32, "
+        f"ZeRO 2; Python {platform.python_version()}, {packages}.",
         f"Median of {options.rounds} steps of each; forward, backward and update, without loading. "
         "`python benchmarks/digits_speed.py` makes this file.",
         "",

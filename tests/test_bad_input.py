@@ -1,4 +1,4 @@
-"""Bad input to `train` on two ranks: one clear message, exit code 2 on every rank, no traceback, no hang, nothing half written."""
+"""Bad input to `train` on two ranks: one clear message, exit code 2 everywhere, no traceback, no hang, nothing half written."""
 
 import hashlib
 import json
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from ranks import Ranks, command, run_ranks
 
 from imp_ds.data.loader import StepBatches
 from imp_ds.data.sources import FolderSource
 from imp_ds.recipes import get_recipe
 from imp_ds.train.ds_config import FOLDER
 from imp_ds.train.schedule import build_schedule
+from ranks import Ranks, command, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -74,7 +74,8 @@ CASES = {
     "wrong type": Case("wrong value for train.steps", {"train.steps": "many"}, got="'many'", allowed="integer, at least 1"),
     "missing corpus": Case("the data folder nowhere does not exist", {"data.root": "nowhere"}, fix="corpus digits"),
     "experts": Case(
-        "the experts cannot be shared out equally", {"model.num_experts": 3}, got="3 experts over train.ep_size = 2", allowed="1, 3",
+        "the experts cannot be shared out equally", {"model.num_experts": 3},
+        got="3 experts over train.ep_size = 2", allowed="1, 3",
         fix="--set train.ep_size=N",
     ),
     "ranks": Case(
@@ -91,7 +92,8 @@ CASES = {
     ),
     "other file": Case(
         "the DeepSpeed configuration and the run disagree about ep_size", {"train.ep_size": 1},
-        ["--deepspeed_config", str(FOLDER / "cpu_zero2_ep2.json")], got="2 in the file, 1 in the run", fix="--set train.ep_size=2",
+        ["--deepspeed_config", str(FOLDER / "cpu_zero2_ep2.json")],
+        got="2 in the file, 1 in the run", fix="--set train.ep_size=2",
     ),
     "missing file": Case(
         "the DeepSpeed configuration cannot be read", arguments=["--deepspeed_config", "nowhere.json"], got="nowhere.json",

@@ -5,6 +5,7 @@ import time
 
 import psutil
 import pytest
+
 from processes import environment, free_port, run, run_together
 
 

@@ -63,11 +63,15 @@ class StepBatches(Dataset):
         return [(epoch, int(self._order(name, epoch)[place])) for epoch, place in places]
 
     def __getitem__(self, step: int) -> Batch | UserError:
+        return self.first_of(step, None)
+
+    def first_of(self, step: int, most: int | None) -> Batch | UserError:
+        """The batch of a step, or as much of it as its first `most` samples."""
         task = self.tasks[self.schedule.at(step).name]
         stream = zlib.crc32(task.name.encode())
         samples, rngs = [], []
         try:
-            for epoch, row in self.samples(step):
+            for epoch, row in self.samples(step)[:most]:
                 rngs.append(np.random.default_rng([_SAMPLE, self.seed, stream, epoch, row]))
                 samples.append(decode(self.sources[task.name], row, task.views, rngs[-1], self.cache))
             return self.collator(task.name, task.views, samples, rngs)

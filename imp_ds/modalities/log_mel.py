@@ -92,14 +92,13 @@ class LogMel:
     @cached_property
     def filter_blocks(self) -> list[tuple[int, int, torch.Tensor]]:
         """The filters of `_BLOCK` neighbouring mel bins at a time, each with the range of frequency bins that they touch:
-        a triangle covers few bins, so the products skip most of the zeros. Each row stands twice: see `_mel`."""
+        a triangle covers few bins, so the products skip most of the zeros."""
         filters_KM, blocks = mel_filters(self), []
         for first in range(0, self.mel_bins, _BLOCK):
             block = filters_KM[:, first : first + _BLOCK]
             touched = np.flatnonzero(block.any(1))
             low, high = (touched[0], touched[-1] + 1) if len(touched) else (0, 1)
-            twice = torch.from_numpy(block[low:high]).float().repeat_interleave(2, 0)
-            blocks.append((2 * int(low), 2 * int(high), twice))
+            blocks.append((int(low), int(high), torch.from_numpy(block[low:high]).float().contiguous()))
         return blocks
 
     def __call__(self, samples_BN: torch.Tensor) -> torch.Tensor:
@@ -122,8 +121,9 @@ class LogMel:
                 stop = start + (few - 1) * self.hop_length + self.frame_length
                 self._fill(padded_BFW[:some, :few, : self.frame_length], samples_BN[row : row + rows, start:stop])
                 piece_BFM.copy_(self._mel(padded_BFW[:some, :few]))
-        mel_BFM.clamp_(min=self.floor)
-        return mel_BFM.log_() if self.log == "ln" else mel_BFM.log10_()
+        values_BFM = mel_BFM.clamp_(min=self.floor).numpy()  # numpy's logarithm takes half the time of torch's
+        (np.log if self.log == "ln" else np.log10)(values_BFM, out=values_BFM)
+        return mel_BFM
 
     def _fill(self, frames_BFW: torch.Tensor, samples_BN: torch.Tensor):
         """Write the windowed frames of the samples.
@@ -136,8 +136,8 @@ class LogMel:
         raw_BFW = samples_BN.unfold(1, size, hop)
         sharp_BFW = raw_BFW
         if self.preemphasis:
-            sharp_BN = samples_BN.clone()
-            sharp_BN[:, 1:].sub_(samples_BN[:, :-1], alpha=self.preemphasis)
+            sharp_BN = torch.empty_like(samples_BN)  # the start of each frame is written below
+            torch.sub(samples_BN[:, 1:], samples_BN[:, :-1], alpha=self.preemphasis, out=sharp_BN[:, 1:])
             sharp_BFW = sharp_BN.unfold(1, size, hop)
         torch.mul(sharp_BFW, self.window_W, out=frames_BFW)
         if self.preemphasis:
@@ -146,11 +146,12 @@ class LogMel:
             frames_BFW.addcmul_(raw_BFW.mean(-1, keepdim=True), self.window_W, value=-kept)
 
     def _mel(self, padded_BFW: torch.Tensor) -> torch.Tensor:
-        # Squares of real and imaginary parts side by side, in float32; the filters have each row twice and add them.
-        parts_BFK = torch.view_as_real(torch.fft.rfft(padded_BFW)).float().square_().flatten(-2)
+        # The squares in float32: half the memory to move, and no digit of the sum over a triangle is lost by cancellation.
+        squares_BFK2 = torch.view_as_real(torch.fft.rfft(padded_BFW)).float().square_()
+        power_BFK = squares_BFK2[..., 0] + squares_BFK2[..., 1]
         if self.power != 2.0:
-            parts_BFK = (parts_BFK[..., ::2] + parts_BFK[..., 1::2]).pow_(self.power / 2).div_(2).repeat_interleave(2, -1)
-        return torch.cat([parts_BFK[..., low:high] @ block for low, high, block in self.filter_blocks], -1)
+            power_BFK.pow_(self.power / 2)
+        return torch.cat([power_BFK[..., low:high] @ block for low, high, block in self.filter_blocks], -1)
 
 
 def mel_filters(settings: LogMel) -> np.ndarray:

@@ -28,7 +28,7 @@ def nce_direction(logits_BN: torch.Tensor, positive_BN: torch.Tensor) -> tuple[t
 
 
 class Temperature(nn.Module):
-    """One learned temperature, used directly, not through its logarithm. A module, so that ZeRO 3 can gather it when it is called."""
+    """One learned temperature, used directly, not through its logarithm. A module, so that ZeRO 3 gathers it when called."""
 
     def __init__(self, initial: float):
         super().__init__()

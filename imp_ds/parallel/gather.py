@@ -8,7 +8,6 @@ import torch.distributed as dist
 
 from imp_ds.parallel.groups import world_size
 
-
 # renamed in torch 2.13; 2.11 knows the older names only
 _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -36,7 +36,8 @@ def settle_environment(environ=os.environ) -> int:
     if "RANK" not in environ and "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
         environ["RANK"], environ["WORLD_SIZE"] = environ["SLURM_PROCID"], environ["SLURM_NTASKS"]
         environ["LOCAL_RANK"] = environ.get("SLURM_LOCALID", "0")
-        environ.setdefault("MASTER_ADDR", first_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "127.0.0.1")))
+        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
+        environ.setdefault("MASTER_ADDR", first_host(nodes))
         # every task of a job step derives the same port from the job's number, and two jobs on a node differ
         environ.setdefault("MASTER_PORT", str(20000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000))
     if "RANK" not in environ and "WORLD_SIZE" not in environ:

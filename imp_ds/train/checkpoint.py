@@ -189,8 +189,9 @@ class Reader:
             parts = [("missing", missing), ("not in this model", extra), ("of another shape", other)]
             got = "; ".join(f"{what}: {', '.join(sorted(names)[:3])} ({len(names)} in all)" for what, names in parts if names)
             raise UserError(
-                "the checkpoint is of another model", got=f"{self.folder}: {got}", fix="resume with the recipe and --set of that run"
-            )
+                "the checkpoint is of another model", got=f"{self.folder}: {got}",
+                fix="resume with the recipe and --set of that run",
+            )  # fmt: skip
 
     def load_weights(self, model: nn.Module) -> None:
         """Copy the weights into a model that holds all or some of the experts. Raises UserError for another model's."""

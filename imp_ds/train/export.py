@@ -1,4 +1,4 @@
-"""`python -m imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint. Needs no DeepSpeed process."""
+"""`python -m imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint, in one process."""
 
 import json
 import os
@@ -54,8 +54,9 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
 def _read_run(run_dir: Path) -> RunConfig:
     if not (run_dir / "run_config.json").is_file() or not (run_dir / processor.FOLDER).is_dir():
         raise UserError(
-            "this is not the folder of a run", got=run_dir, allowed="the --output_dir of python -m imp_ds train, for example runs/digits"
-        )
+            "this is not the folder of a run", got=run_dir,
+            allowed="the --output_dir of python -m imp_ds train, for example runs/digits",
+        )  # fmt: skip
     return RunConfig.load(run_dir)
 
 

@@ -45,9 +45,10 @@ def build_processor(run: RunConfig, sources: dict[str, FolderSource]) -> ImpProc
     film = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
     text = [v.text.length for v in views if v.text is not None]
     tokenizer.model_max_length = max(text, default=config.text_max)
+    image_view = {} if image is None else dict(size=(image.height, image.width))
     film_view = {} if film is None else dict(frames=film.frames, size=(film.height, film.width))
     return ImpProcessor(
-        image_processor=ImpImageProcessor(patch=config.vision_patch, **({} if image is None else dict(size=(image.height, image.width)))),
+        image_processor=ImpImageProcessor(patch=config.vision_patch, **image_view),
         video_processor=ImpVideoProcessor(patch=config.vision_patch, **film_view),
         feature_extractor=build_extractor(run, config, sources),
         tokenizer=tokenizer,

@@ -32,7 +32,8 @@ def claim(output_dir: Path, run: RunConfig, resume: bool) -> None:
         changed = differences(RunConfig.load(config), run)
         if changed:
             raise UserError(
-                "the run in the output folder was started differently", got="; ".join(changed[:5]) + (" ..." if changed[5:] else ""),
+                "the run in the output folder was started differently",
+                got="; ".join(changed[:5]) + (" ..." if changed[5:] else ""),
                 allowed="to resume, changes of " + ", ".join(sorted(_FREE)),
                 fix="resume with the recipe and the --set of that run, or take another --output_dir",
             )  # fmt: skip
@@ -44,7 +45,8 @@ def claim(output_dir: Path, run: RunConfig, resume: bool) -> None:
             raise PermissionError(13, "Permission denied")
         run.save(config)
     except OSError as error:
-        raise UserError("the output folder cannot be written", got=f"{output_dir}: {error.strerror}", fix="--output_dir DIR") from None
+        got = f"{output_dir}: {error.strerror}"
+        raise UserError("the output folder cannot be written", got=got, fix="--output_dir DIR") from None
 
 
 def differences(before: RunConfig, now: RunConfig) -> list[str]:

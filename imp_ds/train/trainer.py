@@ -1,4 +1,4 @@
-"""Training by alternating gradient descent: every optimizer step takes one task's batch (IMP, section 3; release, `executors.py`).
+"""Training by alternating gradient descent: every optimizer step takes one task's batch (IMP; release, `executors.py`).
 
     task = schedule[step];  batch = loader.next();  engine.step(batch);  monitor.record(...)
 """
@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from imp_ds.config import RunConfig
 from imp_ds.data.collation import Collator
-from imp_ds.data.decoding import decode
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.sources import FolderSource
 from imp_ds.errors import UserError
@@ -25,12 +24,14 @@ from imp_ds.parallel.launch import settle_environment
 from imp_ds.tasks import Batch
 from imp_ds.train import checkpoint, ds_config, run_folder
 from imp_ds.train.engine import Engine, build_model, start_process_group
+from imp_ds.train.first_samples import first_samples
 from imp_ds.train.monitor import Monitor, memory_gib
 from imp_ds.train.processor import settle_processor
 from imp_ds.train.schedule import build_schedule
 
 RESULTS = "results.json"
 PROJECTED_ROWS = 500
+SHOWN_SAMPLES = 6
 
 
 def train(run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: bool = False) -> None:
@@ -77,8 +78,9 @@ class Trainer:
         self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
         self.monitor = Monitor(
-            output_dir, run, enabled=is_main(), total_steps=run.train.steps, start_step=self.step, moe_layers=self.config.moe_layer_indices
-        )
+            output_dir, run, enabled=is_main(), total_steps=run.train.steps, start_step=self.step,
+            moe_layers=self.config.moe_layer_indices,
+        )  # fmt: skip
         self.loader = RotatingLoader(
             run.tasks, self.schedule, sources, Collator(self.processor), seed=run.data.seed, rank=rank(), world=world_size(),
             start_step=self.step, stop_step=run.train.steps, workers=run.data.workers, prefetch=run.data.prefetch,
@@ -91,7 +93,7 @@ class Trainer:
         model = build_model(self.config, self.run.train.seed, self.run.train.ep_size)
         if self.run.train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        reader = self._newest(model) if resume else None
+        reader = self._newest() if resume else None
         if reader is not None:
             on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
             self.step, self.adam_steps = reader.state["step"], reader.state["adam_steps"]
@@ -101,29 +103,21 @@ class Trainer:
             reader.load_optimizer(engine)
         return engine
 
-    def _newest(self, model) -> checkpoint.Reader | None:
+    def _newest(self) -> checkpoint.Reader | None:
         """Rank 0 looks and verifies; all agree on what it found."""
         found = [on_main(lambda: checkpoint.newest(self.output_dir, warn=lambda m: print(m, file=sys.stderr)), "no checkpoint")]
         if world_size() > 1:
             dist.broadcast_object_list(found, src=0)
         if is_main():
-            print(f"resuming from {found[0]}" if found[0] else f"no checkpoint in {self.output_dir}: starting from step 0", flush=True)
+            nothing = f"no checkpoint in {self.output_dir}: starting from step 0"
+            print(f"resuming from {found[0]}" if found[0] else nothing, flush=True)
         return None if found[0] is None else checkpoint.Reader(found[0])
 
     def _show_start(self) -> None:
-        """What the model is fed, once: one batch of each task, by the loader's own code in this process."""
+        """What the model is fed, once."""
         if self.step:
             return
-        samples, sounds = {}, {}
-        turns = {task.name: next(s for s in range(10**6) if self.schedule.at(s).name == task.name) for task in self.run.tasks if task.weight}
-        for name, step in turns.items():
-            batch = self.loader.batches[step]
-            if isinstance(batch, UserError):
-                raise batch
-            samples[name] = batch
-            if self.run.task(name).views.audio is not None:
-                rows = [row for _, row in self.loader.batches.samples(step)][:4]
-                sounds[name] = [decode(self.sources[name], row, self.run.task(name).views, None)["audio"] for row in rows]
+        samples, sounds = first_samples(self.loader.batches, SHOWN_SAMPLES)
         self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), sounds)
 
     def loop(self) -> None:
@@ -179,12 +173,14 @@ class Trainer:
     def _skipped(self, task: str) -> None:
         self.bad_steps += 1
         if is_main():
-            print(f"step {self.step}: the loss of task {task} is not finite; nothing was updated ({self.bad_steps} so far)", file=sys.stderr)
+            skipped = f"nothing was updated ({self.bad_steps} so far)"
+            print(f"step {self.step}: the loss of task {task} is not finite; {skipped}", file=sys.stderr)
         if self.bad_steps >= self.run.train.max_bad_steps:
             raise UserError(
                 f"the loss of task {task} was not finite at step {self.step}", got=f"{self.bad_steps} skipped steps",
                 allowed=f"fewer than train.max_bad_steps = {self.run.train.max_bad_steps}",
-                fix="look at the task's data; lower optimizer.peak_rate; then --resume goes on from the last checkpoint", shared=True,
+                fix="look at the task's data; lower optimizer.peak_rate; then --resume goes on from the last checkpoint",
+                shared=True,
             )  # fmt: skip
 
     def _check_norm(self, task: str, norm: float) -> None:
@@ -192,7 +188,8 @@ class Trainer:
         if not math.isfinite(float(norm)):
             raise UserError(
                 f"the gradient of task {task} was not finite at step {self.step}", got=float(norm),
-                fix="lower optimizer.peak_rate or set optimizer.clip; then --resume goes on from the last checkpoint", shared=True,
+                fix="lower optimizer.peak_rate or set optimizer.clip; then --resume goes on from the last checkpoint",
+                shared=True,
             )  # fmt: skip
 
     def evaluate(self) -> dict[str, float]:
@@ -221,17 +218,17 @@ class Trainer:
         peak = torch.tensor([memory_gib()], device=self.engine.device)
         if world_size() > 1:
             dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-        results |= {"train/steps": self.step, "train/seconds": round(self.seconds, 1), "train/peak_rank_gib": round(float(peak), 2)}
+        results |= {"train/steps": self.step, "train/seconds": round(self.seconds, 1)}
+        results["train/peak_rank_gib"] = round(float(peak), 2)
         on_main(lambda: self._write_results(results), "the results cannot be written")
 
     def _write_results(self, results: dict[str, float]) -> None:
         (self.output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
         for evaluator in self.evaluators:
             rows = min(PROJECTED_ROWS, len(evaluator.vectors_NC))
-            labels = evaluator.label_names()
-            self.monitor.log_projector(
-                evaluator.record.name, evaluator.vectors_NC[:rows], labels and labels[:rows], evaluator.thumbnails(rows), step=self.step
-            )
+            labels, pictures = evaluator.label_names(), evaluator.thumbnails(rows)
+            vectors_NC = evaluator.vectors_NC[:rows]
+            self.monitor.log_projector(evaluator.record.name, vectors_NC, labels and labels[:rows], pictures, step=self.step)
         self.monitor.finish(results)
 
 

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import torch
-from ranks import command
 
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.train.engine import Engine
 from imp_ds.train.trainer import Trainer
+from ranks import command
 
 TASK = "speech_digit"
 

@@ -8,6 +8,7 @@ import json
 
 import alternating_worker
 import pytest
+
 from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed

@@ -4,9 +4,9 @@ import json
 
 import bad_loss_worker
 import pytest
-from ranks import Ranks
 
 from imp_ds.train.ds_config import FOLDER
+from ranks import Ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -4,6 +4,7 @@ import contrastive_worker
 import pytest
 import torch
 from contrastive_worker import PAIRS, ROWS, TEMPERATURE, make_rows
+
 from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed

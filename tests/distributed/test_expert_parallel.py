@@ -7,12 +7,12 @@ import json
 
 import expert_parallel_worker
 import pytest
-from ranks import run_ranks
 from safetensors.torch import load_file
 from small_run import largest_difference, make_config, make_run
 
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
+from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -1,4 +1,4 @@
-"""What was trained on two expert-parallel ranks is exported, and a fresh process that knows no DeepSpeed gets the same from it."""
+"""What was trained on two expert-parallel ranks is exported, and a fresh process without DeepSpeed gets the same from it."""
 
 import json
 import shutil
@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT, environment, run
-from ranks import command, run_ranks
 from safetensors.torch import load_file
 from small_run import largest_difference
 
 from imp_ds.errors import UserError
 from imp_ds.train.export import export
+from processes import ROOT, environment, run
+from ranks import command, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -2,9 +2,9 @@
 
 import pytest
 from deepspeed.launcher.runner import fetch_hostfile, parse_inclusion_exclusion
-from processes import ROOT
 
 from imp_ds.doctor import check_hostfile
+from processes import ROOT
 
 HOSTFILES = {"one_node": 8, "two_nodes": 16, "eight_nodes_of_8": 64}
 

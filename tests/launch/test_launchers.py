@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from processes import environment, free_port, run, run_together
 
 pytestmark = pytest.mark.distributed

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from processes import ROOT, environment, run
 
 COMMANDS = ("quickstart", "test", "train_one_node", "train_hostfile", "train_slurm")

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks
 from safetensors.torch import load_file
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import checkpoint
+from ranks import run_ranks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
 
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.distributed
 
 SAME = ("cpu_zero2_ep2.json", 2)
 LAYOUTS = [
-    SAME, ("cpu_zero0.json", 1), ("cpu_zero0.json", 2), ("cpu_zero1.json", 1), ("cpu_zero2.json", 1), ("cpu_zero2_offload.json", 2),
+    SAME, ("cpu_zero0.json", 1), ("cpu_zero0.json", 2), ("cpu_zero1.json", 1), ("cpu_zero2.json", 1),
+    ("cpu_zero2_offload.json", 2),
     ("cpu_zero3.json", 1), ("cpu_zero3.json", 2),
 ]  # fmt: skip
 ALONE = ["cpu_zero1.json", "cpu_zero3.json"]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from ranks import Ranks, command, run_ranks
 
 pytestmark = pytest.mark.distributed

@@ -1,0 +1,37 @@
+"""What the model is fed at the start: a few samples of each task, by the loader's own code, for people to look at."""
+
+import numpy as np
+
+from imp_ds.data.decoding import decode
+from imp_ds.data.loader import StepBatches
+from imp_ds.errors import UserError
+from imp_ds.tasks import Batch
+
+_HORIZON = 10_000  # steps in which a task's first turn is looked for
+
+
+def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], dict[str, list[tuple[np.ndarray, int]]]]:
+    """Of each task the first `most` samples of its first turn, and their sounds as (samples, rate) where it hears.
+
+    A task without a turn in the first steps is left out. Raises UserError for a sample that cannot be read.
+    """
+    samples, sounds = {}, {}
+    for name, step in _first_turns(batches).items():
+        batch = batches.first_of(step, most)
+        if isinstance(batch, UserError):
+            raise batch
+        samples[name] = batch
+        views = batches.tasks[name].views
+        if views.audio is not None:
+            rows = [row for _, row in batches.samples(step)[:most]]
+            sounds[name] = [decode(batches.sources[name], row, views, None)["audio"] for row in rows]
+    return samples, sounds
+
+
+def _first_turns(batches: StepBatches) -> dict[str, int]:
+    turns = {}
+    for step in range(_HORIZON):
+        turns.setdefault(batches.schedule.at(step).name, step)
+        if len(turns) == len(batches.tasks):
+            break
+    return turns
