@@ -28,7 +28,7 @@ class TextEmbedding(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
         length, longest = input_ids.shape[1], self.positions.buckets[0]
         if length > longest:
-            raise UserError("a text is longer than the model reads", got=f"{length} tokens", allowed=f"at most {longest} (text_max)")
+            raise UserError("a text is longer than the model reads", got=f"{length} tokens", allowed=f"at most {longest}")
         places = torch.arange(length, device=input_ids.device, dtype=torch.float32) / longest
         tokens = self.words(input_ids) + self.positions(places.view(1, length, 1)).to(self.words.weight.dtype)
         return tokens, None if attention_mask is None else attention_mask.bool()

@@ -33,15 +33,17 @@ def barrier() -> None:
         dist.barrier()
 
 
-def settle(facts: list[bool], scalars: dict[str, torch.Tensor]) -> tuple[list[bool], dict[str, torch.Tensor]]:
-    """Each fact, true only if it is true on every rank, and each scalar's mean over the ranks.
+def settle(
+    facts: list[bool | torch.Tensor], scalars: dict[str, torch.Tensor]
+) -> tuple[list[bool], dict[str, torch.Tensor]]:
+    """Each fact (a bool, or a tensor of one), true only if it is true on every rank, and each scalar's mean over the ranks.
 
     One small exchange for all of it, and the one wait for the device in a step. Every rank gives the same names.
     """
     if world_size() == 1:
-        return facts, scalars
+        return [bool(fact) for fact in facts], scalars
     values = torch.stack([value.detach().float() for value in scalars.values()])
-    told = torch.cat([values.new_tensor(facts), values])
+    told = torch.cat([torch.stack([torch.as_tensor(fact).to(values) for fact in facts]), values])
     dist.all_reduce(told)
     counts, means = told[: len(facts)], told[len(facts) :] / world_size()
     # whole numbers far below 2**24: exact in float32

@@ -141,8 +141,7 @@ class Trainer:
         # while the device is busy, fetch the next batch, so that one exchange settles whether the loss is finite
         # everywhere and whether every rank will have a next step to take part in, and gives the means that are recorded
         problem = self._fetch()
-        facts = [bool(torch.isfinite(loss.detach())), problem is None]
-        (finite, fed), means = settle(facts, {"loss": loss, **metrics})
+        (finite, fed), means = settle([torch.isfinite(loss.detach()), problem is None], {"loss": loss, **metrics})
         if not fed:
             raise_shared(problem)
         self.step += 1
