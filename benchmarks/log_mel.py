@@ -3,7 +3,8 @@
     python benchmarks/log_mel.py [--threads N] [--out benchmarks/results/log_mel.md]
 
 Each extractor computes a 10 s sound; ours has the same settings as ASTFeatureExtractor (400 samples every 160, FFT of 512,
-128 mel bins, preemphasis, offset removed), in float32 and in float64 (`precise`). Short runs of each alternate, so that a busy
+128 mel bins, preemphasis, offset removed), in float32 and in float64 (`precise`), and as Speech2TextFeatureExtractor (80
+mel bins, Povey window, float64); the largest differences from both are printed too. Short runs of each alternate, so that a busy
 machine slows all of them alike; the median over all calls is reported.
 """
 
@@ -28,7 +29,23 @@ AST = dict(frame_length=400, hop_length=160, mel_bins=128, f_min=20.0, f_max=800
            remove_offset=True, floor=1.192092955078125e-07)  # fmt: skip
 CLAP = dict(sampling_rate=48000, frame_length=1024, hop_length=480, mel_bins=64, f_min=0.0, f_max=14000.0, mel_scale="slaney",
             mel_norm="slaney", triangles="hertz", center=True, log="log10", floor=1e-10)  # fmt: skip
+# Kaldi's filterbank of sound in 16 bits; ours has it in [-1, 1], so the floor is that of 2**-30 of the energy.
+SPEECH = {**AST, "mel_bins": 80, "window_power": 0.85, "floor": AST["floor"] / 2**30, "precise": True}
 OURS = "ours"
+SPEECH_ROW = f"{OURS}, settings of Speech2Text, float64"
+
+
+def errors() -> list[str]:
+    """Largest absolute difference from each extractor, on the sounds that are timed."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000 * SECONDS).astype(np.float32)
+    speech = Speech2TextFeatureExtractor(do_ceptral_normalize=False)(noise, sampling_rate=16000)["input_features"][0]
+    ast = ASTFeatureExtractor(do_normalize=False, max_length=998)(noise, sampling_rate=16000)["input_values"][0]
+    rows = [(SPEECH_ROW, LogMel(**SPEECH), speech - 30 * np.log(2.0))]
+    for name, precise in (("float32", False), ("float64", True)):
+        rows.append((f"{OURS}, settings of AST, {name}", LogMel(**AST, precise=precise), ast))
+    tensor = torch.from_numpy(noise)[None]
+    lines = [f"| {name} | {np.abs(ours(tensor)[0].numpy() - theirs).max():.1e} |" for name, ours, theirs in rows]
+    return ["\n| settings | largest difference from the extractor |", "|---|---|", *lines]
 
 
 def candidates() -> dict:
@@ -39,10 +56,13 @@ def candidates() -> dict:
     batch = torch.stack([tensor[0]] * 8)
     single, precise = LogMel(**AST), LogMel(**AST, precise=True)
     short = LogMel(frame_length=400, hop_length=160, mel_bins=64)
-    ast, clap, speech = ASTFeatureExtractor(), ClapFeatureExtractor(), Speech2TextFeatureExtractor()
+    ast, clap = ASTFeatureExtractor(), ClapFeatureExtractor()
+    speech = Speech2TextFeatureExtractor(do_ceptral_normalize=False)
     as_clap = LogMel(**CLAP)
     whisper = WhisperFeatureExtractor(chunk_length=SECONDS)
+    as_speech = LogMel(**SPEECH)
     return {
+        SPEECH_ROW: (1, lambda: as_speech(tensor)),
         "ASTFeatureExtractor": (1, lambda: ast(waves[16000], sampling_rate=16000)),
         f"{OURS}, settings of AST, float32": (1, lambda: single(tensor)),
         f"{OURS}, settings of AST, float32, batch of 8": (8, lambda: single(batch)),
@@ -73,9 +93,10 @@ def measure(functions: dict) -> dict[str, float]:
 def table(threads: int) -> list[str]:
     torch.set_num_threads(threads)
     times = measure(candidates())
-    reference = times["ASTFeatureExtractor"]
-    rows = [f"| {name} | {ms:.2f} | {reference / ms:.1f} |" for name, ms in times.items()]
-    return [f"\ntorch threads: {threads}\n", "| 10 s of sound | ms per clip | times AST's speed |", "|---|---|---|", *rows]
+    ast, speech = times["ASTFeatureExtractor"], times["Speech2TextFeatureExtractor"]
+    rows = [f"| {name} | {ms:.2f} | {ast / ms:.1f} | {speech / ms:.1f} |" for name, ms in times.items()]
+    header = ["| 10 s of sound | ms per clip | times AST's speed | times Speech2Text's speed |", "|---|---|---|---|"]
+    return [f"\ntorch threads: {threads}\n", *header, *rows]
 
 
 def main():
@@ -91,6 +112,7 @@ def main():
         f"`python benchmarks/log_mel.py`, {datetime.date.today()}, {os.cpu_count()} cores, {versions}.",
         f"Median of {ROUNDS * CALLS} calls.",
     ]
+    lines += errors()
     for threads in dict.fromkeys(args.threads):
         lines += table(threads)
     print("\n".join(lines))

@@ -17,7 +17,9 @@ from imp_ds.errors import UserError
 
 _CHOICES = {"mel_scale": ("htk", "slaney"), "mel_norm": (None, "slaney"), "triangles": ("mel", "hertz"), "log": ("ln", "log10")}
 _BLOCK = 16  # mel bins of one product
-_PIECE_BYTES = 1 << 20  # of frames computed at a time: the intermediate arrays stay in the cache
+# Frames transformed at a time, and powers multiplied with the filters at a time: arrays that stay in the cache, and that malloc
+# hands out again instead of fetching new pages; the products need more rows than the transforms to be efficient.
+_FRAMES_BYTES, _POWER_BYTES = 1 << 20, 1 << 21
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class LogMel:
         mel_norm: None (triangles of height 1) or "slaney" (triangles of area 1 per Hz, times 2).
         triangles: whether the triangles are straight on the "mel" or on the "hertz" axis.
         periodic_window: the Hann window's last sample is the first of the next period (True), or zero (False).
+        window_power: exponent of the Hann window; 0.85 makes it Kaldi's Povey window.
         power: exponent of the magnitude; 2 is energy.
         log, floor: the logarithm, of the energy but at least `floor`.
         center: frame i is centred at sample i * hop_length, by reflection at both ends.
@@ -56,6 +59,7 @@ class LogMel:
     mel_norm: str | None = None
     triangles: str = "mel"
     periodic_window: bool = True
+    window_power: float = 1.0
     power: float = 2.0
     log: str = "ln"
     floor: float = 1e-6
@@ -68,7 +72,7 @@ class LogMel:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"unknown {name} of a log-mel spectrogram", got=getattr(self, name), allowed=allowed)
-        if min(self.sampling_rate, self.frame_length, self.hop_length, self.mel_bins) < 1 or self.floor <= 0:
+        if min(self.sampling_rate, self.frame_length, self.hop_length, self.mel_bins) < 1 or min(self.floor, self.window_power) <= 0:
             raise UserError("a size of the log-mel spectrogram is not positive", got=self)
         if not 0 <= self.f_min < self.f_max <= self.sampling_rate / 2:
             raise UserError("the mel bins lie outside the spectrum", got=f"{self.f_min} to {self.f_max} Hz",
@@ -86,8 +90,8 @@ class LogMel:
 
     @cached_property
     def window_W(self) -> torch.Tensor:
-        dtype = torch.float64 if self.precise else torch.float32
-        return torch.hann_window(self.frame_length, periodic=self.periodic_window, dtype=dtype)
+        window_W = torch.hann_window(self.frame_length, periodic=self.periodic_window, dtype=torch.float64)
+        return window_W.pow(self.window_power).to(torch.float64 if self.precise else torch.float32)
 
     @cached_property
     def filter_blocks(self) -> list[tuple[int, int, torch.Tensor]]:
@@ -101,57 +105,66 @@ class LogMel:
             blocks.append((int(low), int(high), torch.from_numpy(block[low:high]).float().contiguous()))
         return blocks
 
+    @property
+    def bins(self) -> int:
+        """How many frequency bins, from the lowest, are needed: a filter touches none above."""
+        return max(high for _, high, _ in self.filter_blocks)
+
     def __call__(self, samples_BN: torch.Tensor) -> torch.Tensor:
-        samples_BN = samples_BN.to(self.window_W.dtype)
         if self.center:
             side = self.frame_length // 2
             samples_BN = torch.nn.functional.pad(samples_BN[:, None], (side, side), mode="reflect")[:, 0]
         batch, samples = samples_BN.shape
         assert samples >= self.frame_length, "fewer samples than one frame"
-        count = 1 + (samples - self.frame_length) // self.hop_length
-        mel_BFM = torch.empty(batch, count, self.mel_bins)
-        piece = max(1, _PIECE_BYTES // (self.fft_length * self.window_W.element_size()))
-        rows, frames = max(1, piece // count), min(count, piece)
-        # One padded buffer for all pieces: its tail stays zero, and memory need not be fetched anew for each.
-        padded_BFW = samples_BN.new_zeros(rows, frames, self.fft_length)
-        for row in range(0, batch, rows):
-            for frame in range(0, count, frames):
-                piece_BFM = mel_BFM[row : row + rows, frame : frame + frames]
-                start, (some, few, _) = frame * self.hop_length, piece_BFM.shape
-                stop = start + (few - 1) * self.hop_length + self.frame_length
-                self._fill(padded_BFW[:some, :few, : self.frame_length], samples_BN[row : row + rows, start:stop])
-                piece_BFM.copy_(self._mel(padded_BFW[:some, :few]))
+        mel_BFM = torch.empty(batch, 1 + (samples - self.frame_length) // self.hop_length, self.mel_bins)
+        with torch.inference_mode():
+            for rows, frames in _pieces(*mel_BFM.shape[:2], _POWER_BYTES // (4 * self.bins)):
+                stop = (frames.stop - 1) * self.hop_length + self.frame_length
+                power_BFK = self._power(samples_BN[rows, frames.start * self.hop_length : stop])
+                products = [power_BFK[..., low:high] @ block for low, high, block in self.filter_blocks]
+                mel_BFM[rows, frames] = torch.cat(products, -1)
         values_BFM = mel_BFM.clamp_(min=self.floor).numpy()  # numpy's logarithm takes half the time of torch's
         (np.log if self.log == "ln" else np.log10)(values_BFM, out=values_BFM)
         return mel_BFM
 
-    def _fill(self, frames_BFW: torch.Tensor, samples_BN: torch.Tensor):
-        """Write the windowed frames of the samples.
+    def _power(self, samples_BN: torch.Tensor) -> torch.Tensor:
+        """The spectrum [B, F, `bins`] of all windowed frames of the samples: magnitudes to the `power`.
 
-        With preemphasis p, sample t of a frame is x[t] - p x[t-1] (x[0] - p x[0] at its start, as Kaldi does); all but the
-        start is the same in every frame, so it is computed once for the whole piece. A mean m inside the frame adds
-        (1 - p) m to each of these.
+        With preemphasis p, sample t of a frame is x[t] - p x[t-1], the same in every frame but for its first sample, where
+        the Hann window is zero; so it is computed once for all frames. A mean m in the frame adds (1 - p) m to each.
         """
-        size, hop, kept = self.frame_length, self.hop_length, 1.0 - self.preemphasis
-        raw_BFW = samples_BN.unfold(1, size, hop)
-        sharp_BFW = raw_BFW
-        if self.preemphasis:
-            sharp_BN = torch.empty_like(samples_BN)  # the start of each frame is written below
-            torch.sub(samples_BN[:, 1:], samples_BN[:, :-1], alpha=self.preemphasis, out=sharp_BN[:, 1:])
-            sharp_BFW = sharp_BN.unfold(1, size, hop)
-        torch.mul(sharp_BFW, self.window_W, out=frames_BFW)
-        if self.preemphasis:
-            frames_BFW[..., 0] = raw_BFW[..., 0] * (kept * self.window_W[0])
+        samples_BN = samples_BN.to(self.window_W.dtype)
+        frames_BFW = samples_BN.unfold(1, self.frame_length, self.hop_length)
         if self.remove_offset:
-            frames_BFW.addcmul_(raw_BFW.mean(-1, keepdim=True), self.window_W, value=-kept)
+            offset_BF1 = frames_BFW.mean(-1, keepdim=True).mul_(1.0 - self.preemphasis)
+        if self.preemphasis:
+            sharp_BN = torch.zeros_like(samples_BN)
+            torch.sub(samples_BN[:, 1:], samples_BN[:, :-1], alpha=self.preemphasis, out=sharp_BN[:, 1:])
+            frames_BFW = sharp_BN.unfold(1, self.frame_length, self.hop_length)
+        batch, count, _ = frames_BFW.shape
+        parts_BFK2 = torch.empty(batch, count, self.bins, 2)
+        pieces = _pieces(batch, count, _FRAMES_BYTES // (self.fft_length * samples_BN.element_size()))
+        # One padded buffer for all pieces: its tail stays zero, and memory need not be fetched anew for each.
+        buffer_BFW = samples_BN.new_zeros(*parts_BFK2[pieces[0]].shape[:2], self.fft_length)
+        for piece in pieces:
+            sound_BFW, spectrum_BFK2 = frames_BFW[piece], parts_BFK2[piece]
+            padded_BFW = buffer_BFW[: sound_BFW.shape[0], : sound_BFW.shape[1]]
+            inside_BFW = padded_BFW[..., : self.frame_length]
+            if self.remove_offset:
+                sound_BFW = torch.sub(sound_BFW, offset_BF1[piece], out=inside_BFW)
+            torch.mul(sound_BFW, self.window_W, out=inside_BFW)
+            spectrum_BFK2.copy_(torch.view_as_real(torch.fft.rfft(padded_BFW)[..., : self.bins]))
+        parts_BFK2.square_()  # in float32: half the memory to move, and nothing cancels in what follows
+        power_BFK = parts_BFK2[..., 0] + parts_BFK2[..., 1]
+        return power_BFK if self.power == 2.0 else power_BFK.pow_(self.power / 2)
 
-    def _mel(self, padded_BFW: torch.Tensor) -> torch.Tensor:
-        # The squares in float32: half the memory to move, and no digit of the sum over a triangle is lost by cancellation.
-        squares_BFK2 = torch.view_as_real(torch.fft.rfft(padded_BFW)).float().square_()
-        power_BFK = squares_BFK2[..., 0] + squares_BFK2[..., 1]
-        if self.power != 2.0:
-            power_BFK.pow_(self.power / 2)
-        return torch.cat([power_BFK[..., low:high] @ block for low, high, block in self.filter_blocks], -1)
+
+def _pieces(batch: int, count: int, limit: int) -> list[tuple[slice, slice]]:
+    """Slices of rows and frames that cover [batch, count], each of at most `limit` frames in all, but at least one."""
+    limit = max(1, limit)
+    rows, frames = max(1, limit // count), min(count, limit)
+    starts = ((row, frame) for row in range(0, batch, rows) for frame in range(0, count, frames))
+    return [(slice(row, row + rows), slice(frame, frame + frames)) for row, frame in starts]
 
 
 def mel_filters(settings: LogMel) -> np.ndarray:

@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import ASTFeatureExtractor, ClapFeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    ClapFeatureExtractor,
+    ClvpFeatureExtractor,
+    Speech2TextFeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.log_mel import LogMel, mel_filters
@@ -17,6 +23,12 @@ AST = dict(
 WHISPER = dict(
     frame_length=400, hop_length=160, n_fft=400, mel_bins=80, f_min=0.0, f_max=8000.0, mel_scale="slaney", mel_norm="slaney",
     triangles="hertz", center=True, log="log10", floor=1e-10,
+)  # fmt: skip
+
+
+CLVP = dict(
+    sampling_rate=22050, frame_length=1024, hop_length=256, mel_bins=80, f_min=0.0, f_max=8000.0, mel_norm="slaney",
+    triangles="hertz", center=True, floor=1e-5,
 )  # fmt: skip
 
 
@@ -58,6 +70,26 @@ def test_equals_clap_features():
     )(torch.from_numpy(wave)[None])[0]  # fmt: skip
     # theirs is in decibels, ten times the logarithm
     np.testing.assert_allclose(ours, theirs / 10, rtol=0, atol=1e-4)
+
+
+# The benchmark measures these settings against this extractor, which scales the sound to 16 bits: 2 ln 2^15 in each value.
+@pytest.mark.parametrize("noise", [0.02, 0.0])
+def test_equals_speech_to_text_features(noise):
+    wave = sound(2.0, noise=noise)
+    extractor = Speech2TextFeatureExtractor(do_ceptral_normalize=False)
+    theirs = extractor(wave, sampling_rate=16000)["input_features"][0]
+    settings = {**AST, "mel_bins": 80, "window_power": 0.85, "floor": AST["floor"] / 2**30}
+    ours = LogMel(**settings, precise=True)(torch.from_numpy(wave)[None])[0]
+    np.testing.assert_allclose(ours.numpy() + 30 * math.log(2), theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("noise,precise", [(0.1, False), (0.05, False), (0.001, True)])
+def test_equals_clvp_features(noise, precise):
+    wave = sound(3.0, noise=noise)  # 48,000 samples: centred frames of 22.05 kHz, 1 + 48000 // 256 = 188
+    theirs = ClvpFeatureExtractor()(wave, sampling_rate=22050, max_length=48000)["input_features"][0]
+    ours = LogMel(**CLVP, precise=precise)(torch.from_numpy(wave)[None])[0]
+    assert ours.shape == (188, 80)
+    np.testing.assert_allclose(ours.numpy(), np.asarray(theirs).T, rtol=0, atol=1e-4)
 
 
 def test_power_is_the_exponent_of_the_magnitude():
