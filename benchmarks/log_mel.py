@@ -105,7 +105,8 @@ def main():
     parser.add_argument("--out", type=Path, help="also write the table here")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message="At least one mel filter")
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, numpy {np.__version__}"
+    libraries = f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {np.__version__}"
+    versions = f"Python {platform.python_version()}, {libraries}"
     lines = [
         "# Log-mel spectrograms",
         "",

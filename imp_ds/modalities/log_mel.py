@@ -72,7 +72,8 @@ class LogMel:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"unknown {name} of a log-mel spectrogram", got=getattr(self, name), allowed=allowed)
-        if min(self.sampling_rate, self.frame_length, self.hop_length, self.mel_bins) < 1 or min(self.floor, self.window_power) <= 0:
+        sizes = self.sampling_rate, self.frame_length, self.hop_length, self.mel_bins
+        if min(sizes) < 1 or min(self.floor, self.window_power) <= 0:
             raise UserError("a size of the log-mel spectrogram is not positive", got=self)
         if not 0 <= self.f_min < self.f_max <= self.sampling_rate / 2:
             raise UserError("the mel bins lie outside the spectrum", got=f"{self.f_min} to {self.f_max} Hz",
