@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +106,13 @@ def _write(root: Path, seed: int, scale: float, progress: Progress):
     manifest.write(root, seed, scale)
 
 
-def _finish(folder: Path, rows: Iterator[dict], count: int, progress: Progress) -> list[dict]:
+def _finish(folder: Path, rows: Generator[dict, None, None], count: int, progress: Progress) -> list[dict]:
     """Draw the rows, whose media are written on the way, and put them into the folder's metadata."""
     drawn = []
-    for row in rows:
-        drawn.append(row)
-        progress(f"{folder.parent.name}/{folder.name}", len(drawn), count)
+    with closing(rows):  # interrupted, its threads end here, before the folder they write to is removed
+        for row in rows:
+            drawn.append(row)
+            progress(f"{folder.parent.name}/{folder.name}", len(drawn), count)
     (folder / _METADATA).write_text("".join(json.dumps(row) + "\n" for row in drawn))
     return drawn
 
