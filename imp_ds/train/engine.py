@@ -77,7 +77,6 @@ class Engine:
         self.stage = self.deepspeed.zero_optimization_stage()
         self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelMoE)), 1)
         master_state.prepare(self, adam_steps=0)
-        self.dtype = torch.bfloat16 if self.deepspeed.bfloat16_enabled() else torch.float32
 
     @property
     def model(self) -> ImpForPreTraining:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from imp_ds.config import RunConfig
+from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
@@ -52,7 +52,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
 
 
 def _read_run(run_dir: Path) -> RunConfig:
-    if not (run_dir / "run_config.json").is_file() or not (run_dir / processor.FOLDER).is_dir():
+    if not (run_dir / FILE_NAME).is_file() or not (run_dir / processor.FOLDER).is_dir():
         raise UserError(
             "this is not the folder of a run", got=run_dir,
             allowed="the --output_dir of python -m imp_ds train, for example runs/digits",
@@ -78,7 +78,7 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: ImpF
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     pieces.save_pretrained(folder)
-    run.save(folder / "run_config.json")
+    run.save(folder)
     results, final = {}, run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
