@@ -1,10 +1,11 @@
-"""What this machine has and lacks for training, and whether a hostfile is fit for the launcher.
+"""What this machine has and lacks for training, and whether a hostfile and environment files are fit for the launcher.
 
 Nothing is started, compiled or changed. Only what training cannot do without makes the verdict bad.
 """
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imp_ds.errors import UserError
+from imp_ds.parallel.hostfile import check_environment_file, check_hostfile, environment_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 29500  # the launcher's default
@@ -30,8 +32,8 @@ class Check:
     advice: str = ""
 
 
-def examine() -> list[Check]:
-    """All checks of this machine, in the order in which they matter."""
+def examine(hostfile: str | Path | None = None) -> list[Check]:
+    """All checks of this machine, in the order in which they matter, and of a hostfile. Raises UserError for a bad hostfile."""
     return [
         _python(),
         *_torch(),
@@ -46,50 +48,10 @@ def examine() -> list[Check]:
         _tool("ninja", "needed with the compiler only"),
         _tool("numactl", "needed for deepspeed --bind_cores_to_rank only"),
         _remote_shell(),
+        *_environment(),
         _espeak(),
+        *([] if hostfile is None else [_hostfile(hostfile)]),
     ]
-
-
-def check_hostfile(path: str | Path) -> list[tuple[str, int]]:
-    """The hosts and slots of a hostfile, in order.
-
-    Raises UserError for a line that is not "name slots=N", for a name that ssh could take for an option, for no slots and
-    for a host that is listed twice.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("the hostfile cannot be read", got=f"{path}: {error}") from None
-    hosts: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        entry = line.split("#")[0].strip()
-        if not entry:
-            continue
-        match = re.fullmatch(r"(\S+)\s+slots=(\d+)", entry)
-        where = f"{path}, line {number}: {entry!r}"
-        if match is None:
-            raise UserError(
-                "the hostfile holds a line that is no host", got=where, allowed="name slots=N", fix="correct or delete the line"
-            )
-        name, slots = match[1], int(match[2])
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", name):
-            raise UserError(
-                "the hostfile holds a name that is no host name", got=where,
-                allowed="letters, digits and _ . : - after a letter or digit",
-                fix="correct the name; one that begins with - would be an option of ssh",
-            )  # fmt: skip
-        if slots < 1:
-            raise UserError(
-                "the hostfile gives a host no slots", got=where, allowed="slots=1 or more", fix="comment the line out with #"
-            )
-        if name in hosts:
-            raise UserError(
-                "the hostfile lists a host twice", got=where, allowed="each host once", fix="add up its slots in one line"
-            )
-        hosts[name] = slots
-    if not hosts:
-        raise UserError("the hostfile lists no host", got=str(path), allowed="name slots=N on each line")
-    return list(hosts.items())
 
 
 def _python() -> Check:
@@ -213,6 +175,30 @@ def _remote_shell() -> Check:
     return Check(
         "ssh, pdsh", "lacks", ", ".join(found) or "neither", "needed for a hostfile only; --no_ssh, torchrun and srun do without"
     )
+
+
+def _environment() -> list[Check]:
+    """The files whose lines the launcher would set on every machine of a hostfile."""
+    checks = []
+    for path in environment_files():
+        try:
+            variables = check_environment_file(path)
+        except UserError as error:
+            what, *rest = str(error).splitlines()
+            checks.append(Check("environment", "broken", what, "; ".join(" ".join(line.split()) for line in rest)))
+        else:
+            checks.append(Check("environment", "ok", f"{path} sets {', '.join(variables) or 'nothing'}"))
+    return checks
+
+
+def _hostfile(path: str | Path) -> Check:
+    hosts = check_hostfile(path)
+    slots = [number for _, number in hosts]
+    found = f"{len(hosts)} host(s), {sum(slots)} slot(s)"
+    if len(set(slots)) == 1:
+        return Check("hostfile", "ok", found)
+    advice = f"unequal slots: expert groups stay inside machines if train.ep_size divides {math.gcd(*slots)}"
+    return Check("hostfile", "lacks", found, advice)
 
 
 def _espeak() -> Check:
