@@ -45,12 +45,16 @@ class ModelSettings(Settings):
     common_dim: int | None = Positive
     num_experts: int | None = Field(None, ge=0, description="experts of each MoE layer; 0 is a dense encoder")
     moe_layers: str | list[int] | None = Field(None, description='"last:N", "every:N" or a list of indices from 0')
-    router: str | None = None
+    router: Literal["expert_choice", "top_k"] | None = None
+    experts_per_token: int | None = Field(None, ge=1, description="choices of a token under top_k")
+    drop_tokens: bool | None = Field(None, description="top_k: whether an expert keeps at most its capacity")
     expert_activation: Literal["gelu", "geglu"] | None = None
     capacity_factor: float | None = Field(None, gt=0)
     group_tokens: int | None = Positive
     group_examples: int | None = Field(None, ge=1, description="examples of a routing group at most; None: no limit")
     router_z_loss: float | None = Field(None, ge=0)
+    router_balance: float | None = Field(None, ge=0, description="top_k: coefficient of the load-balancing loss")
+    router_noise: float | None = Field(None, ge=0, description="noise on the router's logits, in units of 1 / num_experts")
 
     def to_config(self, vocab_size: int, tasks: list[Task]) -> ImpConfig:
         """The ImpConfig of these settings, with the objectives of `tasks`. Raises UserError when they contradict each other."""
@@ -101,11 +105,17 @@ class TrainSettings(Settings):
     schedule: Literal["rotation", "sampling"] = "rotation"
     ep_size: int = Field(1, ge=1, description="ranks that share one set of experts")
     gradient_checkpointing: bool = False
-    max_bad_steps: int = Field(10, ge=1, description="steps skipped for a loss that is not finite before the run stops")
+    compile: bool = Field(False, description="compile the encoder's blocks, once for each task's shapes, before the first step")
+    init_from: str | None = Field(None, description="folder of an exported model whose weights the run starts from")
+    spike_deviations: float = Field(6.0, ge=0, description="a loss or norm further above its task's mean is skipped; 0: off")
+    max_bad_steps: int = Field(10, ge=1, description="steps skipped since the last checkpoint before the run goes back to it")
+    max_rollbacks: int = Field(2, ge=0, description="times the run goes back to its last checkpoint before it stops")
+    hang_timeout_s: float = Field(1800.0, gt=0, description="a rank that makes no progress for so long ends the run")
     log_every: int = Field(50, ge=1)
     eval_every: int = Field(1000, ge=0, description="0: at the end only")
     save_every: int = Field(1000, ge=0, description="0: at the end only")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest ones that are kept")
+    milestone_every: int = Field(0, ge=0, description="checkpoints at multiples of it are kept for ever; 0: none")
 
 
 class OptimizerSettings(Settings):

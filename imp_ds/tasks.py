@@ -96,6 +96,7 @@ class Task(Record):
     interval: int = Field(1, ge=1, description="rotation: the task trains on every interval-th visit")
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
     batch_size: int = Field(ge=1, description="samples of one optimizer step, over all ranks")
+    pieces: int = Field(1, ge=1, description="parts of a rank's batch that are in memory one at a time; the gradient is the same")
 
     @model_validator(mode="after")
     def _objectives_are_fed(self):

@@ -1,23 +1,25 @@
-"""Moving tokens to their experts and back, by index: no one-hot tensors, no host synchronisation.
+"""Where the experts of a layer are, and what that means for the way of a token: here, nothing.
 
-Shapes: T flat tokens, D width, E experts, C slots of an expert.
+The other dispatcher, for experts that are spread over ranks, is `imp_ds.parallel.expert_parallel`.
+
+Shapes: T flat tokens, D width.
 """
 
 import torch
 
+from imp_ds.moe.experts import Experts
 from imp_ds.moe.routing import Routing
 
 
 class LocalDispatcher:
-    """All experts are here: gather the rows, and add the weighted answers back to their tokens."""
+    """All experts are here. (x [T, D], routing, experts) -> the weighted sum of every token's answers, [T, D]; zeros for a
+    token that no expert took."""
 
-    def dispatch(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """Rows in slot order, [E, C, D]."""
-        experts, slots = routing.token_index_EC.shape
-        return x_TD.index_select(0, routing.token_index_EC.reshape(-1)).view(experts, slots, x_TD.shape[1])
+    def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> torch.Tensor:
+        return experts(x_TD, rows_of_experts(routing), routing.token_index_N, routing.weight_N)
 
-    def combine(self, y_ECD: torch.Tensor, routing: Routing, num_tokens: int) -> torch.Tensor:
-        """The weighted sum of every token's answers, [T, D]; zeros for a token that no expert took."""
-        weighted_ECD = y_ECD * routing.weight_EC.to(y_ECD.dtype).unsqueeze(-1)
-        out_TD = y_ECD.new_zeros(num_tokens, y_ECD.shape[-1])
-        return out_TD.index_add(0, routing.token_index_EC.reshape(-1), weighted_ECD.flatten(0, 1))
+
+def rows_of_experts(routing: Routing) -> list[int] | None:
+    """How many rows each expert has, on the host; None when all have equally many. The one wait for the device, and only
+    drop-free routing needs it."""
+    return None if routing.count_E is None else routing.count_E.tolist()

@@ -1,15 +1,16 @@
-"""The experts' feed-forwards, as stacked weights and batched matrix products: no loop over experts.
+"""The experts' feed-forwards as stacked weights.
 
-Shapes: E experts held here, C rows of an expert, D width, F feed-forward width.
+Shapes: T flat tokens, N rows in expert order, E experts held here, D width, F feed-forward width.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from imp_ds.moe.compute import experts_forward, mixture
 
 
 class Experts(nn.Module):
-    """`last - first` of the layer's experts: rows [E, C, D] -> [E, C, D].
+    """`num_experts` of the layer's experts, from number `first` on.
 
     "gelu" is two matrices, gelu(x w1) w2, as the IMP release has it; "geglu" is three, (gelu(x w1) * x w3) w2.
     `first` is the index of the first expert held here among all of the layer's: with expert parallelism a rank holds a slice.
@@ -36,9 +37,18 @@ class Experts(nn.Module):
                 parameter.copy_(self.get_parameter(name)[first : first + count])
         return part
 
-    def forward(self, x_ECD: torch.Tensor) -> torch.Tensor:
-        dtype = x_ECD.dtype
-        hidden_ECF = F.gelu(torch.bmm(x_ECD, self.w1.to(dtype)), approximate="tanh")
-        if self.activation == "geglu":
-            hidden_ECF = hidden_ECF * torch.bmm(x_ECD, self.w3.to(dtype))
-        return torch.bmm(hidden_ECF, self.w2.to(dtype))
+    def forward(
+        self,
+        x: torch.Tensor,
+        rows: list[int] | None = None,
+        token_index_N: torch.Tensor | None = None,
+        weight_N: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Rows [N, D] -> answers [N, D]; or, with `token_index_N` and `weight_N`, tokens [T, D] -> weighted sums [T, D].
+
+        rows: how many each expert has; None when all have N / E.
+        """
+        weights = self.w1, self.w2, getattr(self, "w3", None)
+        if token_index_N is None:
+            return experts_forward(x, rows, *weights)
+        return mixture(x, token_index_N, weight_N, rows, *weights)

@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer: route, dispatch, compute, combine.
+"""The mixture-of-experts layer: route, and let the dispatcher bring tokens to experts and back.
 
 Shapes: B batch, L tokens of an example, T = B * L flat tokens, D width.
 """
@@ -9,7 +9,8 @@ from torch import nn
 from imp_ds.errors import UserError
 from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import Experts
-from imp_ds.moe.routing import RouterReport, RoutingContext, build_router
+from imp_ds.moe.routers import build_router
+from imp_ds.moe.routing import RouterReport, RoutingContext
 
 
 def examples_per_group(batch: int, length: int, group_tokens: int, group_examples: int | None) -> int:
@@ -28,7 +29,10 @@ def examples_per_group(batch: int, length: int, group_tokens: int, group_example
 
 
 class MoELayer(nn.Module):
-    """A feed-forward of `num_experts` experts. forward: x [B, L, D], valid [B, L] or None -> ([B, L, D], RouterReport)."""
+    """A feed-forward of `num_experts` experts. forward: x [B, L, D] -> ([B, L, D], RouterReport).
+
+    `router` names one of `imp_ds.moe.routers`, and `router_options` are those of its class.
+    """
 
     def __init__(
         self,
@@ -39,19 +43,23 @@ class MoELayer(nn.Module):
         router: str = "expert_choice",
         activation: str = "gelu",
         capacity_factor: float = 1.0,
+        noise: float = 0.0,
         group_tokens: int = 2048,
         group_examples: int | None = None,
+        **router_options,
     ):
         super().__init__()
         self.group_tokens, self.group_examples = group_tokens, group_examples
-        self.router = build_router(router, width, num_experts, capacity_factor)
+        self.router = build_router(router, width, num_experts, capacity_factor, noise, **router_options)
         self.experts = Experts(width, feed_forward, num_experts, activation)
         self.dispatcher = LocalDispatcher()
 
-    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None = None) -> tuple[torch.Tensor, RouterReport]:
+    def forward(
+        self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None = None, key_B: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, RouterReport]:
+        """valid_BL: False at padding, which no expert takes; key_B: the samples' random keys, int64, for the router's noise."""
         batch, length, width = x_BLD.shape
         size = examples_per_group(batch, length, self.group_tokens, self.group_examples) * length
         x_TD = x_BLD.reshape(-1, width)
-        routing = self.router(x_TD, RoutingContext(size, None if valid_BL is None else valid_BL.reshape(-1)))
-        y_ECD = self.experts(self.dispatcher.dispatch(x_TD, routing))
-        return self.dispatcher.combine(y_ECD, routing, batch * length).view_as(x_BLD), routing.report
+        routing = self.router(x_TD, RoutingContext(size, None if valid_BL is None else valid_BL.reshape(-1), key_B))
+        return self.dispatcher(x_TD, routing, self.experts).view_as(x_BLD), routing.report

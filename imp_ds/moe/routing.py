@@ -1,10 +1,11 @@
-"""Routers: which expert computes which token, and how much its answer counts.
+"""What a router is: which expert computes which token, and how much its answer counts. The routers have files of their own.
 
-Expert choice (Zhou et al., 2022, arXiv 2202.09368) as the IMP release has it (`modeling/routing.py`): softmax over the
-experts for each token, each expert takes the C highest tokens of its column inside a group, the combine weight is that
-probability, not renormalised. Shapes are static, so nothing synchronises with the host.
+Decisions are made inside groups of tokens that are the same however a batch is spread over ranks, and are a list of rows in
+expert order, so that moving tokens is an index, without one-hot tensors. Everything of a router is float32, whatever the
+model's type.
 
-Shapes: T = G * S flat tokens, G groups, S tokens of a group, D width, E experts, C slots of an expert over all groups.
+Shapes: B samples, L tokens of a sample, T = B * L = G * S flat tokens, G groups, S tokens of a group, D width, E experts,
+N rows, an expert and a token each.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imp_ds.errors import UserError
+from imp_ds.randomness import normal
 
 
 @dataclass(frozen=True)
@@ -23,35 +24,44 @@ class RoutingContext:
 
     group_tokens: S, tokens that compete with each other; T is a multiple of it and groups are contiguous.
     valid_T: bool [T], False where a token is padding; None when nothing is.
+    key_B: int64 [B], the samples' random keys (`imp_ds.randomness`); None when nothing is random.
     """
 
     group_tokens: int
     valid_T: torch.Tensor | None = None
+    key_B: torch.Tensor | None = None
 
 
 class RouterReport(NamedTuple):
-    """What one MoE layer tells of one call. z_loss carries gradient, the rest does not.
+    """What one MoE layer tells of one call. The losses carry gradient, the rest does not.
 
     z_loss: mean over groups of the group's mean (logsumexp of the logits)^2, padding left out.
+    balance_loss: mean over groups of E * sum_e (share of the choices that fell on e) * (mean probability of e); 0 where every
+        expert gets equally much by construction.
     usage_E: share of the whole combine weight that each expert gave; sums to 1.
     left_behind: share of the tokens (padding left out) that no expert took.
-    confidence: mean combine weight of the slots that hold a token.
+    confidence: mean combine weight of the rows that hold a token.
     """
 
     z_loss: torch.Tensor
+    balance_loss: torch.Tensor
     usage_E: torch.Tensor
     left_behind: torch.Tensor
     confidence: torch.Tensor
 
 
 class Routing(NamedTuple):
-    """A decision. token_index_EC: flat token of each slot; weight_EC: its combine weight, float32, 0 for an empty slot.
+    """A decision: rows in expert order.
+
+    token_index_N: the flat token of each row; weight_N: its combine weight, float32, 0 for a slot that holds no token.
+    count_E: rows of each expert, int64; None when all have N / E, which is known without asking the device.
 
     A tuple, because ZeRO 3 finds the tensors of a module's output in tuples, and gathers its weights for the backward so.
     """
 
-    token_index_EC: torch.Tensor
-    weight_EC: torch.Tensor
+    token_index_N: torch.Tensor
+    weight_N: torch.Tensor
+    count_E: torch.Tensor | None
     report: RouterReport
 
 
@@ -63,64 +73,88 @@ def capacity(group_tokens: int, num_experts: int, capacity_factor: float) -> int
 def router_z_loss(logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
     """ST-MoE's z-loss (Zoph et al., 2022, arXiv 2202.08906). A mean of group means depends on no neighbour, so it is the
     same however the groups are spread over ranks."""
-    squares_GS = logits_GSE.logsumexp(-1).square()
+    return mean_of_groups(logits_GSE.logsumexp(-1).square(), valid_GS)
+
+
+def mean_of_groups(values_GS: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
+    """The mean over groups of each group's mean over its valid tokens; a group without any counts as 0."""
+    return values_GS.mean() if valid_GS is None else _group_means(values_GS[..., None], valid_GS).mean()
+
+
+def _group_means(values_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
     if valid_GS is None:
-        return squares_GS.mean()
-    valid_GS = valid_GS.to(squares_GS.dtype)
-    return ((squares_GS * valid_GS).sum(1) / valid_GS.sum(1).clamp(min=1)).mean()
+        return values_GSE.mean(1)
+    weight_GS1 = valid_GS.to(values_GSE.dtype).unsqueeze(-1)
+    return (values_GSE * weight_GS1).sum(1) / weight_GS1.sum(1).clamp(min=1)
 
 
-class ExpertChoiceRouter(nn.Module):
-    """Each expert takes its best tokens. Everything here is float32, whatever the model's type. Not causal."""
+def balance_loss(probability_GSE: torch.Tensor, share_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
+    """Switch Transformer's load-balancing loss (Fedus et al., 2021, arXiv 2101.03961, equation 4), in each group.
 
-    def __init__(self, width: int, num_experts: int, capacity_factor: float):
+    share_GSE: the part of each token's choices that fell on each expert, without gradient; sums to 1 over E. The loss is 1
+    when all experts are chosen equally often.
+    """
+    chosen_GE, probability_GE = _group_means(share_GSE, valid_GS), _group_means(probability_GSE, valid_GS)
+    return (chosen_GE * probability_GE).sum(-1).mean() * probability_GSE.shape[-1]
+
+
+class Router(nn.Module):
+    """A linear map to one logit for each expert, and a decision on their softmax by `choose`, which subclasses have.
+
+    noise: standard deviation of the Gaussian noise on the logits in units of 1 / E (V-MoE, Riquelme et al., 2021,
+    arXiv 2106.05974, section 2.1); drawn where samples have random keys.
+    """
+
+    def __init__(self, width: int, num_experts: int, capacity_factor: float, noise: float = 0.0):
         super().__init__()
-        self.num_experts, self.capacity_factor = num_experts, capacity_factor
+        self.num_experts, self.capacity_factor, self.noise = num_experts, capacity_factor, noise
         self.weight = nn.Parameter(torch.empty(num_experts, width))
 
     def forward(self, x_TD: torch.Tensor, context: RoutingContext) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.float(), self.weight.float())
-        size, experts = context.group_tokens, self.num_experts
-        logits_GSE = logits_TE.view(-1, size, experts)
-        valid_GS = None if context.valid_T is None else context.valid_T.view(-1, size)
-        scores_GES = logits_GSE.softmax(-1).transpose(1, 2)
-        slots = capacity(size, experts, self.capacity_factor)
-        if valid_GS is None:
-            weight_GEC, place_GEC = scores_GES.topk(slots, dim=-1, sorted=False)
-        else:
-            # padding sorts below every token, and a slot that has to hold it all the same counts for nothing
-            weight_GEC, place_GEC = scores_GES.masked_fill(~valid_GS[:, None], -1.0).topk(slots, dim=-1, sorted=False)
-            weight_GEC = weight_GEC.clamp(min=0.0)
-        start_G = torch.arange(logits_GSE.shape[0], device=x_TD.device) * size
-        index_EC = (place_GEC + start_G[:, None, None]).transpose(0, 1).reshape(experts, -1)
-        weight_EC = weight_GEC.transpose(0, 1).reshape(experts, -1)
-        report = self._report(logits_GSE, valid_GS, index_EC, weight_EC)
-        return Routing(index_EC, weight_EC, report)
+        if self.noise and context.key_B is not None:
+            noise_BLE = normal(context.key_B, len(x_TD) // len(context.key_B), self.num_experts)
+            logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
+        valid_GS = None if context.valid_T is None else context.valid_T.view(-1, context.group_tokens)
+        return self.choose(logits_TE.view(-1, context.group_tokens, self.num_experts), valid_GS)
 
-    @staticmethod
-    def _report(logits_GSE, valid_GS, index_EC, weight_EC) -> RouterReport:
-        z_loss = router_z_loss(logits_GSE, valid_GS)
-        with torch.no_grad():
-            tokens = logits_GSE.shape[0] * logits_GSE.shape[1]
-            filled_EC = weight_EC > 0
-            taken_T = weight_EC.new_zeros(tokens).index_add_(0, index_EC.reshape(-1), filled_EC.reshape(-1).float()) > 0
-            total = tokens if valid_GS is None else valid_GS.sum()
-            weight_E = weight_EC.sum(1)
-            return RouterReport(
-                z_loss=z_loss,
-                usage_E=weight_E / weight_E.sum().clamp(min=1e-9),
-                left_behind=1.0 - taken_T.sum() / total,
-                confidence=weight_E.sum() / filled_EC.sum().clamp(min=1),
-            )
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> Routing:
+        raise NotImplementedError
 
 
-# name -> class; adding a router is a class and its line
-ROUTERS = {"expert_choice": ExpertChoiceRouter}
+def take_best(score_GES: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each expert takes its `slots` best-scored tokens of each group: (token_index_N, weight_N) in expert order.
+
+    A negative score means "not this one": such a token fills a slot only when too few others are there, and counts for
+    nothing in it.
+    """
+    groups, experts, size = score_GES.shape
+    weight_GEC, place_GEC = score_GES.topk(slots, dim=-1, sorted=False)
+    start_G11 = (torch.arange(groups, device=score_GES.device) * size)[:, None, None]
+    index_EGC = (place_GEC + start_G11).transpose(0, 1)
+    return index_EGC.reshape(-1), weight_GEC.clamp(min=0.0).transpose(0, 1).reshape(-1)
 
 
-def build_router(name: str, width: int, num_experts: int, capacity_factor: float) -> nn.Module:
-    """The router of that name. Raises UserError for an unknown one."""
-    if name not in ROUTERS:
-        raise UserError("unknown router", got=name, allowed=", ".join(ROUTERS))
-    return ROUTERS[name](width, num_experts, capacity_factor)
+@torch.no_grad()
+def usage(weight_N: torch.Tensor, count_E: torch.Tensor | None, num_experts: int) -> torch.Tensor:
+    """Share of the whole combine weight that each expert gave, [E]."""
+    if count_E is None:
+        weight_E = weight_N.view(num_experts, -1).sum(1)
+    else:
+        expert_N = torch.repeat_interleave(torch.arange(num_experts, device=count_E.device), count_E, output_size=len(weight_N))
+        weight_E = weight_N.new_zeros(num_experts).index_add_(0, expert_N, weight_N)
+    return weight_E / weight_E.sum().clamp(min=1e-9)
+
+
+@torch.no_grad()
+def taken_share(token_index_N: torch.Tensor, weight_N: torch.Tensor, tokens: int, valid_GS: torch.Tensor | None) -> torch.Tensor:
+    """Share of the valid tokens that some expert took."""
+    taken_T = weight_N.new_zeros(tokens).index_add_(0, token_index_N, (weight_N > 0).float()) > 0
+    return taken_T.sum() / (tokens if valid_GS is None else valid_GS.sum())
+
+
+@torch.no_grad()
+def confidence(weight_N: torch.Tensor) -> torch.Tensor:
+    """Mean combine weight of the rows that hold a token."""
+    return weight_N.sum() / (weight_N > 0).sum().clamp(min=1)

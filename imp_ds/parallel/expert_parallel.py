@@ -5,11 +5,10 @@ the optimizer's groups hang on `isinstance(module, AutoEPMoELayer)` and on a few
 only place that knows them. Everything else (router, experts, groups) is `imp_ds.moe`, unchanged.
 
 Ranks 0 .. ep_size-1 form the first expert group, and so on; each holds num_experts / ep_size consecutive experts, and
-groups are replicas of each other. Expert choice fixes the number of rows of every expert, so both exchanges are
-all-to-alls of equal, known splits.
+groups are replicas of each other.
 
-Shapes: T flat tokens, D width, E experts of the layer, C slots of an expert on one rank, R ranks of an expert group,
-E/R experts held by a rank.
+Shapes: T flat tokens, N rows in expert order, D width, E experts of the layer, R ranks of an expert group, L = E/R experts
+held by a rank, C slots of an expert on one rank.
 """
 
 import torch
@@ -30,50 +29,72 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import nn
 
-from imp_ds.moe.dispatch import LocalDispatcher
+from imp_ds.moe.experts import Experts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import Routing
 
 
 class _AllToAll(torch.autograd.Function):
-    """Equal-split all-to-all over the leading dimension; it is its own transpose."""
+    """All-to-all over the leading dimension, in `sent` and `received` rows for each rank (None: equal parts); the gradient
+    goes the opposite way."""
 
     @staticmethod
-    def forward(ctx, group, x: torch.Tensor) -> torch.Tensor:
-        ctx.group = group
-        received = torch.empty_like(x)
-        dist.all_to_all_single(received, x.contiguous(), group=group)
-        return received
+    def forward(ctx, group, x: torch.Tensor, sent: list[int] | None, received: list[int] | None) -> torch.Tensor:
+        ctx.group, ctx.sent, ctx.received = group, sent, received
+        return _exchange(group, x, sent, received)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        sent = torch.empty_like(grad)
-        dist.all_to_all_single(sent, grad.contiguous(), group=ctx.group)
-        return None, sent
+        return None, _exchange(ctx.group, grad, ctx.received, ctx.sent), None, None
 
 
-class AllToAllDispatcher(LocalDispatcher):
-    """Local dispatch, then rows go to the ranks that hold their experts; answers come back the same way.
+def _exchange(group, x: torch.Tensor, sent: list[int] | None, received: list[int] | None) -> torch.Tensor:
+    rows = x.shape[0] if received is None else sum(received)
+    out = x.new_empty(rows, *x.shape[1:])
+    dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
+    return out
 
-    Every rank of the group must call with the same number of slots: the same task, and equally many groups.
+
+class AllToAllDispatcher:
+    """Rows go to the ranks that hold their experts, and answers come back the same way; otherwise as LocalDispatcher.
+
+    Every rank of the group must call with the same task, so that all exchange equally often. Expert choice and capacities
+    make both exchanges equal and known; drop-free routing exchanges the numbers of rows first, and waits for them.
     """
 
     def __init__(self, ep_size: int):
         self.ep_size = ep_size
         self.group = None  # set by DeepSpeed through set_deepspeed_parallelism, once groups exist
 
-    def dispatch(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """Rows of this rank's experts from all ranks of the group, [E/R, R * C, D]."""
-        x_ECD = super().dispatch(x_TD, routing)
-        experts, slots, width = x_ECD.shape
-        received = _AllToAll.apply(self.group, x_ECD).view(self.ep_size, experts // self.ep_size, slots, width)
-        return received.transpose(0, 1).reshape(experts // self.ep_size, self.ep_size * slots, width)
+    def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> torch.Tensor:
+        x_ND = x_TD.index_select(0, routing.token_index_N)
+        y_ND = self._equal(x_ND, experts) if routing.count_E is None else self._uneven(x_ND, routing.count_E, experts)
+        weighted_ND = y_ND * routing.weight_N.to(y_ND.dtype).unsqueeze(-1)
+        return y_ND.new_zeros(x_TD.shape).index_add(0, routing.token_index_N, weighted_ND)
 
-    def combine(self, y_ECD: torch.Tensor, routing: Routing, num_tokens: int) -> torch.Tensor:
-        experts, slots = routing.token_index_EC.shape
-        by_rank = y_ECD.view(experts // self.ep_size, self.ep_size, slots, -1).transpose(0, 1)
-        answers = _AllToAll.apply(self.group, by_rank.reshape(experts, slots, -1))
-        return super().combine(answers, routing, num_tokens)
+    def _equal(self, x_ND: torch.Tensor, experts: Experts) -> torch.Tensor:
+        """Blocks arrive by rank, then by expert: [R, E/R, C, D]; experts want them by expert, then by rank."""
+        local, width = experts.num_experts, x_ND.shape[1]
+        received = _AllToAll.apply(self.group, x_ND, None, None).view(self.ep_size, local, -1, width)
+        y_ND = experts(received.transpose(0, 1).reshape(-1, width))
+        answers = y_ND.view(local, self.ep_size, -1, width).transpose(0, 1).reshape(-1, width)
+        return _AllToAll.apply(self.group, answers, None, None)
+
+    def _uneven(self, x_ND: torch.Tensor, count_E: torch.Tensor, experts: Experts) -> torch.Tensor:
+        local = experts.num_experts
+        count_RL = count_E.view(self.ep_size, local)
+        arriving_RL = _exchange(self.group, count_RL, None, None)
+        sent, received, rows = (
+            part.tolist() for part in torch.cat([count_RL.sum(1), arriving_RL.sum(1), arriving_RL.sum(0)]).cpu().split(
+                [self.ep_size, self.ep_size, local]
+            )
+        )  # fmt: skip
+        by_rank = _AllToAll.apply(self.group, x_ND, sent, received)
+        expert_of_block = torch.arange(local, device=count_E.device).repeat(self.ep_size)
+        expert_of_row = torch.repeat_interleave(expert_of_block, arriving_RL.flatten(), output_size=len(by_rank))
+        order = expert_of_row.argsort(stable=True)
+        y_by_expert = experts(by_rank[order], rows)
+        return _AllToAll.apply(self.group, y_by_expert[order.argsort()], received, sent)
 
 
 class ExpertParallelMoE(MoELayer, AutoEPMoELayer):

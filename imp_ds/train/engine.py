@@ -18,7 +18,7 @@ from torch import nn
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.moe.experts import Experts
-from imp_ds.moe.routing import ROUTERS
+from imp_ds.moe.routing import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelMoE, spread_experts
 from imp_ds.parallel.groups import rank
 from imp_ds.parallel.launch import settle_environment
@@ -58,7 +58,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     kernels, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            matrix = isinstance(module, (Experts, *ROUTERS.values())) or (isinstance(module, nn.Linear) and name == "weight")
+            matrix = isinstance(module, (Experts, Router)) or (isinstance(module, nn.Linear) and name == "weight")
             (kernels if matrix else others).append(parameter)
     return [
         {"params": kernels, "name": "kernels", "weight_decay": weight_decay},

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+# the fields of a RouterReport, as they are recorded
+REPORTED = ("z_loss", "balance_loss", "usage", "left_behind", "confidence")
+
 
 @dataclass
 class StepRecord:
@@ -81,9 +84,9 @@ def _mean_dicts(values: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _mean_layers(calls: list[list[list[list[float]]]]) -> list[dict]:
-    """Means over calls, for each layer; a report is (z_loss, usage_E, left_behind, confidence)."""
+    """Means over calls, for each layer; a report is (z_loss, balance_loss, usage_E, left_behind, confidence)."""
     layers = []
     for reports in zip(*calls):
-        z_loss, usage, left_behind, confidence = (torch.tensor(column).mean(0).tolist() for column in zip(*reports))
-        layers.append({"usage": usage, "left_behind": left_behind[0], "confidence": confidence[0], "z_loss": z_loss[0]})
+        columns = [torch.tensor(column).mean(0).tolist() for column in zip(*reports)]
+        layers.append({name: values if name == "usage" else values[0] for name, values in zip(REPORTED, columns)})
     return layers

@@ -129,29 +129,3 @@ def test_all_expert_layers_of_a_model_are_replaced_and_no_other():
     before = list(model.modules())
     spread_experts(model, EP_SIZE, rank=3)
     assert all(a is b for a, b in zip(before, model.modules()))  # a second time changes nothing
-
-
-def test_rows_go_to_their_experts_and_come_back(monkeypatch):
-    """Two ranks in one process: the exchange is done by hand, the reordering around it is the dispatcher's own."""
-    from imp_ds.moe.routing import Routing
-    from imp_ds.parallel import expert_parallel
-
-    slots, width = 3, 1
-    dispatchers = [AllToAllDispatcher(2) for _ in range(2)]
-    sent = []
-    monkeypatch.setattr(expert_parallel._AllToAll, "apply", staticmethod(lambda group, x: sent.append(x) or x))
-    # row of rank r, expert e, slot c is the number 100 r + 10 e + c
-    rows = [[100 * r + 10 * e + c for e in range(4) for c in range(slots)] for r in range(2)]
-    routings = [Routing(torch.arange(12).view(4, 3), torch.ones(4, 3), None) for _ in range(2)]
-    for dispatcher, values, routing in zip(dispatchers, rows, routings):
-        dispatcher.dispatch(torch.tensor(values, dtype=torch.float32).view(12, width), routing)
-    # what an all-to-all delivers to rank 0: the first half of each rank's rows, in rank order
-    received = torch.cat([sent[0][:2], sent[1][:2]])
-    monkeypatch.setattr(expert_parallel._AllToAll, "apply", staticmethod(lambda group, x: received))
-    mine = dispatchers[0].dispatch(torch.zeros(12, width), routings[0])
-    assert mine.squeeze(-1).tolist() == [[0, 1, 2, 100, 101, 102], [10, 11, 12, 110, 111, 112]]
-    # on the way back, rank 0 sends those rows in the order in which they came
-    sent.clear()
-    monkeypatch.setattr(expert_parallel._AllToAll, "apply", staticmethod(lambda group, x: sent.append(x) or x))
-    dispatchers[0].combine(mine, routings[0], 12)
-    assert torch.equal(sent[0], received)

@@ -47,8 +47,8 @@ def make_run(**train) -> RunConfig:
 
 
 def report(first: float) -> RouterReport:
-    z_loss, usage_E, left_behind, confidence = map(torch.tensor, (2 * first, [first, 1 - first], 0.125, first + 0.25))
-    return RouterReport(z_loss, usage_E, left_behind, confidence)
+    values = 2 * first, 3 * first, [first, 1 - first], 0.125, first + 0.25
+    return RouterReport(*map(torch.tensor, values))
 
 
 def record(monitor: Monitor, step: int, task: str, loss: float, modalities=("vision", "text")) -> None:

@@ -31,10 +31,15 @@ class ImpConfig(PreTrainedConfig):
         num_experts: experts in each MoE layer; 0 makes a dense encoder.
         moe_layers: which layers are MoE: "last:N", "every:N" (the N-th, 2N-th, ...), or a list of layer indices from 0.
         expert_activation: "gelu" (two matrices, as released) or "geglu" (three, gated).
-        capacity_factor: mean number of experts per token under expert choice.
+        router: "expert_choice" or "top_k" (see `imp_ds.moe`).
+        experts_per_token: choices of a token under "top_k"; drop_tokens: whether an expert keeps at most its capacity of them.
+        capacity_factor: slots of all experts together, as a multiple of the tokens ("expert_choice": the mean number of
+            experts per token) or of the tokens' choices ("top_k").
         group_tokens, group_examples: tokens compete for experts inside a group: a run of whole examples of at most
             this many tokens and this many examples (None: no limit on examples).
         router_z_loss: coefficient of the router z-loss of each MoE layer (released: 1.0).
+        router_balance: coefficient of the load-balancing loss of each "top_k" layer (Switch Transformer: 0.01).
+        router_noise: in training, Gaussian noise on the router's logits, in units of 1 / num_experts (V-MoE: 1.0).
         objectives: task name -> the objectives trained on it (see `imp_ds.objectives`); used by ImpForPreTraining.
     """
 
@@ -63,11 +68,15 @@ class ImpConfig(PreTrainedConfig):
         num_experts=0,
         moe_layers="last:6",
         router="expert_choice",
+        experts_per_token=2,
+        drop_tokens=True,
         expert_activation="gelu",
         capacity_factor=1.0,
         group_tokens=2048,
         group_examples=None,
         router_z_loss=1.0,
+        router_balance=0.01,
+        router_noise=0.0,
         objectives=None,
         **kwargs,
     ):
@@ -92,11 +101,15 @@ class ImpConfig(PreTrainedConfig):
         self.num_experts = num_experts
         self.moe_layers = moe_layers if isinstance(moe_layers, str) else list(moe_layers)
         self.router = router
+        self.experts_per_token = experts_per_token
+        self.drop_tokens = drop_tokens
         self.expert_activation = expert_activation
         self.capacity_factor = capacity_factor
         self.group_tokens = group_tokens
         self.group_examples = group_examples
         self.router_z_loss = router_z_loss
+        self.router_balance = router_balance
+        self.router_noise = router_noise
         self.objectives = dict(objectives or {})
         self._check()
         super().__init__(**kwargs)
@@ -130,6 +143,13 @@ class ImpConfig(PreTrainedConfig):
             raise UserError("moe_layers names unknown layers", got=self.moe_layers, allowed=f"indices in 0..{layers - 1}")
         return sorted(set(self.moe_layers))
 
+    @property
+    def router_options(self) -> dict:
+        """The options of the chosen router's class, beside those that all routers have."""
+        if self.router == "top_k":
+            return {"experts_per_token": self.experts_per_token, "drop_tokens": self.drop_tokens}
+        return {}
+
     def _check(self):
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
@@ -137,6 +157,11 @@ class ImpConfig(PreTrainedConfig):
             )
         if self.expert_activation not in EXPERT_ACTIVATIONS:
             raise UserError("unknown expert_activation", got=self.expert_activation, allowed=", ".join(EXPERT_ACTIVATIONS))
+        if self.router == "top_k" and self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise UserError(
+                "a token cannot choose that many experts", got=f"experts_per_token = {self.experts_per_token}",
+                allowed=f"1 to num_experts = {self.num_experts}",
+            )  # fmt: skip
         unknown = {m for pair in self.pairs for m in pair} - set(MODALITIES)
         if unknown:
             raise UserError("a pair names an unknown modality", got=", ".join(sorted(unknown)), allowed=", ".join(MODALITIES))

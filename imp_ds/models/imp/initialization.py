@@ -12,7 +12,7 @@ from torch import nn
 from transformers import initialization as init
 
 from imp_ds.moe.experts import Experts
-from imp_ds.moe.routing import ROUTERS
+from imp_ds.moe.routing import Router
 
 GeneratorFor = Callable[[str], torch.Generator | None]
 
@@ -39,7 +39,7 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
         init.ones_(module.weight)
         if module.bias is not None:
             init.zeros_(module.bias)
-    elif isinstance(module, tuple(ROUTERS.values())):
+    elif isinstance(module, Router):
         init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
     elif isinstance(module, Experts):
         for name, parameter in module.named_parameters(recurse=False):

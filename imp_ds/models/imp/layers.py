@@ -64,8 +64,10 @@ class ImpBlock(GradientCheckpointingLayer):
                 router=config.router,
                 activation=config.expert_activation,
                 capacity_factor=config.capacity_factor,
+                noise=config.router_noise,
                 group_tokens=config.group_tokens,
                 group_examples=config.group_examples,
+                **config.router_options,
             )
         else:
             self.feed_forward = FeedForward(config)

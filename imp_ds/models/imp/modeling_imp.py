@@ -138,11 +138,12 @@ class ImpModel(ImpPreTrainedModel):
         return self.projections[name](pooled_BD)
 
     def router_loss(self, *encodings: Encoding) -> torch.Tensor:
-        """The weighted z-losses of all MoE layers over all encodings: the one place where they are summed."""
+        """The weighted losses of all routers over all encodings: the one place where they are summed."""
         total = encodings[0].pooled_BD.new_zeros((), dtype=torch.float32)
         for report in (report for encoding in encodings for report in encoding.reports):
-            total = total + report.z_loss.to(total.device)
-        return self.config.router_z_loss * total
+            loss = self.config.router_z_loss * report.z_loss + self.config.router_balance * report.balance_loss
+            total = total + loss.to(total.device)
+        return total
 
     def forward(
         self,

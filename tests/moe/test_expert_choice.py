@@ -10,7 +10,7 @@ The hand case: 2 experts, router weight = identity, so a token is its own pair o
 
 Expert 0 ranks 2, 0, 3, 1 and expert 1 ranks 1, 3, 0, 2.
 
-Shapes: T tokens, S tokens of a group, D width, E experts, C slots of an expert.
+Shapes: T tokens, S tokens of a group, D width, E experts, N rows in expert order.
 """
 
 from math import log
@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 
 from imp_ds.errors import UserError
-from imp_ds.moe.routing import ExpertChoiceRouter, RoutingContext, build_router, capacity, router_z_loss
+from imp_ds.moe.expert_choice import ExpertChoiceRouter
+from imp_ds.moe.routers import build_router
+from imp_ds.moe.routing import RoutingContext, capacity, router_z_loss
 
 HAND_TD = torch.tensor([[log(3), 0.0], [0.0, log(3)], [log(9), 0.0], [0.0, 0.0]])
 SQUARES = [log(4) ** 2, log(4) ** 2, log(10) ** 2, log(2) ** 2]
@@ -34,7 +36,7 @@ def hand_router(capacity_factor: float) -> ExpertChoiceRouter:
 
 def choices(routing) -> list[dict[int, float]]:
     """For each expert {token: weight} of the slots that count."""
-    rows = zip(routing.token_index_EC.tolist(), routing.weight_EC.tolist())
+    rows = zip(routing.token_index_N.view(2, -1).tolist(), routing.weight_N.view(2, -1).tolist())
     return [{token: weight for token, weight in zip(*row) if weight > 0} for row in rows]
 
 
@@ -58,7 +60,7 @@ def test_capacity(tokens, experts, factor, slots):
 def test_each_expert_takes_its_best_tokens():
     # C = 4 / 2 = 2
     routing = hand_router(1.0)(HAND_TD, RoutingContext(4))
-    assert routing.token_index_EC.shape == routing.weight_EC.shape == (2, 2)
+    assert routing.token_index_N.shape == routing.weight_N.shape == (4,) and routing.count_E is None
     expert0, expert1 = choices(routing)
     assert expert0 == pytest.approx({2: 0.9, 0: 0.75}) and expert1 == pytest.approx({1: 0.75, 3: 0.5})
     # every token is taken; weights 0.9 + 0.75 = 1.65 and 0.75 + 0.5 = 1.25 of 2.9 in 4 slots
@@ -96,7 +98,7 @@ def test_slots_without_a_token_count_for_nothing():
     # one token and C = 2: the second slot of each expert has to point at padding, with weight 0
     routing = hand_router(1.0)(HAND_TD, RoutingContext(4, torch.tensor([False, True, False, False])))
     assert choices(routing) == [pytest.approx({1: 0.25}), pytest.approx({1: 0.75})]
-    assert sorted(routing.weight_EC[0].tolist()) == pytest.approx([0.0, 0.25])
+    assert sorted(routing.weight_N[:2].tolist()) == pytest.approx([0.0, 0.25])
     assert routing.report.confidence.item() == pytest.approx(0.5)  # the mean of the two slots that hold a token
     assert routing.report.left_behind.item() == pytest.approx(0.0)
 
@@ -111,8 +113,8 @@ def test_a_group_of_nothing_but_padding_reports_zeros():
 def test_tokens_compete_only_inside_their_group():
     # groups {0, 1} and {2, 3}, C = 1: 0 for expert 0 and 1 for expert 1; then 2 and 3. Slots lie by expert, then by group.
     routing = hand_router(1.0)(HAND_TD, RoutingContext(2))
-    assert routing.token_index_EC.tolist() == [[0, 2], [1, 3]]
-    torch.testing.assert_close(routing.weight_EC, torch.tensor([[0.75, 0.9], [0.75, 0.5]]))
+    assert routing.token_index_N.tolist() == [0, 2, 1, 3]
+    torch.testing.assert_close(routing.weight_N, torch.tensor([0.75, 0.9, 0.75, 0.5]))
 
 
 def test_z_loss_is_the_mean_of_group_means():
@@ -132,14 +134,14 @@ def test_gradients_of_z_loss_and_of_weights_equal_float64():
     routing.report.z_loss.backward(retain_graph=True)
     z_grad = router.weight.grad.clone()
     router.weight.grad = None
-    routing.weight_EC.square().sum().backward()
+    routing.weight_N.square().sum().backward()
 
     exact = weight_ED.double().requires_grad_()
     logits_TE = F.linear(x_TD.double(), exact)
     (expected,) = torch.autograd.grad(logits_TE.exp().sum(1).log().square().mean(), exact, retain_graph=True)
     torch.testing.assert_close(z_grad.double(), expected, rtol=1e-5, atol=1e-6)
     chosen = logits_TE.exp() / logits_TE.exp().sum(1, keepdim=True)
-    total = sum(chosen[routing.token_index_EC[e], e].square().sum() for e in range(3))
+    total = sum(chosen[routing.token_index_N.view(3, -1)[e], e].square().sum() for e in range(3))
     (expected,) = torch.autograd.grad(total, exact)
     torch.testing.assert_close(router.weight.grad.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -155,9 +157,9 @@ def test_computes_in_float32_inside_a_bfloat16_model(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         routing = router(x_TD, RoutingContext(32))
     scores_TE = F.linear(x_TD.float(), router.weight.float()).softmax(1)
-    expected_EC = torch.stack([scores_TE[routing.token_index_EC[e], e] for e in range(4)])
-    assert routing.weight_EC.dtype == routing.report.z_loss.dtype == torch.float32
-    torch.testing.assert_close(routing.weight_EC, expected_EC, rtol=1e-6, atol=1e-7)
+    expected_N = torch.cat([scores_TE[routing.token_index_N.view(4, -1)[e], e] for e in range(4)])
+    assert routing.weight_N.dtype == routing.report.z_loss.dtype == torch.float32
+    torch.testing.assert_close(routing.weight_N, expected_N, rtol=1e-6, atol=1e-7)
     # the probabilities of bfloat16 logits are visibly others, so the comparison above can tell
     coarse_TE = F.linear(x_TD, router.weight.bfloat16()).float().softmax(1)
     assert (coarse_TE - scores_TE).abs().max() > 1e-3

@@ -1,0 +1,71 @@
+"""Token choice: each token takes its k most probable experts.
+
+With k = 1 the combine weight is the probability (Switch Transformer, Fedus et al., 2021, arXiv 2101.03961), with k > 1 the
+probabilities of the chosen ones, renormalised to 1 before anything is dropped (GShard, Lepikhin et al., 2020,
+arXiv 2006.16668; Uni-Perceiver-MoE, `gate.py`).
+
+With capacity, an expert keeps the C = round(factor * k * S / E) of its tokens of a group that weigh most, as in V-MoE's batch
+prioritised routing (Riquelme et al., 2021, arXiv 2106.05974, section 4), so that what is dropped depends neither on the order
+of the tokens nor on other groups; shapes are as static as those of expert choice. Drop-free, every choice is a row, and
+experts have as many as they get.
+
+Shapes: G groups, S tokens of a group, T = G * S flat tokens, E experts, K experts of a token, N rows.
+"""
+
+import torch
+
+from imp_ds.moe.routing import (
+    Router, RouterReport, Routing, balance_loss, capacity, confidence, router_z_loss, taken_share, take_best, usage,
+)  # fmt: skip
+
+
+class TopKRouter(Router):
+    """Each token takes its `experts_per_token` best experts; with `drop_tokens` an expert has a capacity."""
+
+    def __init__(
+        self, width: int, num_experts: int, capacity_factor: float, noise: float, experts_per_token: int, drop_tokens: bool
+    ):
+        super().__init__(width, num_experts, capacity_factor, noise)
+        self.experts_per_token, self.drop_tokens = experts_per_token, drop_tokens
+
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> Routing:
+        groups, size, experts = logits_GSE.shape
+        probability_GSE = logits_GSE.softmax(-1)
+        weight_GSK, expert_GSK = probability_GSE.topk(self.experts_per_token, dim=-1)
+        if self.experts_per_token > 1:
+            weight_GSK = weight_GSK / weight_GSK.sum(-1, keepdim=True)
+        chosen_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0)
+        if self.drop_tokens:
+            index_N, weight_N, count_E = *self._keep_best(weight_GSK, expert_GSK, experts, valid_GS), None
+        else:
+            index_N, weight_N, count_E = self._keep_all(weight_GSK, expert_GSK, experts, valid_GS)
+        report = RouterReport(
+            z_loss=router_z_loss(logits_GSE, valid_GS),
+            balance_loss=balance_loss(probability_GSE, chosen_GSE / self.experts_per_token, valid_GS),
+            usage_E=usage(weight_N, count_E, experts),
+            left_behind=1.0 - taken_share(index_N, weight_N, groups * size, valid_GS),
+            confidence=confidence(weight_N),
+        )
+        return Routing(index_N, weight_N, count_E, report)
+
+    def _keep_best(self, weight_GSK, expert_GSK, experts: int, valid_GS) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of equal capacity: a column of the tokens' choices is ranked as under expert choice."""
+        size = weight_GSK.shape[1]
+        # below 0 where a token has not chosen the expert; a chosen weight may be 0 in float32, and is as good as none
+        score_GSE = weight_GSK.new_full((*weight_GSK.shape[:2], experts), -1.0).scatter(-1, expert_GSK, weight_GSK)
+        if valid_GS is not None:
+            score_GSE = score_GSE.masked_fill(~valid_GS[..., None], -1.0)
+        slots = capacity(size, experts, self.capacity_factor * self.experts_per_token)
+        return take_best(score_GSE.transpose(1, 2), slots)
+
+    def _keep_all(self, weight_GSK, expert_GSK, experts: int, valid_GS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One row for each choice of each valid token, sorted by expert; tokens keep their order within one."""
+        weight_R, expert_R = weight_GSK.flatten(), expert_GSK.flatten()
+        token_R = torch.arange(len(weight_R), device=weight_R.device) // self.experts_per_token
+        if valid_GS is not None:
+            # how many there are is known to the device alone: with padding, drop-free routing waits for it
+            valid_R = valid_GS.flatten()[token_R]
+            weight_R, expert_R, token_R = weight_R[valid_R], expert_R[valid_R], token_R[valid_R]
+        expert_N, order_N = expert_R.sort(stable=True)
+        edge_E = torch.searchsorted(expert_N, torch.arange(experts + 1, device=expert_N.device))
+        return token_R[order_N], weight_R[order_N], edge_E.diff()
