@@ -5,8 +5,8 @@ function of that key, the site in the model and the element, so that it depends 
 pieces, checkpointing or resuming, and there is no state to save.
 
 A key is the state of SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", figure 17),
-whose outputs can be computed in any order: element i of what is drawn from a key is the generator's output i. The keys that
-are derived from it are the outputs before its first, so the same key may be drawn from and derived from.
+whose outputs can be computed in any order: element i of what is drawn from a key is the output i steps after it, and the keys
+that are derived from it are outputs of the steps before it. So a key may be both drawn from and derived from.
 
 Integers wrap around at 64 bits, alike on every device and under torch.compile; bits and uniform numbers are equal everywhere,
 normal ones to rounding.
