@@ -1,0 +1,79 @@
+"""Model FLOPs: against torch's own counter on a real step, and against sums worked out by hand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from imp_ds.moe import compute
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.recipes import get_recipe
+from imp_ds.tasks import Batch
+from imp_ds.train.flops import expert_rows, step_flops, step_kernels
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+from small_run import ORDER, make_batch, make_config, make_run  # noqa: E402
+
+DENSE = dict(num_experts=0)
+GATED = dict(expert_activation="geglu", capacity_factor=1.5)
+
+
+def audio_as_it_is_seen(batch: Batch) -> Batch:
+    """1.28 s are 10 frames at a hop of 2048 samples, so 3 x 16 patches of 4 x 4; the batches of other tests have 8."""
+    if "audio" in batch.inputs:
+        size = batch.targets["label"].shape[0]
+        batch.inputs["audio"] = dict(input_features=torch.randn(size, 48, 16), feature_positions=torch.rand(size, 48, 2))
+    return batch
+
+
+@pytest.mark.parametrize("model", [DENSE, {}, GATED], ids=["dense", "experts", "gated experts"])
+@pytest.mark.parametrize("step", range(3), ids=ORDER)
+def test_flops_are_those_that_torch_counts(model, step, monkeypatch):
+    # what cannot be seen into as single products, fused attention and the CPU's experts, is computed the plain way
+    monkeypatch.setattr(compute, "cpu_experts", lambda x_ND, count, *weights: compute.stacked_experts(x_ND, None, *weights))
+    run = make_run(**model)
+    config, batch = make_config(run), audio_as_it_is_seen(make_batch(step))
+    net = ImpForPreTraining(config)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(batch)[0].backward()
+    expected = step_flops(run.task(batch.task), config, run.data.audio, world=1)
+    assert expected == counter.get_total_flops() > 1e6
+
+
+def test_flops_of_a_large_dense_step_by_hand():
+    # imp_b, image_class: 8192 samples of 256 tokens; 12 layers of (4 + 8) D^2 products and two of 256 x 256 x D a sample,
+    # 2 D^2 around the blocks, a patch of 4 * 16 * 16 * 3 = 3072 values whose backward is one product, 1000 classes
+    run = get_recipe("imp_b")
+    config = run.model.to_config(32100, run.tasks)
+    tokens, width = 8192 * 256, 768
+    layers = 12 * 6 * (12 * width**2 * tokens + 2 * 256 * width * tokens)
+    rest = 6 * 2 * width**2 * tokens + 4 * 3072 * width * tokens + 6 * width * 1000 * 8192
+    for world in (1, 8, 64):  # nothing of a dense step depends on the ranks
+        assert step_flops(run.task("image_class"), config, run.data.audio, world) == pytest.approx(layers + rest, rel=1e-12)
+
+
+def test_similarities_count_the_whole_batch_on_every_rank():
+    run = get_recipe("imp_b")
+    config = run.model.to_config(32100, run.tasks)
+    for world in (1, 4):
+        kernels = step_kernels(run.task("image_text"), config, run.data.audio, world, 2)
+        # two sides of 8192 / world rows against 8192 columns, 1024 wide
+        assert sum(k.flops for k in kernels if k.flops == 6 * (8192 // world) * 8192 * 1024) == 12 * 8192**2 // world * 1024
+
+
+@pytest.mark.parametrize(
+    "changes, rows",
+    [
+        ({}, 4 * 4 * 4),  # 16 tokens of a sample are a group: round(16 / 4) = 4 slots for each of 4 experts, 4 samples
+        ({"capacity_factor": 1.25}, 4 * 4 * 5),
+        ({"router": "top_k", "experts_per_token": 2}, 4 * 4 * 8),
+        ({"router": "top_k", "experts_per_token": 2, "capacity_factor": 1.25}, 4 * 4 * 10),
+        ({"router": "top_k", "experts_per_token": 2, "drop_tokens": False}, 64 * 2),
+        ({"router": "top_k", "experts_per_token": 2, "drop_tokens": False, "capacity_factor": 9.0}, 64 * 2),
+    ],
+)
+def test_rows_that_experts_compute(changes, rows):
+    assert expert_rows(make_config(make_run(**changes)), samples=4, length=16) == rows
