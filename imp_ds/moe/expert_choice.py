@@ -8,23 +8,16 @@ Shapes: G groups, S tokens of a group, E experts, N = E * G * C rows.
 
 import torch
 
-from imp_ds.moe.routing import Router, RouterReport, Routing, capacity, confidence, router_z_loss, taken_share, take_best, usage
+from imp_ds.moe.routing import Router, capacity, take_best
 
 
 class ExpertChoiceRouter(Router):
     """Each expert takes its best tokens: every expert has equally many, a token has none, one or several."""
 
-    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> Routing:
-        groups, size, experts = logits_GSE.shape
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
         score_GES = logits_GSE.softmax(-1).transpose(1, 2)
         if valid_GS is not None:
             score_GES = score_GES.masked_fill(~valid_GS[:, None], -1.0)
+        _, experts, size = score_GES.shape
         index_N, weight_N = take_best(score_GES, capacity(size, experts, self.capacity_factor))
-        report = RouterReport(
-            z_loss=router_z_loss(logits_GSE, valid_GS),
-            balance_loss=weight_N.new_zeros(()),
-            usage_E=usage(weight_N, None, experts),
-            left_behind=1.0 - taken_share(index_N, weight_N, groups * size, valid_GS),
-            confidence=confidence(weight_N),
-        )
-        return Routing(index_N, weight_N, None, report)
+        return index_N, weight_N, None, weight_N.new_zeros(())

@@ -73,15 +73,11 @@ def capacity(group_tokens: int, num_experts: int, capacity_factor: float) -> int
 def router_z_loss(logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
     """ST-MoE's z-loss (Zoph et al., 2022, arXiv 2202.08906). A mean of group means depends on no neighbour, so it is the
     same however the groups are spread over ranks."""
-    return mean_of_groups(logits_GSE.logsumexp(-1).square(), valid_GS)
-
-
-def mean_of_groups(values_GS: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
-    """The mean over groups of each group's mean over its valid tokens; a group without any counts as 0."""
-    return values_GS.mean() if valid_GS is None else _group_means(values_GS[..., None], valid_GS).mean()
+    return _group_means(logits_GSE.logsumexp(-1, keepdim=True).square(), valid_GS).mean()
 
 
 def _group_means(values_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the valid tokens of each group, [G, E]; zeros for a group without any."""
     if valid_GS is None:
         return values_GSE.mean(1)
     weight_GS1 = valid_GS.to(values_GSE.dtype).unsqueeze(-1)
@@ -117,9 +113,22 @@ class Router(nn.Module):
             noise_BLE = normal(context.key_B, len(x_TD) // len(context.key_B), self.num_experts)
             logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
         valid_GS = None if context.valid_T is None else context.valid_T.view(-1, context.group_tokens)
-        return self.choose(logits_TE.view(-1, context.group_tokens, self.num_experts), valid_GS)
+        logits_GSE = logits_TE.view(-1, context.group_tokens, self.num_experts)
+        index_N, weight_N, count_E, balance = self.choose(logits_GSE, valid_GS)
+        z_loss = router_z_loss(logits_GSE, valid_GS)
+        with torch.no_grad():
+            tokens = len(x_TD) if valid_GS is None else valid_GS.sum().clamp(min=1)
+            report = RouterReport(
+                z_loss=z_loss,
+                balance_loss=balance,
+                usage_E=_usage(weight_N, count_E, self.num_experts),
+                left_behind=1.0 - _tokens_taken(index_N, weight_N, len(x_TD)) / tokens,
+                confidence=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
+            )
+        return Routing(index_N, weight_N, count_E, report)
 
-    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> Routing:
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
+        """(token_index_N, weight_N, count_E) as in Routing, and the balance loss, a scalar."""
         raise NotImplementedError
 
 
@@ -136,9 +145,7 @@ def take_best(score_GES: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.
     return index_EGC.reshape(-1), weight_GEC.clamp(min=0.0).transpose(0, 1).reshape(-1)
 
 
-@torch.no_grad()
-def usage(weight_N: torch.Tensor, count_E: torch.Tensor | None, num_experts: int) -> torch.Tensor:
-    """Share of the whole combine weight that each expert gave, [E]."""
+def _usage(weight_N: torch.Tensor, count_E: torch.Tensor | None, num_experts: int) -> torch.Tensor:
     if count_E is None:
         weight_E = weight_N.view(num_experts, -1).sum(1)
     else:
@@ -147,14 +154,5 @@ def usage(weight_N: torch.Tensor, count_E: torch.Tensor | None, num_experts: int
     return weight_E / weight_E.sum().clamp(min=1e-9)
 
 
-@torch.no_grad()
-def taken_share(token_index_N: torch.Tensor, weight_N: torch.Tensor, tokens: int, valid_GS: torch.Tensor | None) -> torch.Tensor:
-    """Share of the valid tokens that some expert took."""
-    taken_T = weight_N.new_zeros(tokens).index_add_(0, token_index_N, (weight_N > 0).float()) > 0
-    return taken_T.sum() / (tokens if valid_GS is None else valid_GS.sum())
-
-
-@torch.no_grad()
-def confidence(weight_N: torch.Tensor) -> torch.Tensor:
-    """Mean combine weight of the rows that hold a token."""
-    return weight_N.sum() / (weight_N > 0).sum().clamp(min=1)
+def _tokens_taken(token_index_N: torch.Tensor, weight_N: torch.Tensor, tokens: int) -> torch.Tensor:
+    return (weight_N.new_zeros(tokens).index_add_(0, token_index_N, (weight_N > 0).float()) > 0).sum()

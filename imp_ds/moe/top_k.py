@@ -14,9 +14,7 @@ Shapes: G groups, S tokens of a group, T = G * S flat tokens, E experts, K exper
 
 import torch
 
-from imp_ds.moe.routing import (
-    Router, RouterReport, Routing, balance_loss, capacity, confidence, router_z_loss, taken_share, take_best, usage,
-)  # fmt: skip
+from imp_ds.moe.routing import Router, balance_loss, capacity, take_best
 
 
 class TopKRouter(Router):
@@ -28,37 +26,26 @@ class TopKRouter(Router):
         super().__init__(width, num_experts, capacity_factor, noise)
         self.experts_per_token, self.drop_tokens = experts_per_token, drop_tokens
 
-    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> Routing:
-        groups, size, experts = logits_GSE.shape
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
         probability_GSE = logits_GSE.softmax(-1)
         weight_GSK, expert_GSK = probability_GSE.topk(self.experts_per_token, dim=-1)
         if self.experts_per_token > 1:
             weight_GSK = weight_GSK / weight_GSK.sum(-1, keepdim=True)
-        chosen_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0)
-        if self.drop_tokens:
-            index_N, weight_N, count_E = *self._keep_best(weight_GSK, expert_GSK, experts, valid_GS), None
-        else:
-            index_N, weight_N, count_E = self._keep_all(weight_GSK, expert_GSK, experts, valid_GS)
-        report = RouterReport(
-            z_loss=router_z_loss(logits_GSE, valid_GS),
-            balance_loss=balance_loss(probability_GSE, chosen_GSE / self.experts_per_token, valid_GS),
-            usage_E=usage(weight_N, count_E, experts),
-            left_behind=1.0 - taken_share(index_N, weight_N, groups * size, valid_GS),
-            confidence=confidence(weight_N),
-        )
-        return Routing(index_N, weight_N, count_E, report)
+        share_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0 / self.experts_per_token)
+        keep = self._keep_best if self.drop_tokens else self._keep_all
+        return *keep(weight_GSK, expert_GSK, valid_GS), balance_loss(probability_GSE, share_GSE, valid_GS)
 
-    def _keep_best(self, weight_GSK, expert_GSK, experts: int, valid_GS) -> tuple[torch.Tensor, torch.Tensor]:
+    def _keep_best(self, weight_GSK, expert_GSK, valid_GS) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Rows of equal capacity: a column of the tokens' choices is ranked as under expert choice."""
-        size = weight_GSK.shape[1]
+        size, experts = weight_GSK.shape[1], self.num_experts
         # below 0 where a token has not chosen the expert; a chosen weight may be 0 in float32, and is as good as none
         score_GSE = weight_GSK.new_full((*weight_GSK.shape[:2], experts), -1.0).scatter(-1, expert_GSK, weight_GSK)
         if valid_GS is not None:
             score_GSE = score_GSE.masked_fill(~valid_GS[..., None], -1.0)
         slots = capacity(size, experts, self.capacity_factor * self.experts_per_token)
-        return take_best(score_GSE.transpose(1, 2), slots)
+        return *take_best(score_GSE.transpose(1, 2), slots), None
 
-    def _keep_all(self, weight_GSK, expert_GSK, experts: int, valid_GS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _keep_all(self, weight_GSK, expert_GSK, valid_GS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One row for each choice of each valid token, sorted by expert; tokens keep their order within one."""
         weight_R, expert_R = weight_GSK.flatten(), expert_GSK.flatten()
         token_R = torch.arange(len(weight_R), device=weight_R.device) // self.experts_per_token
@@ -67,5 +54,5 @@ class TopKRouter(Router):
             valid_R = valid_GS.flatten()[token_R]
             weight_R, expert_R, token_R = weight_R[valid_R], expert_R[valid_R], token_R[valid_R]
         expert_N, order_N = expert_R.sort(stable=True)
-        edge_E = torch.searchsorted(expert_N, torch.arange(experts + 1, device=expert_N.device))
+        edge_E = torch.searchsorted(expert_N, torch.arange(self.num_experts + 1, device=expert_N.device))
         return token_R[order_N], weight_R[order_N], edge_E.diff()

@@ -21,6 +21,9 @@ MODELS = {
     "groups_of_one": {"group_examples": 1},
     "groups_of_two_gated": {"group_examples": 2, "expert_activation": "geglu"},
     "every_layer_loose": {"group_examples": 2, "moe_layers": "every:1", "capacity_factor": 2.0},
+    "top_1": {"router": "top_k", "experts_per_token": 1, "capacity_factor": 1.25},
+    "top_2": {"router": "top_k", "group_examples": 2, "router_noise": 1.0},
+    "top_2_drop_free": {"router": "top_k", "drop_tokens": False, "moe_layers": "every:1", "expert_activation": "geglu"},
 }
 # the control, on one rank only: other groups than those of groups_of_one
 UNLIKE = {"groups_of_two": {"group_examples": 2}}
