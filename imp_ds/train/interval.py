@@ -22,6 +22,7 @@ class StepRecord:
     tokens: int
     seconds: float
     wait_seconds: float
+    flops: float = 0.0
 
 
 @dataclass
@@ -36,9 +37,13 @@ class Interval:
         record.reports = {m: [type(r)(*map(detach, r)) for r in layers] for m, layers in record.reports.items()}
         self.records.append(record)
 
-    def summary(self) -> dict:
-        """{"tasks": {task: {"steps", name: mean}}, "experts": {modality: [{"usage", "left_behind", "confidence", "z_loss"}]},
-        "examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together."""
+    def summary(self, peak_flops: float = 0.0) -> dict:
+        """{"tasks": {task: {"steps", name: mean, "mfu"}}, "experts": {modality: [{field of a report: mean}]}, "examples_per_s",
+        "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together.
+
+        "mfu" is the model FLOPs of a task's steps over what `peak_flops` a second, of all ranks, would have done in their time;
+        it is absent where either is not known.
+        """
         host = _to_host([t for record in self.records for t in _tensors(record)])
         tasks, experts = {}, {}
         for record in self.records:
@@ -55,6 +60,10 @@ class Interval:
             "step_seconds": seconds / len(self.records),
             "data_wait_share": sum(record.wait_seconds for record in self.records) / seconds,
         }
+        for task in tasks if peak_flops else ():
+            own = [record for record in self.records if record.task == task]
+            if flops := sum(record.flops for record in own):
+                found["tasks"][task]["mfu"] = flops / (peak_flops * max(sum(record.seconds for record in own), 1e-9))
         self.records = []
         return found
 

@@ -33,11 +33,15 @@ class Monitor:
         total_steps: steps of the run.
         start_step: steps done before this process; what was recorded beyond them is cut off.
         moe_layers: indices of the MoE layers in the encoder, in the order of the reports.
+        peak_flops: what matrix products reach a second on all ranks together, for the utilisation; 0: not known.
     """
 
-    def __init__(self, output_dir, run, *, enabled: bool, total_steps: int, start_step: int = 0, moe_layers: list[int] = ()):
+    def __init__(
+        self, output_dir, run, *, enabled: bool, total_steps: int, start_step: int = 0, moe_layers: list[int] = (),
+        peak_flops: float = 0.0,
+    ):  # fmt: skip
         self.enabled, self.run, self.output_dir = enabled, run, Path(output_dir)
-        self.moe_layers = list(moe_layers)
+        self.moe_layers, self.peak_flops = list(moe_layers), peak_flops
         self.progress = Progress(total_steps, start_step, enabled=enabled)
         self.start_step, self.total_steps, self._logged = start_step, total_steps, start_step
         if not enabled:
@@ -69,18 +73,18 @@ class Monitor:
 
     def record_step(
         self, step: int, task: str, loss, metrics: dict, reports: dict[str, list], *, learning_rate: float, grad_norm,
-        examples: int, tokens: int, step_seconds: float, wait_seconds: float,
+        examples: int, tokens: int, step_seconds: float, wait_seconds: float, flops: float = 0.0,
     ) -> None:  # fmt: skip
         """One optimizer step of `task`; `step` counts the steps done, this one included. Not called for a skipped step.
 
-        Tensors stay on their device until the log interval ends. `examples` and `tokens` are those of all ranks;
-        `step_seconds` is the whole step, `wait_seconds` the part of it spent waiting for the batch; `reports` are the
+        Tensors stay on their device until the log interval ends. `examples`, `tokens` and the model `flops` are those of all
+        ranks; `step_seconds` is the whole step, `wait_seconds` the part of it spent waiting for the batch; `reports` are the
         router reports of each modality; `grad_norm` may be None.
         """
         if not self.enabled:
             return
         values = {"loss": loss, **metrics, "grad_norm": grad_norm}
-        self._interval.add(StepRecord(task, values, reports, examples, tokens, step_seconds, wait_seconds))
+        self._interval.add(StepRecord(task, values, reports, examples, tokens, step_seconds, wait_seconds, flops))
         self.progress.advance(step)
         every = self.run.train.log_every
         if step // every > self._logged // every or step == self.total_steps:
@@ -128,7 +132,7 @@ class Monitor:
             self.board.close()
 
     def _log(self, step: int, learning_rate: float) -> None:
-        found = self._interval.summary()
+        found = self._interval.summary(self.peak_flops)
         for task, values in found["tasks"].items():
             self._visits[task] = self._visits.get(task, 0) + values["steps"]
         total = sum(self._visits.values())
@@ -152,7 +156,9 @@ def train_scalars(found: dict) -> dict[str, float]:
     tags = {f"schedule/{task}/share": share for task, share in found["shares"].items()}
     norms = []
     for task, values in found["tasks"].items():
-        tags |= {f"train/{task}/{name}": value for name, value in values.items() if name not in ("steps", "grad_norm")}
+        tags |= {f"train/{task}/{name}": value for name, value in values.items() if name not in ("steps", "grad_norm", "mfu")}
+        if "mfu" in values:
+            tags[f"perf/mfu/{task}"] = values["mfu"]
         norms += [(values["grad_norm"], values["steps"])] if "grad_norm" in values else []
     if norms:
         tags["optimizer/grad_norm"] = sum(norm * steps for norm, steps in norms) / sum(steps for _, steps in norms)

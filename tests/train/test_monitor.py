@@ -113,6 +113,20 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
     assert lines[2]["results"] == RESULTS and lines[2]["usage"] == USAGE
 
 
+def test_utilisation_is_told_by_task(tmp_path):
+    monitor = Monitor(tmp_path, make_run(log_every=4), enabled=True, total_steps=8, peak_flops=1000.0)
+    tell = dict(reports={}, learning_rate=0.0, grad_norm=None, examples=1, tokens=1, wait_seconds=0.25)
+    for step, (task, seconds, flops) in enumerate([("a", 0.5, 100.0), ("a", 1.5, 700.0), ("b", 0.5, 50.0), ("c", 0.5, 0.0)], 1):
+        monitor.record_step(step, task, torch.tensor(1.0), {}, step_seconds=seconds, flops=flops, **tell)
+    monitor.close()
+    tasks = json.loads((tmp_path / "metrics.jsonl").read_text())["tasks"]
+    # 800 of the 2 x 1000 that a's two seconds could have held, 50 of 500; c has not said what it did
+    assert (tasks["a"]["mfu"], tasks["b"]["mfu"], "mfu" in tasks["c"]) == (pytest.approx(0.4), pytest.approx(0.1), False)
+    events = read(tmp_path)
+    assert curve(events, "perf/mfu/a") == [(4, pytest.approx(0.4))] and curve(events, "perf/mfu/b") == [(4, pytest.approx(0.1))]
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("train/") and "mfu" in tag]
+
+
 def test_an_interval_ends_even_when_its_last_step_was_skipped_and_what_is_not_finite_is_null(tmp_path):
     monitor = Monitor(tmp_path, make_run(steps=5, log_every=3), enabled=True, total_steps=5)
     for step in (1, 2, 4, 5):  # step 3 would have ended the interval
