@@ -57,7 +57,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
         """
         if batch.task not in self.objectives:
             raise UserError("the model was not built for this task", got=batch.task, allowed=", ".join(self.objectives))
-        encodings = {modality: self.imp.encode(modality, inputs) for modality, inputs in batch.inputs.items()}
+        encodings = {modality: self.imp.encode(modality, inputs, batch.key_B) for modality, inputs in batch.inputs.items()}
         loss, metrics = self.objectives[batch.task](self.imp, encodings, batch.targets)
         router_loss = self.imp.router_loss(*encodings.values())
         metrics["loss/router_z"] = router_loss.detach()

@@ -29,7 +29,8 @@ def sample_keys(seed: int, step: int, first: int, count: int) -> torch.Tensor:
 
 
 def derive(key_B: torch.Tensor, number: int | torch.Tensor) -> torch.Tensor:
-    """For each key another one of its own: int64 [B]. `number` (0 or more) tells the derived keys apart: a modality, a layer."""
+    """For each key another one of its own: int64 [B]. `number` (0 or more) tells the derived keys apart: a modality, a layer;
+    a tensor of numbers is broadcast with the keys."""
     before = _signed((number + 1) * _STEP) if isinstance(number, int) else (number + 1) * _signed(_STEP)
     return _mix(key_B - before)
 

@@ -122,18 +122,21 @@ class Task(Record):
 class Batch:
     """What one rank feeds in one step: inputs {modality: {input name: Tensor}}, targets {name: Tensor}; two levels, never more.
 
-    `targets["label"]` holds class indices, int64 [B].
+    `targets["label"]` holds class indices, int64 [B]. `key_B` holds the samples' random keys (`imp_ds.randomness`), int64 [B];
+    None, as in evaluation: nothing is random.
     """
 
-    __slots__ = ("task", "inputs", "targets")
+    __slots__ = ("task", "inputs", "targets", "key_B")
 
-    def __init__(self, task: str, inputs: dict[str, dict[str, torch.Tensor]], targets: dict[str, torch.Tensor]):
-        self.task, self.inputs, self.targets = task, inputs, targets
+    def __init__(self, task: str, inputs: dict[str, dict[str, torch.Tensor]], targets: dict[str, torch.Tensor],
+                 key_B: torch.Tensor | None = None):  # fmt: skip
+        self.task, self.inputs, self.targets, self.key_B = task, inputs, targets, key_B
 
     def map(self, function) -> "Batch":
         """The same batch with `function` applied to every tensor."""
         inputs = {m: {name: function(t) for name, t in tensors.items()} for m, tensors in self.inputs.items()}
-        return Batch(self.task, inputs, {name: function(t) for name, t in self.targets.items()})
+        targets = {name: function(t) for name, t in self.targets.items()}
+        return Batch(self.task, inputs, targets, None if self.key_B is None else function(self.key_B))
 
     def to(self, device, non_blocking: bool = True) -> "Batch":
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))

@@ -37,7 +37,7 @@ def many_keys(count: int) -> torch.Tensor:
 
 class TestAgainstBigIntegers:
     def test_the_bits_are_the_published_generators(self):
-        # the first outputs for the seed 1234567, by which implementations in many languages are checked (Rosetta Code, "Splitmix64")
+        # the first outputs for the seed 1234567, by which implementations are checked (Rosetta Code, "Splitmix64")
         published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
         assert [splitmix(1234567, i) for i in range(5)] == published
         assert unsigned(randomness._bits(torch.tensor([1234567]), (5,))) == published

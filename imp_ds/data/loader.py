@@ -24,6 +24,7 @@ from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import DecodeError, decode
 from imp_ds.data.sources import FolderSource
 from imp_ds.errors import UserError
+from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Task, Views
 
 # What a random generator is for: the first word of its seed, so that no two uses share a stream.
@@ -74,11 +75,14 @@ class StepBatches(Dataset):
             for epoch, row in self.samples(step)[:most]:
                 rngs.append(np.random.default_rng([_SAMPLE, self.seed, stream, epoch, row]))
                 samples.append(decode(self.sources[task.name], row, task.views, rngs[-1], self.cache))
-            return self.collator(task.name, task.views, samples, rngs)
+            batch = self.collator(task.name, task.views, samples, rngs)
         except DecodeError as error:
             return _unreadable(task.name, error)
         except UserError as error:
             return error
+        first = self.rank * (task.batch_size // self.world)
+        batch.key_B = sample_keys(self.seed, step, first, len(samples))
+        return batch
 
 
 class RotatingLoader:
@@ -89,7 +93,7 @@ class RotatingLoader:
         schedule: `at(step)` gives (task name, visit).
         sources: task name -> FolderSource.
         collator: makes the batches.
-        seed: of the order, the captions and the dropped tokens.
+        seed: of the order, the captions, the dropped tokens and the samples' keys.
         rank, world: this rank's share of every batch.
         workers: processes; 0 prepares each batch when it is asked for.
         prefetch: batches that each worker prepares ahead.

@@ -1,6 +1,6 @@
 """The encoder's blocks: pre-norm, bias-free, tanh-GELU (IMP release, `modeling/transformers.py`, `attention.py`).
 
-Shapes: B batch, L tokens of an example, D width, H heads.
+Shapes: B batch, L tokens of an example, D width, H heads, S random sites of a block.
 """
 
 import torch
@@ -9,6 +9,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.moe.layer import MoELayer
+from imp_ds.randomness import dropout
+
+RANDOM_SITES = 3  # of a block: dropout after the attention, the router's noise, dropout after the feed-forward
 
 
 class Attention(nn.Module):
@@ -55,7 +58,7 @@ class ImpBlock(GradientCheckpointingLayer):
         self.attention = Attention(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
         self.is_moe = index in config.moe_layer_indices
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout_rate = config.hidden_dropout
         if self.is_moe:
             self.feed_forward = MoELayer(
                 config.hidden_size,
@@ -72,11 +75,14 @@ class ImpBlock(GradientCheckpointingLayer):
         else:
             self.feed_forward = FeedForward(config)
 
-    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None):
-        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), valid_BL))
+    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None, key_BS: torch.Tensor | None = None):
+        """key_BS: a random key of each sample for each site, int64 [B, RANDOM_SITES]; None: nothing is random."""
+        attention_B, router_B, feed_forward_B = (None,) * RANDOM_SITES if key_BS is None else key_BS.unbind(1)
+        attended_BLD = self.attention(self.attention_norm(x_BLD), valid_BL)
+        x_BLD = x_BLD + dropout(attended_BLD, self.dropout_rate, attention_B)
         normed_BLD = self.feed_forward_norm(x_BLD)
         if self.is_moe:
-            y_BLD, report = self.feed_forward(normed_BLD, valid_BL)
+            y_BLD, report = self.feed_forward(normed_BLD, valid_BL, router_B)
         else:
             y_BLD, report = self.feed_forward(normed_BLD), None
-        return x_BLD + self.dropout(y_BLD), report
+        return x_BLD + dropout(y_BLD, self.dropout_rate, feed_forward_B), report

@@ -1,6 +1,6 @@
 """ImpModel: one encoder for image, film, sound and text (Akbari et al., 2023, arXiv 2305.06324).
 
-Shapes: B batch, L tokens of an example, D width, C width of a common space.
+Shapes: B batch, L tokens of an example, D width, C width of a common space, S random sites of a block.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from imp_ds.errors import UserError
 from imp_ds.modalities import EMBEDDINGS
 from imp_ds.models.imp.configuration_imp import MODALITIES, ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
-from imp_ds.models.imp.layers import ImpBlock
+from imp_ds.models.imp.layers import RANDOM_SITES, ImpBlock
 from imp_ds.moe.routing import RouterReport
+from imp_ds.randomness import derive
 
 
 @dataclass
@@ -115,17 +116,28 @@ class ImpModel(ImpPreTrainedModel):
         self.projections = nn.ModuleDict({f"{a}_to_{b}": Projection(config) for a, b in ordered})
         self.post_init()
 
-    def encode(self, modality: str, inputs: dict[str, torch.Tensor]) -> Encoding:
-        """One modality through the shared encoder. `inputs` holds the modality's arrays by the names of its embedding."""
+    def encode(self, modality: str, inputs: dict[str, torch.Tensor], key_B: torch.Tensor | None = None) -> Encoding:
+        """One modality through the shared encoder. `inputs` holds the modality's arrays by the names of its embedding.
+
+        key_B: the samples' random keys (`imp_ds.randomness`), int64, from which dropout and the routers' noise are drawn;
+        nothing is random without them, nor outside of training.
+        """
         x_BLD, valid_BL = self.embeddings[modality](**inputs)
         x_BLD = self.pre_encoder[modality](x_BLD)
         reports = []
-        for block in self.blocks:
-            x_BLD, report = block(x_BLD, valid_BL)
+        for block, key_BS in zip(self.blocks, self._block_keys(modality, key_B)):
+            x_BLD, report = block(x_BLD, valid_BL, key_BS)
             if report is not None:
                 reports.append(report)
         tokens_BLD = self.post_encoder[modality](self.norm(x_BLD))
         return Encoding(tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports)
+
+    def _block_keys(self, modality: str, key_B: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """The keys of the random sites of each block, [B, S]; None for each block where nothing is random."""
+        if key_B is None or not self.training:
+            return (None,) * len(self.blocks)
+        sites = torch.arange(len(self.blocks) * RANDOM_SITES, device=key_B.device)
+        return derive(derive(key_B, MODALITIES.index(modality))[:, None], sites).split(RANDOM_SITES, dim=1)
 
     def project(self, pooled_BD: torch.Tensor, source: str, target: str) -> torch.Tensor:
         """Pooled `source` into the space where it meets `target`: float32 unit vectors [B, C].
