@@ -1,0 +1,141 @@
+"""Which rank is to blame when a run cannot go on: a pure function of what is known of every rank.
+
+One rank that hangs or dies stops all the others inside a collective operation, so those that stand still are many and the
+cause is one. What is certain comes first: a process that is gone, then an error that a rank met by itself, then an error
+that only says that a connection broke. Of ranks that stand still, the one that does not wait for the others is the cause.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imp_ds.errors import UserError
+
+_SHOWN = 8  # ranks in a message
+# what the survivors of a dead rank meet in gloo and NCCL: an effect, never the cause
+_BROKEN = re.compile(r"connection|peer|socket|broken pipe|timed out|timeout|nccl|gloo", re.IGNORECASE)
+_RESUME = "--resume auto goes on from the newest whole checkpoint"
+
+
+@dataclass
+class Standing:
+    """What is known of a rank. Times in seconds.
+
+    still_s is how long its training had not said that it goes on, as of its last word, and allowed_s how long it may;
+    silent_s is how long ago its last word was. `waiting`: it stood in a collective operation.
+    """
+
+    rank: int
+    host: str = ""
+    pid: int = 0
+    step: int = 0
+    phase: str = "starting"
+    place: str = ""
+    still_s: float = 0.0
+    allowed_s: float = float("inf")
+    waiting: bool = False
+    failure: str | None = None
+    effect: bool = False  # the failure looks like the end of another rank
+    done: bool = False  # it said that it ends, or ended with an error that all ranks share
+    gone: bool = False  # its connection was closed without that
+    silent_s: float = 0.0
+
+    def name(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+    def where(self) -> str:
+        where = f"step {self.step}, {self.phase}" + (f", at {self.place}" if self.place else "")
+        return f"{where} ({self.silent_s:.0f} s ago)" if self.silent_s >= 2 else where
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The ranks to blame, whether they met an error of their own, and the message, once for all."""
+
+    ranks: tuple[int, ...]
+    failed: bool
+    text: str
+
+
+def is_effect(error: BaseException) -> bool:
+    """Whether an error looks like what a rank meets when another one is gone."""
+    return isinstance(error, RuntimeError | OSError) and bool(_BROKEN.search(str(error)))
+
+
+def judge_events(standings: Sequence[Standing]) -> Verdict | None:
+    """The ranks that are gone, or else the first whose failure is its own. `standings` in the order of the events."""
+    gone = [s for s in standings if s.gone]
+    if gone:
+        return Verdict(tuple(s.rank for s in gone), False, died(gone))
+    failed = next((s for s in standings if s.failure is not None and not s.effect), None)
+    return None if failed is None else _failed(failed)
+
+
+def judge_broken(standings: Sequence[Standing]) -> Verdict | None:
+    """The first rank that lost a connection, for want of any better cause."""
+    first = next((s for s in standings if s.failure is not None), None)
+    return None if first is None else _failed(first)
+
+
+def judge_stillness(standings: Sequence[Standing], timeout_s: float, quiet_s: float) -> Verdict | None:
+    """The ranks that hang, if any.
+
+    A rank is late when its training stood still for longer than it may, or when nothing was heard of it for timeout_s. A
+    late rank that waits for others is no cause, unless all of them wait; one silent for quiet_s is not taken to wait.
+    """
+    running = [s for s in standings if not s.done]
+    late = [s for s in running if s.still_s + s.silent_s > s.allowed_s or s.silent_s > timeout_s]
+    culprits = [s for s in late if not s.waiting or s.silent_s > quiet_s]
+    if culprits:
+        first = min(s.step for s in culprits)
+        return hanging([s for s in culprits if s.step == first], timeout_s, quiet_s)
+    if late and len(late) == len(running):
+        return _deadlock(standings, timeout_s)
+    return None
+
+
+def died(gone: Sequence[Standing]) -> str:
+    """The message for processes that are gone."""
+    return _message(
+        gone, "died", "look for a kill from outside (out of memory: dmesg) and for its last words above; " + _RESUME
+    )
+
+
+def hanging(late: Sequence[Standing], timeout_s: float, quiet_s: float) -> Verdict:
+    """The verdict on ranks that hang or are silent."""
+    if all(s.silent_s > quiet_s for s in late):
+        what, limit = f"gave no sign of life for {max(s.silent_s for s in late):.0f} s", timeout_s
+        fix = "look whether its process is stopped and its machine can be reached; "
+    else:
+        what, limit = f"hangs: no progress for {max(s.still_s + s.silent_s for s in late):.0f} s", min(s.allowed_s for s in late)
+        fix = "its stack stands in its own output; "
+    allowed = f"{limit:g} s (train.hang_timeout_s, or more in a long phase)"
+    return Verdict(tuple(s.rank for s in late), False, _message(late, what, fix + _RESUME, allowed))
+
+
+def _failed(standing: Standing) -> Verdict:
+    text = _message([standing], f"failed: {standing.failure}", "its own output has the whole error; " + _RESUME)
+    return Verdict((standing.rank,), True, text)
+
+
+def _deadlock(standings: Sequence[Standing], timeout_s: float) -> Verdict:
+    running = [s for s in standings if not s.done]
+    still = min(s.still_s for s in running)
+    if len(running) == 1:
+        return hanging(running, timeout_s, quiet_s=float("inf"))
+    places = [f"rank {s.rank}: " + ("has ended" if s.done else s.where()) for s in standings[:_SHOWN]]
+    if len(standings) > _SHOWN:
+        places.append(f"and {len(standings) - _SHOWN} more")
+    text = UserError(
+        f"all ranks wait for each other for {still:.0f} s", got="\n           ".join(places),
+        allowed=f"{timeout_s:g} s (train.hang_timeout_s)",
+        fix="those that do not wait where the others do took another way; their stacks stand in their own outputs; " + _RESUME,
+    )  # fmt: skip
+    return Verdict(tuple(s.rank for s in running), False, str(text))
+
+
+def _message(standings: Sequence[Standing], what: str, fix: str, allowed: str | None = None) -> str:
+    shown = standings[:_SHOWN]
+    more = f" and {len(standings) - _SHOWN} more" if len(standings) > _SHOWN else ""
+    names = ", ".join(s.name() for s in shown) + more
+    return str(UserError(f"{names} {what}", got="; ".join(s.where() for s in shown), allowed=allowed, fix=fix))

@@ -1,0 +1,300 @@
+"""A rank that dies or hangs ends the others, with one message that names it.
+
+A thread of every rank tells rank 0's, over a TCP connection of its own, where its training stands: step, phase, since
+when, at which line, and whether it waits in a collective operation. Rank 0 judges (verdict.py), says the verdict once, and
+passes it on; then every rank ends. The kernel closes the connection of a process the moment it is gone, wherever it runs,
+so a death is known at once and for certain; for all else (stopped, cut off, hanging) there is one bound, `timeout_s`. The
+process group cannot serve for this: the rank that hangs is the one that does not answer there.
+
+    with Watchdog(timeout_s) as watchdog:
+        while ...:
+            watchdog.progress(step, "training")
+"""
+
+import json
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+import traceback
+
+import torch.distributed as dist
+
+from imp_ds.parallel.groups import on_main, rank, world_size
+from imp_ds.parallel.verdict import Standing, Verdict, died, hanging, is_effect, judge_broken, judge_events, judge_stillness
+
+EXIT_CODE = 1
+_CONNECT_S = 60.0  # until all ranks have a connection
+_GRACE_S = 0.5  # between the first sign of an end and the verdict: the cause may be heard after its effects
+_BROKEN_S = 10.0  # the same while all that is known is that connections broke
+_FAREWELL_S = 2.0
+_LONGEST_LINE = 65536
+_WAITING = ("torch.distributed", "deepspeed.comm", "imp_ds.parallel")  # modules in which one waits for other ranks
+
+
+class Watchdog:
+    """Watches the ranks of the process group from `with` to its end; all ranks enter, and leave.
+
+    Args:
+        timeout_s: how long training may stand still, and a rank be silent.
+        interval_s: between two words of a rank.
+
+    An exception that leaves the block is reported. On the rank that is to blame it goes on as ever. On the others, where it
+    is an effect ("Connection closed by peer"), no traceback is shown: they end with exit code 1 and the one message. One
+    with an attribute `shared` that is true is raised by all ranks, and no rank's fault.
+
+    Entering raises UserError, on every rank, when a rank cannot reach rank 0.
+    """
+
+    def __init__(self, timeout_s: float, *, interval_s: float = 1.0):
+        self.timeout_s, self.interval_s = timeout_s, interval_s
+        self._quiet_s = 10 * interval_s
+        self._clock, self._ran = 0.0, time.monotonic()
+        self._failure, self._effect, self._done = None, False, False
+        self._judged = threading.Event()
+        self._connections: dict[int, _Connection] = {}  # of rank 0: rank -> its connection; of another: 0 -> rank 0's
+        self.progress(0, "starting")
+
+    def progress(self, step: int, phase: str, *, at_least_s: float = 0.0) -> None:
+        """Say that training goes on: `step` steps are done, and the phase may take timeout_s, or `at_least_s` if longer."""
+        self._progress = step, phase, max(self.timeout_s, at_least_s), self._clock
+
+    def __enter__(self) -> "Watchdog":
+        self._main = threading.get_ident()
+        server = _listen() if rank() == 0 and world_size() > 1 else None
+        token = secrets.token_hex(16)  # the port is open to all; only our ranks know this
+        mine = socket.gethostname(), os.getpid(), server and server.getsockname()[1], token
+        places = [mine]
+        if world_size() > 1:
+            places = [None] * world_size()
+            dist.all_gather_object(places, mine)
+        self._standings = [Standing(i, host=place[0], pid=place[1]) for i, place in enumerate(places)]
+        self._heard = [0.0] * len(places)  # of each rank, by our clock
+        _, _, port, token = places[0]
+        on_main(lambda: self._connect(server, port, token), "the ranks cannot watch each other", every_rank=True)
+        os.register_at_fork(after_in_child=self._close)  # a loader's process would keep our connections open after our death
+        self._thread = threading.Thread(target=self._lead if rank() == 0 else self._follow, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None or getattr(error, "shared", False):
+            self._done = True
+            self._thread.join(_FAREWELL_S + 2 * self.interval_s)
+            return
+        if world_size() > 1:
+            self._effect = is_effect(error)
+            self._failure = " ".join(f"{kind.__name__}: {error}".split())[:300]
+            # the thread ends this process if another rank is to blame; the wait is for the time that takes
+            self._judged.wait((_BROKEN_S if self._effect else _GRACE_S) + _FAREWELL_S + 5 * self.interval_s)
+
+    def _connect(self, server: socket.socket | None, port: int, token: str) -> None:
+        """Rank 0 accepts all other ranks; they know the token."""
+        if rank() > 0:
+            connection = _Connection(socket.create_connection((os.environ["MASTER_ADDR"], port), _CONNECT_S))
+            connection.send({"token": token, "rank": rank()})
+            self._connections[0] = connection
+        elif server is not None:
+            deadline = time.monotonic() + _CONNECT_S
+            while len(self._connections) < world_size() - 1:
+                server.settimeout(max(0.01, deadline - time.monotonic()))
+                connection = _Connection(server.accept()[0])
+                hello = connection.receive_one()
+                if hello is not None and secrets.compare_digest(str(hello.get("token")), token):
+                    self._connections[hello["rank"]] = connection
+                else:
+                    connection.socket.close()
+            server.close()
+
+    def _close(self) -> None:
+        for connection in self._connections.values():
+            connection.socket.close()
+
+    def _tick(self) -> None:
+        """Our clock stands still while this process does: after a pause of all ranks nobody is late."""
+        now = time.monotonic()
+        self._clock += min(now - self._ran, self.interval_s)
+        self._ran = now
+
+    def _report(self) -> dict:
+        """Where our main thread stands."""
+        step, phase, allowed_s, since = self._progress
+        frames = sys._current_frames()
+        frame = frames.get(self._main)
+        module, place = "", ""
+        if frame is not None:
+            module = frame.f_globals.get("__name__", "")
+            while frame.f_back is not None and not frame.f_globals.get("__name__", "").startswith("imp_ds."):
+                frame = frame.f_back
+            if frame.f_back is None:  # none of ours: the innermost
+                frame = frames[self._main]
+            place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
+        return dict(
+            step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, place=place, failure=self._failure,
+            effect=self._effect, done=self._done, waiting=module.startswith(_WAITING),
+        )  # fmt: skip
+
+    def _update(self, number: int, report: dict) -> None:
+        for name, value in report.items():
+            setattr(self._standings[number], name, value)
+        self._heard[number] = self._clock
+
+    def _lead(self) -> None:
+        """Rank 0: hear all, judge, and pass the verdict on."""
+        selector = selectors.DefaultSelector()
+        for number, connection in self._connections.items():
+            selector.register(connection.socket, selectors.EVENT_READ, number)
+        events: dict[int, float] = {}  # rank -> when it died or failed, in the order of hearing
+        beat = 0.0
+        while not self._done:
+            ready = selector.select(self.interval_s / 5)
+            self._tick()
+            for key, _ in ready:
+                if not self._hear(key.data):
+                    selector.unregister(key.fileobj)
+            self._update(0, self._report())
+            for standing in self._standings:
+                standing.silent_s = self._clock - self._heard[standing.rank]
+                if standing.gone or standing.failure is not None:
+                    events.setdefault(standing.rank, self._clock)
+            verdict = self._judge(events)
+            if verdict is not None:
+                return self._pronounce(verdict)
+            if self._clock >= beat:
+                beat = self._clock + self.interval_s
+                for connection in self._connections.values():
+                    connection.send({"report": self._report()})
+        self._dismiss({"farewell": True})
+
+    def _hear(self, number: int) -> bool:
+        """Take in what a rank has said; False when its connection is closed."""
+        reports = self._connections[number].receive()
+        for report in reports or []:
+            self._update(number, report)
+        if reports is None:
+            self._standings[number].gone = not self._standings[number].done
+        return reports is not None
+
+    def _judge(self, events: dict[int, float]) -> Verdict | None:
+        if not events:
+            return judge_stillness(self._standings, self.timeout_s, self._quiet_s)
+        waited, happened = self._clock - min(events.values()), [self._standings[number] for number in events]
+        verdict = judge_events(happened) if waited >= _GRACE_S else None
+        return judge_broken(happened) if verdict is None and waited >= _BROKEN_S else verdict
+
+    def _pronounce(self, verdict: Verdict) -> None:
+        """Say it, tell all, and end."""
+        _say(f"error: {verdict.text}\n")
+        self._dismiss({"verdict": (verdict.ranks, verdict.failed)})
+        self._leave(verdict.ranks, verdict.failed)
+
+    def _dismiss(self, message: dict) -> None:
+        """The last word to all ranks; what they still say is read, or closing would take our word back."""
+        for connection in self._connections.values():
+            connection.send(message)
+        deadline = time.monotonic() + _FAREWELL_S
+        for connection in self._connections.values():
+            while time.monotonic() < deadline and connection.receive() is not None:
+                pass
+        self._close()
+
+    def _follow(self) -> None:
+        """Another rank: say where we stand, and hear the verdict."""
+        connection, beat = self._connections[0], 0.0
+        connection.socket.settimeout(self.interval_s / 5)
+        told = None
+        while not self._done:
+            heard = connection.receive()
+            self._tick()
+            for message in heard or []:
+                if "report" in message:
+                    self._update(0, message["report"])
+                elif "verdict" in message:
+                    return self._leave(*message["verdict"])
+                else:
+                    return self._close()
+            first = self._standings[0]
+            first.silent_s = self._clock - self._heard[0]
+            if heard is None:
+                return self._leave_by_ourselves(died([first]))
+            if first.silent_s > self.timeout_s:
+                return self._leave_by_ourselves(hanging([first], self.timeout_s, self._quiet_s).text)
+            if self._clock >= beat or self._failure != told:
+                beat, told = self._clock + self.interval_s, self._failure
+                connection.send(self._report())
+        connection.send(self._report())
+        self._close()
+
+    def _leave_by_ourselves(self, text: str) -> None:
+        """Rank 0, who would speak for all, is lost: the lowest other rank of each machine does."""
+        host = self._standings[rank()].host
+        if rank() == min(s.rank for s in self._standings[1:] if s.host == host):
+            _say(f"error: {text}\n")
+        self._leave([0], failed=False)
+
+    def _leave(self, ranks, failed: bool) -> None:
+        """End this process, unless it is to blame for an error: that goes on its way. One that hangs shows where."""
+        self._close()
+        if failed and rank() in ranks:
+            self._judged.set()
+            return
+        frame = sys._current_frames().get(self._main)
+        if rank() in ranks and frame is not None:
+            _say(f"rank {rank()} is ended here:\n{''.join(traceback.format_stack(frame))}")
+        # the main thread may hold a stream for ever
+        flush = threading.Thread(target=lambda: (sys.stdout.flush(), sys.stderr.flush()), daemon=True)
+        flush.start()
+        flush.join(1.0)
+        os._exit(EXIT_CODE)
+
+
+def _listen() -> socket.socket:
+    """A server on a free port, for IPv4 and, where there is it, IPv6."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, backlog=world_size(), dualstack_ipv6=True)
+    return socket.create_server(("", 0), backlog=world_size())
+
+
+class _Connection:
+    """Records over a socket, one line of JSON each. A send never fails: what is wrong is noticed where it is read."""
+
+    def __init__(self, connected: socket.socket):
+        self.socket, self._rest = connected, b""
+        connected.settimeout(1.0)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, record: dict) -> None:
+        try:
+            self.socket.sendall(json.dumps(record).encode() + b"\n")
+        except OSError:
+            pass
+
+    def receive(self) -> list[dict] | None:
+        """What has come; [] when nothing comes in time, None when the other side is gone."""
+        try:
+            came = self.socket.recv(_LONGEST_LINE)
+        except TimeoutError:
+            return []
+        except OSError:
+            return None
+        *lines, self._rest = (self._rest + came).split(b"\n")
+        try:
+            return [json.loads(line) for line in lines] if came and len(self._rest) < _LONGEST_LINE else None
+        except ValueError:
+            return None
+
+    def receive_one(self) -> dict | None:
+        """The first record of a connection, or None when there is none within a second."""
+        records = self.receive()
+        return records[0] if records and isinstance(records[0], dict) else None
+
+
+def _say(text: str) -> None:
+    """In one piece, whatever the main thread holds: ranks share the terminal."""
+    try:
+        os.write(2, text.encode())
+    except OSError:  # nobody reads it any more; that keeps no rank alive
+        pass
