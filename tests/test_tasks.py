@@ -79,12 +79,14 @@ def test_views_are_named_in_a_fixed_order():
 
 def test_a_batch_maps_every_tensor():
     inputs = {"audio": {"a": torch.ones(2), "b": torch.ones(3)}, "text": {"c": torch.ones(1)}}
-    batch = Batch("speech_text", inputs, {"label": torch.ones(2)})
+    batch = Batch("speech_text", inputs, {"label": torch.ones(2)}, torch.ones(2, dtype=torch.int64))
     twice = batch.map(lambda t: 2 * t)
-    tensors = [t for group in (*twice.inputs.values(), twice.targets) for t in group.values()]
-    assert twice.task == "speech_text" and len(tensors) == 4 and all((t == 2).all() for t in tensors)
+    tensors = [t for group in (*twice.inputs.values(), twice.targets) for t in group.values()] + [twice.key_B]
+    assert twice.task == "speech_text" and len(tensors) == 5 and all((t == 2).all() for t in tensors)
     assert (batch.inputs["audio"]["a"] == 1).all()  # the batch itself is as it was
+    assert Batch("speech_text", inputs, {}).map(lambda t: 2 * t).key_B is None
     moved = batch.to("meta")
+    assert moved.key_B.device.type == "meta"
     assert all(t.device.type == "meta" for group in (*moved.inputs.values(), moved.targets) for t in group.values())
 
 

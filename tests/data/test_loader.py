@@ -67,7 +67,7 @@ def loader(root, *, collator=None, tasks=TASKS, seed=7, stop_step=STEPS, workers
 
 
 def flat(batch):
-    tensors = {f"{m}.{name}": t for m, inputs in batch.inputs.items() for name, t in inputs.items()}
+    tensors = {f"{m}.{name}": t for m, inputs in batch.inputs.items() for name, t in inputs.items()} | {"key": batch.key_B}
     return tensors | {f"targets.{name}": t for name, t in batch.targets.items()}
 
 
@@ -86,11 +86,11 @@ def test_batches_hold_what_the_task_asks_for(root):
     # intervals 1 and 2: sweeps are (image_text), (image_text, speech), ...: every third step is speech.
     assert [b.task for b in batches[:6]] == ["image_text", "image_text", "speech"] * 2
     assert flat(batches[0]).keys() == {
-        "vision.pixel_values", "vision.pixel_positions", "text.input_ids", "text.attention_mask", "targets.label"
+        "vision.pixel_values", "vision.pixel_positions", "text.input_ids", "text.attention_mask", "targets.label", "key"
     }  # fmt: skip
     assert batches[0].inputs["vision"]["pixel_values"].dtype == torch.uint8
     assert batches[0].inputs["vision"]["pixel_values"].shape == (8, 8, 768)  # half of 16 tokens dropped
-    assert flat(batches[2]).keys() == {"audio.input_features", "audio.feature_positions", "targets.label"}
+    assert flat(batches[2]).keys() == {"audio.input_features", "audio.feature_positions", "targets.label", "key"}
     # The corpus is made so that row r is grey 10 r and has label r % 10: pictures and labels belong together.
     grey = batches[0].inputs["vision"]["pixel_values"][:, 0, 0].int()
     assert torch.equal(grey // 10 % 10, batches[0].targets["label"].int())
@@ -128,6 +128,50 @@ def test_the_global_batch_does_not_depend_on_the_ranks(root, world):
             torch.testing.assert_close(joined, tensor)
 
 
+def test_every_sample_of_every_step_has_a_key(root):
+    keys = torch.cat([batch.key_B for batch in loader(root)])
+    # of 12 steps every third is speech: 8 batches of 8 and 4 of 4
+    assert keys.dtype == torch.int64 and len(keys) == len(set(keys.tolist())) == 8 * 8 + 4 * 4
+    batches = loader(root, rank=1, world=2).batches
+    assert torch.equal(batches[0].key_B, keys[4:8])
+    assert torch.equal(batches.first_of(0, 2).key_B, keys[4:6])
+
+
+POSITIONS = {"image": "pixel_positions", "sound": "feature_positions"}
+
+
+def kept_tokens(batches) -> dict[tuple, list]:
+    """(step, row) -> the positions of the tokens that were not dropped. The label of a corpus of ten rows is the row."""
+    return {
+        (step, int(label)): places.tolist()
+        for step, batch in enumerate(batches)
+        for label, places in zip(batch.targets["label"], next(iter(batch.inputs.values()))[POSITIONS[batch.task]])
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_dropped_tokens_do_not_depend_on_the_ranks(tmp_path, workers):
+    """Eight steps of half of the tokens of pictures (8 of 16) and sounds (2 of 4), over one, two and four ranks."""
+    root = write_corpus(tmp_path, rows=10, splits=("train",))
+    label = [Classification(modality="vision", num_classes=10)], [Classification(modality="audio", num_classes=10)]
+    tasks = [
+        Task(name="image", source=IMAGES, batch_size=4, objectives=label[0],
+             views=Views(vision=VisionView(height=32, width=32, drop_rate=0.5))),
+        Task(name="sound", source=SPEECH, batch_size=4, objectives=label[1],
+             views=Views(audio=AudioView(seconds=0.32, drop_rate=0.5))),
+    ]  # fmt: skip
+    found = {}
+    for world in (1, 2, 4):
+        ranks = [loader(root, tasks=tasks, rank=r, world=world, workers=workers, stop_step=8) for r in range(world)]
+        parts = [kept_tokens(rank) for rank in ranks]
+        found[world] = {place: kept for part in parts for place, kept in part.items()}
+        assert len(found[world]) == sum(map(len, parts)) == 8 * 4  # each sample on one rank
+    assert found[1] == found[2] == found[4]
+    assert {len(kept) for kept in found[1].values()} == {8, 2}
+    pictures = {str(kept) for (step, _), kept in found[1].items() if step % 2 == 0}
+    assert len(pictures) >= 15  # of 16 draws, of 12870 ways to keep 8 of 16 tokens
+
+
 def test_resuming_gives_the_tail(root):
     whole = list(loader(root))
     for start in (1, 5, STEPS - 1):
@@ -150,6 +194,7 @@ def test_the_cache_changes_nothing(root):
 def test_the_seed_changes_the_batches(root):
     first, other = next(loader(root, seed=7)), next(loader(root, seed=8))
     assert not torch.equal(first.targets["label"], other.targets["label"])
+    assert not set(first.key_B.tolist()) & set(other.key_B.tolist())
 
 
 def test_a_sample_looks_the_same_wherever_it_falls(root):
@@ -272,6 +317,7 @@ def test_evaluation_covers_the_split_in_equal_shapes(root, world):
     rows = [b.targets["index"][b.targets["valid"]] for batches in ranks for b in batches]
     assert sorted(torch.cat(rows).tolist()) == list(range(20))
     for batch in (b for batches in ranks for b in batches):
+        assert batch.key_B is None
         assert torch.equal(batch.targets["label"], batch.targets["index"] % 10)
         assert batch.targets["index"].dtype == torch.int64 and batch.targets["valid"].dtype == torch.bool
         assert set(batch.targets["index"][~batch.targets["valid"]].tolist()) <= {19}
