@@ -61,7 +61,7 @@ def _read_run(run_dir: Path) -> RunConfig:
 
 
 def _find_checkpoint(run_dir: Path, step: int | None) -> Path:
-    steps = sorted(int(p.name.removeprefix("step_")) for p in (run_dir / checkpoint.FOLDER).glob("step_*"))
+    steps = checkpoint.steps(run_dir)
     if step is not None:
         if step not in steps:
             raise UserError("the run has no checkpoint of this step", got=step, allowed=", ".join(map(str, steps)) or "none yet")

@@ -1,40 +1,115 @@
-"""Full float32 weights and Adam moments of a parameter, out of and into whatever form a ZeRO stage keeps them in.
+"""The float32 weights and Adam moments that this rank's optimizer holds, whatever form a ZeRO stage keeps them in.
 
-What is read is a plain tensor of the parameter's own shape, so a checkpoint knows neither the number of ranks nor the
-stage. Every rank calls in the same order: reading gathers. `engine` is an `imp_ds.train.engine.Engine`.
+A parameter is seen as one flat array over all of its experts; a rank holds a range of it. Reading and writing ranges needs
+no exchange between ranks, and a range says nothing of the number of ranks or the stage, so neither does a checkpoint.
+`engine` is an `imp_ds.train.engine.Engine`. What is known of DeepSpeed 0.19.8's insides stands here.
 """
 
+from dataclasses import dataclass
+from math import prod
+
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import nn
 
+from imp_ds.moe.experts import Experts
+from imp_ds.parallel.groups import rank, world_size
+
+WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def read(engine, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    """{"weight", "exp_avg", "exp_avg_sq"} of one parameter, float32 on the CPU, in its full shape (an expert slice: this
-    rank's experts)."""
+@dataclass(frozen=True)
+class Slice:
+    """Elements start .. start + n of a parameter of `shape` (all experts included), flattened.
+
+    `tensors` are views [n] of the optimizer's own float32 memory: "weight", "exp_avg", "exp_avg_sq".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def numel(self) -> int:
+        return self.tensors[WEIGHT].numel()
+
+    def narrow(self, start: int, numel: int) -> "Slice":
+        """The part of it that begins `start` elements later."""
+        narrowed = {kind: value.narrow(0, start, numel) for kind, value in self.tensors.items()}
+        return Slice(self.name, self.shape, self.start + start, narrowed)
+
+
+def whole_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Parameter name -> its shape with the experts of all ranks, and the flat position of the first element held here."""
+    # ds_shape: ZeRO 3 leaves a parameter empty between its uses
+    found = {name: (tuple(getattr(p, "ds_shape", p.shape)), 0) for name, p in model.named_parameters()}
+    for path, layer in model.named_modules():
+        experts = getattr(layer, "experts", None)
+        if isinstance(experts, Experts):
+            for name, _ in experts.named_parameters(recurse=False):
+                key = f"{path}.experts.{name}"
+                held, *rest = found[key][0]
+                # a layer whose experts are spread over ranks says how many it has in all
+                found[key] = ((getattr(layer, "num_experts", held), *rest), experts.first * prod(rest))
+    return found
+
+
+def slices(engine) -> list[Slice]:
+    """All that this rank's optimizer holds, by parameter. At ZeRO 0 replicas hold the same."""
+    wholes, found = whole_parameters(engine.model), []
+    for name, parameter in engine.model.named_parameters():
+        shape, first = wholes[name]
+        start, tensors = _held(engine, parameter)
+        if tensors:
+            found.append(Slice(name, shape, first + start, tensors))
+    return found
+
+
+def owned_slices(engine) -> list[Slice]:
+    """`slices` such that every element is on exactly one rank: the replicas of ZeRO 0 take a share each."""
+    if engine.stage:
+        return slices(engine)
+    found = []
+    for piece in slices(engine):
+        spread = piece.numel < prod(piece.shape)  # experts: each rank of a group holds others
+        copies, own = (world_size() // engine.ep_size, rank() // engine.ep_size) if spread else (world_size(), rank())
+        start, stop = piece.numel * own // copies, piece.numel * (own + 1) // copies
+        if start < stop:
+            found.append(piece.narrow(start, stop - start))
+    return found
+
+
+def _held(engine, parameter: nn.Parameter) -> tuple[int, dict[str, torch.Tensor]]:
+    """Where this rank's part of a parameter begins, and its views; no views when it holds nothing of it."""
     if engine.stage == 0:
         state = engine.deepspeed.basic_optimizer.state[parameter]
-        found = {"weight": parameter, **{key: state[key] for key in MOMENTS}}
-    else:
-        found = {"weight": safe_get_full_fp32_param(parameter)}
-        found |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-    shape = parameter.ds_shape if engine.stage == 3 else parameter.shape
-    return {key: value.detach().float().cpu().reshape(shape).contiguous().clone() for key, value in found.items()}
-
-
-def _partitions(engine) -> list[torch.Tensor]:
-    """The tensors that the inner optimizer steps."""
+        views = {WEIGHT: parameter.detach().view(-1), **{key: state[key].view(-1) for key in MOMENTS}}
+        return 0, views
     if engine.stage == 3:
-        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
-    if engine.stage in (1, 2):
-        return list(engine.deepspeed.optimizer.single_partition_of_fp32_groups)
-    return [p for group in engine.deepspeed.basic_optimizer.param_groups for p in group["params"]]
+        return _held_at_zero3(engine.deepspeed.optimizer, parameter)
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return 0, {}
+    views = {WEIGHT: mapping.get_hp_fragment().detach(), **{key: mapping.get_hp_fragment(key) for key in MOMENTS}}
+    return mapping.lp_fragment_address.start, views
+
+
+def _held_at_zero3(zero, parameter: nn.Parameter) -> tuple[int, dict[str, torch.Tensor]]:
+    views, start, numel = {}, 0, 0
+    for kind in (WEIGHT, *MOMENTS):
+        key = None if kind == WEIGHT else kind
+        part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+        # all ranks' partitions are equally long: what the ranks do not divide is padded at the end
+        start = zero._get_param_partition_rank(parameter) * part.numel()
+        numel = min(part.numel(), parameter.ds_numel - start)
+        if numel > 0:
+            views[kind] = part.detach()[:numel]
+    return start, views
 
 
 def prepare(engine, adam_steps: int) -> None:
-    """Give the inner optimizer zero moments and its step count, as after `adam_steps` steps; `write` may then fill them.
+    """Give the inner optimizer zero moments and its step count, as after `adam_steps` steps; `slices` may then be filled.
 
     A new engine needs it too: ZeRO 1 and 2 look for the moments of all groups when the first group has stepped, and
     never again, so that those of the others could not be read (0.19.8).
@@ -52,23 +127,19 @@ def prepare(engine, adam_steps: int) -> None:
         engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def write(engine, parameter: nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
-    """Set the float32 weight and moments of one parameter from full tensors, as `read` gives them."""
-    for key, value in tensors.items():
-        state_key = None if key == "weight" else key
-        if engine.stage == 0:
-            with torch.no_grad():
-                (parameter if state_key is None else engine.deepspeed.basic_optimizer.state[parameter][key]).copy_(value)
-        elif engine.stage == 3:
-            _write_partition(engine, parameter, value, state_key)
-        else:
-            parameter.set_full_hp_param(value.to(parameter.device), state_key)
+def _partitions(engine) -> list[torch.Tensor]:
+    """The tensors that the inner optimizer steps."""
+    if engine.stage == 3:
+        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
+    return [p for group in engine.deepspeed.basic_optimizer.param_groups for p in group["params"]]
 
 
-def _write_partition(engine, parameter: nn.Parameter, value: torch.Tensor, state_key: str | None) -> None:
-    # DeepSpeed's own setter reads past the end of a tensor that the ranks do not divide; partitions are padded there
+def refresh_zero3_weights(engine) -> None:
+    """Bring the weights that the forward uses in line with master weights that were written at ZeRO 3; all ranks call it."""
     zero = engine.deepspeed.optimizer
-    part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=state_key)
-    start = zero._get_param_partition_rank(parameter) * part.numel()
-    own = value.flatten()[start : start + part.numel()]
-    part.detach()[: own.numel()].copy_(own)
+    zero._partition_all_parameters()
+    for group, weights in enumerate(zero.fp16_partitioned_groups_flat):
+        weights.data.copy_(zero.fp32_partitioned_groups_flat[group].data)
+        zero._unflatten_partitioned_parameters(group)
+    if zero.persistent_parameters:
+        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

@@ -11,6 +11,7 @@ from small_run import full_parameters, make_batch, make_config, make_engine, mak
 
 from imp_ds.parallel.groups import is_main, world_size
 from imp_ds.train import checkpoint
+from imp_ds.train.checkpoint import files
 from imp_ds.train.engine import start_process_group
 
 SAVED, STEPS = 5, 11
@@ -81,14 +82,15 @@ def save_without_room(folder: str) -> None:
     device = start_process_group(60)
     engine = make_engine(_run(2, 2), "cpu_zero2_ep2.json", device)
     checkpoint.save(engine, Path(folder), 1, {"step": 1, "adam_steps": 0}, keep=2)
-    write = checkpoint.save_file
+    write = files.write_safetensors
 
-    def full_disk(tensors, path):
+    def full_disk(path, *rest):
         if not is_main():
+            path.write_bytes(bytes(10))
             raise OSError(28, "No space left on device")
-        write(tensors, path)
+        return write(path, *rest)
 
-    checkpoint.save_file = full_disk
+    files.write_safetensors = full_disk
     try:
         checkpoint.save(engine, Path(folder), 2, {"step": 2, "adam_steps": 0}, keep=2)
         print("saved", flush=True)

@@ -121,8 +121,8 @@ def test_when_all_are_damaged_there_is_none(run_dir):
 
 
 OTHERS = {
-    "more experts": (dict(num_experts=8), "missing: .*experts.*4"),
-    "fewer experts": (dict(num_experts=2), r"of another shape: .*router"),
+    "more experts": (dict(num_experts=8), r"of another shape: .*experts"),
+    "fewer experts": (dict(num_experts=2), r"of another shape: .*experts"),
     "more layers": (dict(num_hidden_layers=3), r"missing: imp\.blocks\.2"),
     "fewer layers": (dict(num_hidden_layers=1, num_experts=0), r"not in this model: .*blocks\.1"),
     "wider": (dict(common_dim=64), "of another shape: .*projections"),
@@ -146,6 +146,7 @@ def test_the_checkpoint_of_another_model_is_refused_by_what_differs(saved, setti
 def test_a_rank_that_cannot_write_fails_all_and_leaves_the_last_one(tmp_path):
     ended = run_ranks(checkpoint_worker.save_without_room, str(tmp_path), ranks=2, folder=tmp_path / "logs")
     for output in ended.outputs:
-        assert "refused: a rank could not write its part of the checkpoint" in output and "No space left on device" in output
+        assert "refused: the checkpoint could not be written" in output
+        assert "rank 1 could not write its part: [Errno 28] No space left on device" in output
     assert found(tmp_path) == ("step_00000001", [])
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000001\n"
