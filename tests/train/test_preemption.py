@@ -1,0 +1,117 @@
+"""Signals: a note for the next exchange, the message of the end, and a second signal that ends at once whatever goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from imp_ds.parallel.groups import settle
+from imp_ds.train.preemption import EXIT_CODE, Preempted, Preemption
+from processes import ROOT, environment
+from ranks import Ranks
+
+
+def soon(condition) -> bool:
+    """Whether it comes true within five seconds."""
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_leaves_a_note(number):
+    before = signal.getsignal(number)
+    with Preemption() as preemption:
+        assert not preemption.requested
+        os.kill(os.getpid(), number)
+        assert soon(lambda: preemption.requested)
+        os.kill(os.getpid(), number)  # what a launcher passes on, right after: the same request
+        time.sleep(0.1)
+        end = preemption.preempted(12, Path("runs/x/checkpoints/step_00000012"))
+    assert signal.getsignal(number) is before
+    assert isinstance(end, Preempted) and end.shared
+    assert str(end).splitlines() == [
+        f"stopped after step 12 by {number.name} to rank 0",
+        "  saved:   runs/x/checkpoints/step_00000012",
+        "  go on:   the same command with --resume auto (exit code 75)",
+    ]
+
+
+def test_other_signals_are_none_of_its_business():
+    came = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: came.append(number))
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(0.1)
+            assert came == [signal.SIGUSR2] and not preemption.requested
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_nothing_of_it_is_left():
+    threads = threading.active_count()
+    with Preemption():
+        assert threading.active_count() == threads + 1
+    assert soon(lambda: threading.active_count() == threads)
+
+
+# threading.Lock.acquire is the stand-in for a collective that never ends: with the signals blocked in the main thread no
+# handler of the interpreter runs there
+STUCK = """
+import signal, threading
+from imp_ds.train.preemption import Preemption
+with Preemption() as preemption:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    print("ready", flush=True)
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+"""
+
+
+def test_the_second_signal_ends_a_process_that_is_stuck():
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK], cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGUSR1)
+        time.sleep(2.3)
+        assert child.poll() is None
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(5) == 128 + signal.SIGTERM
+        assert child.stderr.read() == "SIGTERM again: ending at once\n"
+    finally:
+        child.kill()
+        child.wait(5)
+
+
+def loop(stop_at: int) -> None:
+    """Steps of the trainer's kind, in which rank 1 alone is signalled."""
+    dist.init_process_group("gloo")
+    with Preemption() as preemption:
+        for step in range(1, 1000):
+            if step == stop_at and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                assert soon(lambda: preemption.requested)
+            (go_on,), _ = settle([not preemption.requested], {"loss": torch.zeros(())})
+            if not go_on:
+                print(preemption.preempted(step, Path("folder")), flush=True)
+                sys.stdout.flush()
+                os._exit(EXIT_CODE)
+
+
+@pytest.mark.distributed
+def test_all_ranks_stop_after_the_same_step(tmp_path):
+    end = Ranks(loop, 5, ranks=2, folder=tmp_path).wait(30)
+    assert end.codes == [EXIT_CODE] * 2, str(end)
+    assert all(text.startswith("stopped after step 5 by SIGUSR1 to rank 1\n") for text in end.outputs), str(end)
