@@ -1,0 +1,81 @@
+"""One rank of tests/distributed/test_rank_free_randomness.py: train with all that is random, and write what came of it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+from small_run import full_parameters
+
+from imp_ds.config import RunConfig
+from imp_ds.data.collation import Collator
+from imp_ds.data.loader import RotatingLoader
+from imp_ds.parallel.groups import is_main, rank, world_size
+from imp_ds.randomness import derive
+from imp_ds.recipes import get_recipe
+from imp_ds.train import ds_config
+from imp_ds.train.engine import Engine, build_model, start_process_group
+from imp_ds.train.processor import settle_processor
+from imp_ds.train.schedule import build_schedule
+from imp_ds.train.trainer import open_sources
+
+STEPS = 10
+
+
+def make_run(corpus: str, ep_size: int, checkpointing: bool) -> RunConfig:
+    """The six tasks of digits_debug with dropout, routing noise and, wherever there are tokens to drop, DropToken."""
+    run = get_recipe("digits_debug")
+    run.data.root, run.train.ep_size, run.train.gradient_checkpointing = corpus, ep_size, checkpointing
+    run.model.hidden_dropout, run.model.router_noise = 0.2, 1.0
+    for task in run.tasks:
+        for view in (task.views.vision, task.views.audio):
+            if view is not None:
+                view.drop_rate = 0.25
+    return run
+
+
+def train(folder: str, corpus: str, cases: dict[str, dict]) -> None:
+    """For each case, the losses of the global batches in {name}.json and the weights in {name}.safetensors.
+
+    A case is {"ds": file, "ep_size", "checkpointing", "pieces", "other_keys"}; the last replaces the samples' keys by others.
+    """
+    device = start_process_group(60)
+    for name, case in cases.items():
+        run = make_run(corpus, case.get("ep_size", 1), case.get("checkpointing", False))
+        sources = open_sources(run)
+        processor = settle_processor(run, sources, Path(folder))
+        engine = _engine(run, run.model.to_config(len(processor.tokenizer), run.tasks), case.get("ds", "cpu_zero2.json"), device)
+        loader = RotatingLoader(
+            run.tasks, build_schedule("rotation", run.tasks, 0), sources, Collator(processor), seed=run.data.seed, rank=rank(),
+            world=world_size(), stop_step=STEPS, workers=0,
+        )  # fmt: skip
+        losses = [_step(engine, batch, case) for batch in loader]
+        weights = full_parameters(engine)
+        if is_main():
+            (Path(folder) / f"{name}.json").write_text(json.dumps(losses))
+            save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{name}.safetensors")
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+
+
+def _engine(run: RunConfig, config, file: str, device) -> Engine:
+    ds = ds_config.resolve(ds_config.load(ds_config.FOLDER / file), run, world_size())
+    model = build_model(config, 0, run.train.ep_size)
+    if run.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device)
+
+
+def _step(engine: Engine, batch, case: dict) -> float:
+    """One optimizer step; the loss of the global batch."""
+    if case.get("other_keys", False):
+        batch.key_B = derive(batch.key_B, 0)
+    loss, _, _ = engine.forward(batch, case.get("pieces", 1))
+    engine.update(1e-3)
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return mean.item() / world_size()

@@ -1,0 +1,58 @@
+"""Dropout, routing noise and DropToken are the same on one, two and four ranks, under ZeRO 3, when activations are recomputed
+and when a batch is processed in pieces.
+
+The issue: "Randomness (routing noise, DropToken, dropout) is the same whatever the number of ranks".
+"""
+
+import json
+
+import pytest
+import randomness_worker
+from safetensors.torch import load_file
+from small_run import largest_difference
+
+from ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+# ranks -> {name: case}
+CASES = {
+    1: {"alone": {}, "other_keys": {"other_keys": True}},
+    2: {
+        "two": {},
+        "two_pieces": {"pieces": 2},
+        "two_ep2": {"ep_size": 2, "ds": "cpu_zero2_ep2.json"},
+        "two_zero3_checkpointing": {"ds": "cpu_zero3.json", "checkpointing": True},
+    },
+    4: {"four_ep2": {"ep_size": 2, "ds": "cpu_zero2_ep2.json"}},
+}
+SPREAD = [name for ranks in (2, 4) for name in CASES[ranks]]
+
+
+@pytest.fixture(scope="module")
+def trained(digits_corpus, tmp_path_factory):
+    """{name: (losses, weights)}"""
+    folder = tmp_path_factory.mktemp("randomness")
+    for ranks, cases in CASES.items():
+        logs = folder / f"ranks{ranks}"
+        run_ranks(randomness_worker.train, str(folder), str(digits_corpus), cases, ranks=ranks, folder=logs, limit_s=180)
+    return {
+        name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
+        for cases in CASES.values()
+        for name in cases
+    }
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_losses_and_weights_are_those_of_one_rank(trained, name):
+    (alone, weights_alone), (spread, weights_spread) = trained["alone"], trained[name]
+    assert len(alone) == randomness_worker.STEPS
+    assert spread == pytest.approx(alone, abs=1e-5)
+    assert largest_difference(weights_alone, weights_spread) < 1e-4
+
+
+def test_the_check_would_see_other_randomness(trained):
+    """The same samples with other keys: dropout and noise differ, and so does every loss."""
+    (alone, weights_alone), (other, weights_other) = trained["alone"], trained["other_keys"]
+    assert min(abs(a - b) for a, b in zip(alone, other)) > 1e-3
+    assert largest_difference(weights_alone, weights_other) > 1e-3
