@@ -28,6 +28,11 @@ Set = Annotated[
 ]
 LocalRank = Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="given by the launcher")]
 
+RESUME = (
+    "go on with the run in the output folder. auto: from its newest whole checkpoint, or from the start when there is none; "
+    "latest: there must be one; a number: from the checkpoint of that step, refused while there are later ones"
+)
+
 
 @app.callback()
 def launched(local_rank: LocalRank = None):
@@ -49,22 +54,35 @@ def train(
         Path | None, typer.Option("--deepspeed_config", help="JSON; default: ZeRO 2 of ds_configs/")
     ] = None,
     output_dir: Annotated[Path | None, typer.Option("--output_dir", help="default: runs/RECIPE")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in the output folder")] = False,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="WHERE", help=RESUME)] = None,
     local_rank: LocalRank = None,
 ):
-    """Train a recipe. Start it under deepspeed, torchrun, accelerate launch or srun for several ranks."""
+    """Train a recipe. Start it under deepspeed, torchrun, accelerate launch or srun for several ranks.
+
+    SIGTERM or SIGUSR1 to any rank: a checkpoint after the current step, and exit code 75; a second one ends at once.
+    """
     from imp_ds.recipes import get_recipe
 
     _take_local_rank(local_rank)
+    if not (resume in (None, "auto", "latest") or resume.isdecimal()):
+        raise UserError("--resume is not understood", got=repr(resume), allowed="auto, latest or the number of a step")
     run = get_recipe(recipe).override(set_)
+    from imp_ds.train.preemption import EXIT_CODE, Preempted
     from imp_ds.train.trainer import train as run_training
 
-    run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume)
+    code = 0
+    try:
+        run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume)
+    except Preempted as end:
+        code = EXIT_CODE
+        if int(os.environ.get("RANK", "0")) == 0:
+            sys.stderr.write(f"{end}\n")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # all is written and the group is closed; what is left is a teardown that gloo's threads abort in 1 or 2 of 100 runs
+        # all is written; what is left is a teardown that gloo's threads abort in 1 or 2 of 100 runs
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
+    raise typer.Exit(code)
 
 
 @app.command("eval")

@@ -63,6 +63,8 @@ def test_the_command_line_itself_loads_nothing_heavy():
     [
         (["train", "digitz"], ["unknown recipe", "digitz", "did you mean digits?"]),
         (["train", "digits", "--set", "train.stes=3"], ["train.stes", "did you mean steps?"]),
+        (["train", "digits", "--resume", "--set=train.steps=3"], ["--resume", "'--set=train.steps=3'", "auto, latest"]),
+        (["train", "digits", "--resume", "-4"], ["--resume", "'-4'", "auto, latest"]),
         (["train", "digits", "--set", "train.steps=many"], ["train.steps", "'many'", "integer"]),
         (["plan", "digits", "--set", "train.ep_size=3", "--gpus", "3"], ["4 experts", "ep_size = 3", "1, 2, 4"]),
         (["plan", "digits", "--gpus", "5"], ["task image_text", "batch_size 32 over 5 ranks", "multiples of 5"]),
@@ -112,10 +114,23 @@ def test_train_hands_everything_over(command, monkeypatch):
     stand_in.train = lambda *arguments: calls.append(arguments)
     monkeypatch.setitem(sys.modules, "imp_ds.train.trainer", stand_in)
     assert command("train", "digits", "--set", "train.steps=7", "--set", "train.seed=3")[0] == 0
-    assert command("train", "digits", "--deepspeed_config", "d.json", "--output_dir", "o", "--resume")[0] == 0
+    assert command("train", "digits", "--deepspeed_config", "d.json", "--output_dir", "o", "--resume", "auto")[0] == 0
     (run, output_dir, ds_path, resume), second = calls
-    assert (run.train.steps, run.train.seed, output_dir, ds_path, resume) == (7, 3, Path("runs/digits"), None, False)
-    assert second[1:] == (Path("o"), Path("d.json"), True)
+    assert (run.train.steps, run.train.seed, output_dir, ds_path, resume) == (7, 3, Path("runs/digits"), None, None)
+    assert second[1:] == (Path("o"), Path("d.json"), "auto")
+
+
+def test_a_run_that_was_asked_to_stop_ends_with_the_code_to_requeue_on(command, monkeypatch):
+    from imp_ds.train.preemption import Preempted
+
+    def stop(*arguments):
+        raise Preempted("stopped after step 3")
+
+    stand_in = types.ModuleType("imp_ds.train.trainer")
+    stand_in.train = stop
+    monkeypatch.setitem(sys.modules, "imp_ds.train.trainer", stand_in)
+    assert command("train", "digits", "--resume", "latest", RANK="0") == (75, "", "stopped after step 3\n")
+    assert command("train", "digits", "--resume", "120", RANK="1") == (75, "", "")
 
 
 def test_corpus_tells_its_progress_in_lines(command, monkeypatch):
