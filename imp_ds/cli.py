@@ -1,4 +1,4 @@
-"""The command line: `python -m imp_ds` train, eval, export, plan, doctor, corpus.
+"""The command line: `python -m imp_ds` train, eval, export, upcycle, plan, doctor, corpus.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
@@ -109,6 +109,30 @@ def export(
     from imp_ds.train.export import export as run_export
 
     run_export(run, out, step=step)
+
+
+@app.command()
+def upcycle(
+    model: Annotated[Path, typer.Argument(help="folder of an exported dense model, or of a run")],
+    out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained and train.init_from")],
+    num_experts: Annotated[int, typer.Option("--num_experts", help="experts of each MoE layer")] = 8,
+    moe_layers: Annotated[
+        str | None, typer.Option("--moe_layers", help='"last:N", "every:N", or indices such as 1,3; default: the last half')
+    ] = None,
+    router: Annotated[str | None, typer.Option("--router", help="expert_choice or top_k")] = None,
+    capacity_factor: Annotated[float | None, typer.Option("--capacity_factor", help="num_experts: as the dense model")] = None,
+    experts_per_token: Annotated[int | None, typer.Option("--experts_per_token", help="under top_k")] = None,
+    slices: Annotated[int, typer.Option("--slices", help="1: an expert is a copy; G: one of G parts of a copy")] = 1,
+    noise: Annotated[float, typer.Option("--noise", help="on the experts, in units of their standard deviation")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the routers and the noise")] = 0,
+):
+    """Make a dense model one with experts, each a copy of its feed-forward or a slice of one (sparse upcycling)."""
+    from imp_ds.train.upcycle_command import layers, upcycle_folder
+
+    upcycle_folder(
+        model, out, num_experts=num_experts, moe_layers=layers(moe_layers), router=router, capacity_factor=capacity_factor,
+        experts_per_token=experts_per_token, slices=slices, noise=noise, seed=seed,
+    )  # fmt: skip
 
 
 @app.command()

@@ -1,0 +1,123 @@
+"""Sparse upcycling: a dense encoder becomes one with experts (Komatsuzaki et al., 2023, arXiv 2212.05055).
+
+The feed-forward of the chosen layers becomes a mixture of experts, the routers are fresh, every other weight is the dense
+model's. With `slices` = 1 each expert is a copy of the dense feed-forward. With G slices, experts are fine-grained (virtual
+groups of He et al., 2024, arXiv 2410.07524): the feed-forward width F is cut into G parts f_g of F / G, whose sum is the dense
+feed-forward; G consecutive experts hold one copy of it, and share one row of the router, so that they are chosen together.
+
+What becomes of the combine weights p_e: experts of one copy weigh the same, so where the weights of a token sum to 1, each
+slice gets 1 / G of them, and the output matrix of a slice is multiplied by G: sum_e p_e G f_(e mod G)(x) = sum_g f_g(x). The
+outputs are then the dense model's, whatever the router says: under expert choice (weights are not renormalised) with
+capacity_factor = num_experts, under top-k (renormalised for k > 1) with experts_per_token a multiple of G and nothing dropped.
+Expert choice with a smaller factor c starts from near-uniform probabilities: a token's weights sum to little more than
+c / num_experts on average, the mixtures give that much less than the dense feed-forward, and training has to make up for it.
+A copy stays a copy: nothing is scaled to hide that. To go on where the dense model was, upcycle to top-k.
+
+Shapes: D width, F dense feed-forward width.
+"""
+
+import inspect
+
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.imp.layers import FeedForward
+from imp_ds.models.imp.modeling_imp import ImpPreTrainedModel
+from imp_ds.moe.experts import Experts
+
+# what a model and the one that it starts from must have in common
+ENCODER_SETTINGS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "qk_norm", "vision_patch", "vision_max",
+    "num_channels", "audio_patch", "audio_max", "vocab_size", "text_max", "common_dim",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def upcycle(
+    dense: ImpPreTrainedModel,
+    *,
+    num_experts: int,
+    moe_layers: str | list[int] | None = None,
+    slices: int = 1,
+    noise: float = 0.0,
+    seed: int = 0,
+    **routing,
+) -> ImpPreTrainedModel:
+    """A new model of the class of `dense` (ImpModel or ImpForPreTraining), with experts made of its feed-forwards.
+
+    Args:
+        num_experts: experts of each MoE layer, a multiple of `slices`.
+        moe_layers: as in ImpConfig; None takes the last half of the layers.
+        slices: parts into which the dense feed-forward width is cut. The arithmetic of a token is that of the dense model with
+            capacity_factor = slices (expert choice) or experts_per_token = slices (top-k).
+        noise: standard deviation of Gaussian noise on the experts' matrices, in units of their own; drawn from (seed, layer,
+            expert).
+        seed: of the routers and the noise.
+        routing: other fields of ImpConfig, for example router or capacity_factor; not those of the encoder.
+
+    Raises UserError for a model that has experts already, for counts that do not divide, and for fields that may not change.
+    """
+    config = sparse_config(dense.config, num_experts=num_experts, moe_layers=moe_layers, slices=slices, **routing)
+    if noise < 0:
+        raise UserError("the noise is negative", got=noise, allowed="0 or more, for example 0.01")
+    with torch.device("meta"):
+        sparse = type(dense)(config)
+    sparse.to_empty(device="cpu")
+    initialize_seeded(sparse, seed, config.initializer_range)
+    kept = dict(dense.named_parameters())
+    for name, parameter in sparse.named_parameters():
+        if name in kept:
+            parameter.copy_(kept[name])
+    for index in config.moe_layer_indices:
+        layer = sparse.base_model.blocks[index].feed_forward
+        _fill(layer.experts, dense.base_model.blocks[index].feed_forward, slices, noise)
+        rows_ED = layer.router.weight
+        rows_ED.copy_(rows_ED[::slices].repeat_interleave(slices, 0))
+    return sparse.to(dense.dtype).train(dense.training)
+
+
+def _fill(experts: Experts, dense: FeedForward, slices: int, noise: float) -> None:
+    """Every expert its slice. Its fresh weights are standard normal numbers over sqrt(fan in), seeded: they serve as noise."""
+    up_FD, down_DF = dense.up.weight.to(experts.w1), dense.down.weight.to(experts.w1)
+    width = experts.feed_forward
+    for e in range(experts.num_experts):
+        part = slice(e % slices * width, (e % slices + 1) * width)
+        for weight, value in ((experts.w1[e], up_FD[part].T), (experts.w2[e], slices * down_DF[:, part].T)):
+            weight.mul_(noise * value.std() * weight.shape[0] ** 0.5).add_(value)
+
+
+def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices: int = 1, **routing) -> ImpConfig:
+    """The configuration of the upcycled model; arguments and errors as in `upcycle`."""
+    if dense.num_experts:
+        raise UserError("the model has experts already", got=f"num_experts = {dense.num_experts}", allowed="a dense model")
+    if num_experts < 2:
+        raise UserError("too few experts", got=f"num_experts = {num_experts}", allowed="2 or more")
+    if slices < 1 or num_experts % slices or dense.intermediate_size % slices:
+        raise UserError(
+            "the experts cannot be slices of the dense feed-forward", got=f"slices = {slices}",
+            allowed=f"a divisor of num_experts = {num_experts} and of intermediate_size = {dense.intermediate_size}",
+        )  # fmt: skip
+    free = [n for n in inspect.signature(ImpConfig).parameters if n not in ENCODER_SETTINGS and n != "kwargs"]
+    if wrong := sorted(routing.keys() - set(free)):
+        raise UserError("upcycling cannot change these settings", got=", ".join(wrong), allowed=", ".join(free))
+    changes = dict(
+        num_experts=num_experts, expert_intermediate_size=dense.intermediate_size // slices,
+        moe_layers=f"last:{max(1, dense.num_hidden_layers // 2)}" if moe_layers is None else moe_layers,
+    )  # fmt: skip
+    config = ImpConfig.from_dict({**dense.to_dict(), **routing, **changes})
+    if config.expert_activation != "gelu":
+        raise UserError("a dense feed-forward has no gate to copy", got=config.expert_activation, allowed="gelu")
+    if slices == num_experts and not _all_take_all(config):
+        raise UserError(
+            "a router cannot tell the slices of a single copy apart", got=f"slices = num_experts = {slices}",
+            fix="more experts than slices, or full routing: capacity_factor or experts_per_token = num_experts",
+        )  # fmt: skip
+    return config
+
+
+def _all_take_all(config: ImpConfig) -> bool:
+    if config.router == "top_k":
+        return config.experts_per_token == config.num_experts
+    return config.capacity_factor >= config.num_experts

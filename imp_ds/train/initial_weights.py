@@ -1,0 +1,130 @@
+"""`train.init_from`: a run starts from the weights of an exported model, on any number of ranks.
+
+The encoder has to be the same, setting by setting and tensor by tensor, and so has the tokenizer. Heads (projections into the
+common spaces, objectives) are taken where name and shape match, and are fresh where not. safetensors only: nothing is unpickled.
+"""
+
+import json
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+
+from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.tokenization_imp import load_tokenizer
+from imp_ds.models.imp.upcycling import ENCODER_SETTINGS
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.train.master_state import whole_parameters
+
+# "moe_layer_indices" is compared, and called by the name of its setting
+_SETTINGS = (*ENCODER_SETTINGS, "num_experts", "moe_layer_indices", "expert_intermediate_size", "expert_activation")
+_HEADS = ("imp.projections.", "objectives.")
+
+
+def exported_config(folder: Path) -> ImpConfig:
+    """The configuration of an exported model's folder. Raises UserError for another folder."""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+        if found.get("model_type") != ImpConfig.model_type:
+            raise ValueError(f"its config.json is of model_type {found.get('model_type')}")
+        return ImpConfig.from_dict(found)
+    except UserError:
+        raise
+    except (OSError, ValueError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            "this is not the folder of an exported model", got=f"{folder}: {reason}",
+            fix="export the run first: python -m imp_ds export RUN OUT",
+        ) from None  # fmt: skip
+
+
+def load_initial(model: ImpForPreTraining, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+    """Copy the weights of the exported model in `folder` into a fresh model, which may hold a part of the experts only.
+
+    Args:
+        model: every parameter on a device, not yet wrapped by DeepSpeed.
+        tokenizer: the run's; the exported model's has to have the same vocabulary. None: not compared.
+
+    Returns three lines that say what was loaded, what stays fresh and what was left over. Raises UserError when the folder
+    holds no model, or one whose encoder or tokenizer differs; the model is unchanged then.
+    """
+    folder = Path(folder)
+    check_encoder(exported_config(folder), model.config, folder)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, folder)
+    try:
+        return _load(model, folder, _stored(folder))
+    except SafetensorError as error:
+        raise UserError("the weights of train.init_from cannot be read", got=f"{folder}: {error}") from None
+
+
+def check_encoder(source: ImpConfig, target: ImpConfig, folder: Path) -> None:
+    """Raise UserError, naming the settings, unless both configurations are of encoders with the same parameters."""
+    differing = [name for name in _SETTINGS if getattr(source, name) != getattr(target, name)]
+    if not differing:
+        return
+    names = {name: "moe_layers" if name == "moe_layer_indices" else name for name in differing}
+    values = [f"model.{names[n]} = {getattr(target, n)} here, {getattr(source, n)} there" for n in differing]
+    sets = [f"model.{names[n]}={json.dumps(getattr(source, n))}" for n in differing if n != "vocab_size"]
+    sets += [f"data.tokenizer={folder}"] if "vocab_size" in differing else []
+    fix = " ".join(f"--set '{setting}'" for setting in sets)
+    if target.num_experts and not source.num_experts:
+        fix = f"give it experts first: python -m imp_ds upcycle {folder} OUT --num_experts {target.num_experts}"
+    raise UserError("train.init_from holds another encoder", got=f"{folder}: " + "; ".join(values), fix=fix)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if (folder / "tokenizer_config.json").is_file() and load_tokenizer(str(folder)).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            "the run's tokenizer is not that of train.init_from: its words would get other words' weights",
+            got=folder, fix=f"--set data.tokenizer={folder}",
+        )  # fmt: skip
+
+
+def _stored(folder: Path) -> dict[str, tuple]:
+    """Name in ImpForPreTraining -> (open file, key). A folder of an ImpModel has its parameters without the prefix."""
+    found = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        file = safe_open(path, "pt")
+        found |= {key if key.startswith(("imp.", "objectives.")) else f"imp.{key}": (file, key) for key in file.keys()}
+    if not found:
+        raise UserError("train.init_from holds no weights", got=folder, allowed="a folder with model.safetensors")
+    return found
+
+
+@torch.no_grad()
+def _load(model: ImpForPreTraining, folder: Path, stored: dict[str, tuple]) -> list[str]:
+    wholes, loaded, fresh = whole_parameters(model), [], []
+    for name, (shape, _) in wholes.items():
+        if name in stored and _view(stored[name]).get_shape() == list(shape):
+            loaded.append(name)
+        elif name.startswith(_HEADS):
+            fresh.append(name)
+        else:
+            raise UserError(
+                "a parameter of the encoder is not in train.init_from, or of another shape", got=f"{folder}: {name}",
+                allowed=f"shape {list(shape)}", fix="export that model again; its weights do not fit its config.json",
+            )  # fmt: skip
+    for name in loaded:
+        parameter, (shape, start) = model.get_parameter(name), wholes[name]
+        first = start // prod(shape[1:])  # of the experts that are held here
+        parameter.copy_(_view(stored[name])[first : first + len(parameter)])
+    left = sorted(stored.keys() - set(loaded))
+    return [
+        f"starting from {folder}: {len(loaded)} parameters loaded",
+        f"  fresh, not there in this shape: {_some(fresh)}",
+        f"  left over: {_some(left)}",
+    ]
+
+
+def _view(place: tuple):
+    """The tensor at (open file, key), not read yet."""
+    file, key = place
+    return file.get_slice(key)
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")) or "none"

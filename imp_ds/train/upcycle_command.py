@@ -1,0 +1,118 @@
+"""`python -m imp_ds upcycle DENSE OUT`: an exported dense model becomes an exported model with experts."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from imp_ds.config import FILE_NAME, RunConfig
+from imp_ds.errors import UserError
+from imp_ds.models.imp.modeling_imp import ImpModel, ImpPreTrainedModel
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.models.imp.upcycling import upcycle
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.train.initial_weights import exported_config
+
+_CARD = """\
+# {name}
+
+Upcycled from the dense model `{dense}` (sparse upcycling, [arXiv 2212.05055](https://arxiv.org/abs/2212.05055)): the feed-forward
+of layers {layers} (of {depth}, from 0) became {experts} experts of width {width}, {made}; noise {noise:g}, seed {seed}. All other
+weights are the dense model's, the routers are new. It has not been trained since, and its scores have not been measured.
+Start a run from it with `--set train.init_from=FOLDER`.
+"""
+
+
+def upcycle_folder(model: Path, out: Path, *, slices: int = 1, noise: float = 0.0, seed: int = 0, **settings) -> Path:
+    """Write the upcycled model, its processor, run configuration and model card to the folder `out`.
+
+    Args:
+        model: a folder with an exported dense model, or the output folder of a run, whose newest whole checkpoint is taken.
+        out: a new or empty folder; written beside itself first, so it is whole or not there.
+        slices, noise, seed, settings: as `imp_ds.models.imp.upcycling.upcycle` takes them; a setting that is None is left out.
+
+    Raises UserError for a folder that holds no dense model, what `upcycle` refuses, and an `out` that cannot be written.
+    """
+    model, out = Path(model), Path(out)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("the folder of the upcycled model is not empty", got=out, allowed="a new or empty folder")
+    staging = out.parent / f".staging-{out.name}-{os.getpid()}"
+    try:
+        staging.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(prefix="export-", dir=staging) as scratch:
+            folder = _exported(model, Path(scratch) / "dense")
+            sparse = upcycle(load_dense(folder), slices=slices, noise=noise, seed=seed, **settings)
+            _write(staging, folder, sparse, settings)
+        made = "each a copy of it" if slices == 1 else f"each one of {slices} slices of it"
+        _write_card(
+            staging, sparse.config, name=out.resolve().name, dense=model.resolve().name, made=made, noise=noise, seed=seed
+        )
+        if out.is_dir():
+            out.rmdir()
+        staging.rename(out)
+    except OSError as error:
+        raise UserError("the upcycled model cannot be written", got=f"{out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return out
+
+
+def layers(text: str | None) -> str | list[int] | None:
+    """What --moe_layers says, for ImpConfig: indices with commas between them are a list."""
+    indices = (text or "").split(",")
+    return [int(index) for index in indices] if all(index.isdigit() for index in indices) else text
+
+
+def _exported(model: Path, scratch: Path) -> Path:
+    """The folder itself, or an export of the run that it is."""
+    if (model / FILE_NAME).is_file() and not (model / "config.json").exists():
+        # needs DeepSpeed, which an exported model does without
+        from imp_ds.train.export import export
+
+        return export(model, scratch)
+    return model
+
+
+def load_dense(folder: Path) -> ImpPreTrainedModel:
+    """The model of an exported folder, with its heads where it has some. Raises UserError when it is not whole."""
+    kind = ImpModel if exported_config(folder).architectures == ["ImpModel"] else ImpForPreTraining
+    transformers_logging.disable_progress_bar()
+    try:
+        model, found = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError("the dense model cannot be loaded", got=f"{folder}: {reason}", fix="export it again") from None
+    if found["missing_keys"]:
+        raise UserError("the dense model lacks weights", got=", ".join(sorted(found["missing_keys"])[:3]), fix="export it again")
+    return model
+
+
+def _write(staging: Path, folder: Path, sparse: ImpPreTrainedModel, settings: dict) -> None:
+    sparse.save_pretrained(staging)
+    if (folder / "processor_config.json").is_file():
+        ImpProcessor.from_pretrained(folder, local_files_only=True).save_pretrained(staging)
+    if (folder / FILE_NAME).is_file():
+        run = RunConfig.load(folder)
+        # so that a run of this configuration builds this model
+        for name in sorted({*settings, "moe_layers", "expert_intermediate_size", "qk_norm"}):
+            setattr(run.model, name, getattr(sparse.config, name))
+        run.save(staging)
+
+
+def _write_card(staging: Path, config, *, name: str, **facts) -> None:
+    tags = ["imp", "multimodal", "deepspeed", "mixture-of-experts"]
+    data = ModelCardData(library_name="transformers", pipeline_tag="feature-extraction", model_name=name, tags=tags)
+    text = _CARD.format(
+        name=name, layers=", ".join(map(str, config.moe_layer_indices)), depth=config.num_hidden_layers,
+        experts=config.num_experts, width=config.expert_intermediate_size, **facts,
+    )  # fmt: skip
+    (staging / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    for path in staging.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone
