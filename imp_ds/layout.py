@@ -3,20 +3,25 @@
 The facts behind it were found by running DeepSpeed 0.19.8; each refusal says which.
 """
 
+import math
+
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.moe.layer import examples_per_group
 from imp_ds.tokens import task_tokens
 
 
 def check_layout(run: RunConfig, world_size: int, ds: dict) -> None:
     """Raise UserError unless `run` can train on `world_size` ranks under the DeepSpeed configuration `ds`."""
     config = run.model.to_config(run.data.vocab_size, run.tasks)
-    for task in run.tasks:
-        task_tokens(task, config, run.data.audio)
+    tokens = {task.name: task_tokens(task, config, run.data.audio) for task in run.tasks}
     if run.train.schedule == "sampling" and not any(task.weight for task in run.tasks):
         raise UserError("no task has a weight to be sampled by", got="all tasks have weight 0", fix="--set tasks.NAME.weight=1")
     _check_experts(run, world_size, config.num_experts)
-    _check_batches(run, world_size, config.group_examples if config.num_experts else None)
+    _check_batches(run, world_size)
+    if config.num_experts:
+        _check_groups(run, world_size, config, tokens)
     _check_engine(run, ds, bool(config.num_experts))
 
 
@@ -45,19 +50,33 @@ def _check_experts(run: RunConfig, world_size: int, experts: int) -> None:
         )  # fmt: skip
 
 
-def _check_batches(run: RunConfig, world_size: int, group_examples: int | None) -> None:
-    """Every rank takes equally many samples, and whole groups where they have a size: so ranks do not change the results."""
-    share = world_size * (group_examples or 1)
+def _check_batches(run: RunConfig, world_size: int) -> None:
+    """Every rank takes equally many samples, in equal pieces."""
     for task in run.tasks:
+        share = world_size * task.pieces
         if task.batch_size % share:
-            ranks = f"{world_size} ranks" + (
-                f" with routing groups of {group_examples} examples" if (group_examples or 1) > 1 else ""
-            )
-            up = -(-task.batch_size // share) * share
+            parts = f"{world_size} ranks" + (f" in {task.pieces} pieces each" if task.pieces > 1 else "")
             raise UserError(
-                f"task {task.name}: the batch cannot be shared out equally", got=f"batch_size {task.batch_size} over {ranks}",
-                allowed=f"multiples of {share}", fix=f"--set tasks.{task.name}.batch_size={up}",
+                f"task {task.name}: the batch cannot be shared out equally", got=f"batch_size {task.batch_size} over {parts}",
+                allowed=f"multiples of {share}", fix=f"--set tasks.{task.name}.batch_size={-(-task.batch_size // share) * share}",
             )  # fmt: skip
+
+
+def _check_groups(run: RunConfig, world_size: int, config: ImpConfig, tokens: dict[str, dict[str, int]]) -> None:
+    """Tokens compete inside the same groups as on one rank with the whole batch, so that ranks do not change the results."""
+    limits = config.group_tokens, config.group_examples
+    for task in run.tasks:
+        here = task.batch_size // (world_size * task.pieces)
+        for modality, length in tokens[task.name].items():
+            whole, part = (examples_per_group(batch, length, *limits) for batch in (task.batch_size, here))
+            if whole != part:
+                most = math.gcd(whole, part)
+                raise UserError(
+                    f"task {task.name}: the routing groups of {modality} would not be those of one rank",
+                    got=f"groups of {part} among {here} samples of a rank at a time, of {whole} among all {task.batch_size}",
+                    allowed="groups that each rank holds whole",
+                    fix=f"--set model.group_examples={most}, or another batch_size, fewer pieces or fewer ranks",
+                )  # fmt: skip
 
 
 def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
@@ -73,6 +92,18 @@ def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
             allowed="ZeRO 1, 2 or 3 with clipping, or ZeRO 0 without",
             fix="--deepspeed_config with stage 1, 2 or 3, or --set optimizer.clip=0",
         )
+    bf16 = ds.get("bf16", {})
+    if bf16.get("enabled", False) and stage == 0:
+        raise UserError(
+            "bfloat16 at ZeRO 0 clips by a wrong gradient norm, and keeps its float32 weights out of reach of checkpoints",
+            got="bf16.enabled = true, zero_optimization.stage = 0", allowed="ZeRO 1, 2 or 3 with bf16",
+            fix="--deepspeed_config with stage 1: on one rank it costs the same",
+        )  # fmt: skip
+    if bf16.get("check_grad_overflow", True) is False:
+        raise UserError(
+            "steps with a bad gradient could not be skipped", got="bf16.check_grad_overflow = false", allowed="true",
+            fix="delete the key",
+        )  # fmt: skip
     if ds.get("fp16", {}).get("enabled", False):
         raise UserError(
             "float16 is not supported: its loss scaling skips steps, and tasks would lose their turns",

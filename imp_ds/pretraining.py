@@ -1,12 +1,14 @@
 """ImpForPreTraining: the encoder and every task's objectives, as the one module that DeepSpeed wraps."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import AutoModelForPreTraining
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.modeling_imp import ImpModel, ImpPreTrainedModel
+from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedModel
 from imp_ds.objectives import build_objective
 
 
@@ -49,19 +51,26 @@ class ImpForPreTraining(ImpPreTrainedModel):
         )
         self.post_init()
 
-    def forward(self, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+    def forward(self, batch, way: Callable | None = None):
         """The loss of one task's batch (an `imp_ds.tasks.Batch`).
 
         Returns the loss (this rank's share of the global mean, router losses included), metrics by name (detached), and
-        the router reports of each modality.
+        the router reports of each modality; or what `way(model, batch)` returns, which is called from here because ZeRO 3
+        finds the weights of what runs inside a forward.
         """
         if batch.task not in self.objectives:
             raise UserError("the model was not built for this task", got=batch.task, allowed=", ".join(self.objectives))
-        encodings = {modality: self.imp.encode(modality, inputs, batch.key_B) for modality, inputs in batch.inputs.items()}
+        if way is not None:
+            return way(self, batch)
+        encodings = self.encode(batch)
         loss, metrics = self.objectives[batch.task](self.imp, encodings, batch.targets)
         router_loss = self.imp.router_loss(*encodings.values())
-        metrics["loss/router_z"] = router_loss.detach()
+        metrics["loss/router"] = router_loss.detach()
         return loss + router_loss, metrics, {modality: encoding.reports for modality, encoding in encodings.items()}
+
+    def encode(self, batch) -> dict[str, Encoding]:
+        """Each modality of a batch through the encoder."""
+        return {modality: self.imp.encode(modality, inputs, batch.key_B) for modality, inputs in batch.inputs.items()}
 
 
 AutoModelForPreTraining.register(ImpConfig, ImpForPreTraining)

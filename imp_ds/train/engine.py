@@ -6,12 +6,15 @@ ZeRO 3 and every optimizer offload keep the last gradient of such a parameter in
 """
 
 import datetime
+import math
 import os
 import warnings
+from collections.abc import Callable
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
 from torch import nn
 
@@ -23,7 +26,9 @@ from imp_ds.parallel.expert_parallel import ExpertParallelMoE, spread_experts
 from imp_ds.parallel.groups import rank
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
 from imp_ds.train import master_state
+from imp_ds.train.pieces import Pieces
 
 
 def start_process_group(timeout_s: float = 1800.0) -> torch.device:
@@ -75,6 +80,8 @@ class Engine:
             model=model, model_parameters=parameter_groups(model, weight_decay), config=ds
         )
         self.stage = self.deepspeed.zero_optimization_stage()
+        if self.stage > 0:
+            self._judge_within_step()
         self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelMoE)), 1)
         master_state.prepare(self, adam_steps=0)
 
@@ -82,21 +89,71 @@ class Engine:
     def model(self) -> ImpForPreTraining:
         return self.deepspeed.module
 
-    def forward(self, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
-        """Loss (this rank's share), metrics and router reports of one task's batch."""
-        return self.deepspeed(batch)
+    def forward(self, batch: Batch, pieces: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+        """Loss (this rank's share, detached), metrics and router reports of one task's batch, of which one of `pieces` equal
+        pieces is in memory at a time. `update` or `skip` has to follow."""
+        if pieces > 1:
+            parts = Pieces(self.deepspeed, batch, pieces)
+            found = parts.forward()
+            self._losses, self._count = parts.losses(), pieces
+            return found
+        loss, metrics, reports = self.deepspeed(batch)
+        self._losses, self._count = iter([loss]), 1
+        return loss.detach(), metrics, reports
 
-    def update(self, loss: torch.Tensor, learning_rate: float) -> float | torch.Tensor:
-        """Backward from `loss` and one optimizer step; returns the gradient norm before clipping, over all ranks."""
+    def update(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> tuple[float, bool]:
+        """Backward, and one optimizer step unless `accept(gradient norm)` says no; it must say the same on every rank.
+
+        Returns the norm of the gradient over all ranks, before clipping, and whether the step was taken.
+        """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.deepspeed.backward(loss)
+        for i, loss in enumerate(self._losses):
+            self.deepspeed.set_gradient_accumulation_boundary(i == self._count - 1)
+            self.deepspeed.backward(loss)
+        self._accept, self._norm, self._accepted = accept, math.inf, False
         if self.stage == 0:
-            self._zero_idle_gradients()
-            norm = self._gradient_norm()
-        self.deepspeed.step()
+            self._step_unpartitioned()
+        else:
+            self.deepspeed.step()
         self._clear_stale_gradients()
-        return norm if self.stage == 0 else self.deepspeed.get_global_grad_norm()
+        return self._norm, self._accepted
+
+    def skip(self) -> None:
+        """Forget the batch of the last `forward`."""
+        self._losses = None
+
+    def _judge(self, norm: float) -> bool:
+        self._norm, self._accepted = norm, self._accept(norm)
+        return self._accepted
+
+    def _judge_within_step(self) -> None:
+        """ZeRO 1 to 3 know the norm inside their step alone; there the step is discarded as they discard an invalid norm, by
+        the sentinel -1 (0.19.8)."""
+        zero = self.deepspeed.optimizer
+        if self.stage == 3:
+            norms_of_groups = zero._get_norm_groups
+
+            def judged_groups():
+                norms = norms_of_groups()
+                return norms if self._judge(_norm_of(combine_grad_norm_groups(norms))) else [torch.full_like(norms[0], -1.0)]
+
+            zero._get_norm_groups = judged_groups
+        else:
+            norm_of_all = zero.scaled_global_norm
+
+            def judged_norm(norm_type=2):
+                norm = norm_of_all(norm_type)
+                return norm if self._judge(_norm_of(norm)) else torch.full_like(torch.as_tensor(norm), -1.0)
+
+            zero.scaled_global_norm = judged_norm
+
+    def _step_unpartitioned(self) -> None:
+        self._zero_idle_gradients()
+        if self._judge(self._gradient_norm()):
+            self.deepspeed.step()
+        else:
+            self.deepspeed.zero_grad()
 
     def _zero_idle_gradients(self) -> None:
         """ZeRO 0 steps a plain optimizer, which would skip what has no gradient."""
@@ -117,15 +174,23 @@ class Engine:
         return float(total.sqrt())
 
     def _clear_stale_gradients(self) -> None:
-        """Forget this step's gradients where DeepSpeed keeps them beyond the step (0.19.8: ZeRO 3, and offload at 1 and 2)."""
-        optimizer = self.deepspeed.optimizer
+        """Forget this step's gradients where DeepSpeed keeps them beyond the step (0.19.8: ZeRO 3, and offload at 1 and 2, in
+        what the optimizer reads and in what pieces are added up in)."""
+        zero = self.deepspeed.optimizer
         if self.stage == 3:
-            optimizer.grad_partitions_flat_buffer.zero_()
-            kept = optimizer.fp32_partitioned_groups_flat
-        elif self.stage in (1, 2) and optimizer.cpu_offload:
-            kept = optimizer.single_partition_of_fp32_groups
+            zero.grad_partitions_flat_buffer.zero_()
+            kept = [partition.grad for partition in zero.fp32_partitioned_groups_flat]
+        elif self.stage in (1, 2) and zero.cpu_offload:
+            kept = [partition.grad for partition in zero.single_partition_of_fp32_groups]
+            kept += zero.accumulated_grads_in_cpu.values()
         else:
             return
-        for partition in kept:
-            if partition.grad is not None:
-                partition.grad.zero_()
+        for gradient in kept:
+            if gradient is not None:
+                gradient.zero_()
+
+
+def _norm_of(norm) -> float:
+    """DeepSpeed's norm as a number; its -1 stands for one that is not finite."""
+    norm = float(norm)
+    return norm if norm >= 0 else math.inf

@@ -148,7 +148,7 @@ class Trainer:
         if not finite:
             self._skipped(batch.task)
             return
-        norm = self.engine.update(loss, rate)
+        norm, _ = self.engine.update(rate)
         self.adam_steps += 1
         self._check_norm(batch.task, norm)
         seconds = time.perf_counter() - start

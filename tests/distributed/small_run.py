@@ -95,7 +95,7 @@ def make_engine(run: RunConfig, ds: dict | str, device: torch.device, *, seed: i
 def step_engine(engine: Engine, batch: Batch, learning_rate: float) -> tuple[float, float]:
     """One optimizer step on this rank's rows of a global batch: (loss of the global batch, gradient norm)."""
     loss, _, _ = engine.forward(share(batch))
-    norm = engine.update(loss, learning_rate)
+    norm, _ = engine.update(learning_rate)
     mean = loss.detach().clone()
     if world_size() > 1:
         dist.all_reduce(mean)

@@ -1,0 +1,89 @@
+"""A batch that is in memory one piece at a time, with the gradient of the whole (GradCache: Gao et al., 2021, arXiv 2101.06983).
+
+A contrastive loss compares all samples of a batch, so its gradient is not a sum over pieces. But the loss sees a sample only
+through its pooled encoding:
+
+    1. encode every piece without keeping activations;
+    2. the loss of all encodings, and its gradient g for each of them;
+    3. encode every piece again; what goes backward is sum(encoding * g), whose gradient is the piece's part of the whole one.
+
+The last piece goes backward through the loss itself, from which heads and temperatures get their gradient: so every
+parameter of the task has a gradient in the last piece, which DeepSpeed's offloaded optimizers need. Random keys belong to the
+samples, so both encodings of a piece are the same. The price is one more forward; what is held beside one piece is B x D numbers.
+
+Shapes: B samples of this rank, D width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from imp_ds.models.imp.modeling_imp import Encoding
+from imp_ds.moe.routing import RouterReport
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
+
+
+class Pieces:
+    """One rank's batch in `count` pieces, for `module`, an ImpForPreTraining or the engine around it.
+
+    `forward` gives what the module gives of the whole batch; `losses`, after it, one loss for each piece, of which each goes
+    backward before the next is asked for.
+    """
+
+    def __init__(self, module, batch: Batch, count: int):
+        self.module, self.batch, self.count = module, batch, count
+        self.parts = [batch.map(lambda x, i=i: x.tensor_split(count)[i]) for i in range(count)]
+
+    def forward(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+        """Steps 1 and 2: the loss, detached, the metrics, and the router reports, means over the pieces."""
+        with torch.no_grad():
+            pooled, router_losses, reports = zip(*(self.module(part, _encode) for part in self.parts))
+        self._pooled = {m: [piece[m] for piece in pooled] for m in pooled[0]}
+        loss, metrics, gradient = self.module(self.batch, self._loss_and_gradient)
+        self._gradient = {m: g.split([len(piece) for piece in self._pooled[m]]) for m, g in gradient.items()}
+        metrics["loss/router"] = torch.stack(router_losses).mean()
+        return loss + metrics["loss/router"], metrics, _mean_reports(reports)
+
+    def losses(self) -> Iterator[torch.Tensor]:
+        """Step 3."""
+        for i, part in enumerate(self.parts):
+            way = self._through_loss if i == self.count - 1 else self._through_gradient
+            yield self.module(part, lambda model, piece, way=way, i=i: way(model, piece, i))
+
+    def _loss_and_gradient(self, model: ImpForPreTraining, batch: Batch):
+        leaves = {m: torch.cat(pieces).requires_grad_() for m, pieces in self._pooled.items()}
+        with torch.enable_grad():
+            loss, metrics = _objectives(model, batch.task, leaves, batch.targets)
+            # a modality that no objective uses has no gradient
+            gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return loss.detach(), metrics, dict(zip(leaves, gradient))
+
+    def _through_gradient(self, model: ImpForPreTraining, piece: Batch, i: int) -> torch.Tensor:
+        encodings = model.encode(piece)
+        aimed = [(encoding.pooled_BD * self._gradient[m][i]).sum() for m, encoding in encodings.items()]
+        return torch.stack(aimed).sum().float() + model.imp.router_loss(*encodings.values()) / self.count
+
+    def _through_loss(self, model: ImpForPreTraining, piece: Batch, i: int) -> torch.Tensor:
+        encodings = model.encode(piece)
+        whole = {m: torch.cat([*self._pooled[m][:i], encoding.pooled_BD]) for m, encoding in encodings.items()}
+        loss, _ = _objectives(model, piece.task, whole, self.batch.targets)
+        return loss + model.imp.router_loss(*encodings.values()) / self.count
+
+
+def _encode(model: ImpForPreTraining, piece: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, list]]:
+    encodings = model.encode(piece)
+    pooled = {m: encoding.pooled_BD for m, encoding in encodings.items()}
+    return pooled, model.imp.router_loss(*encodings.values()), {m: encoding.reports for m, encoding in encodings.items()}
+
+
+def _objectives(model: ImpForPreTraining, task: str, pooled: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]):
+    encodings = {m: Encoding(None, None, pooled_BD, []) for m, pooled_BD in pooled.items()}
+    return model.objectives[task](model.imp, encodings, targets)
+
+
+def _mean_reports(pieces: tuple[dict[str, list[RouterReport]], ...]) -> dict[str, list[RouterReport]]:
+    """Reports of pieces of equal size as one report of the whole, layer by layer."""
+    layers = {m: zip(*(piece[m] for piece in pieces)) for m in pieces[0]}
+    mean = lambda reports: RouterReport(*(torch.stack(values).mean(0) for values in zip(*reports)))  # noqa: E731
+    return {m: [mean(reports) for reports in found] for m, found in layers.items()}
