@@ -8,7 +8,7 @@
 #   bash scripts/quickstart.sh --set train.steps=50        a shorter run
 #   bash scripts/quickstart.sh --output_dir runs/mine      another folder for the run
 #   bash scripts/quickstart.sh --set data.root=DIR         another place for the corpus, or a corpus that is there
-#   bash scripts/quickstart.sh --resume                    go on with a run that was interrupted
+#   bash scripts/quickstart.sh --resume auto               go on with a run that was interrupted
 #
 # All options go to `python -m imp_ds train digits` (see its --help). A run that is found in runs/digits is moved aside,
 # not deleted. It uses no GPU: scripts/train_one_node.sh does. A Python can be named by PYTHON=/path/to/python3.11.
@@ -24,11 +24,10 @@ read_options() {
         local name=${1%%=*} value
         case $name in
             --help | -h) show_help scripts/quickstart.sh && exit ;;
-            --resume) resume=yes options+=(--resume) && shift && continue ;;
-            --set | --output_dir | --deepspeed_config) ;;
+            --set | --output_dir | --deepspeed_config | --resume) ;;
             *) fail "unknown option
   got:     $1
-  allowed: --set PATH=VALUE, --output_dir DIR, --deepspeed_config FILE, --resume, --help" ;;
+  allowed: --set PATH=VALUE, --output_dir DIR, --deepspeed_config FILE, --resume auto, --help" ;;
         esac
         if [[ $1 == *=* ]]; then
             value=${1#*=}
@@ -47,6 +46,7 @@ read_options() {
                 sets+=(--set "$value")
                 ;;
             --output_dir) run=$(from_caller "$value") ;;
+            --resume) resume=yes options+=(--resume "$value") ;;
             --deepspeed_config) options+=(--deepspeed_config "$(from_caller "$value")") ;;
         esac
     done

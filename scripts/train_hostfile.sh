@@ -17,8 +17,13 @@
 #
 # A variable that the other machines need too (NCCL_SOCKET_IFNAME=eth0, OMP_NUM_THREADS=8) goes as NAME=value on a line of
 # the file .deepspeed_env in the project's root; those that begin with NCCL, PYTHON, MV2 or UCX go there by themselves.
+#
+# To stop with a checkpoint and exit code 75, one rank has to get SIGUSR1; all ranks agree. Started without ssh, SIGTERM or
+# SIGUSR1 to this script on any machine does that. Started over ssh, no signal goes through: kill -USR1 the process of a
+# rank, on its machine (SIGTERM to this script kills all ranks). --resume auto goes on, or starts when there is nothing.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source scripts/launch.sh
 
 if [[ $# -lt 2 || $1 == --help || $1 == -h ]]; then
     show_help scripts/train_hostfile.sh
@@ -44,4 +49,4 @@ elif [[ -n ${MASTER_ADDR:-} ]]; then
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-exec deepspeed --quiet "${launcher[@]}" --module imp_ds train "$@"
+launch deepspeed --quiet "${launcher[@]}" --module imp_ds train "$@"

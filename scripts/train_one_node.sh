@@ -10,9 +10,14 @@
 #   MASTER_PORT  port through which the ranks find each other; default: a free one
 #
 # What the run will cost is said before by `python -m imp_ds plan RECIPE --gpus N`. Relative paths are meant from the
-# project's root. An interrupted run goes on with the same command and --resume.
+# project's root.
+#
+# SIGTERM or SIGUSR1 to this script, or Ctrl-C: a checkpoint after the current step, then the end, with exit code 75 (for
+# Ctrl-C 1, and 30 seconds are all it may take). The same again ends at once. An interrupted run goes on with the same
+# command and --resume auto, which may stand there from the first start on: with nothing to go on from it starts.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source scripts/launch.sh
 
 if [[ $# -eq 0 || $1 == --help || $1 == -h ]]; then
     show_help scripts/train_one_node.sh
@@ -33,4 +38,4 @@ fi
 # torch starts a thread for each core in every rank otherwise, and the ranks stand in each other's way
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-exec deepspeed --quiet --num_gpus "$ranks" --master_port "${MASTER_PORT:-$(free_port)}" --module imp_ds train "$@"
+launch deepspeed --quiet --num_gpus "$ranks" --master_port "${MASTER_PORT:-$(free_port)}" --module imp_ds train "$@"

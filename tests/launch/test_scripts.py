@@ -1,9 +1,13 @@
-"""The shell scripts: help, bad input, setup and what happens to an interrupted Slurm job. Nothing here trains."""
+"""The shell scripts: help, bad input, setup and what happens to an interrupted job. Nothing here trains."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,7 @@ def test_help_says_how_it_is_called(name, tmp_path):
         (["--steps", "50"], "unknown option"),
         (["--set"], "--set needs a value"),
         (["--output_dir"], "--output_dir needs a value"),
+        (["--resume"], "--resume needs a value"),
     ],
 )
 def test_quickstart_refuses_bad_options_at_once(arguments, message, tmp_path):
@@ -141,17 +146,65 @@ def slurm(folder: Path, srun: str, code: int, **variables: str) -> str:
     return run(["bash", copy, "digits"], timeout=20, cwd=folder, env=env, code=code).output
 
 
-@pytest.mark.parametrize("restarts, options", [("", "digits"), ("0", "digits"), ("2", "digits --resume")])
-def test_a_job_that_slurm_restarts_is_resumed(restarts, options, tmp_path):
+@pytest.mark.parametrize("restarts", ["", "2"])
+def test_a_job_always_finds_its_own_place(restarts, tmp_path):
     output = slurm(tmp_path, 'echo "$@"', 0, SLURM_RESTART_COUNT=restarts)
-    assert output.strip().endswith(f"python -u -m imp_ds train {options}")
+    assert output.strip().endswith("python -u -m imp_ds train --resume auto digits")
 
 
-def test_a_job_puts_itself_back_into_the_queue_before_its_time_is_over(tmp_path):
-    # the signal of --signal goes to the batch script, here the parent of srun; the ranks go on meanwhile
-    output = slurm(tmp_path, "kill -USR1 $PPID; sleep 1; echo the ranks went on; exit 3", 3)
-    lines = output.splitlines()
-    assert "scontrol requeue 7" in lines and "the ranks went on" in lines
+@pytest.mark.parametrize("code", [0, 1, 2, 75, 137])
+def test_a_job_goes_back_into_the_queue_when_its_ranks_ask_for_it(code, tmp_path):
+    output = slurm(tmp_path, f"exit {code}", code)
+    assert ("scontrol requeue 7" in output) == (code == 75)
+
+
+def test_slurm_signals_the_ranks_in_time():
+    lines = Path(script("train_slurm")).read_text().splitlines()
+    # without B: to the tasks of srun; what is written to the log is kept when the job comes back
+    for line in ("--signal=USR1@120", "--requeue", "--open-mode=append"):
+        assert f"#SBATCH {line}" in lines
+
+
+# stands for `deepspeed`: it starts launch.py, which starts the ranks, each in a process of its own, and none passes signals on
+DEEPSPEED = """
+import os, subprocess, sys
+child = subprocess.run([sys.executable, sys.argv[1], "deepspeed.launcher.launch", sys.argv[2]])
+sys.exit(child.returncode)
+"""
+LAUNCH_PY = """
+import subprocess, sys
+ranks = [subprocess.Popen([sys.executable, "-c", sys.argv[2]]) for _ in range(2)]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+RANK = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+print('waiting', flush=True)
+exit(75 if signal.sigwait({signal.SIGTERM, signal.SIGUSR1}) == signal.SIGUSR1 else 1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_script_reaches_the_ranks_and_their_exit_code_comes_back(number, tmp_path):
+    (tmp_path / "deepspeed.py").write_text(DEEPSPEED)
+    (tmp_path / "launch.py").write_text(LAUNCH_PY)
+    started = f'launch "{sys.executable}" deepspeed.py launch.py "{RANK}"'
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with (tmp_path / "log").open("w+b") as log:
+        child = subprocess.Popen(
+            ["bash", "-c", f'source "{script("launch")}"; {started}'], cwd=tmp_path, env=environment(PATH=path), stdout=log,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 20
+            while (tmp_path / "log").read_text().count("waiting") < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            child.send_signal(number)
+            assert child.wait(20) == 75  # the ranks got SIGUSR1, whichever it was
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait(5)
 
 
 def test_outside_of_slurm_the_batch_script_says_how_it_is_started():
