@@ -36,6 +36,7 @@ class Standing:
     waiting: bool = False
     failure: str | None = None
     effect: bool = False  # the failure looks like the end of another rank
+    told: bool = False  # the failure is a UserError: the rank itself tells it best
     done: bool = False  # it said that it ends, or ended with an error that all ranks share
     gone: bool = False  # its connection was closed without that
     silent_s: float = 0.0
@@ -50,11 +51,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The ranks to blame, whether they met an error of their own, and the message, once for all."""
+    """The ranks to blame, whether they met an error of their own, and the message, once for all; None: they say it."""
 
     ranks: tuple[int, ...]
     failed: bool
-    text: str
+    text: str | None
 
 
 def is_effect(error: BaseException) -> bool:
@@ -63,18 +64,19 @@ def is_effect(error: BaseException) -> bool:
 
 
 def judge_events(standings: Sequence[Standing]) -> Verdict | None:
-    """The ranks that are gone, or else the first whose failure is its own. `standings` in the order of the events."""
+    """The ranks that are gone, or else the first whose failure is its own, with those that met the same. `standings` in the
+    order of the events."""
     gone = [s for s in standings if s.gone]
     if gone:
         return Verdict(tuple(s.rank for s in gone), False, died(gone))
     failed = next((s for s in standings if s.failure is not None and not s.effect), None)
-    return None if failed is None else _failed(failed)
+    return None if failed is None else _failed([s for s in standings if s.failure == failed.failure])
 
 
 def judge_broken(standings: Sequence[Standing]) -> Verdict | None:
     """The first rank that lost a connection, for want of any better cause."""
     first = next((s for s in standings if s.failure is not None), None)
-    return None if first is None else _failed(first)
+    return None if first is None else _failed([first])
 
 
 def judge_stillness(standings: Sequence[Standing], timeout_s: float, quiet_s: float) -> Verdict | None:
@@ -113,9 +115,9 @@ def hanging(late: Sequence[Standing], timeout_s: float, quiet_s: float) -> Verdi
     return Verdict(tuple(s.rank for s in late), False, _message(late, what, fix + _RESUME, allowed))
 
 
-def _failed(standing: Standing) -> Verdict:
-    text = _message([standing], f"failed: {standing.failure}", "its own output has the whole error; " + _RESUME)
-    return Verdict((standing.rank,), True, text)
+def _failed(alike: Sequence[Standing]) -> Verdict:
+    text = _message(alike, f"failed: {alike[0].failure}", "its own output has the whole error; " + _RESUME)
+    return Verdict(tuple(s.rank for s in alike), True, None if alike[0].told else text)
 
 
 def _deadlock(standings: Sequence[Standing], timeout_s: float) -> Verdict:

@@ -23,6 +23,7 @@ import traceback
 
 import torch.distributed as dist
 
+from imp_ds.errors import UserError
 from imp_ds.parallel.groups import on_main, rank, world_size
 from imp_ds.parallel.verdict import Standing, Verdict, died, hanging, is_effect, judge_broken, judge_events, judge_stillness
 
@@ -53,7 +54,7 @@ class Watchdog:
         self.timeout_s, self.interval_s = timeout_s, interval_s
         self._quiet_s = 10 * interval_s
         self._clock, self._ran = 0.0, time.monotonic()
-        self._failure, self._effect, self._done = None, False, False
+        self._failure, self._effect, self._told, self._done = None, False, False, False
         self._judged = threading.Event()
         self._connections: dict[int, _Connection] = {}  # of rank 0: rank -> its connection; of another: 0 -> rank 0's
         self.progress(0, "starting")
@@ -86,7 +87,7 @@ class Watchdog:
             self._thread.join(_FAREWELL_S + 2 * self.interval_s)
             return
         if world_size() > 1:
-            self._effect = is_effect(error)
+            self._effect, self._told = is_effect(error), isinstance(error, UserError)
             self._failure = " ".join(f"{kind.__name__}: {error}".split())[:300]
             # the thread ends this process if another rank is to blame; the wait is for the time that takes
             self._judged.wait((_BROKEN_S if self._effect else _GRACE_S) + _FAREWELL_S + 5 * self.interval_s)
@@ -134,7 +135,7 @@ class Watchdog:
             place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
         return dict(
             step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, place=place, failure=self._failure,
-            effect=self._effect, done=self._done, waiting=module.startswith(_WAITING),
+            effect=self._effect, told=self._told, done=self._done, waiting=module.startswith(_WAITING),
         )  # fmt: skip
 
     def _update(self, number: int, report: dict) -> None:
@@ -187,7 +188,8 @@ class Watchdog:
 
     def _pronounce(self, verdict: Verdict) -> None:
         """Say it, tell all, and end."""
-        _say(f"error: {verdict.text}\n")
+        if verdict.text is not None:
+            _say(f"error: {verdict.text}\n")
         self._dismiss({"verdict": (verdict.ranks, verdict.failed)})
         self._leave(verdict.ranks, verdict.failed)
 

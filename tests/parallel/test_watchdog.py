@@ -99,6 +99,20 @@ def test_what_all_ranks_raise_is_nobodys_fault(tmp_path):
     assert not any("error: " in text for text in end.outputs)
 
 
+def test_what_all_ranks_refuse_is_told_by_them(tmp_path):
+    end = Ranks(watchdog_worker.refuse_alike, 0.2, ranks=2, folder=tmp_path).wait(20)
+    assert end.codes == [1, 1] and all("UserError: this file cannot be used" in text for text in end.outputs), str(end)
+    assert not any("error: " in text for text in end.outputs)
+
+
+def test_what_one_rank_refuses_is_told_by_it_alone(tmp_path):
+    end = ended(tmp_path, "refusing", 1)
+    assert end.codes == [1] * RANKS, str(end)
+    assert [("UserError: this file" in text, "error: " in text) for text in end.outputs] == [
+        (False, False), (True, False), (False, False)
+    ]  # fmt: skip
+
+
 def test_a_single_process_that_hangs(tmp_path):
     end = Ranks(watchdog_worker.sleep_alone, ranks=1, folder=tmp_path).wait(20)
     assert end.codes == [EXIT_CODE]

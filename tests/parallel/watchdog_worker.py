@@ -76,6 +76,14 @@ def all_fail() -> None:
         raise UserError("all agree on this", shared=True)
 
 
+def refuse_alike(late_s: float) -> None:
+    """All ranks refuse the same, one of them later, without knowing of each other."""
+    dist.init_process_group("gloo")
+    with Watchdog(TIMEOUT_S, interval_s=INTERVAL_S):
+        time.sleep(late_s * dist.get_rank())
+        raise UserError("this file cannot be used", got="x.png")
+
+
 def sleep_alone() -> None:
     """A world of one process, without a process group."""
     with Watchdog(1.0, interval_s=INTERVAL_S) as watchdog:
