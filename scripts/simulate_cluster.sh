@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two machines in network namespaces of this one, with faults: bash scripts/simulate_cluster.sh [SCENE ...]
 #
-#   bash scripts/simulate_cluster.sh                 all scenes, in about 4 minutes on two cores
+#   bash scripts/simulate_cluster.sh                 all scenes, in 3 minutes on two cores
 #   bash scripts/simulate_cluster.sh wire            the network alone, in seconds
 #   bash scripts/simulate_cluster.sh clean kill      some scenes; those with a fault are compared with `clean`
 #
@@ -148,7 +148,7 @@ stopped() {
 # resumed RUN FAULT: the same command with --resume comes to the end, with the same losses
 resumed() {
     local from
-    start "$1" --resume
+    start "$1" --resume auto
     if ! both_end_well; then
         verdict bad "$1" "$2; it could not be resumed"
         return
