@@ -1,0 +1,86 @@
+"""One rank of tests/distributed/test_checkpoint_layouts.py: a run that is handed from one layout to the next, and one that is
+resumed, or taken back, on its own."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
+
+from imp_ds.parallel.groups import is_main
+from imp_ds.train import checkpoint, ds_config
+from imp_ds.train.checkpoint import Writer
+from imp_ds.train.engine import start_process_group
+
+STEPS = 3  # of each part of a run: every task once
+RATE = 1e-3
+
+
+def _run(ep_size: int):
+    return make_run(ep_size=ep_size, clip=0.0)  # clipping at ZeRO 0 with experts is refused
+
+
+def _train(engine, first: int) -> list[float]:
+    return [step_engine(engine, make_batch(step), RATE)[0] for step in range(first, first + STEPS)]
+
+
+def _load(folder: Path, run, ds, device):
+    """An engine as resuming makes it, from other weights than the checkpoint's: what is not loaded would be seen."""
+    reader = checkpoint.Reader(checkpoint.newest(folder, warn=print))
+    engine = make_engine(run, ds, device, seed=1, prepare_model=reader.load_weights)
+    reader.load_optimizer(engine)
+    return engine
+
+
+def _leave(found, out: str) -> None:
+    if is_main():
+        Path(out).write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+
+
+def hand_over(out: str, layouts: list[tuple[str, int]]) -> None:
+    """Losses of a run that changes its layout (file, ep_size) after every part, and of one that stays on the first."""
+    device, folder = start_process_group(60), Path(out).parent / "handed"
+    losses = []
+    for part, (file, ep_size) in enumerate(layouts):
+        run, first = _run(ep_size), part * STEPS
+        engine = make_engine(run, file, device) if part == 0 else _load(folder, run, file, device)
+        losses += _train(engine, first)
+        state = {"step": first + STEPS, "adam_steps": first + STEPS}
+        checkpoint.save(engine, folder, first + STEPS, state, keep=1)
+    handed = full_parameters(engine)
+    engine = make_engine(_run(layouts[0][1]), layouts[0][0], device)
+    straight = [loss for part in range(len(layouts)) for loss in _train(engine, part * STEPS)]
+    _leave(dict(losses=losses, straight=straight, weights=largest_difference(handed, full_parameters(engine))), out)
+
+
+def resume_and_go_back(out: str, layouts: list[tuple[str, int, bool]]) -> None:
+    """For each layout (file, ep_size, bf16) the losses and the differences of weights between a run that went on while its
+    checkpoint was written, one that was resumed from it, and the first one taken back to it in place."""
+    device, found = start_process_group(60), {}
+    for file, ep_size, bf16 in layouts:
+        name = f"{file} ep{ep_size}{' bf16' if bf16 else ''}"
+        run, ds, folder = _run(ep_size), ds_config.load(ds_config.FOLDER / file), Path(out).parent / name
+        if bf16:
+            ds |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        engine = make_engine(run, ds, device)
+        _train(engine, 0)
+        writer = Writer(engine, folder, keep=1)
+        writer.save(STEPS, {"step": STEPS, "adam_steps": STEPS})
+        straight, expected = _train(engine, STEPS), full_parameters(engine)
+        writer.wait()
+        _train(engine, 2 * STEPS)
+        checkpoint.Reader(checkpoint.newest(folder)).restore(engine)
+        back, taken = _train(engine, STEPS), full_parameters(engine)
+        engine = _load(folder, run, ds, device)
+        resumed, loaded = _train(engine, STEPS), full_parameters(engine)
+        differences = torch.tensor([largest_difference(expected, weights) for weights in (loaded, taken)])
+        dist.all_reduce(differences, op=dist.ReduceOp.MAX)
+        found[name] = dict(straight=straight, resumed=resumed, back=back, differences=differences.tolist())
+    _leave(found, out)
