@@ -39,10 +39,14 @@ class Standing:
     told: bool = False  # the failure is a UserError: the rank itself tells it best
     done: bool = False  # it said that it ends, or ended with an error that all ranks share
     gone: bool = False  # its connection was closed without that
+    blames: bool = False  # it has left because rank 0 was silent
     silent_s: float = 0.0
 
     def name(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+    def is_late(self) -> bool:
+        return self.still_s + self.silent_s > self.allowed_s
 
     def where(self) -> str:
         where = f"step {self.step}, {self.phase}" + (f", at {self.place}" if self.place else "")
@@ -79,40 +83,40 @@ def judge_broken(standings: Sequence[Standing]) -> Verdict | None:
     return None if first is None else _failed([first])
 
 
-def judge_stillness(standings: Sequence[Standing], timeout_s: float, quiet_s: float) -> Verdict | None:
+def judge_stillness(standings: Sequence[Standing], quiet_s: float) -> Verdict | None:
     """The ranks that hang, if any.
 
-    A rank is late when its training stood still for longer than it may, or when nothing was heard of it for timeout_s. A
-    late rank that waits for others is no cause, unless all of them wait; one silent for quiet_s is not taken to wait.
+    A rank is late when its training stood still for longer than it may in its phase, as far as is known. A late rank that
+    waits for others is no cause, unless all of them wait; one silent for quiet_s is not taken to wait.
     """
     running = [s for s in standings if not s.done]
-    late = [s for s in running if s.still_s + s.silent_s > s.allowed_s or s.silent_s > timeout_s]
+    late = [s for s in running if s.is_late()]
     culprits = [s for s in late if not s.waiting or s.silent_s > quiet_s]
     if culprits:
         first = min(s.step for s in culprits)
-        return hanging([s for s in culprits if s.step == first], timeout_s, quiet_s)
+        return hanging([s for s in culprits if s.step == first], quiet_s)
     if late and len(late) == len(running):
-        return _deadlock(standings, timeout_s)
+        return _deadlock(standings)
     return None
 
 
 def died(gone: Sequence[Standing]) -> str:
     """The message for processes that are gone."""
     return _message(
-        gone, "died", "look for a kill from outside (out of memory: dmesg) and for its last words above; " + _RESUME
-    )
+        gone, "died", "look for its last words above, for a kill from outside (out of memory: dmesg), and whether its machine "
+        "can be reached; " + _RESUME,
+    )  # fmt: skip
 
 
-def hanging(late: Sequence[Standing], timeout_s: float, quiet_s: float) -> Verdict:
+def hanging(late: Sequence[Standing], quiet_s: float) -> Verdict:
     """The verdict on ranks that hang or are silent."""
     if all(s.silent_s > quiet_s for s in late):
-        what, limit = f"gave no sign of life for {max(s.silent_s for s in late):.0f} s", timeout_s
+        what = f"gave no sign of life for {max(s.silent_s for s in late):.0f} s"
         fix = "look whether its process is stopped and its machine can be reached; "
     else:
-        what, limit = f"hangs: no progress for {max(s.still_s + s.silent_s for s in late):.0f} s", min(s.allowed_s for s in late)
+        what = f"hangs: no progress for {max(s.still_s + s.silent_s for s in late):.0f} s"
         fix = "its stack stands in its own output; "
-    allowed = f"{limit:g} s (train.hang_timeout_s, or more in a long phase)"
-    return Verdict(tuple(s.rank for s in late), False, _message(late, what, fix + _RESUME, allowed))
+    return Verdict(tuple(s.rank for s in late), False, _message(late, what, fix + _RESUME, _limit(late)))
 
 
 def _failed(alike: Sequence[Standing]) -> Verdict:
@@ -120,20 +124,24 @@ def _failed(alike: Sequence[Standing]) -> Verdict:
     return Verdict(tuple(s.rank for s in alike), True, None if alike[0].told else text)
 
 
-def _deadlock(standings: Sequence[Standing], timeout_s: float) -> Verdict:
+def _deadlock(standings: Sequence[Standing]) -> Verdict:
     running = [s for s in standings if not s.done]
     still = min(s.still_s for s in running)
     if len(running) == 1:
-        return hanging(running, timeout_s, quiet_s=float("inf"))
+        return hanging(running, quiet_s=float("inf"))
     places = [f"rank {s.rank}: " + ("has ended" if s.done else s.where()) for s in standings[:_SHOWN]]
     if len(standings) > _SHOWN:
         places.append(f"and {len(standings) - _SHOWN} more")
     text = UserError(
         f"all ranks wait for each other for {still:.0f} s", got="\n           ".join(places),
-        allowed=f"{timeout_s:g} s (train.hang_timeout_s)",
+        allowed=_limit(running),
         fix="those that do not wait where the others do took another way; their stacks stand in their own outputs; " + _RESUME,
     )  # fmt: skip
     return Verdict(tuple(s.rank for s in running), False, str(text))
+
+
+def _limit(late: Sequence[Standing]) -> str:
+    return f"{min(s.allowed_s for s in late):g} s (train.hang_timeout_s, or more in a long phase)"
 
 
 def _message(standings: Sequence[Standing], what: str, fix: str, allowed: str | None = None) -> str:

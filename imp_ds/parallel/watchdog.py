@@ -3,7 +3,8 @@
 A thread of every rank tells rank 0's, over a TCP connection of its own, where its training stands: step, phase, since
 when, at which line, and whether it waits in a collective operation. Rank 0 judges (verdict.py), says the verdict once, and
 passes it on; then every rank ends. The kernel closes the connection of a process the moment it is gone, wherever it runs,
-so a death is known at once and for certain; for all else (stopped, cut off, hanging) there is one bound, `timeout_s`. The
+so a death is known at once and for certain; for all else (stopped, cut off, hanging) there is one bound, `timeout_s`. A rank
+that is only silent may be busy in a library that lets no other thread run: it has as long as its phase may take. The
 process group cannot serve for this: the rank that hangs is the one that does not answer there.
 
     with Watchdog(timeout_s) as watchdog:
@@ -32,6 +33,7 @@ _CONNECT_S = 60.0  # until all ranks have a connection
 _GRACE_S = 0.5  # between the first sign of an end and the verdict: the cause may be heard after its effects
 _BROKEN_S = 10.0  # the same while all that is known is that connections broke
 _FAREWELL_S = 2.0
+_START_S = 1800.0  # until the first word of progress: a model is built, a checkpoint is read
 _LONGEST_LINE = 65536
 _WAITING = ("torch.distributed", "deepspeed.comm", "imp_ds.parallel")  # modules in which one waits for other ranks
 
@@ -40,7 +42,7 @@ class Watchdog:
     """Watches the ranks of the process group from `with` to its end; all ranks enter, and leave.
 
     Args:
-        timeout_s: how long training may stand still, and a rank be silent.
+        timeout_s: how long training may stand still in a phase that asks for no more, and a machine be cut off.
         interval_s: between two words of a rank.
 
     An exception that leaves the block is reported. On the rank that is to blame it goes on as ever. On the others, where it
@@ -57,7 +59,7 @@ class Watchdog:
         self._failure, self._effect, self._told, self._done = None, False, False, False
         self._judged = threading.Event()
         self._connections: dict[int, _Connection] = {}  # of rank 0: rank -> its connection; of another: 0 -> rank 0's
-        self.progress(0, "starting")
+        self.progress(0, "starting", at_least_s=_START_S)
 
     def progress(self, step: int, phase: str, *, at_least_s: float = 0.0) -> None:
         """Say that training goes on: `step` steps are done, and the phase may take timeout_s, or `at_least_s` if longer."""
@@ -95,14 +97,14 @@ class Watchdog:
     def _connect(self, server: socket.socket | None, port: int, token: str) -> None:
         """Rank 0 accepts all other ranks; they know the token."""
         if rank() > 0:
-            connection = _Connection(socket.create_connection((os.environ["MASTER_ADDR"], port), _CONNECT_S))
+            connection = _Connection(socket.create_connection((os.environ["MASTER_ADDR"], port), _CONNECT_S), self.timeout_s)
             connection.send({"token": token, "rank": rank()})
             self._connections[0] = connection
         elif server is not None:
             deadline = time.monotonic() + _CONNECT_S
             while len(self._connections) < world_size() - 1:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
-                connection = _Connection(server.accept()[0])
+                connection = _Connection(server.accept()[0], self.timeout_s)
                 hello = connection.receive_one()
                 if hello is not None and secrets.compare_digest(str(hello.get("token")), token):
                     self._connections[hello["rank"]] = connection
@@ -161,6 +163,8 @@ class Watchdog:
                 standing.silent_s = self._clock - self._heard[standing.rank]
                 if standing.gone or standing.failure is not None:
                     events.setdefault(standing.rank, self._clock)
+            if any(standing.blames for standing in self._standings):  # we were stopped, and go on now: all has been said
+                return self._leave([0], failed=False)
             verdict = self._judge(events)
             if verdict is not None:
                 return self._pronounce(verdict)
@@ -181,7 +185,7 @@ class Watchdog:
 
     def _judge(self, events: dict[int, float]) -> Verdict | None:
         if not events:
-            return judge_stillness(self._standings, self.timeout_s, self._quiet_s)
+            return judge_stillness(self._standings, self._quiet_s)
         waited, happened = self._clock - min(events.values()), [self._standings[number] for number in events]
         verdict = judge_events(happened) if waited >= _GRACE_S else None
         return judge_broken(happened) if verdict is None and waited >= _BROKEN_S else verdict
@@ -222,8 +226,9 @@ class Watchdog:
             first.silent_s = self._clock - self._heard[0]
             if heard is None:
                 return self._leave_by_ourselves(died([first]))
-            if first.silent_s > self.timeout_s:
-                return self._leave_by_ourselves(hanging([first], self.timeout_s, self._quiet_s).text)
+            if first.silent_s > self._quiet_s and first.is_late():
+                connection.send({"blames": True})
+                return self._leave_by_ourselves(hanging([first], self._quiet_s).text)
             if self._clock >= beat or self._failure != told:
                 beat, told = self._clock + self.interval_s, self._failure
                 connection.send(self._report())
@@ -263,10 +268,12 @@ def _listen() -> socket.socket:
 class _Connection:
     """Records over a socket, one line of JSON each. A send never fails: what is wrong is noticed where it is read."""
 
-    def __init__(self, connected: socket.socket):
+    def __init__(self, connected: socket.socket, timeout_s: float):
         self.socket, self._rest = connected, b""
         connected.settimeout(1.0)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a machine that answers nothing for so long is gone
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(1000 * timeout_s, 2**31 - 1)))
 
     def send(self, record: dict) -> None:
         try:

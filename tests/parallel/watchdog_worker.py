@@ -11,7 +11,7 @@ import torch.distributed as dist
 from imp_ds.errors import UserError
 from imp_ds.parallel.watchdog import Watchdog
 
-TIMEOUT_S, INTERVAL_S = 2.0, 0.1
+TIMEOUT_S, INTERVAL_S = 3.0, 0.1
 BAD_STEP = 3
 
 
