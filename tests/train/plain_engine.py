@@ -13,16 +13,16 @@ from imp_ds.train.master_state import MOMENTS
 OFFSETS = {"": 0.0, "exp_avg/": 0.25, "exp_avg_sq/": 0.5}
 
 
-def make_engine(elements: int = 1000):
+def make_engine(elements: int = 1000, device: str = "cpu"):
     """Parameters "wide" [elements / 10, 10], "odd" [7] and "one" [], all zero."""
     model = nn.Module()
     for name, shape in {"wide": (elements // 10, 10), "odd": (7,), "one": ()}.items():
-        model.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+        model.register_parameter(name, nn.Parameter(torch.zeros(shape, device=device)))
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         optimizer.state[parameter] = {"step": torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in MOMENTS}}
     inner = SimpleNamespace(basic_optimizer=optimizer)
-    return SimpleNamespace(model=model, stage=0, ep_size=1, device=torch.device("cpu"), deepspeed=inner)
+    return SimpleNamespace(model=model, stage=0, ep_size=1, device=torch.device(device), deepspeed=inner)
 
 
 def fill(engine, step: int) -> None:

@@ -58,6 +58,16 @@ def test_it_saves_the_state_of_its_call_while_training_goes_on(engine, tmp_path,
     assert capsys.readouterr().out.count("checkpoint step_00000001: written in") == 1
 
 
+@pytest.mark.gpu
+def test_a_snapshot_of_a_gpu_is_pinned_and_done_when_the_call_returns(tmp_path):
+    engine = make_engine(10_000_000, "cuda")
+    writer = Writer(engine, tmp_path, keep=1)
+    assert all(buffer.is_pinned() for buffer in writer._snapshot._buffers.values())
+    save(writer, 1)
+    fill(engine, 2)
+    assert check_whole(writer.wait()) == 1
+
+
 def test_a_second_save_waits_for_the_first(engine, tmp_path, monkeypatch):
     writer, gate = Writer(engine, tmp_path, keep=2), Gate(monkeypatch)
     save(writer, 1)
