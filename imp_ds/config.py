@@ -48,6 +48,7 @@ class ModelSettings(Settings):
     router: Literal["expert_choice", "top_k"] | None = None
     experts_per_token: int | None = Field(None, ge=1, description="choices of a token under top_k")
     drop_tokens: bool | None = Field(None, description="top_k: whether an expert keeps at most its capacity")
+    expert_intermediate_size: int | None = Field(None, ge=1, description="feed-forward width of one expert")
     expert_activation: Literal["gelu", "geglu"] | None = None
     capacity_factor: float | None = Field(None, gt=0)
     group_tokens: int | None = Positive
@@ -90,7 +91,7 @@ class DataSettings(Settings):
     workers: int = Field(1, ge=0, description="loader processes of each rank; 0 loads in the training process")
     prefetch: int = Field(4, ge=1, description="batches each worker prepares ahead")
     cache_mb: int = Field(512, ge=0, description="decoded samples kept by each worker, in MiB; 0 keeps none")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the order, the captions, the dropped tokens, dropout and the routers' noise")
     tokenizer: str | None = Field(None, description="name or path of a Hugging Face tokenizer; None trains one on the captions")
     vocab_size: int = Field(32100, ge=8, description="largest vocabulary of a tokenizer trained on the captions")
     audio: AudioSettings = AudioSettings()

@@ -231,7 +231,7 @@ def test_a_folder_of_other_things_is_left_alone(digits_corpus, tmp_path):
 
 def test_a_run_is_not_resumed_as_another(earlier, digits_corpus, tmp_path):
     before = snapshot(earlier)
-    message = refused(train_line(earlier, digits_corpus, "--resume", optimizer__peak_rate=0.5), tmp_path / "logs")
+    message = refused(train_line(earlier, digits_corpus, "--resume", "auto", optimizer__peak_rate=0.5), tmp_path / "logs")
     assert "was started differently" in message and "optimizer.peak_rate: 0.0012 -> 0.5" in message and "allowed:" in message
     assert snapshot(earlier) == before
 
@@ -242,7 +242,7 @@ def test_the_checkpoint_of_another_model_is_named_by_what_differs(earlier, digit
     config["model"]["common_dim"] = 64
     (earlier / "run_config.json").write_text(json.dumps(config, indent=2) + "\n")
     before = snapshot(earlier)
-    line = train_line(earlier, digits_corpus, "--resume", model__common_dim=64, train__steps=4)
+    line = train_line(earlier, digits_corpus, "--resume", "auto", model__common_dim=64, train__steps=4)
     message = refused(line, tmp_path / "logs")
     assert (
         "the checkpoint is of another model" in message and "of another shape: imp.projections" in message and "fix: " in message

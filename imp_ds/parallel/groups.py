@@ -35,19 +35,19 @@ def barrier() -> None:
 
 def settle(
     facts: list[bool | torch.Tensor], scalars: dict[str, torch.Tensor]
-) -> tuple[list[bool], dict[str, torch.Tensor]]:
+) -> tuple[list[bool], dict[str, float]]:
     """Each fact (a bool, or a tensor of one), true only if it is true on every rank, and each scalar's mean over the ranks.
 
-    One small exchange for all of it, and the one wait for the device in a step. Every rank gives the same names.
+    One small exchange for all of it, and one wait for the device. Every rank gives the same names.
     """
-    if world_size() == 1:
-        return [bool(fact) for fact in facts], scalars
     values = torch.stack([value.detach().float() for value in scalars.values()])
     told = torch.cat([torch.stack([torch.as_tensor(fact).to(values) for fact in facts]), values])
-    dist.all_reduce(told)
-    counts, means = told[: len(facts)], told[len(facts) :] / world_size()
+    if world_size() > 1:
+        dist.all_reduce(told)
     # whole numbers far below 2**24: exact in float32
-    return [count == world_size() for count in counts.tolist()], dict(zip(scalars, means.unbind()))
+    told = told.tolist()
+    counts, sums = told[: len(facts)], told[len(facts) :]
+    return [count == world_size() for count in counts], {name: x / world_size() for name, x in zip(scalars, sums)}
 
 
 def on_main(function: Callable, failure: str, *, every_rank: bool = False):

@@ -102,7 +102,8 @@ class Engine:
         return loss.detach(), metrics, reports
 
     def update(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> tuple[float, bool]:
-        """Backward, and one optimizer step unless `accept(gradient norm)` says no; it must say the same on every rank.
+        """Backward, and one optimizer step unless `accept(gradient norm)` says no; it is asked once, and must say the same on
+        every rank.
 
         Returns the norm of the gradient over all ranks, before clipping, and whether the step was taken.
         """
@@ -111,11 +112,13 @@ class Engine:
         for i, loss in enumerate(self._losses):
             self.deepspeed.set_gradient_accumulation_boundary(i == self._count - 1)
             self.deepspeed.backward(loss)
-        self._accept, self._norm, self._accepted = accept, math.inf, False
+        self._accept, self._accepted = accept, None
         if self.stage == 0:
             self._step_unpartitioned()
         else:
             self.deepspeed.step()
+            if self._accepted is None:  # in bfloat16 it looks for infinities before it computes a norm
+                self._judge(math.inf)
         self._clear_stale_gradients()
         return self._norm, self._accepted
 

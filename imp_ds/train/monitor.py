@@ -91,6 +91,14 @@ class Monitor:
             self._logged = step
             self._log(step, learning_rate)
 
+    def record_skip(self, step: int, task: str, reason: str, skipped: int) -> None:
+        """A step of `task` that was not taken, the `skipped`-th of the run."""
+        if not self.enabled:
+            return
+        self.progress.advance(step)
+        self.progress.say(f"step {step} of task {task} was skipped: {reason} ({skipped} skipped so far)")
+        self.board.scalars(step, {"optimizer/skipped_steps": skipped})
+
     def record_evaluation(
         self, step: int, results: dict[str, float], usage: dict[str, list[list[float]]], *, split: str = "validation"
     ) -> None:

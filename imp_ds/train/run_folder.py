@@ -7,6 +7,7 @@
 
 import json
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from imp_ds.config import FILE_NAME, RunConfig
@@ -15,8 +16,9 @@ from imp_ds.errors import UserError
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {
     "data.root", "data.workers", "data.prefetch", "data.cache_mb", "data.timeout_s", "train.steps", "train.ep_size",
-    "train.gradient_checkpointing", "train.max_bad_steps", "train.log_every", "train.eval_every", "train.save_every",
-    "train.keep_checkpoints", "evaluations",
+    "train.gradient_checkpointing", "train.compile", "train.spike_deviations", "train.max_bad_steps", "train.max_rollbacks",
+    "train.hang_timeout_s", "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints",
+    "train.milestone_every", "evaluations", "tasks.*.pieces",
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def differences(before: RunConfig, now: RunConfig) -> list[str]:
     """What differs and may not, as "path: before -> now"."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     paths = sorted(old.keys() | new.keys())
-    fixed = [p for p in paths if not any(p == free or p.startswith(free + ".") for free in _FREE)]
+    fixed = [p for p in paths if not any(fnmatchcase(p, free) or p.startswith(free + ".") for free in _FREE)]
     return [f"{p}: {json.dumps(old.get(p))} -> {json.dumps(new.get(p))}" for p in fixed if old.get(p) != new.get(p)]
 
 

@@ -4,8 +4,6 @@
 """
 
 import json
-import math
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,70 +14,86 @@ import torch.distributed as dist
 from imp_ds.config import RunConfig
 from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
-from imp_ds.data.sources import FolderSource
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, evaluate, expert_usage
 from imp_ds.parallel.groups import is_main, on_main, raise_shared, rank, settle, world_size
 from imp_ds.parallel.launch import settle_environment
+from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
-from imp_ds.train import checkpoint, ds_config, run_folder
-from imp_ds.train.engine import Engine, build_model, start_process_group
+from imp_ds.train import ds_config, run_folder
+from imp_ds.train.checkpoint import Writer
+from imp_ds.train.engine import start_process_group
 from imp_ds.train.first_samples import first_samples
+from imp_ds.train.flops import step_flops
+from imp_ds.train.guard import Guard
+from imp_ds.train.measure import matrix_peak
 from imp_ds.train.monitor import Monitor, memory_gib
+from imp_ds.train.preemption import Preemption
 from imp_ds.train.processor import settle_processor
 from imp_ds.train.schedule import build_schedule
+from imp_ds.train.start import find_checkpoint, open_sources, show_ranks, start_engine
 
 RESULTS = "results.json"
 PROJECTED_ROWS = 500
 SHOWN_SAMPLES = 6
 
 
-def train(run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: bool = False) -> None:
+def train(run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None) -> None:
     """Train `run` on the ranks that a launcher started, and write everything into `output_dir`.
 
     Args:
         ds_path: the DeepSpeed configuration; None takes the shipped one for ZeRO 2.
-        resume: go on from the newest whole checkpoint in `output_dir`, if there is one.
+        resume: which checkpoint in `output_dir` to go on from (`imp_ds.train.resume`); None: this is a new run.
 
-    Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then.
+    Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then. Raises Preempted
+    after a signal and the checkpoint that followed it.
     """
     world = settle_environment()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     ds = ds_config.resolve(ds_config.load(ds_path or ds_config.default_path(run.train.ep_size, device_type)), run, world)
     device = start_process_group()
     sources = on_main(lambda: open_sources(run), "the corpus cannot be read", every_rank=True)
-    on_main(lambda: run_folder.claim(Path(output_dir), run, resume), "the output folder cannot be used")
-    trainer = Trainer(run, Path(output_dir), ds, sources, device, resume)
-    try:
-        trainer.loop()
-        trainer.finish()
-    finally:
-        trainer.monitor.close()
-        trainer.loader.close()
+    on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
+    with Preemption() as preemption, Watchdog(run.train.hang_timeout_s) as watchdog:
+        trainer = Trainer(run, Path(output_dir), ds, sources, device, resume, preemption, watchdog)
+        try:
+            trainer.loop()
+            trainer.finish()
+        finally:
+            trainer.monitor.close()
+            trainer.loader.close()
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
-def open_sources(run: RunConfig) -> dict[str, FolderSource]:
-    """The training split of each task's source."""
-    return {task.name: FolderSource(run.data.root, task.source, "train") for task in run.tasks}
-
-
 class Trainer:
     """All that a run holds while it trains."""
 
-    def __init__(self, run: RunConfig, output_dir: Path, ds: dict, sources: dict[str, FolderSource], device, resume: bool):
-        self.run, self.output_dir, self.sources = run, output_dir, sources
+    def __init__(
+        self, run: RunConfig, output_dir: Path, ds: dict, sources: dict, device: torch.device, resume: str | None,
+        preemption: Preemption, watchdog: Watchdog,
+    ):  # fmt: skip
+        self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.processor = settle_processor(run, sources, output_dir)
         self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks)
-        self.step, self.adam_steps, self.bad_steps, self.seconds = 0, 0, 0, 0.0
-        self.engine = self._engine(ds, device, resume)
+        show_ranks(run, self.config, device)
+        reader = None if resume is None else find_checkpoint(output_dir, resume)
+        if is_main() and resume is not None:
+            nothing = f"no checkpoint in {output_dir}: starting from step 0"
+            print(nothing if reader is None else f"resuming from {reader.folder}", flush=True)
+        self._take_state({} if reader is None else reader.state)
+        self.engine = start_engine(run, self.config, ds, device, reader, self.processor.tokenizer)
+        self.writer = Writer(
+            self.engine, output_dir, keep=run.train.keep_checkpoints, milestone_every=run.train.milestone_every
+        )
         self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
+        self.flops = {task.name: step_flops(task, self.config, run.data.audio, world_size()) for task in run.tasks}
+        dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled", False) else torch.float32
         self.monitor = Monitor(
             output_dir, run, enabled=is_main(), total_steps=run.train.steps, start_step=self.step,
-            moe_layers=self.config.moe_layer_indices,
+            moe_layers=self.config.moe_layer_indices, peak_flops=matrix_peak(device, dtype),
         )  # fmt: skip
         self.loader = RotatingLoader(
             run.tasks, self.schedule, sources, Collator(self.processor), seed=run.data.seed, rank=rank(), world=world_size(),
@@ -88,30 +102,12 @@ class Trainer:
         )  # fmt: skip
         on_main(self._show_start, "the first samples cannot be shown")
 
-    def _engine(self, ds: dict, device, resume: bool) -> Engine:
-        """The model on DeepSpeed, with the weights and the optimizer of the newest checkpoint when there is one to resume."""
-        model = build_model(self.config, self.run.train.seed, self.run.train.ep_size)
-        if self.run.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        reader = self._newest() if resume else None
-        if reader is not None:
-            on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
-            self.step, self.adam_steps = reader.state["step"], reader.state["adam_steps"]
-            self.bad_steps, self.seconds = reader.state["bad_steps"], reader.state["seconds"]
-        engine = Engine(model, ds, weight_decay=self.run.optimizer.weight_decay, device=device)
-        if reader is not None:
-            reader.load_optimizer(engine)
-        return engine
-
-    def _newest(self) -> checkpoint.Reader | None:
-        """Rank 0 looks and verifies; all agree on what it found."""
-        found = [on_main(lambda: checkpoint.newest(self.output_dir, warn=lambda m: print(m, file=sys.stderr)), "no checkpoint")]
-        if world_size() > 1:
-            dist.broadcast_object_list(found, src=0)
-        if is_main():
-            nothing = f"no checkpoint in {self.output_dir}: starting from step 0"
-            print(f"resuming from {found[0]}" if found[0] else nothing, flush=True)
-        return None if found[0] is None else checkpoint.Reader(found[0])
+    def _take_state(self, state: dict) -> None:
+        """Where the run stands: at its start, or as a checkpoint knows it."""
+        self.step, self.adam_steps, self.seconds = (state.get(name, 0) for name in ("step", "adam_steps", "seconds"))
+        # steps that were skipped, in all and since the last checkpoint; times that the run has gone back
+        self.skipped, self.bad_steps, self.rollbacks = state.get("skipped", 0), 0, state.get("rollbacks", 0)
+        self.guard = Guard(self.run.train.spike_deviations, state.get("guard"))
 
     def _show_start(self) -> None:
         """What the model is fed, once."""
@@ -126,38 +122,46 @@ class Trainer:
         self.engine.deepspeed.train()
         raise_shared(self._fetch())
         while self.step < settings.steps:
+            self.watchdog.progress(self.step, "training")
             self._one_step()
-            if settings.eval_every and self.step % settings.eval_every == 0 and self.step < settings.steps:
+            self.writer.poll()
+            if self.step == settings.steps:
+                break
+            if settings.eval_every and self.step % settings.eval_every == 0:
                 self.evaluate()
-            if settings.save_every and self.step % settings.save_every == 0 and self.step < settings.steps:
+            if settings.save_every and self.step % settings.save_every == 0:
                 self.save()
 
     def _one_step(self) -> None:
         start = time.perf_counter()
         rate, batch, wait = self.run.learning_rate(self.step), self._batch, self._wait
-        # dropout, where there is any, is drawn anew from the step: a resumed run needs no generator's state
-        torch.manual_seed((self.run.train.seed * 1_000_003 + self.step) * 4099 + rank())
-        loss, metrics, reports = self.engine.forward(batch)
-        # while the device is busy, fetch the next batch, so that one exchange settles whether the loss is finite
-        # everywhere and whether every rank will have a next step to take part in, and gives the means that are recorded
+        task = self.run.task(batch.task)
+        loss, metrics, reports = self.engine.forward(batch, task.pieces)
+        # while the device is busy, fetch the next batch, so that one exchange settles whether every rank will have a next
+        # step to take part in and whether anyone was told to stop, and gives the means that are judged and recorded
         problem = self._fetch()
-        (finite, fed), means = settle([torch.isfinite(loss.detach()), problem is None], {"loss": loss, **metrics})
+        (fed, wanted), means = settle([problem is None, not self.preemption.requested], {"loss": loss, **metrics})
         if not fed:
             raise_shared(problem)
         self.step += 1
-        if not finite:
-            self._skipped(batch.task)
-            return
-        norm, _ = self.engine.update(rate)
-        self.adam_steps += 1
-        self._check_norm(batch.task, norm)
-        seconds = time.perf_counter() - start
-        self.seconds += seconds
-        self.monitor.record_step(
-            self.step, batch.task, means.pop("loss").detach(), means, reports, learning_rate=rate, grad_norm=norm,
-            examples=self.run.task(batch.task).batch_size, tokens=count_tokens(batch) * world_size(),
-            step_seconds=seconds, wait_seconds=wait,
-        )  # fmt: skip
+        reason = self.guard.complaint(task.name, "loss", means["loss"])
+        if reason is None:
+            norm, reason = self._update(task.name, rate)
+        else:
+            self.engine.skip()
+        if reason is None:
+            seconds = time.perf_counter() - start
+            self.adam_steps, self.seconds = self.adam_steps + 1, self.seconds + seconds
+            self.monitor.record_step(
+                self.step, task.name, means.pop("loss"), means, reports, learning_rate=rate, grad_norm=norm,
+                examples=task.batch_size, tokens=count_tokens(batch) * world_size(), step_seconds=seconds, wait_seconds=wait,
+                flops=self.flops[task.name],
+            )  # fmt: skip
+        else:
+            self._skipped(task.name, reason)
+        if not wanted:
+            self.save()
+            raise self.preemption.preempted(self.step, self.writer.wait())
 
     def _fetch(self) -> UserError | None:
         """Take the next batch from the loader, if there is one left; returns what went wrong."""
@@ -169,46 +173,77 @@ class Trainer:
             return error
         return None
 
-    def _skipped(self, task: str) -> None:
-        self.bad_steps += 1
-        if is_main():
-            skipped = f"nothing was updated ({self.bad_steps} so far)"
-            print(f"step {self.step}: the loss of task {task} is not finite; {skipped}", file=sys.stderr)
-        if self.bad_steps >= self.run.train.max_bad_steps:
-            raise UserError(
-                f"the loss of task {task} was not finite at step {self.step}", got=f"{self.bad_steps} skipped steps",
-                allowed=f"fewer than train.max_bad_steps = {self.run.train.max_bad_steps}",
-                fix="look at the task's data; lower optimizer.peak_rate; then --resume goes on from the last checkpoint",
-                shared=True,
-            )  # fmt: skip
+    def _update(self, task: str, rate: float) -> tuple[float, str | None]:
+        """Take the step, or not: the gradient norm, and why not."""
+        reason = None
 
-    def _check_norm(self, task: str, norm: float) -> None:
-        """A gradient that is not finite has already reached the weights: stop before they reach a checkpoint."""
-        if not math.isfinite(float(norm)):
+        def accept(norm: float) -> bool:
+            nonlocal reason
+            reason = self.guard.complaint(task, "gradient norm", norm)
+            return reason is None
+
+        norm, _ = self.engine.update(rate, accept)
+        return norm, reason
+
+    def _skipped(self, task: str, reason: str) -> None:
+        self.skipped, self.bad_steps = self.skipped + 1, self.bad_steps + 1
+        self.monitor.record_skip(self.step, task, reason, self.skipped)
+        if self.bad_steps >= self.run.train.max_bad_steps:
+            self._roll_back(task, reason)
+
+    def _roll_back(self, task: str, reason: str) -> None:
+        """Take weights and optimizer back to the last checkpoint, and go on with the data that come next (PaLM, section 5.1)."""
+        reader, settings = None, self.run.train
+        if self.rollbacks < settings.max_rollbacks:
+            self._await_checkpoint()
+            reader = find_checkpoint(self.output_dir, "auto")
+        if reader is None:
+            gone_back = f"; went back {self.rollbacks} times before" if self.rollbacks else ", and no checkpoint to go back to"
             raise UserError(
-                f"the gradient of task {task} was not finite at step {self.step}", got=float(norm),
-                fix="lower optimizer.peak_rate or set optimizer.clip; then --resume goes on from the last checkpoint",
+                f"step {self.step} of task {task} was skipped: {reason}",
+                got=f"{self.bad_steps} skipped steps since the last checkpoint{gone_back}",
+                allowed=f"fewer than train.max_bad_steps = {settings.max_bad_steps}, {settings.max_rollbacks} times",
+                fix="look at the task's data; lower optimizer.peak_rate; then --resume latest goes on from the last checkpoint",
                 shared=True,
             )  # fmt: skip
+        reader.restore(self.engine)
+        self.adam_steps, self.guard = reader.state["adam_steps"], Guard(settings.spike_deviations, reader.state["guard"])
+        self.rollbacks, self.bad_steps = self.rollbacks + 1, 0
+        if is_main():
+            steps = f"{settings.max_bad_steps} steps were skipped since"
+            print(f"step {self.step}: back to the weights of {reader.folder.name}, {steps}; the data go on", flush=True)
+
+    def _await_checkpoint(self) -> None:
+        """Wait for a save that is on its way; one that failed has been told, and the one before it serves."""
+        try:
+            self.writer.wait()
+        except UserError:
+            pass
 
     def evaluate(self) -> dict[str, float]:
         """All evaluations on the validation split; every rank gets the results."""
+        self.watchdog.progress(self.step, "evaluating")
         results = evaluate(self.engine.model.imp, self.evaluators)
         self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
         return results
 
     def save(self) -> None:
+        """Start a checkpoint; training goes on while it is written."""
+        self.watchdog.progress(self.step, "saving")
+        self.bad_steps = 0
         state = {
-            "step": self.step, "adam_steps": self.adam_steps, "bad_steps": self.bad_steps, "seconds": self.seconds,
+            "step": self.step, "adam_steps": self.adam_steps, "seconds": self.seconds, "skipped": self.skipped,
+            "rollbacks": self.rollbacks, "guard": self.guard.state(),
             "world_size": world_size(), "ep_size": self.engine.ep_size, "zero_stage": self.engine.stage,
             "config": json.loads(self.config.to_json_string(use_diff=False)), "run": self.run.model_dump(mode="json"),
             "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
         }  # fmt: skip
-        checkpoint.save(self.engine, self.output_dir, self.step, state, self.run.train.keep_checkpoints)
+        self.writer.save(self.step, state)
 
     def finish(self) -> None:
         """The last checkpoint, the final scores on the test split (validation where there is none), and what is drawn of them."""
         self.save()
+        self.writer.wait()
         results, evaluators = self.evaluate(), self.evaluators
         if all((Path(self.run.data.root) / e.source.path / "test").is_dir() for e in self.run.evaluations):
             evaluators = build_evaluators(self.run, self.processor, "test")
@@ -217,7 +252,7 @@ class Trainer:
         peak = torch.tensor([memory_gib()], device=self.engine.device)
         if world_size() > 1:
             dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-        results |= {"train/steps": self.step, "train/seconds": round(self.seconds, 1)}
+        results |= {"train/steps": self.step, "train/skipped_steps": self.skipped, "train/seconds": round(self.seconds, 1)}
         results["train/peak_rank_gib"] = round(float(peak), 2)
         on_main(lambda: self._write_results(results), "the results cannot be written")
 

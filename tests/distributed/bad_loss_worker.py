@@ -39,8 +39,8 @@ def _record_steps(file: Path) -> None:
     forward, one_step = Engine.forward, Trainer._one_step
     losses = []
 
-    def keep_loss(engine, batch):
-        result = forward(engine, batch)
+    def keep_loss(engine, batch, pieces):
+        result = forward(engine, batch, pieces)
         losses.append(result[0].detach())
         return result
 
@@ -49,8 +49,13 @@ def _record_steps(file: Path) -> None:
         try:
             one_step(trainer)
         finally:
-            changed = not all(map(torch.equal, before, _state(trainer.engine)))
-            line = dict(task=task, finite=bool(losses[-1].isfinite()), changed=changed, adam_steps=trainer.adam_steps)
+            after = _state(trainer.engine)
+            changed = not all(map(torch.equal, before, after))
+            # of ZeRO 3 the partitions: the parameters are empty between steps, and their moments are not
+            weights = float(sum(tensor.double().abs().sum() for tensor in after))
+            line = dict(
+                task=task, finite=bool(losses[-1].isfinite()), changed=changed, adam_steps=trainer.adam_steps, weights=weights
+            )
             with file.open("a") as lines:
                 lines.write(json.dumps(line) + "\n")
 

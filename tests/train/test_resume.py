@@ -77,7 +77,7 @@ def straight(digits_corpus, tmp_path_factory) -> Path:
 def resume(function, corpus: Path, killed: Path, tmp_path: Path) -> tuple[Path, str]:
     """A copy of the killed run's folder, resumed there, and what rank 0 printed."""
     shutil.copytree(killed, tmp_path / "run")
-    line = [*arguments(corpus, tmp_path / "run"), "--resume"]
+    line = [*arguments(corpus, tmp_path / "run"), "--resume", "auto"]
     return tmp_path / "run", run_ranks(function, *line, ranks=2, folder=tmp_path / "logs", limit_s=120).outputs[0]
 
 

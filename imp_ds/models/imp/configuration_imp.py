@@ -23,6 +23,8 @@ class ImpConfig(PreTrainedConfig):
     Args:
         hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: the encoder.
         qk_norm: LayerNorm on queries and keys; None means on for MoE encoders and off for dense ones, as released.
+        hidden_dropout: in training, share of what attention and feed-forwards give that is dropped, drawn from the samples'
+            random keys; nothing is dropped without keys.
         vision_patch: frames, height and width of a vision patch; vision_max: the largest clip, in the same units.
         audio_patch: spectrogram frames and mel bins of an audio patch; audio_max: the largest spectrogram.
         text_max: the longest text in tokens.
@@ -30,6 +32,7 @@ class ImpConfig(PreTrainedConfig):
         pairs: unordered modality pairs; each owns two projections, one for each direction.
         num_experts: experts in each MoE layer; 0 makes a dense encoder.
         moe_layers: which layers are MoE: "last:N", "every:N" (the N-th, 2N-th, ...), or a list of layer indices from 0.
+        expert_intermediate_size: feed-forward width of one expert; None means intermediate_size.
         expert_activation: "gelu" (two matrices, as released) or "geglu" (three, gated).
         router: "expert_choice" or "top_k" (see `imp_ds.moe`).
         experts_per_token: choices of a token under "top_k"; drop_tokens: whether an expert keeps at most its capacity of them.
@@ -70,6 +73,7 @@ class ImpConfig(PreTrainedConfig):
         router="expert_choice",
         experts_per_token=2,
         drop_tokens=True,
+        expert_intermediate_size=None,
         expert_activation="gelu",
         capacity_factor=1.0,
         group_tokens=2048,
@@ -103,6 +107,7 @@ class ImpConfig(PreTrainedConfig):
         self.router = router
         self.experts_per_token = experts_per_token
         self.drop_tokens = drop_tokens
+        self.expert_intermediate_size = expert_intermediate_size or intermediate_size
         self.expert_activation = expert_activation
         self.capacity_factor = capacity_factor
         self.group_tokens = group_tokens

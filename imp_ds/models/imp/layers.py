@@ -62,7 +62,7 @@ class ImpBlock(GradientCheckpointingLayer):
         if self.is_moe:
             self.feed_forward = MoELayer(
                 config.hidden_size,
-                config.intermediate_size,
+                config.expert_intermediate_size,
                 config.num_experts,
                 router=config.router,
                 activation=config.expert_activation,

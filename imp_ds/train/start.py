@@ -1,0 +1,68 @@
+"""What a run is put together from: sources, the plan of ranks, the engine with the weights it starts from."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from imp_ds.config import RunConfig
+from imp_ds.data.sources import FolderSource
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.parallel import rank_grid
+from imp_ds.parallel.groups import is_main, on_main, world_size
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.train import checkpoint, resume
+from imp_ds.train.engine import Engine, build_model
+from imp_ds.train.initial_weights import load_initial
+
+_COLUMNS = 140  # of a grid that goes to a file
+
+
+def open_sources(run: RunConfig) -> dict[str, FolderSource]:
+    """The training split of each task's source."""
+    return {task.name: FolderSource(run.data.root, task.source, "train") for task in run.tasks}
+
+
+def show_ranks(run: RunConfig, config: ImpConfig, device: torch.device) -> None:
+    """Print who computes where with which experts. All ranks call it."""
+    places = rank_grid.gather_places(device)
+    if is_main() and len(places) > 1:
+        console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
+        rank_grid.show(rank_grid.rank_grid(places, run.train.ep_size, config.num_experts), console)
+
+
+def find_checkpoint(output_dir: Path, where: str) -> checkpoint.Reader | None:
+    """The checkpoint that `--resume where` means: rank 0 looks and verifies, all agree on what it found."""
+    warn = lambda message: print(message, file=sys.stderr, flush=True)  # noqa: E731
+    found = [on_main(lambda: resume.find(output_dir, where, warn), "no checkpoint can be resumed")]
+    if world_size() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return None if found[0] is None else checkpoint.Reader(found[0])
+
+
+def start_engine(
+    run: RunConfig, config: ImpConfig, ds: dict, device: torch.device, reader: checkpoint.Reader | None, tokenizer
+) -> Engine:
+    """The model on DeepSpeed, with the weights and the optimizer of `reader`'s checkpoint, the weights of `train.init_from`,
+    or fresh ones."""
+    model = build_model(config, run.train.seed, run.train.ep_size)
+    if run.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if reader is not None:
+        on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
+    elif run.train.init_from is not None:
+        _load_initial(run, model, tokenizer)
+    engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device)
+    if reader is not None:
+        reader.load_optimizer(engine)
+    return engine
+
+
+def _load_initial(run: RunConfig, model: ImpForPreTraining, tokenizer) -> None:
+    said = on_main(
+        lambda: load_initial(model, run.train.init_from, tokenizer), "train.init_from cannot be loaded", every_rank=True
+    )
+    if is_main():
+        print("\n".join(said), flush=True)
