@@ -7,8 +7,10 @@ from rich.console import Console
 
 from imp_ds.errors import UserError
 from imp_ds.recipes import RECIPES, get_recipe
-from imp_ds.train.plan import Parameters, activation_bytes, expert_groups, memory_of_rank, plan, plan_tasks
+from imp_ds.train.plan import count_parameters, expert_groups, parameter_sizes, plan, plan_tasks
+from imp_ds.train.plan_memory import activation_bytes, memory_of_rank
 from imp_ds.train.plan_table import show
+from imp_ds.train.rates import h200
 
 
 def test_shares_and_tokens_of_the_released_recipe():
@@ -32,8 +34,7 @@ def test_shares_follow_the_weights_when_sampled():
 def test_memory_of_the_zero_stages():
     # 100 dense and 800 expert parameters, 8 ranks, ep_size 4: a rank holds 100 + 200; dense has 8 replicas, experts 2,
     # so a shared part is 100 / 8 + 200 / 2 = 112.5. bf16: 2 bytes of weights, 4 of gradients, 12 of optimizer.
-    parameters = Parameters(encoder=850, experts=800, active=0, rest=50, one_expert=0)
-    found = [memory_of_rank(parameters, stage, 8, 4, "bf16", 7.0) for stage in range(4)]
+    found = [memory_of_rank(100, 800, stage, 8, 4, "bf16", 7.0) for stage in range(4)]
     assert [(m.weights, m.gradients, m.optimizer) for m in found] == [
         (600, 1200, 3600),
         (600, 1200, 1350),
@@ -41,19 +42,35 @@ def test_memory_of_the_zero_stages():
         (225, 450, 1350),
     ]
     assert found[0].total == 600 + 1200 + 3600 + 7
-    # one rank, float32: every stage is 4 + 4 + 8 bytes of everything
-    assert {memory_of_rank(parameters, stage, 1, 1, "float32", 0.0).total for stage in range(4)} == {900 * 16}
+    # one rank, float32: every stage is 4 + 4 + 12 bytes of everything, with the master copy that DeepSpeed keeps
+    assert {memory_of_rank(100, 800, stage, 1, 1, "float32", 0.0).total for stage in range(4)} == {900 * 20}
 
 
-def test_activations_fall_with_ranks_and_with_checkpointing():
-    run = get_recipe("imp_moe_b")
-    config = run.model.to_config(32100, run.tasks)
-    task = plan_tasks(run, config)[0]
-    whole = activation_bytes(task, config, 8, "bf16", False)
-    # 8192 * 272 tokens over 8 ranks, 12 layers of 8 * 768 + 2 * 3072 values of 2 bytes (capacity factor 1)
-    assert whole == 8192 * 272 / 8 * 12 * (8 * 768 + 2 * 3072) * 2
-    assert activation_bytes(task, config, 16, "bf16", False) == whole / 2
-    assert activation_bytes(task, config, 8, "bf16", True) < whole / 5
+def test_activations_fall_with_ranks_pieces_and_checkpointing():
+    run = get_recipe("imp_b")
+    config, task, audio = run.model.to_config(32100, run.tasks), run.task("image_class"), run.data.audio
+    whole = activation_bytes(task, config, audio, 8, "bf16", False)
+    # 8192 * 256 tokens over 8 ranks, 2 bytes: 3072 raw values, 6 widths around the blocks, 12 layers of 8 widths and 2 hidden
+    # ones (no QK-norm), and a width and a hidden one twice on the way back
+    assert whole == 8192 * 256 / 8 * 2 * (3072 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
+    assert activation_bytes(task, config, audio, 16, "bf16", False) == whole / 2
+    assert activation_bytes(task.model_copy(update={"pieces": 4}), config, audio, 8, "bf16", False) == whole / 4
+    # every layer keeps its input alone, and one of them all
+    assert activation_bytes(task, config, audio, 8, "bf16", True) == (
+        8192 * 256 / 8 * 2 * (3072 + 6 * 768 + 12 * 768 + (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
+    )
+
+
+def test_active_parameters_follow_the_router():
+    dense, sparse = get_recipe("imp_b"), get_recipe("imp_moe_b")
+    chosen = sparse.override(["model.router=top_k", "model.experts_per_token=2", "model.drop_tokens=false"])
+    found = {}
+    for name, run in (("dense", dense), ("sparse", sparse), ("top_2", chosen)):
+        config = run.model.to_config(32100, run.tasks)
+        found[name] = count_parameters(config, parameter_sizes(config))
+    # expert choice at capacity 1: one expert for each token on average; top-2 one more in 6 layers
+    assert found["sparse"].active == pytest.approx(found["dense"].active, rel=0.01)
+    assert found["top_2"].active - found["sparse"].active == 6 * found["sparse"].one_expert == 6 * 2 * 768 * 3072
 
 
 def test_expert_groups_inside_and_across_nodes():
@@ -72,6 +89,8 @@ def test_plan_refuses_what_cannot_be_trained():
         plan(get_recipe("imp_moe_b").override(["train.ep_size=8"]), 1, 4)
     with pytest.raises(UserError, match="precision"):
         plan(get_recipe("digits"), 1, 1, "fp8")
+    with pytest.raises(UserError, match="rates are of another precision"):
+        plan(get_recipe("digits"), 1, 1, "float32", rates=h200())
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -80,4 +99,11 @@ def test_every_plan_is_shown(name):
     show(plan(get_recipe(name), 1, 2), Console(file=out, width=140))
     text = out.getvalue()
     assert "share of steps" in text and "Memory of a rank" in text and "active per token" in text
-    assert ("Expert groups" in text) == bool(get_recipe(name).model.num_experts)
+    assert "Time of a step" in text and "assumed, not measured" in text
+    assert ("Expert groups" in text) == ("is best" in text) == bool(get_recipe(name).model.num_experts)
+
+
+def test_without_rates_there_are_no_times():
+    out = io.StringIO()
+    show(plan(get_recipe("digits"), 1, 2, "float32"), Console(file=out, width=140))
+    assert "no times: no rates are known for float32" in out.getvalue() and "is best" not in out.getvalue()

@@ -1,7 +1,6 @@
-"""What a run costs, by arithmetic alone: parameters, tokens, memory of a rank, who holds which experts.
+"""What a run costs, by arithmetic alone: parameters, tokens, memory and time of a rank, who holds which experts.
 
-Parameters are counted on the meta device, where nothing is allocated. Weights, gradients and optimizer states are exact
-for the layouts of DeepSpeed's ZeRO stages; activations are an estimate and labelled so.
+Parameters are counted on the meta device, where nothing is allocated. Time is predicted from a machine's measured rates.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +13,12 @@ from imp_ds.layout import check_layout
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tokens import task_tokens
+from imp_ds.train.flops import expert_rows
+from imp_ds.train.plan_choice import Case, Choice
+from imp_ds.train.plan_memory import PRECISIONS, Memory
+from imp_ds.train.plan_time import Network, TaskTime
+from imp_ds.train.rates import Rates, h200
 from imp_ds.train.schedule import build_schedule
-
-GIB = 2**30
-# bytes of a parameter: weights, gradients, optimizer. bf16: gradients accumulate in float32, and AdamW keeps a float32
-# master copy and two moments; float32: two moments beside the weights.
-PRECISIONS = {"bf16": (2, 4, 12), "float32": (4, 4, 8)}
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,6 @@ class TaskPlan:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on one rank under one ZeRO stage."""
-
-    stage: int
-    weights: float
-    gradients: float
-    optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-@dataclass(frozen=True)
 class ExpertGroup:
     """Ranks that together hold every expert once; `experts` are the indices that each of them holds, in the same order."""
 
@@ -76,52 +60,91 @@ class ExpertGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run on `nodes` x `gpus` ranks."""
+    """The plan of a run on `nodes` x `gpus` ranks. `times` and `choices` are empty where no rates are known."""
 
     name: str
     nodes: int
     gpus: int
     ep_size: int
+    stage: int
     precision: str
     parameters: Parameters
     tasks: list[TaskPlan]
     memory: list[Memory]
     groups: list[ExpertGroup]
+    rates: Rates | None
+    times: list[TaskTime]
+    choices: list[Choice]
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean over the schedule."""
+        return sum(task.share_of_steps * time.seconds for task, time in zip(self.tasks, self.times))
 
-def plan(run: RunConfig, nodes: int, gpus: int, precision: str = "bf16") -> Plan:
-    """The plan of `run` on `nodes` nodes of `gpus` ranks each. Raises UserError for what could not be trained at all."""
+
+def plan(
+    run: RunConfig, nodes: int, gpus: int, precision: str | None = None, *, stage: int = 2, rates: Rates | None = None,
+    gpu_link_gbs: float = 450.0, node_link_gbs: float = 50.0,
+) -> Plan:  # fmt: skip
+    """The plan of `run` on `nodes` nodes of `gpus` ranks each.
+
+    Args:
+        precision: "bf16" or "float32"; None takes that of the rates.
+        stage: ZeRO stage that times and expert groups are planned for.
+        rates: of the machine; None takes those of an H200 for bf16, and plans no times for float32.
+        gpu_link_gbs, node_link_gbs: GB/s of one rank to the others of its node (unless the rates have measured that), and to
+            other nodes.
+
+    Raises UserError for what could not be trained at all.
+    """
+    precision = precision or (rates.precision if rates else "bf16")
     if precision not in PRECISIONS:
         raise UserError("unknown precision", got=precision, allowed=", ".join(PRECISIONS))
+    if rates is not None and rates.precision != precision:
+        raise UserError("the rates are of another precision", got=f"{rates.precision} of {rates.machine}", allowed=precision)
     world = nodes * gpus
-    check_layout(run, world, {"zero_optimization": {"stage": 2}})
+    check_layout(run, world, {"zero_optimization": {"stage": stage}})
+    rates = h200() if rates is None and precision == "bf16" else rates
     config = run.model.to_config(run.data.vocab_size, run.tasks)
-    parameters = count_parameters(config)
-    tasks = plan_tasks(run, config)
-    ep_size = run.train.ep_size
-    activations = max(activation_bytes(t, config, world, precision, run.train.gradient_checkpointing) for t in tasks)
-    memory = [memory_of_rank(parameters, stage, world, ep_size, precision, activations) for stage in range(4)]
+    sizes, tasks = parameter_sizes(config), plan_tasks(run, config)
+    parameters, ep_size = count_parameters(config, sizes), run.train.ep_size
+    network = Network(gpus, gpu_link_gbs * 1e9, node_link_gbs * 1e9, rates.links if rates else None)
+    case = Case(run, config, sizes, world, precision, rates, network, tuple(task.share_of_steps for task in tasks))
     groups = expert_groups(config.num_experts, ep_size, world, gpus) if config.num_experts else []
-    warnings = []
+    return Plan(
+        run.name, nodes, gpus, ep_size, stage, precision, parameters, tasks,
+        [case.memory(ep_size, stage) for stage in range(4)], groups, rates,
+        case.times(ep_size, stage) if rates else [], case.choices(stage) if rates and config.num_experts else [],
+        _warnings(run, config, groups, gpus),
+    )  # fmt: skip
+
+
+def _warnings(run: RunConfig, config: ImpConfig, groups: list[ExpertGroup], gpus: int) -> list[str]:
+    found = []
     if any(len(group.nodes) > 1 for group in groups):
-        warnings.append(
+        found.append(
             f"expert groups span nodes: every MoE layer exchanges tokens over the network; ep_size that divides {gpus} avoids it"
         )
     if config.num_experts and run.optimizer.clip:
-        warnings.append("ZeRO 0 is refused for this run: with experts it clips by a wrong norm")
-    return Plan(run.name, nodes, gpus, ep_size, precision, parameters, tasks, memory, groups, warnings)
+        found.append("ZeRO 0 is refused for this run: with experts it clips by a wrong norm")
+    return found
 
 
-def count_parameters(config: ImpConfig) -> Parameters:
-    """Count an ImpForPreTraining on the meta device."""
+def parameter_sizes(config: ImpConfig) -> dict[str, int]:
+    """Elements of each parameter of an ImpForPreTraining, by name, from the meta device."""
     with torch.device("meta"):
         model = ImpForPreTraining(config)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def count_parameters(config: ImpConfig, sizes: dict[str, int]) -> Parameters:
+    """Sums over `parameter_sizes`."""
     encoder = sum(n for name, n in sizes.items() if name.startswith(("imp.blocks.", "imp.norm.")))
     experts = sum(n for name, n in sizes.items() if ".experts." in name)
     one_expert = experts // (config.num_experts * len(config.moe_layer_indices)) if config.num_experts else 0
-    active = encoder - experts + round(config.capacity_factor * one_expert * len(config.moe_layer_indices))
+    each = expert_rows(config, 1, config.group_tokens) / config.group_tokens if config.num_experts else 0
+    active = encoder - experts + round(each * one_expert * len(config.moe_layer_indices))
     return Parameters(encoder, experts, active, sum(sizes.values()) - encoder, one_expert)
 
 
@@ -135,42 +158,6 @@ def plan_tasks(run: RunConfig, config: ImpConfig) -> list[TaskPlan]:
         TaskPlan(t.name, tokens[t.name], t.batch_size, per_step[t.name], shares[t.name], shares[t.name] * per_step[t.name] / mean)
         for t in run.tasks
     ]
-
-
-def activation_bytes(task: TaskPlan, config: ImpConfig, world: int, precision: str, checkpointing: bool) -> float:
-    """An estimate of what one rank keeps of one step for the backward, encoder only.
-
-    A block keeps for each token: its input, two norms' outputs, the attention's three inputs and one output, the second
-    residual (8 D), and the feed-forward before and after its activation (2 F, times the mean number of experts in a MoE
-    layer). With checkpointing it keeps its input alone (D), and one block at a time keeps the rest.
-    """
-    tokens = task.tokens_per_step / world
-    width = 8 * config.hidden_size
-    hidden = 2 * config.intermediate_size
-    moe, layers = len(config.moe_layer_indices), config.num_hidden_layers
-    sparse = max(1.0, config.capacity_factor) if moe else 1.0
-    if checkpointing:
-        values = layers * config.hidden_size + width + hidden * sparse
-    else:
-        values = layers * width + (layers - moe) * hidden + moe * hidden * sparse
-    return tokens * values * PRECISIONS[precision][0]
-
-
-def memory_of_rank(parameters: Parameters, stage: int, world: int, ep_size: int, precision: str, activations: float) -> Memory:
-    """Bytes of one rank. ZeRO 1 shares the optimizer's states among replicas, 2 also gradients, 3 also weights; what is
-    not an expert has `world` replicas, an expert world / ep_size."""
-    dense = parameters.total - parameters.experts
-    own_experts = parameters.experts / ep_size
-    whole = dense + own_experts
-    shared = dense / world + own_experts / (world / ep_size)
-    weights, gradients, optimizer = PRECISIONS[precision]
-    return Memory(
-        stage,
-        weights * (shared if stage >= 3 else whole),
-        gradients * (shared if stage >= 2 else whole),
-        optimizer * (shared if stage >= 1 else whole),
-        activations,
-    )
 
 
 def expert_groups(num_experts: int, ep_size: int, world: int, gpus: int) -> list[ExpertGroup]:

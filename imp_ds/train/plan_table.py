@@ -3,15 +3,26 @@
 from rich.console import Console
 from rich.table import Table
 
-from imp_ds.train.plan import GIB, Plan
+from imp_ds.train.plan import Plan
+from imp_ds.train.plan_choice import GIB, advice
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Print the plan: parameters, tasks, memory of a rank, expert groups, warnings."""
+    """Print the plan: parameters, tasks, memory of a rank, times, expert groups, warnings."""
     ranks = plan.nodes * plan.gpus
     console.print(f"{plan.name}: {plan.nodes} node(s) x {plan.gpus} = {ranks} rank(s), ep_size {plan.ep_size}, {plan.precision}")
     for table in (_parameters(plan), _tasks(plan), _memory(plan)):
         console.print(table)
+    if plan.times:
+        console.print(_times(plan))
+        console.print(f"rates of {plan.rates.machine}, {plan.rates.precision}, {plan.rates.ranks} rank(s); nothing overlaps")
+        if plan.rates.assumed:
+            console.print(f"assumed, not measured (--rates FILE replaces all rates): {'; '.join(plan.rates.assumed)}")
+    else:
+        console.print(f"no times: no rates are known for {plan.precision}; python -m imp_ds rates FILE measures them")
+    if plan.choices:
+        console.print(_choices(plan))
+        console.print(advice(plan.choices, plan.rates.memory_gib))
     if plan.groups:
         console.print(_groups(plan))
     for warning in plan.warnings:
@@ -62,6 +73,38 @@ def _memory(plan: Plan) -> Table:
     for memory in plan.memory:
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
         table.add_row(str(memory.stage), *(f"{part / GIB:,.2f}" for part in parts))
+    return table
+
+
+def _times(plan: Plan) -> Table:
+    title = f"Time of a step at ZeRO {plan.stage}, ms (predicted)"
+    table = _table(title, "task", "compute", "engine", "communication", "sum", "samples/s", "TF/s of a rank")
+    ranks = plan.nodes * plan.gpus
+    for task, time in zip(plan.tasks, plan.times):
+        sent = ", ".join(f"{name} {1e3 * s:,.2f}" for name, s in time.communication.items() if s)
+        table.add_row(
+            task.name,
+            *(f"{1e3 * part:,.2f}" for part in (time.compute, time.engine)),
+            sent or "0",
+            f"{1e3 * time.seconds:,.2f}",
+            f"{task.batch_size / time.seconds:,.0f}",
+            f"{time.flops / time.seconds / ranks / 1e12:,.3g}",
+        )
+    table.add_row("mean of a step", "", "", "", f"{1e3 * plan.step_seconds:,.2f}", "", "")
+    return table
+
+
+def _choices(plan: Plan) -> Table:
+    table = _table(
+        f"Sizes of expert groups at ZeRO {plan.stage}", "ep_size", "nodes of a group", "memory of a rank, GiB", "step, ms",
+        "exchange of tokens, ms", "gradients and weights, ms",
+    )  # fmt: skip
+    for choice in plan.choices:
+        sent = choice.communication
+        table.add_row(
+            str(choice.ep_size), str(choice.nodes_of_group), f"{choice.memory / GIB:,.2f}", f"{1e3 * choice.seconds:,.2f}",
+            f"{1e3 * sent['tokens to experts']:,.2f}", f"{1e3 * (sent['gradients'] + sent['weights']):,.2f}",
+        )  # fmt: skip
     return table
 
 

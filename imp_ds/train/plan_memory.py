@@ -1,0 +1,91 @@
+"""Memory of a rank: exact for weights, gradients and optimizer states under DeepSpeed's ZeRO stages, counted for activations.
+
+Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch.
+"""
+
+from dataclasses import dataclass
+
+from imp_ds.config import AudioSettings
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.tasks import Task
+from imp_ds.tokens import task_tokens
+from imp_ds.train.flops import FLOAT32, expert_rows, patch_values
+
+# bytes of a parameter: weights, gradients, optimizer. bf16: gradients accumulate in float32; DeepSpeed keeps a float32 master
+# copy of what a rank updates, in float32 training too, and AdamW two moments
+PRECISIONS = {"bf16": (2, 4, 12), "float32": (4, 4, 12)}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank under one ZeRO stage."""
+
+    stage: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def memory_of_rank(rest: int, experts: int, stage: int, world: int, ep_size: int, precision: str, activations: float) -> Memory:
+    """Bytes of one rank, from all parameters that are no experts and all that are. ZeRO 1 shares the optimizer's states among
+    replicas, 2 also gradients, 3 also weights; what is not an expert has `world` replicas, an expert world / ep_size."""
+    own_experts = experts / ep_size
+    whole = rest + own_experts
+    shared = rest / world + own_experts / (world / ep_size)
+    weights, gradients, optimizer = PRECISIONS[precision]
+    return Memory(
+        stage,
+        weights * (shared if stage >= 3 else whole),
+        gradients * (shared if stage >= 2 else whole),
+        optimizer * (shared if stage >= 1 else whole),
+        activations,
+    )
+
+
+def activation_bytes(
+    task: Task, config: ImpConfig, audio: AudioSettings, world: int, precision: str, checkpointing: bool
+) -> float:
+    """What one rank keeps of one step of `task` for the backward, and the most that the backward of one block needs beside it.
+
+    A batch in pieces keeps one piece at a time.
+    """
+    size, samples = PRECISIONS[precision][0], task.batch_size // world // task.pieces
+    layers, moe, width = config.num_hidden_layers, len(config.moe_layer_indices), config.hidden_size
+    kept = most = 0.0
+    for modality, length in task_tokens(task, config, audio).items():
+        tokens = samples * length
+        dense, sparse = block_values(config, samples, length)
+        passing = 2 * tokens * (config.intermediate_size + width)  # gradients on their way through a block
+        kept += tokens * (patch_values(modality, config) + 6 * width)
+        if checkpointing:
+            kept += layers * tokens * width
+            passing += max(dense, sparse)
+        else:
+            kept += (layers - moe) * dense + moe * sparse
+        most = max(most, passing)
+    return (kept + most) * size + similarity_values(task, config, samples, world) * FLOAT32
+
+
+def block_values(config: ImpConfig, samples: int, length: int) -> tuple[float, float]:
+    """Values that a dense block and a MoE block keep: the inputs of both norms and of both maps after them, queries, keys and
+    values (normed ones too), the attention's answer, and the feed-forward before and after its activation. Experts keep the
+    rows they got and gave instead of one input."""
+    tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
+    shared = tokens * width * (10 if config.qk_norm else 8)
+    if not config.num_experts:
+        return shared + 2 * tokens * hidden, 0.0
+    matrices = 3 if config.expert_activation == "geglu" else 2
+    rows = expert_rows(config, samples, length)
+    return shared + 2 * tokens * hidden, shared + rows * (2 * width + matrices * hidden) + 4 * tokens * config.num_experts
+
+
+def similarity_values(task: Task, config: ImpConfig, samples: int, world: int) -> float:
+    """Contrastive objectives keep for each direction the similarities, masked and not, and both vectors of all ranks."""
+    pairs = sum(len(objective.pairs) for objective in task.objectives if objective.kind == "contrastive")
+    everyone = samples * world * task.pieces
+    return 2 * pairs * (4 * samples * everyone + everyone * config.common_dim + 6 * samples * config.common_dim)

@@ -1,0 +1,171 @@
+"""The time of a step, predicted from a machine's rates: a sum over what a rank runs and sends, with nothing overlapped.
+
+    step = sum over kernels [ calls * overhead + max(flops / flops_per_s(width), bytes / bytes_per_s) ]        compute
+         + step_s + tensors * tensor_s + held * whole_s + updated * owned_s                                     engine
+         + sum over collectives [ calls * latency * ceil(log2 n) + traffic / bandwidth ]                        communication
+
+Compute is `imp_ds.train.flops`; kernels of blocks count 4/3 where they run forward twice (gradient checkpointing, a batch in
+pieces). Traffic of one rank in a group of n, for S bytes of the joined tensor: all-reduce 2 S (n-1)/n, all-gather and
+reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. What DeepSpeed 0.19.8 sends in a step:
+
+    ZeRO 0        all-reduce of the gradients of the task's parameters
+    ZeRO 1, 2     the same, and all-gather of all weights after the update
+    ZeRO 3        reduce-scatter of these gradients; all-gather of the weights twice (forward, backward) for each modality
+    MoE layer     two all-to-alls of the experts' rows forward and two backward, for each modality; two more when run again
+    contrastive   all-gather of both sides' vectors, and reduce-scatter of their gradients
+    each step     a few numbers: the norm, and whether all ranks are well
+
+What is not an expert has `world` replicas, an expert world / ep_size. Inside a node a group's bandwidth is the link between
+its GPUs. A ring over several nodes enters each node once for each of its g ranks there, so min(gpu link, g * node link); of
+an all-to-all, the share for other nodes passes the rank's own node link while the rest passes the GPUs' link.
+"""
+
+import math
+from dataclasses import dataclass
+
+from imp_ds.config import RunConfig
+from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.tasks import Task
+from imp_ds.tokens import task_tokens
+from imp_ds.train.flops import FLOAT32, expert_rows, step_flops, step_kernels
+from imp_ds.train.rates import Link, Rates
+
+VALUE_BYTES = {"bf16": 2, "float32": 4}
+CONTROL_CALLS = 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """Links in bytes a second of one rank; `measured`, where there are any, are those inside a node, by operation."""
+
+    gpus: int
+    gpu_link: float = 450e9
+    node_link: float = 50e9
+    measured: dict[str, Link] | None = None
+    latency_s: float = 2e-5
+
+    def seconds(self, operation: str, size: float, calls: int, ranks: int, stride: int = 1) -> float:
+        """Of `calls` collectives of `size` bytes in all, among `ranks` ranks that lie `stride` apart."""
+        if ranks == 1 or not calls:
+            return 0.0
+        traffic = size * (ranks - 1) / ranks * (2 if operation == "all_reduce" else 1)
+        link = (self.measured or {}).get(operation, Link(latency_s=self.latency_s, bytes_per_s=self.gpu_link))
+        starts = calls * link.latency_s * math.ceil(math.log2(ranks))
+        here = max(1, min(ranks, self.gpus // stride))
+        if here == ranks:
+            return starts + traffic / link.bytes_per_s
+        if operation == "all_to_all":
+            return starts + max(size * (here - 1) / ranks / link.bytes_per_s, size * (ranks - here) / ranks / self.node_link)
+        return starts + traffic / min(link.bytes_per_s, here * self.node_link)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of one rank: those it holds and those that a task gives gradients to, apart for experts (which have
+    world / ep_size replicas) and the rest (world), and the tensors of the latter."""
+
+    rest: int
+    experts: int
+    touched_rest: int
+    touched_experts: int
+    touched_tensors: int
+
+
+@dataclass(frozen=True)
+class TaskTime:
+    """Seconds of a step of one task, and its model FLOPs over all ranks. `communication` by what it is for."""
+
+    name: str
+    compute: float
+    engine: float
+    communication: dict[str, float]
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.engine + sum(self.communication.values())
+
+
+def task_weights(sizes: dict[str, int], task: Task, ep_size: int) -> Weights:
+    """From the number of elements of each parameter of an ImpForPreTraining, by name."""
+    own = [
+        *("imp.blocks.", "imp.norm.", f"objectives.{task.name}."),
+        *(f"imp.{part}.{modality}." for modality in task.views.names() for part in ("embeddings", "pre_encoder", "post_encoder")),
+    ]
+    for pair in (pair for objective in task.objectives if objective.kind == "contrastive" for pair in objective.pairs):
+        own += [f"imp.projections.{a}_to_{b}." for a, b in (pair, pair[::-1])]
+    touched = {name: n for name, n in sizes.items() if name.startswith(tuple(own))}
+    experts = sum(n for name, n in sizes.items() if ".experts." in name)
+    touched_experts = sum(n for name, n in touched.items() if ".experts." in name)
+    return Weights(
+        sum(sizes.values()) - experts, experts // ep_size,
+        sum(touched.values()) - touched_experts, touched_experts // ep_size, len(touched),
+    )  # fmt: skip
+
+
+def task_time(
+    run: RunConfig, config: ImpConfig, sizes: dict[str, int], task: Task, *,
+    world: int, ep_size: int, stage: int, rates: Rates, network: Network,
+) -> TaskTime:  # fmt: skip
+    """The prediction for one task on `world` ranks with `ep_size` ranks to a set of experts, under a ZeRO stage."""
+    again = run.train.gradient_checkpointing or task.pieces > 1
+    kernels = step_kernels(task, config, run.data.audio, world, VALUE_BYTES[rates.precision], ep_size)
+    compute = sum(rates.kernels[k.kind].seconds(k) * (4 / 3 if again and k.in_block else 1) for k in kernels)
+    weights, calls = task_weights(sizes, task, ep_size), len(task.views.names())
+    communication = {
+        "gradients": gradient_seconds(weights, stage, world, ep_size, rates.precision, network),
+        "weights": weight_seconds(weights, stage, calls, world, ep_size, rates.precision, network),
+        "tokens to experts": token_seconds(task, run, config, world, ep_size, again, rates.precision, network),
+        "contrastive": contrastive_seconds(task, config, world, network),
+        "control": network.seconds("all_reduce", 0.0, CONTROL_CALLS, world),
+    }
+    engine = engine_seconds(weights, stage, calls, world, ep_size, rates)
+    return TaskTime(task.name, compute, engine, communication, step_flops(task, config, run.data.audio, world))
+
+
+def engine_seconds(weights: Weights, stage: int, calls: int, world: int, ep_size: int, rates: Rates) -> float:
+    """What DeepSpeed and the optimizer do beside communicating; ZeRO 3 meets every tensor again in each of `calls` encodings."""
+    rate = rates.engine[stage]
+    held = weights.rest + weights.experts
+    updated = weights.rest / world + weights.experts * ep_size / world if stage else held
+    tensors = weights.touched_tensors * (calls if stage == 3 else 1)
+    return rate.step_s + tensors * rate.tensor_s + held * rate.whole_s + updated * rate.owned_s
+
+
+def gradient_seconds(weights: Weights, stage: int, world: int, ep_size: int, precision: str, network: Network) -> float:
+    """Gradients averaged over replicas, one call for each group of ranks."""
+    operation, size = ("reduce_scatter" if stage == 3 else "all_reduce"), VALUE_BYTES[precision]
+    rest = network.seconds(operation, weights.touched_rest * size, 1, world)
+    return rest + network.seconds(operation, weights.touched_experts * size, 1, world // ep_size, ep_size)
+
+
+def weight_seconds(
+    weights: Weights, stage: int, calls: int, world: int, ep_size: int, precision: str, network: Network
+) -> float:
+    """Weights gathered: once after the update (ZeRO 1, 2), or tensor by tensor in each of `calls` encodings (ZeRO 3)."""
+    size, replicas = VALUE_BYTES[precision], world // ep_size
+    if stage < 3:
+        gathered = (weights.rest, weights.experts, 1) if stage else (0, 0, 0)
+    else:
+        gathered = (2 * calls * weights.touched_rest, 2 * calls * weights.touched_experts, 2 * calls * weights.touched_tensors)
+    rest = network.seconds("all_gather", gathered[0] * size, gathered[2], world)
+    return rest + network.seconds("all_gather", gathered[1] * size, 1 if gathered[1] else 0, replicas, ep_size)
+
+
+def token_seconds(
+    task: Task, run: RunConfig, config: ImpConfig, world: int, ep_size: int, again: bool, precision: str, network: Network
+) -> float:
+    """The experts' rows, there and back, of all MoE layers."""
+    layers, calls, total = len(config.moe_layer_indices), 6 if again else 4, 0.0
+    for length in task_tokens(task, config, run.data.audio).values() if layers else ():
+        rows = expert_rows(config, task.batch_size // world, length)
+        size = rows * config.hidden_size * VALUE_BYTES[precision]
+        total += network.seconds("all_to_all", calls * layers * size, calls * layers, ep_size)
+    return total
+
+
+def contrastive_seconds(task: Task, config: ImpConfig, world: int, network: Network) -> float:
+    """Vectors of both sides of each pair, float32, gathered, and their gradients scattered back."""
+    pairs = sum(len(objective.pairs) for objective in task.objectives if objective.kind == "contrastive")
+    size = 2 * pairs * task.batch_size * config.common_dim * FLOAT32
+    return sum(network.seconds(operation, size, 2 * pairs, world) for operation in ("all_gather", "reduce_scatter"))

@@ -1,0 +1,69 @@
+"""Rates: what the file keeps and refuses, and that measuring gives figures of this machine."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.train.measure import KernelTimer, matrix_peak, measure_links, seconds_of
+from imp_ds.train.rates import Rates, h200
+
+CPU = torch.device("cpu")
+
+
+def test_rates_are_read_as_they_were_written(tmp_path):
+    h200().save(tmp_path / "rates.json")
+    assert Rates.load(tmp_path / "rates.json") == h200()
+
+
+def test_rates_that_cannot_be_used_are_named(tmp_path):
+    path = tmp_path / "rates.json"
+    with pytest.raises(UserError, match="cannot be read"):
+        Rates.load(path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        Rates.load(path)
+    data = h200().model_dump(mode="json")
+    path.write_text(json.dumps(data | {"ranks": 0}))
+    with pytest.raises(UserError, match="ranks"):
+        Rates.load(path)
+    del data["kernels"]["gelu"], data["engine"]["3"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="incomplete") as error:
+        Rates.load(path)
+    assert "gelu" in str(error.value) and "engine.3" in str(error.value)
+
+
+def test_figures_of_the_h200_say_what_is_assumed():
+    rates = h200()
+    assert rates.kernels["product"].flops_at(768) == 780e12 and rates.kernels["copy"].bytes_per_s == 4.3e12
+    assert len(rates.assumed) >= 5
+
+
+def test_seconds_of_a_call_are_its_median():
+    waits = iter([0.0, 0.0] + [0.01, 0.2, 0.01] * 5)  # the first two do not count
+    assert 0.009 < seconds_of(lambda: time.sleep(next(waits)), CPU, limit_s=0.0) < 0.1
+
+
+def test_the_peak_is_what_a_product_reaches():
+    a, b = torch.randn(2, 768, 768)
+    peak, start = matrix_peak(CPU, torch.float32, limit_s=0.1), time.perf_counter()
+    for _ in range(5):
+        a @ b
+    alone = 5 * 2 * 768**3 / (time.perf_counter() - start)
+    assert 1e9 < peak < 1e13 and alone < 3 * peak  # another product of the same kind is not beyond it; the bounds are for noise
+
+
+def test_every_kind_of_kernel_is_measured(monkeypatch):
+    """With products of one width and few repetitions; the whole takes a minute."""
+    monkeypatch.setattr("imp_ds.train.measure.WIDTHS", (64,))
+    monkeypatch.setattr("imp_ds.train.measure.seconds_of", lambda function, device: seconds_of(function, device, 0.01))
+    found = KernelTimer(CPU, torch.float32).rates()
+    assert found.keys() == h200().kernels.keys()
+    assert found["product"].flops_per_s.keys() == found["experts"].flops_per_s.keys() == {64}
+    for rate in found.values():
+        assert 1e7 < rate.bytes_per_s < 1e13 and rate.overhead_s < 0.1
+        assert all(1e8 < flops < 1e13 for flops in rate.flops_per_s.values())
+    assert measure_links(CPU) == {}  # one rank has none
