@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imp_ds.moe.cpu_experts import cpu_experts
+from imp_ds.moe.cpu_experts import cpu_experts, cpu_mixture
 
 
 def mixture(
@@ -29,10 +29,12 @@ def mixture(
         token_index_N: the token of each row; a token may have many rows, or none (then its answer is zero).
         weight_N: the row's weight. Zero means an empty slot, which gives nothing and gets no gradient.
     """
-    y_ND = experts_forward(x_TD.index_select(0, token_index_N), count, w1_EDF, w2_EFD, w3_EDF)
-    weight_N = weight_N.to(y_ND.dtype)
+    weight_N = weight_N.to(x_TD.dtype)
     weight_N = torch.where(weight_N == 0, weight_N.detach(), weight_N)
-    return torch.zeros_like(x_TD).index_add(0, token_index_N, y_ND * weight_N.unsqueeze(1))
+    weights = _weights_for(x_TD, len(token_index_N), count, w1_EDF, w2_EFD, w3_EDF)
+    if x_TD.device.type == "cpu":
+        return cpu_mixture(x_TD, token_index_N, weight_N, _counts(len(token_index_N), count, w1_EDF), *weights)
+    return stacked_mixture(x_TD, token_index_N, weight_N, count, *weights)
 
 
 def experts_forward(
@@ -43,17 +45,42 @@ def experts_forward(
     gelu(x w1) w2, or with three matrices (gelu(x w1) * x w3) w2, with the tanh form of gelu. Experts without rows get
     gradients of zeros.
     """
-    experts = w1_EDF.shape[0]
-    assert sum(count) == len(x_ND) if count is not None else len(x_ND) % experts == 0, "rows and counts disagree"
-    w1_EDF, w2_EFD = w1_EDF.to(x_ND.dtype), w2_EFD.to(x_ND.dtype)
-    w3_EDF = None if w3_EDF is None else w3_EDF.to(x_ND.dtype)
+    weights = _weights_for(x_ND, len(x_ND), count, w1_EDF, w2_EFD, w3_EDF)
     if x_ND.device.type == "cpu":
-        return cpu_experts(x_ND, count or [len(x_ND) // experts] * experts, w1_EDF, w2_EFD, w3_EDF)
-    return stacked_experts(x_ND, count, w1_EDF, w2_EFD, w3_EDF)
+        return cpu_experts(x_ND, _counts(len(x_ND), count, w1_EDF), *weights)
+    return stacked_experts(x_ND, count, *weights)
+
+
+def _weights_for(x: Tensor, rows: int, count: list[int] | None, *weights: Tensor | None) -> list[Tensor | None]:
+    """The weights in the type of x, after a look whether they and the rows belong together."""
+    assert rows % len(weights[0]) == 0 if count is None else (sum(count), len(count)) == (rows, len(weights[0])), (rows, count)
+    return [None if weight is None else weight.to(x.dtype) for weight in weights]
+
+
+def _counts(rows: int, count: list[int] | None, w1_EDF: Tensor) -> list[int]:
+    experts = len(w1_EDF)
+    return [rows // experts] * experts if count is None else count
+
+
+def stacked_mixture(
+    x_TD: Tensor,
+    token_index_N: Tensor,
+    weight_N: Tensor,
+    count: list[int] | None,
+    w1_EDF: Tensor,
+    w2_EFD: Tensor,
+    w3_EDF: Tensor | None,
+) -> Tensor:
+    """`mixture` on any device, differentiated by autograd."""
+    y_ND = stacked_experts(x_TD.index_select(0, token_index_N), count, w1_EDF, w2_EFD, w3_EDF)
+    return torch.zeros_like(x_TD).index_add(0, token_index_N, y_ND * weight_N.unsqueeze(1))
 
 
 def stacked_experts(x_ND: Tensor, count: list[int] | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
-    """The same on any device, differentiated by autograd: no loop over experts."""
+    """`experts_forward` on any device, differentiated by autograd, without a loop over experts.
+
+    Grouped products want rows and weights whose strides are multiples of 16 bytes: D and F multiples of 8 in bfloat16.
+    """
     if count is None:
         rows = x_ND.view(w1_EDF.shape[0], -1, x_ND.shape[1])
         product = torch.bmm

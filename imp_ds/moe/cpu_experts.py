@@ -2,11 +2,14 @@
 
 A batched matrix product cannot take experts of different numbers of rows, and autograd over a loop allocates, and zeroes, a
 stack of all weights for each expert. Here every product writes straight to its place (`out=`), also the weights' gradients.
-Kept for the backward is only what enters the activation; the rest of the hidden layer is cheaper to compute again than to keep.
+Kept for the backward is only what enters the activation, and what comes out at the end; rows and the rest of the hidden layer
+are cheaper to gather and compute again than to keep.
 
-Shapes: N rows in the order of their experts, E experts, D width, F feed-forward width, R rows of a block.
+Shapes: T flat tokens, N rows in the order of their experts, E experts, D width, F feed-forward width, R rows of one
+expert or of a block of them.
 """
 
+import itertools
 import math
 import mmap
 from contextlib import suppress
@@ -27,88 +30,123 @@ def cpu_experts(x_ND: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, 
 
     Differentiable once, in x and the weights, which are all of one floating-point type.
     """
-    inputs = (x_ND, w1_EDF, w2_EFD, w3_EDF)
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    return _forward(x_ND, count, w1_EDF, w2_EFD, w3_EDF, keep)[0]
+    keep = _needs_gradient(x_ND, w1_EDF, w2_EFD, w3_EDF)
+    return _forward(x_ND, None, None, count, w1_EDF, w2_EFD, w3_EDF, keep)[0]
+
+
+def cpu_mixture(
+    x_TD: Tensor, token_index_N: Tensor, weight_N: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None
+) -> Tensor:
+    """The same on rows that are tokens, [T, D] -> [T, D]: each token's weighted sum. Differentiable in `weight_N` too."""
+    keep = _needs_gradient(x_TD, weight_N, w1_EDF, w2_EFD, w3_EDF)
+    return _forward(x_TD, token_index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep)[0]
+
+
+def _needs_gradient(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
 
 @torch.library.custom_op("imp_ds::cpu_experts", mutates_args=(), device_types="cpu")
 def _forward(
-    x_ND: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The answers, and what enters the activation and the gate, [N, F] each; these are empty unless `keep` asks for them."""
-    most, hidden = max(count), w1_EDF.shape[2]
-    y_ND = torch.empty_like(x_ND, memory_format=torch.contiguous_format)
-    h_NF = _empty(x_ND, len(x_ND) if keep else most, hidden)
-    gate_NF = h_NF.new_empty(0) if w3_EDF is None else _empty(h_NF, *h_NF.shape)
-    act_NF = h_NF.new_empty(most, hidden)
-    for e, (start, rows) in enumerate(_spans(count)):
-        here = slice(start, start + rows)
+    x: Tensor, index_N: Tensor | None, weight_N: Tensor | None, count: list[int],
+    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The result, and for the backward what enters the activation and the gate, [N, F], and the unweighted answers, [N, D].
+
+    Without an index, rows and answers are x and the result themselves. What is not there or not to be kept is empty.
+    """
+    kept_rows, most = (sum(count), max(count)) if keep else (max(count), max(count))
+    y = torch.zeros_like(x, memory_format=torch.contiguous_format) if index_N is not None else x.new_empty(x.shape)
+    h_NF = _empty(x, kept_rows, w1_EDF.shape[2])
+    gate_NF = _empty(x, kept_rows if w3_EDF is not None else 0, w1_EDF.shape[2])
+    answer_ND = x.new_empty(kept_rows if index_N is not None else 0, x.shape[1])
+    act_NF = h_NF.new_empty(most, h_NF.shape[1])
+    for e, here in enumerate(_spans(count)):
+        rows = here.stop - here.start
         kept = here if keep else slice(0, rows)
-        torch.mm(x_ND[here], w1_EDF[e], out=h_NF[kept])
+        x_RD = _rows(x, index_N, here)
+        torch.mm(x_RD, w1_EDF[e], out=h_NF[kept])
         _gelu(h_NF[kept], act_NF[:rows])
         if w3_EDF is not None:
-            torch.mm(x_ND[here], w3_EDF[e], out=gate_NF[kept])
+            torch.mm(x_RD, w3_EDF[e], out=gate_NF[kept])
             act_NF[:rows].mul_(gate_NF[kept])
-        torch.mm(act_NF[:rows], w2_EFD[e], out=y_ND[here])
-    return (y_ND, h_NF, gate_NF) if keep else (y_ND, h_NF.new_empty(0), h_NF.new_empty(0))
+        answer_RD = y[here] if index_N is None else answer_ND[kept]
+        torch.mm(act_NF[:rows], w2_EFD[e], out=answer_RD)
+        if index_N is not None:
+            y.index_add_(0, index_N[here], answer_RD * weight_N[here, None])
+    return (y, h_NF, gate_NF, answer_ND) if keep else (y, *(x.new_empty(0, 0) for _ in range(3)))
 
 
 @torch.library.custom_op("imp_ds::cpu_experts_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    grad_ND: Tensor, x_ND: Tensor, h_NF: Tensor, gate_NF: Tensor, count: list[int],
-    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, w1, w2 and w3; the last is empty when there is no w3."""
-    dx_ND = torch.empty_like(x_ND, memory_format=torch.contiguous_format)
+    grad: Tensor, x: Tensor, index_N: Tensor | None, weight_N: Tensor | None, h_NF: Tensor, gate_NF: Tensor, answer_ND: Tensor,
+    count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
+    dx = torch.zeros_like(x, memory_format=torch.contiguous_format) if index_N is not None else x.new_empty(x.shape)
+    dweight_N = x.new_empty(len(answer_ND))
     dw1_EDF, dw2_EFD = _empty(w1_EDF, *w1_EDF.shape), _empty(w2_EFD, *w2_EFD.shape)
-    dw3_EDF = x_ND.new_empty(0) if w3_EDF is None else _empty(w3_EDF, *w3_EDF.shape)
-    act_RF, dh_RF = h_NF.new_empty(2, max(count), h_NF.shape[1])
-    for e, (start, rows) in enumerate(_spans(count)):
-        here = slice(start, start + rows)
-        x, grad, act, dh = x_ND[here], grad_ND[here], act_RF[:rows], dh_RF[:rows]
-        torch.mm(grad, w2_EFD[e].t(), out=dh)
+    dw3_EDF = x.new_empty(0) if w3_EDF is None else _empty(w3_EDF, *w3_EDF.shape)
+    act_NF, dh_NF = h_NF.new_empty(2, max(count), h_NF.shape[1])
+    for e, here in enumerate(_spans(count)):
+        rows = here.stop - here.start
+        act, dh = act_NF[:rows], dh_NF[:rows]
+        x_RD, grad_RD = _rows(x, index_N, here), _rows(grad, index_N, here)
+        if index_N is not None:
+            torch.sum(grad_RD * answer_ND[here], 1, out=dweight_N[here])
+            grad_RD.mul_(weight_N[here, None])
+        torch.mm(grad_RD, w2_EFD[e].t(), out=dh)
         if w3_EDF is None:
             _gelu_backward(h_NF[here], act, dh)
-            torch.mm(act.t(), grad, out=dw2_EFD[e])
-            torch.mm(dh, w1_EDF[e].t(), out=dx_ND[here])
         else:
             dgate = _gated_backward(h_NF[here], gate_NF[here], act, dh)
-            torch.mm(act.t(), grad, out=dw2_EFD[e])
-            torch.mm(x.t(), dgate, out=dw3_EDF[e])
-            torch.mm(dh, w1_EDF[e].t(), out=dx_ND[here])
-            dx_ND[here].addmm_(dgate, w3_EDF[e].t())
-        torch.mm(x.t(), dh, out=dw1_EDF[e])
-    return dx_ND, dw1_EDF, dw2_EFD, dw3_EDF
+            torch.mm(x_RD.t(), dgate, out=dw3_EDF[e])
+        torch.mm(act.t(), grad_RD, out=dw2_EFD[e])
+        torch.mm(x_RD.t(), dh, out=dw1_EDF[e])
+        dx_RD = torch.mm(dh, w1_EDF[e].t(), out=dx[here] if index_N is None else grad_RD)  # whose last use was dw2
+        if w3_EDF is not None:
+            dx_RD.addmm_(dgate, w3_EDF[e].t())
+        if index_N is not None:
+            dx.index_add_(0, index_N[here], dx_RD)
+    return dx, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF
 
 
 @_forward.register_fake
-def _(x_ND, count, w1_EDF, w2_EFD, w3_EDF, keep):
-    kept = (len(x_ND), w1_EDF.shape[2]) if keep else (0,)
-    return torch.empty_like(x_ND), x_ND.new_empty(kept), x_ND.new_empty(kept if w3_EDF is not None else (0,))
+def _(x, index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep):
+    if not keep:
+        return torch.empty_like(x), *(x.new_empty(0, 0) for _ in range(3))
+    rows, hidden = sum(count), w1_EDF.shape[2]
+    gate_NF = x.new_empty(rows if w3_EDF is not None else 0, hidden)
+    return torch.empty_like(x), x.new_empty(rows, hidden), gate_NF, x.new_empty(rows if index_N is not None else 0, x.shape[1])
 
 
 @_backward.register_fake
-def _(grad_ND, x_ND, h_NF, gate_NF, count, w1_EDF, w2_EFD, w3_EDF):
-    dw3_EDF = x_ND.new_empty(0) if w3_EDF is None else torch.empty_like(w3_EDF)
-    return torch.empty_like(x_ND), torch.empty_like(w1_EDF), torch.empty_like(w2_EFD), dw3_EDF
+def _(grad, x, index_N, weight_N, h_NF, gate_NF, answer_ND, count, w1_EDF, w2_EFD, w3_EDF):
+    dw3_EDF = x.new_empty(0) if w3_EDF is None else torch.empty_like(w3_EDF)
+    return torch.empty_like(x), x.new_empty(len(answer_ND)), torch.empty_like(w1_EDF), torch.empty_like(w2_EFD), dw3_EDF
 
 
 def _save(ctx, inputs, output) -> None:
-    x_ND, ctx.count, *weights, _ = inputs
+    x, index_N, weight_N, ctx.count, *weights, _ = inputs
     ctx.set_materialize_grads(False)  # what is only kept has no gradient: do not make one of zeros
-    ctx.save_for_backward(x_ND, *output[1:], *weights)
+    ctx.save_for_backward(x, index_N, weight_N, *output[1:], *weights)
 
 
-def _differentiate(ctx, grad_ND, *_):
-    if grad_ND is None:  # the answers went nowhere
-        return (None,) * 6
-    x_ND, h_NF, gate_NF, w1_EDF, w2_EFD, w3_EDF = ctx.saved_tensors
-    dx_ND, dw1_EDF, dw2_EFD, dw3_EDF = _backward(grad_ND, x_ND, h_NF, gate_NF, ctx.count, w1_EDF, w2_EFD, w3_EDF)
-    return dx_ND, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF, None
+def _differentiate(ctx, grad, *_):
+    if grad is None:  # the result went nowhere
+        return (None,) * 8
+    *others, w1_EDF, w2_EFD, w3_EDF = ctx.saved_tensors
+    dx, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF = _backward(grad, *others, ctx.count, w1_EDF, w2_EFD, w3_EDF)
+    dweight_N = None if others[1] is None else dweight_N
+    return dx, None, dweight_N, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _rows(x: Tensor, index_N: Tensor | None, here: slice) -> Tensor:
+    """An expert's rows: a copy, where they are chosen by an index."""
+    return x[here] if index_N is None else x.index_select(0, index_N[here])
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -122,13 +160,10 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
-def _spans(count: list[int]) -> list[tuple[int, int]]:
-    """(first row, number of rows) of each expert."""
-    spans, start = [], 0
-    for rows in count:
-        spans.append((start, rows))
-        start += rows
-    return spans
+def _spans(count: list[int]) -> list[slice]:
+    """The rows of each expert."""
+    ends = list(itertools.accumulate(count))
+    return [slice(end - rows, end) for rows, end in zip(count, ends)]
 
 
 def _blocks(*matrices: Tensor):
