@@ -1,7 +1,7 @@
 # Start the deepspeed launcher so that a run can be asked to stop; sourced, not run.
 #   launch COMMAND ...   run it, and exit with its exit code
 #
-# What a launcher does with a signal, as seen with deepspeed 0.19.8 and torchrun of torch 2.13:
+# What a launcher does with a signal (deepspeed 0.19.8, by its source; torchrun of torch 2.13, as seen):
 #   deepspeed (the command)   ends at SIGTERM and SIGUSR1, and leaves the ranks behind, which go on
 #   its launch.py             SIGTERM: SIGTERM to the ranks and their loaders, SIGKILL after 30 s, exit code 1; SIGUSR1: ends,
 #                             and leaves the ranks behind. A rank that exits with 75 makes it, and deepspeed, exit with 75
