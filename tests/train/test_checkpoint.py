@@ -34,7 +34,7 @@ ALONE = ["cpu_zero1.json", "cpu_zero3.json"]
 def saved(tmp_path_factory) -> Path:
     """A folder with checkpoints of two ranks, and how each layout went on from them."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    run_ranks(checkpoint_worker.save_and_load, str(folder), LAYOUTS, ranks=2, folder=folder / "two", limit_s=150)
+    run_ranks(checkpoint_worker.save_and_load, str(folder), LAYOUTS, ranks=2, folder=folder / "two", limit_s=240)
     run_ranks(checkpoint_worker.load_alone, str(folder), ALONE, ranks=1, folder=folder / "one", limit_s=60)
     return folder
 
