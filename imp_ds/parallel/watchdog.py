@@ -12,7 +12,6 @@ process group cannot serve for this: the rank that hangs is the one that does no
             watchdog.progress(step, "training")
 """
 
-import json
 import os
 import secrets
 import selectors
@@ -25,6 +24,7 @@ import traceback
 import torch.distributed as dist
 
 from imp_ds.errors import UserError
+from imp_ds.parallel.connection import Connection, listen
 from imp_ds.parallel.groups import on_main, rank, world_size
 from imp_ds.parallel.verdict import Standing, Verdict, died, hanging, is_effect, judge_broken, judge_events, judge_stillness
 
@@ -34,7 +34,6 @@ _GRACE_S = 0.5  # between the first sign of an end and the verdict: the cause ma
 _BROKEN_S = 10.0  # the same while all that is known is that connections broke
 _FAREWELL_S = 2.0
 _START_S = 1800.0  # until the first word of progress: a model is built, a checkpoint is read
-_LONGEST_LINE = 65536
 _WAITING = ("torch.distributed", "deepspeed.comm", "imp_ds.parallel")  # modules in which one waits for other ranks
 
 
@@ -58,7 +57,7 @@ class Watchdog:
         self._clock, self._ran = 0.0, time.monotonic()
         self._failure, self._effect, self._told, self._done = None, False, False, False
         self._judged = threading.Event()
-        self._connections: dict[int, _Connection] = {}  # of rank 0: rank -> its connection; of another: 0 -> rank 0's
+        self._connections: dict[int, Connection] = {}  # of rank 0: rank -> its connection; of another: 0 -> rank 0's
         self.progress(0, "starting", at_least_s=_START_S)
 
     def progress(self, step: int, phase: str, *, at_least_s: float = 0.0) -> None:
@@ -67,7 +66,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self._main = threading.get_ident()
-        server = _listen() if rank() == 0 and world_size() > 1 else None
+        server = listen(world_size()) if rank() == 0 and world_size() > 1 else None
         token = secrets.token_hex(16)  # the port is open to all; only our ranks know this
         mine = socket.gethostname(), os.getpid(), server and server.getsockname()[1], token
         places = [mine]
@@ -97,14 +96,14 @@ class Watchdog:
     def _connect(self, server: socket.socket | None, port: int, token: str) -> None:
         """Rank 0 accepts all other ranks; they know the token."""
         if rank() > 0:
-            connection = _Connection(socket.create_connection((os.environ["MASTER_ADDR"], port), _CONNECT_S), self.timeout_s)
+            connection = Connection(socket.create_connection((os.environ["MASTER_ADDR"], port), _CONNECT_S), self.timeout_s)
             connection.send({"token": token, "rank": rank()})
             self._connections[0] = connection
         elif server is not None:
             deadline = time.monotonic() + _CONNECT_S
             while len(self._connections) < world_size() - 1:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
-                connection = _Connection(server.accept()[0], self.timeout_s)
+                connection = Connection(server.accept()[0], self.timeout_s)
                 hello = connection.receive_one()
                 if hello is not None and secrets.compare_digest(str(hello.get("token")), token):
                     self._connections[hello["rank"]] = connection
@@ -256,49 +255,6 @@ class Watchdog:
         flush.start()
         flush.join(1.0)
         os._exit(EXIT_CODE)
-
-
-def _listen() -> socket.socket:
-    """A server on a free port, for IPv4 and, where there is it, IPv6."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, backlog=world_size(), dualstack_ipv6=True)
-    return socket.create_server(("", 0), backlog=world_size())
-
-
-class _Connection:
-    """Records over a socket, one line of JSON each. A send never fails: what is wrong is noticed where it is read."""
-
-    def __init__(self, connected: socket.socket, timeout_s: float):
-        self.socket, self._rest = connected, b""
-        connected.settimeout(1.0)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a machine that answers nothing for so long is gone
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(1000 * timeout_s, 2**31 - 1)))
-
-    def send(self, record: dict) -> None:
-        try:
-            self.socket.sendall(json.dumps(record).encode() + b"\n")
-        except OSError:
-            pass
-
-    def receive(self) -> list[dict] | None:
-        """What has come; [] when nothing comes in time, None when the other side is gone."""
-        try:
-            came = self.socket.recv(_LONGEST_LINE)
-        except TimeoutError:
-            return []
-        except OSError:
-            return None
-        *lines, self._rest = (self._rest + came).split(b"\n")
-        try:
-            return [json.loads(line) for line in lines] if came and len(self._rest) < _LONGEST_LINE else None
-        except ValueError:
-            return None
-
-    def receive_one(self) -> dict | None:
-        """The first record of a connection, or None when there is none within a second."""
-        records = self.receive()
-        return records[0] if records and isinstance(records[0], dict) else None
 
 
 def _say(text: str) -> None:
