@@ -37,8 +37,8 @@ class Connection:
         """What has come; [] when nothing comes in time, None when the other side is gone."""
         try:
             came = self.socket.recv(_LONGEST_LINE)
-        except TimeoutError:
-            return []
+        except TimeoutError as error:
+            return None if error.errno else []  # with a number it is the kernel's, and the connection is lost
         except OSError:
             return None
         *lines, self._rest = (self._rest + came).split(b"\n")
