@@ -156,6 +156,22 @@ def plan(
 
 
 @app.command()
+def rates(
+    out: Annotated[Path, typer.Argument(help="JSON file to write, for plan --rates")],
+    precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: bf16 on a GPU")] = None,
+    local_rank: LocalRank = None,
+):
+    """Measure how fast this machine is, in about a minute; under a launcher also the links between its ranks."""
+    from imp_ds.train.measure_engine import command
+
+    _take_local_rank(local_rank)
+    command(out, precision)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        os._exit(0)  # before the teardown that gloo's threads abort in 1 or 2 of 100 runs
+
+
+@app.command()
 def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None):
     """Say what this machine has and lacks. Exit code 1 when training cannot work here."""
     from imp_ds.doctor import check_hostfile, examine

@@ -1,5 +1,9 @@
 """Memory of a rank: exact for weights, gradients and optimizer states under DeepSpeed's ZeRO stages, counted for activations.
 
+DeepSpeed 0.19.8 gathers gradients for reduction in buffers of reduce_bucket_size = 500 M values from ZeRO 1 on: one, and two
+where communication overlaps (ZeRO 1 and 2 as shipped for GPUs). A GPU allocates them whole; on a CPU only what is written
+takes memory.
+
 Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch.
 """
 
@@ -14,6 +18,7 @@ from imp_ds.train.flops import FLOAT32, expert_rows, patch_values
 # bytes of a parameter: weights, gradients, optimizer. bf16: gradients accumulate in float32; DeepSpeed keeps a float32 master
 # copy of what a rank updates, in float32 training too, and AdamW two moments
 PRECISIONS = {"bf16": (2, 4, 12), "float32": (4, 4, 12)}
+BUCKET = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -24,25 +29,29 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
+    buffers: float
     activations: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
 
 def memory_of_rank(rest: int, experts: int, stage: int, world: int, ep_size: int, precision: str, activations: float) -> Memory:
     """Bytes of one rank, from all parameters that are no experts and all that are. ZeRO 1 shares the optimizer's states among
-    replicas, 2 also gradients, 3 also weights; what is not an expert has `world` replicas, an expert world / ep_size."""
+    replicas, 2 also gradients, 3 also weights; what is not an expert has `world` replicas, an expert world / ep_size. float32
+    stands for training on a CPU, bf16 on a GPU, as the shipped configurations have it."""
     own_experts = experts / ep_size
     whole = rest + own_experts
     shared = rest / world + own_experts / (world / ep_size)
     weights, gradients, optimizer = PRECISIONS[precision]
+    bucket = min(BUCKET, whole) if precision == "float32" else BUCKET * (1 if stage == 3 else 2)
     return Memory(
         stage,
         weights * (shared if stage >= 3 else whole),
         gradients * (shared if stage >= 2 else whole),
         optimizer * (shared if stage >= 1 else whole),
+        bucket * weights if stage >= 1 else 0.0,
         activations,
     )
 

@@ -69,9 +69,10 @@ def _tasks(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table("Memory of a rank, GiB", "ZeRO", "weights", "gradients", "optimizer", "activations (estimate)", "sum")
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations (estimate)", "sum")
+    table = _table("Memory of a rank, GiB", "ZeRO", *parts)
     for memory in plan.memory:
-        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+        parts = (memory.weights, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.total)
         table.add_row(str(memory.stage), *(f"{part / GIB:,.2f}" for part in parts))
     return table
 

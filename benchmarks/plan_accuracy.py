@@ -1,0 +1,280 @@
+"""What `imp_ds plan` predicts against what runs measure: step time, growth of memory, communication.
+
+    python benchmarks/plan_accuracy.py [--out benchmarks/results/plan_accuracy.md] [--ranks 1 2]
+
+For each number of ranks it measures this machine's rates, then trains each case below in a fresh launch (torchrun, float32 on
+a CPU, bf16 on a GPU) on made-up batches of three alternating tasks, and compares. About 6 minutes on two quiet cores.
+
+Step time is the mean over tasks of the medians. Growth of memory is the highest resident (GPU: allocated) size during training
+above that before the model was built, when a tiny model had been trained so that libraries were loaded. Communication is timed
+in steps of its own, in which all ranks meet before each collective, so that it holds no waiting for a rank that is late.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# ranks, hidden size, experts, ep_size, ZeRO stage
+CASES = [
+    *((1, 128, 0, 1, 1), (1, 384, 0, 1, 2), (1, 128, 8, 1, 2), (1, 256, 8, 1, 1), (1, 256, 8, 1, 3)),
+    *((2, 384, 0, 1, 1), (2, 256, 0, 1, 3), (2, 256, 8, 1, 2), (2, 256, 8, 2, 2), (2, 384, 8, 2, 1), (2, 256, 8, 2, 3)),
+]
+STEPS, WARM = 10, 3
+COLLECTIVES = (
+    "all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single",
+    "all_to_all_single", "broadcast",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the table to this file too")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--worker", nargs=3, metavar=("WHAT", "CASE", "FILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        what, case, file = options.worker
+        {"rates": measure_rates, "case": measure_case}[what](CASES[int(case)], Path(file))
+        sys.stdout.flush()
+        os._exit(0)  # gloo's threads sometimes abort in a normal end, after all is done
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in options.ranks:
+            rates = Path(folder) / f"rates_{ranks}.json"
+            launch(ranks, "rates", 0, rates)
+            for number, case in enumerate(CASES):
+                if case[0] == ranks:
+                    found = Path(folder) / f"case_{number}.json"
+                    launch(ranks, "case", number, found)
+                    rows.append((case, predict(case, rates), json.loads(found.read_text())))
+                    print(*compare(*rows[-1]), flush=True)
+    text = table(rows)
+    print(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+def launch(ranks: int, what: str, case: int, file: Path) -> None:
+    torchrun = str(Path(sys.executable).parent / "torchrun")
+    arguments = ["--worker", what, str(case), str(file)]
+    command = [torchrun, "--standalone", "--nproc_per_node", str(ranks), __file__, *arguments]
+    subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}, check=True, timeout=280, stdout=subprocess.DEVNULL)
+
+
+def make_run(case: tuple):
+    """Three tasks: films of 2 x 64 patches with text, sounds of 96 patches with text, and images of 64 patches with classes."""
+    from imp_ds.config import ModelSettings, RunConfig, TrainSettings
+    from imp_ds.tasks import AudioView, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+
+    _, width, experts, ep_size, _ = case
+    source = Source(path="none", vision="v", audio="a", text="t", label="l")
+    film, image = VisionView(frames=2, height=64, width=64), VisionView(height=64, width=64)
+    sound, text = AudioView(seconds=6.144), TextView(length=16)
+    tasks = [
+        Task(name="film_text", source=source, views=Views(vision=film, text=text), batch_size=16,
+             objectives=[Contrastive(pairs=[("vision", "text")])]),
+        Task(name="sound_text", source=source, views=Views(audio=sound, text=text), batch_size=16,
+             objectives=[Contrastive(pairs=[("audio", "text")])]),
+        Task(name="image_class", source=source, views=Views(vision=image), batch_size=32,
+             objectives=[Classification(modality="vision", num_classes=100)]),
+    ]  # fmt: skip
+    model = ModelSettings(
+        size="tiny", hidden_size=width, intermediate_size=4 * width, num_hidden_layers=4, num_attention_heads=width // 32,
+        num_experts=experts, moe_layers="every:2" if experts else None, group_examples=1, vision_patch=(1, 8, 8),
+        vision_max=(4, 64, 64), audio_patch=(8, 8), audio_max=(128, 64), text_max=32, common_dim=width,
+    )  # fmt: skip
+    audio = dict(frame_length=2048, hop_length=1024, mel_bins=64)
+    train = TrainSettings(steps=100, ep_size=ep_size)
+    return RunConfig(name="plan", model=model, data=dict(vocab_size=1000, audio=audio), tasks=tasks, train=train)
+
+
+def make_batch(run, task, config, rank: int, world: int):
+    """A rank's share of a made-up batch of the task's shapes."""
+    import torch
+
+    from imp_ds.tasks import Batch
+    from imp_ds.tokens import task_tokens
+    from imp_ds.train.flops import patch_values
+
+    draw, samples, inputs = torch.Generator().manual_seed(rank), task.batch_size // world, {}
+    for modality, length in task_tokens(task, config, run.data.audio).items():
+        values = patch_values(modality, config)
+        if modality == "text":
+            ids = torch.randint(1, 1000, (samples, length), generator=draw)
+            inputs[modality] = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+        elif modality == "vision":
+            pixels = torch.randint(0, 255, (samples, length, values), dtype=torch.uint8, generator=draw)
+            inputs[modality] = dict(pixel_values=pixels, pixel_positions=torch.rand(samples, length, 3, generator=draw))
+        else:
+            features = torch.randn(samples, length, values, generator=draw)
+            inputs[modality] = dict(input_features=features, feature_positions=torch.rand(samples, length, 2, generator=draw))
+    return Batch(task.name, inputs, {"label": torch.randint(0, 100, (samples,), generator=draw)})
+
+
+def predict(case: tuple, rates: Path) -> dict:
+    """The plan's figures for a case."""
+    from imp_ds.train.plan import plan
+    from imp_ds.train.rates import Rates
+
+    ranks, _, _, _, stage = case
+    found = plan(make_run(case), 1, ranks, rates=Rates.load(rates), stage=stage)
+    return {
+        "seconds": statistics.mean(time.seconds for time in found.times),
+        "bytes": found.memory[stage].total,
+        "communication": statistics.mean(sum(time.communication.values()) for time in found.times),
+    }
+
+
+def measure_rates(case: tuple, out: Path) -> None:
+    from imp_ds.train.measure_engine import command
+
+    command(out)
+
+
+def measure_case(case: tuple, out: Path) -> None:
+    """Train one case; rank 0 writes seconds of a step, bytes and seconds of communication."""
+    clock = Clock()
+    import torch
+
+    from imp_ds.parallel.groups import barrier, rank
+    from imp_ds.train import ds_config
+    from imp_ds.train.engine import Engine, build_model, start_process_group
+    from imp_ds.train.measure import DTYPES
+    from imp_ds.train.measure_engine import Chain, engine_config
+
+    ranks, _, _, _, stage = case
+    device, run = start_process_group(120), make_run(case)
+    config = run.model.to_config(1000, run.tasks)
+    kind, precision = ("gpu", "bf16") if device.type == "cuda" else ("cpu", "float32")
+    ds = ds_config.resolve(ds_config.load(ds_config.FOLDER / f"{kind}_zero{stage}.json"), run, ranks)
+    batches = [make_batch(run, task, config, rank(), ranks).to(device) for task in run.tasks]
+    tiny = Engine(Chain(2, 8), engine_config(stage, device, DTYPES[precision]), weight_decay=0.0, device=device)
+    tiny.forward(torch.ones(1, 8, device=device, dtype=DTYPES[precision]))
+    tiny.update(1e-4)
+    memory = Memory(device)
+    engine = Engine(build_model(config, 0, run.train.ep_size), ds, weight_decay=1e-4, device=device)
+    seconds, sent = {}, {}
+    for turn in range(WARM + 2 * STEPS):
+        clock.on = turn >= WARM + STEPS
+        for batch in batches:
+            barrier()
+            clock.seconds, start = 0.0, time.perf_counter()
+            engine.forward(batch)
+            engine.update(1e-4)
+            if device.type == "cuda":
+                clock.wait()
+            taken = time.perf_counter() - start
+            if turn >= WARM:
+                (sent if clock.on else seconds).setdefault(batch.task, []).append(clock.seconds if clock.on else taken)
+        if turn == WARM + STEPS - 1:
+            growth = memory.growth()
+    mean_of_medians = lambda found: statistics.mean(statistics.median(values) for values in found.values())  # noqa: E731
+    if rank() == 0:
+        found = {"seconds": mean_of_medians(seconds), "bytes": growth, "communication": mean_of_medians(sent)}
+        out.write_text(json.dumps(found))
+    barrier()
+
+
+class Memory:
+    """The most memory held since it was made, above what was held then, in bytes."""
+
+    def __init__(self, device):
+        import psutil
+        import torch
+
+        self.torch = torch if device.type == "cuda" else None
+        if self.torch:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
+            self.before = psutil.Process().memory_info().rss
+
+    def growth(self) -> int:
+        if self.torch:
+            return self.torch.cuda.max_memory_allocated() - self.before
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 - self.before
+
+
+class Clock:
+    """Sums, while `on`, what collectives take once all ranks have come. Made before DeepSpeed is imported, which keeps
+    functions of torch.distributed for itself."""
+
+    def __init__(self):
+        import torch
+        import torch.distributed as dist
+
+        self.on, self.seconds, self._barrier = False, 0.0, dist.barrier
+        self.wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        for name in COLLECTIVES:
+            if hasattr(dist, name):
+                setattr(dist, name, self._timed(getattr(dist, name)))
+
+    def _timed(self, function):
+        def call(*arguments, **options):
+            if not self.on:
+                return function(*arguments, **options)
+            self._barrier()
+            self.wait()
+            start = time.perf_counter()
+            work = function(*arguments, **options)
+            if work is not None:
+                work.wait()
+            self.wait()
+            self.seconds += time.perf_counter() - start
+            return work
+
+        return call
+
+
+def compare(case: tuple, predicted: dict, measured: dict) -> list[str]:
+    """One row of the table."""
+    ranks, width, experts, ep_size, stage = case
+    row = [str(ranks), str(width), f"{experts} experts, ep {ep_size}" if experts else "dense", str(stage)]
+    for name, scale, digits in (("seconds", 1e3, 1), ("bytes", 2**-20, 0), ("communication", 1e3, 1)):
+        if name == "communication" and ranks == 1:
+            row += ["", "", ""]
+            continue
+        a, b = predicted[name], measured[name]
+        row += [f"{scale * a:,.{digits}f}", f"{scale * b:,.{digits}f}", f"{100 * (a / b - 1):+.0f}%"]
+    return row
+
+
+def table(rows: list) -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "transformers"))
+    names = ["ranks", "width", "feed-forward", "ZeRO"]
+    for what in ("step, ms", "memory growth, MiB", "communication, ms"):
+        names += [f"{what}: planned", "measured", "error"]
+    shown = [compare(*row) for row in rows]
+    errors = [int(cell[:-1]) for row in shown for cell in row if cell.endswith("%")]
+    lines = [
+        "# What `imp_ds plan` predicts against what runs measure",
+        "",
+        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, ranks of 1 thread on one machine; "
+        f"Python {platform.python_version()}, {packages}.",
+        f"Mean over three alternating tasks of the medians of {STEPS} steps; 4 layers, every second one with experts, if any.",
+        f"Within 25%: {sum(abs(error) <= 25 for error in errors)} of {len(errors)} figures. "
+        "`python benchmarks/plan_accuracy.py` makes this table.",
+        "",
+        "| " + " | ".join(names) + " |",
+        "|" + " ---: |" * len(names),
+        *("| " + " | ".join(row) + " |" for row in shown),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
