@@ -100,7 +100,7 @@ def test_plan_refuses_what_cannot_be_trained():
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_plan_is_shown(name):
     out = io.StringIO()
-    show(plan(get_recipe(name), 1, 2), Console(file=out, width=140))
+    show(plan(get_recipe(name), 1, 1), Console(file=out, width=150))
     text = out.getvalue()
     assert "share of steps" in text and "Memory of a rank" in text and "active per token" in text
     assert "Time of a step" in text and "assumed, not measured" in text
