@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 # gelu(h) = h * sigmoid(h * (LINEAR + CUBIC * h^2)), as 0.5 * (1 + tanh(u)) is sigmoid(2 u) (Hendrycks and Gimpel, 1606.08415).
-# A sigmoid is four times as fast as a tanh, and one gives both the value and the slope.
+# A sigmoid is several times as fast as a tanh, and one gives both the value and the slope.
 LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 CUBIC = LINEAR * 0.044715
 BLOCK_ELEMENTS = 1 << 17  # of the activation at a time: half a MiB in float32, so that its steps meet in a core's own cache
