@@ -99,6 +99,12 @@ def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
             got="bf16.enabled = true, zero_optimization.stage = 0", allowed="ZeRO 1, 2 or 3 with bf16",
             fix="--deepspeed_config with stage 1: on one rank it costs the same",
         )  # fmt: skip
+    if bf16.get("enabled", False) and stage == 1 and ds.get("data_types", {}).get("grad_accum_dtype") == "fp32":
+        raise UserError(
+            "ZeRO 1 that adds up bfloat16 gradients in float32 is another optimizer of DeepSpeed's, which cannot skip a bad step",
+            got='zero_optimization.stage = 1, data_types.grad_accum_dtype = "fp32"', allowed="ZeRO 2 with it, or ZeRO 1 without",
+            fix='delete data_types, or write "stage": 2, which needs less memory',
+        )  # fmt: skip
     if bf16.get("check_grad_overflow", True) is False:
         raise UserError(
             "steps with a bad gradient could not be skipped", got="bf16.check_grad_overflow = false", allowed="true",

@@ -13,6 +13,7 @@ from imp_ds.recipes import get_recipe
 from imp_ds.tasks import AudioView, TextView, Views, VisionView
 from imp_ds.tokens import token_counts
 
+BF16_FP32 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 ZERO2 = {"zero_optimization": {"stage": 2}}
 
 
@@ -185,6 +186,9 @@ def test_token_counts_by_hand(run):
         ([], 2, {"zero_optimization": {"stage": 0}}, ["ZeRO 0 with experts", "clip = 1.0", "optimizer.clip=0"]),
         ([], 2, {}, ["ZeRO 0 with experts"]),  # no section is stage 0
         ([], 2, {**ZERO2, "fp16": {"enabled": True}}, ["float16", "bf16"]),
+        ([], 2, {**ZERO2, "bf16": {"enabled": True, "check_grad_overflow": False}}, ["check_grad_overflow"]),
+        (["optimizer.clip=0"], 2, {"bf16": {"enabled": True}}, ["bfloat16 at ZeRO 0", "stage 1"]),
+        ([], 2, {"zero_optimization": {"stage": 1}, **BF16_FP32}, ["ZeRO 1", "grad_accum_dtype", '"stage": 2']),
         ([], 2, {"zero_optimization": {"stage": 2, "contiguous_gradients": False}}, ["contiguous_gradients"]),
         ([], 2, {**ZERO2, "scheduler": {"type": "WarmupLR"}}, ["scheduler", "learning rate"]),
         ([], 2, {**ZERO2, "elasticity": {}}, ["elasticity"]),

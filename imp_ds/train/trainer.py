@@ -85,8 +85,10 @@ class Trainer:
         self._take_state({} if reader is None else reader.state)
         self.engine = start_engine(run, self.config, ds, device, reader, self.processor.tokenizer)
         self.writer = Writer(
-            self.engine, output_dir, keep=run.train.keep_checkpoints, milestone_every=run.train.milestone_every
-        )
+            self.engine, output_dir, keep=run.train.keep_checkpoints, milestone_every=run.train.milestone_every,
+            # a slow disk is told before the watchdog takes the wait for a hang
+            timeout_s=min(600.0, run.train.hang_timeout_s / 2),
+        )  # fmt: skip
         self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
         self.flops = {task.name: step_flops(task, self.config, run.data.audio, world_size()) for task in run.tasks}

@@ -83,6 +83,11 @@ class ImpPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["ImpBlock"]
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers has it, from safetensors alone: a pickle in the folder is never opened."""
+        return super().from_pretrained(*args, **{"use_safetensors": True, **kwargs})
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
         """Recompute activations in the backward. The reentrant kind loses the gradient of the router's z-loss, which a block
         returns inside its report, so UserError refuses it for an encoder with experts."""
