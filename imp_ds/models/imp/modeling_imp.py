@@ -3,6 +3,7 @@
 Shapes: B batch, L tokens of an example, D width, C width of a common space, S random sites of a block.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +98,10 @@ class ImpPreTrainedModel(PreTrainedModel):
                 "the z-loss of the routers would get no gradient", got="gradient checkpointing with use_reentrant=True",
                 allowed="use_reentrant=False",
             )  # fmt: skip
-        super().gradient_checkpointing_enable(chosen, **kwargs)
+        with warnings.catch_warnings():
+            # transformers 5.2x renames it; 5.17 knows this name alone, and whoever calls it here can mend nothing
+            warnings.simplefilter("ignore", FutureWarning)
+            super().gradient_checkpointing_enable(chosen, **kwargs)
 
     def _init_weights(self, module):
         initialize_module(module, self.config.initializer_range)
