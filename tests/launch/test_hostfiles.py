@@ -1,6 +1,7 @@
 """Hostfiles and environment files: the shipped ones are read as DeepSpeed's launcher reads them, and bad ones never reach it."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,11 +158,8 @@ def launch(folder: Path, hosts: str, variables: str):
     (folder / "variables").write_text(variables + "\n")
     # the script puts .venv first, so it runs in a copy of the project that has none
     project = folder / "project"
-    project.mkdir()
-    (project / "scripts").mkdir()
+    shutil.copytree(ROOT / "scripts", project / "scripts")
     (project / "imp_ds").symlink_to(ROOT / "imp_ds")
-    for name in ("setup.sh", "train_hostfile.sh"):
-        (project / "scripts" / name).write_text((ROOT / "scripts" / name).read_text())
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
     env = environment(PATH=path, DS_ENV_FILE=str(folder / "variables"))
     script = project / "scripts" / "train_hostfile.sh"
