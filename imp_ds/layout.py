@@ -92,6 +92,12 @@ def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
             allowed="ZeRO 1, 2 or 3 with clipping, or ZeRO 0 without",
             fix="--deepspeed_config with stage 1, 2 or 3, or --set optimizer.clip=0",
         )
+    if run.train.compile and stage == 3:
+        raise UserError(
+            "compiled blocks at ZeRO 3: it gathers weights by hooks on every layer, which cut a block into a graph for each",
+            got="train.compile = true, zero_optimization.stage = 3", allowed="ZeRO 0, 1 or 2 with train.compile",
+            fix="--set train.compile=false, or --deepspeed_config with stage 1 or 2",
+        )  # fmt: skip
     bf16 = ds.get("bf16", {})
     if bf16.get("enabled", False) and stage == 0:
         raise UserError(

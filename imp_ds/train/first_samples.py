@@ -16,7 +16,7 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
     A task without a turn in the first steps is left out. Raises UserError for a sample that cannot be read.
     """
     samples, sounds = {}, {}
-    for name, step in _first_turns(batches).items():
+    for name, step in first_turns(batches).items():
         batch = batches.first_of(step, most)
         if isinstance(batch, UserError):
             raise batch
@@ -28,7 +28,8 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
     return samples, sounds
 
 
-def _first_turns(batches: StepBatches) -> dict[str, int]:
+def first_turns(batches: StepBatches) -> dict[str, int]:
+    """The step of each task's first turn; a task without one in the first steps is left out."""
     turns = {}
     for step in range(_HORIZON):
         turns.setdefault(batches.schedule.at(step).name, step)

@@ -1,6 +1,7 @@
 """What a run is put together from: sources, the plan of ranks, the engine with the weights it starts from."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -8,13 +9,19 @@ import torch.distributed as dist
 from rich.console import Console
 
 from imp_ds.config import RunConfig
+from imp_ds.data.loader import StepBatches
 from imp_ds.data.sources import FolderSource
+from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.parallel import rank_grid
 from imp_ds.parallel.groups import is_main, on_main, world_size
+from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
 from imp_ds.train import checkpoint, resume
+from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine import Engine, build_model
+from imp_ds.train.first_samples import first_turns
 from imp_ds.train.initial_weights import load_initial
 
 _COLUMNS = 140  # of a grid that goes to a file
@@ -66,3 +73,25 @@ def _load_initial(run: RunConfig, model: ImpForPreTraining, tokenizer) -> None:
     )
     if is_main():
         print("\n".join(said), flush=True)
+
+
+def compile_model(run: RunConfig, engine: Engine, batches: StepBatches, watchdog: Watchdog, step: int) -> CompiledBlocks:
+    """Compile the encoder's blocks for every task's shapes, which takes minutes; `step` are done. All ranks call it."""
+    turns = first_turns(batches)
+    few = on_main(lambda: [_few(batches, turn) for turn in turns.values()], "a task cannot be compiled for", every_rank=True)
+
+    def tiled() -> Iterator[Batch]:
+        for batch in few:
+            watchdog.progress(step, f"compiling {batch.task}")
+            yield tile(batch, run.task(batch.task).batch_size // world_size()).to(engine.device)
+
+    blocks = CompiledBlocks(engine.model, shapes=3 * len(run.tasks))
+    blocks.warm(engine, tiled(), {name: run.task(name).pieces for name in turns})
+    return blocks
+
+
+def _few(batches: StepBatches, step: int) -> Batch:
+    batch = batches.first_of(step, SAMPLES)
+    if isinstance(batch, UserError):
+        raise batch
+    return batch

@@ -22,6 +22,7 @@ from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
 from imp_ds.train import ds_config, run_folder
 from imp_ds.train.checkpoint import Writer
+from imp_ds.train.compilation import uncompiled
 from imp_ds.train.engine import start_process_group
 from imp_ds.train.first_samples import first_samples
 from imp_ds.train.flops import step_flops
@@ -31,7 +32,7 @@ from imp_ds.train.monitor import Monitor, memory_gib
 from imp_ds.train.preemption import Preemption
 from imp_ds.train.processor import settle_processor
 from imp_ds.train.schedule import build_schedule
-from imp_ds.train.start import find_checkpoint, open_sources, show_ranks, start_engine
+from imp_ds.train.start import compile_model, find_checkpoint, open_sources, show_ranks, start_engine
 
 RESULTS = "results.json"
 PROJECTED_ROWS = 500
@@ -103,6 +104,8 @@ class Trainer:
             pin_memory=device.type == "cuda", timeout_s=run.data.timeout_s, cache_mb=run.data.cache_mb,
         )  # fmt: skip
         on_main(self._show_start, "the first samples cannot be shown")
+        if run.train.compile:
+            compile_model(run, self.engine, self.loader.batches, watchdog, self.step)
 
     def _take_state(self, state: dict) -> None:
         """Where the run stands: at its start, or as a checkpoint knows it."""
@@ -225,7 +228,8 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """All evaluations on the validation split; every rank gets the results."""
         self.watchdog.progress(self.step, "evaluating")
-        results = evaluate(self.engine.model.imp, self.evaluators)
+        with uncompiled():
+            results = evaluate(self.engine.model.imp, self.evaluators)
         self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
         return results
 
@@ -249,7 +253,8 @@ class Trainer:
         results, evaluators = self.evaluate(), self.evaluators
         if all((Path(self.run.data.root) / e.source.path / "test").is_dir() for e in self.run.evaluations):
             evaluators = build_evaluators(self.run, self.processor, "test")
-            results = evaluate(self.engine.model.imp, evaluators)
+            with uncompiled():
+                results = evaluate(self.engine.model.imp, evaluators)
             self.monitor.record_evaluation(self.step, results, expert_usage(evaluators), split="test")
         peak = torch.tensor([memory_gib()], device=self.engine.device)
         if world_size() > 1:

@@ -1,0 +1,88 @@
+"""The encoder's blocks compiled: one graph for each shape that a task gives them, all of them made before the first step.
+
+Blocks of one kind share their graphs, since weights are inputs of a graph. So a run of six tasks has about a dozen, where
+compiling the whole model would make as many as tasks times depth (the same idea in the IMP release: a jit cache for each
+dataset, objective and resolution, so that no step pads). What surrounds the blocks (embeddings, heads, losses, the optimizer)
+runs as it is.
+
+Evaluation has other shapes and runs uncompiled (`uncompiled`). A drop-free router makes rows whose number is known to the
+device alone: there the feed-forward stays outside, and the block becomes the graphs before and after it.
+"""
+
+import sys
+import time
+from collections.abc import Iterable
+
+import torch
+from torch._dynamo.backends.registry import lookup_backend
+
+from imp_ds.models.imp.layers import ImpBlock
+from imp_ds.parallel.groups import is_main
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
+
+SAMPLES = 4  # of a task that are read for its warm-up: it is shapes that count
+
+_GRAPHS_OF_A_SHAPE = 12  # of two kinds of blocks, with and without gradient, each in at most three parts
+
+
+class CompiledBlocks:
+    """The blocks of `model`, which are compiled at their first call with a shape, by `backend`.
+
+    graphs: how many were made so far. One that is made after `warm` is told on stderr, on the first rank.
+    """
+
+    def __init__(self, model: ImpForPreTraining, shapes: int, backend: str = "inductor"):
+        """`shapes`: most shapes that the blocks will see, tasks times modalities."""
+        self.graphs, self._warm, self._backend = 0, False, lookup_backend(backend)
+        limit = _GRAPHS_OF_A_SHAPE * shapes
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+        torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
+        for block in model.imp.blocks:
+            whole = not _has_unknown_rows(block)
+            if not whole:
+                block.feed_forward.forward = torch.compiler.disable(block.feed_forward.forward)
+            # the same function for all: graphs are shared among blocks that have one backend
+            block.compile(backend=self._count, dynamic=False, fullgraph=whole)
+
+    def _count(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        self.graphs += 1
+        if self._warm and is_main():
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, torch.Tensor) and not _is_weight(x))
+            print(f"a block is compiled again, for inputs of {shapes}: this step is slow", file=sys.stderr, flush=True)
+        return self._backend(graph, inputs)
+
+    def warm(self, engine, batches: Iterable[Batch], pieces: dict[str, int]) -> None:
+        """Make the graphs of every task from a batch of its shapes: a step with `engine` (imp_ds.train.engine.Engine) that is
+        discarded, so that weights and optimizer are what they were. All ranks call it with the same tasks.
+
+        pieces: by task, how many its batch is cut into.
+        """
+        for number, batch in enumerate(batches, 1):
+            start, before = time.perf_counter(), self.graphs
+            engine.forward(batch, pieces[batch.task])
+            engine.update(0.0, accept=lambda norm: False)
+            if is_main():
+                made, seconds = self.graphs - before, time.perf_counter() - start
+                print(f"compiled {batch.task} in {seconds:.0f} s ({number}/{len(pieces)}, {made} new graphs)", flush=True)
+        self._warm = True
+
+
+def uncompiled():
+    """A context in which compiled blocks run as they are written, for shapes that come only now and then."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def tile(batch: Batch, samples: int) -> Batch:
+    """A batch of `samples` samples, by repetition of the given ones."""
+    have = len(next(iter(next(iter(batch.inputs.values())).values())))
+    index = torch.arange(samples) % have
+    return batch.map(lambda x: x[index])
+
+
+def _has_unknown_rows(block: ImpBlock) -> bool:
+    return block.is_moe and getattr(block.feed_forward.router, "drop_tokens", True) is False
+
+
+def _is_weight(x: torch.Tensor) -> bool:
+    return isinstance(x, torch.nn.Parameter)
