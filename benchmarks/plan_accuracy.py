@@ -5,12 +5,13 @@
 For each number of ranks it measures this machine's rates, then trains each case below in a fresh launch (torchrun, float32 on
 a CPU, bf16 on a GPU) on made-up batches of three alternating tasks, and compares. About 6 minutes on two quiet cores.
 
-Step time is the mean over tasks of the medians. Growth of memory is the highest resident (GPU: allocated) size during training
+Step time is the mean over tasks of the medians. Growth of memory is the highest resident (GPU: allocated) size during a step
 above that before the model was built, when a tiny model had been trained so that libraries were loaded. Communication is timed
 in steps of its own, in which all ranks meet before each collective, so that it holds no waiting for a rank that is late.
 """
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
@@ -165,46 +166,50 @@ def measure_case(case: tuple, out: Path) -> None:
     tiny.update(1e-4)
     memory = Memory(device)
     engine = Engine(build_model(config, 0, run.train.ep_size), ds, weight_decay=1e-4, device=device)
-    seconds, sent = {}, {}
-    for turn in range(WARM + 2 * STEPS):
-        clock.on = turn >= WARM + STEPS
-        for batch in batches:
+    seconds, sent, held = {}, {}, {}
+    for turns, found in ((WARM, {}), (STEPS, seconds), (STEPS, sent), (2, held)):
+        clock.on = found is sent
+        if found is held:
+            memory.count_live()
+        for batch in batches * turns:
             barrier()
             clock.seconds, start = 0.0, time.perf_counter()
             engine.forward(batch)
             engine.update(1e-4)
-            if device.type == "cuda":
-                clock.wait()
-            taken = time.perf_counter() - start
-            if turn >= WARM:
-                (sent if clock.on else seconds).setdefault(batch.task, []).append(clock.seconds if clock.on else taken)
-        if turn == WARM + STEPS - 1:
-            growth = memory.growth()
+            clock.wait()
+            found.setdefault(batch.task, []).append(clock.seconds if clock.on else time.perf_counter() - start)
     mean_of_medians = lambda found: statistics.mean(statistics.median(values) for values in found.values())  # noqa: E731
     if rank() == 0:
-        found = {"seconds": mean_of_medians(seconds), "bytes": growth, "communication": mean_of_medians(sent)}
+        found = {"seconds": mean_of_medians(seconds), "bytes": memory.growth(), "communication": mean_of_medians(sent)}
         out.write_text(json.dumps(found))
     barrier()
 
 
 class Memory:
-    """The most memory held since it was made, above what was held then, in bytes."""
+    """The most memory held at a time since `count_live`, above what was held when this was made, in bytes."""
 
     def __init__(self, device):
         import psutil
         import torch
 
-        self.torch = torch if device.type == "cuda" else None
-        if self.torch:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
-            self.before = psutil.Process().memory_info().rss
+        self.cuda = torch.cuda if device.type == "cuda" else None
+        self.before = self.cuda.memory_allocated() if self.cuda else psutil.Process().memory_info().rss
+
+    def count_live(self) -> None:
+        """From now on. The C library of a CPU run shall hand back at once what is freed: what it keeps in store for later is not
+        the run's need. That is slow, so it comes after all that is timed."""
+        if self.cuda:
+            self.cuda.reset_peak_memory_stats()
+            return
+        libc = ctypes.CDLL(None)
+        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+            libc.mallopt(option, 1 << 16)
+        libc.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
 
     def growth(self) -> int:
-        if self.torch:
-            return self.torch.cuda.max_memory_allocated() - self.before
+        if self.cuda:
+            return self.cuda.max_memory_allocated() - self.before
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 - self.before
 

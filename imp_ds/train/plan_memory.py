@@ -2,7 +2,7 @@
 
 DeepSpeed 0.19.8 gathers gradients for reduction in buffers of reduce_bucket_size = 500 M values from ZeRO 1 on: one, and two
 where communication overlaps (ZeRO 1 and 2 as shipped for GPUs). A GPU allocates them whole; on a CPU only what is written
-takes memory.
+takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay whole through forward and backward.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch.
 """
@@ -18,7 +18,7 @@ from imp_ds.train.flops import FLOAT32, expert_rows, patch_values
 # bytes of a parameter: weights, gradients, optimizer. bf16: gradients accumulate in float32; DeepSpeed keeps a float32 master
 # copy of what a rank updates, in float32 training too, and AdamW two moments
 PRECISIONS = {"bf16": (2, 4, 12), "float32": (4, 4, 12)}
-BUCKET = 500_000_000
+BUCKET, LIVE = 500_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ def memory_of_rank(rest: int, experts: int, stage: int, world: int, ep_size: int
     shared = rest / world + own_experts / (world / ep_size)
     weights, gradients, optimizer = PRECISIONS[precision]
     bucket = min(BUCKET, whole) if precision == "float32" else BUCKET * (1 if stage == 3 else 2)
+    gathered = min(LIVE, whole) if stage == 3 else 0
     return Memory(
         stage,
         weights * (shared if stage >= 3 else whole),
         gradients * (shared if stage >= 2 else whole),
         optimizer * (shared if stage >= 1 else whole),
-        bucket * weights if stage >= 1 else 0.0,
+        (bucket + gathered) * weights if stage >= 1 else 0.0,
         activations,
     )
 
