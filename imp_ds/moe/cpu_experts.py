@@ -191,19 +191,19 @@ def _gelu(h: Tensor, act: Tensor) -> None:
         torch.mul(h_RF, _sigmoid(h_RF), out=act_RF)
 
 
-def _gelu_slope(h_RF: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu(h) and its derivative s + h s' z', where s = sigmoid(z) and z = h (LINEAR + CUBIC h^2)."""
+def _sigmoid_and_slope(h_RF: Tensor) -> tuple[Tensor, Tensor]:
+    """s = sigmoid(z) with z = h (LINEAR + CUBIC h^2), and the derivative of gelu(h) = h s, which is s + h s' z'."""
     s_RF = _sigmoid(h_RF)
-    slope_RF = torch.addcmul(h_RF.new_tensor(LINEAR), h_RF, h_RF, value=3 * CUBIC)  # z'
-    slope_RF.mul_(torch.ops.aten.sigmoid_backward(h_RF, s_RF)).add_(s_RF)
-    return s_RF.mul_(h_RF), slope_RF
+    dz_RF = torch.addcmul(h_RF.new_tensor(LINEAR), h_RF, h_RF, value=3 * CUBIC)
+    return s_RF, torch.addcmul(s_RF, torch.ops.aten.sigmoid_backward(h_RF, s_RF), dz_RF, out=dz_RF)
 
 
 def _gelu_backward(h: Tensor, act: Tensor, dh: Tensor) -> None:
     """Write gelu(h) to `act`; turn `dh`, the gradient of gelu(h), into that of h."""
     for h_RF, act_RF, dh_RF in _blocks(h, act, dh):
-        value_RF, slope_RF = _gelu_slope(_wide(h_RF))
-        act_RF.copy_(value_RF)
+        h_RF = _wide(h_RF)
+        s_RF, slope_RF = _sigmoid_and_slope(h_RF)
+        torch.mul(h_RF, s_RF, out=act_RF)
         dh_RF.mul_(slope_RF)
 
 
@@ -211,7 +211,9 @@ def _gated_backward(h: Tensor, gate: Tensor, act: Tensor, dh: Tensor) -> Tensor:
     """Write gelu(h) * gate to `act`; turn `dh`, the gradient of that, into that of h; return that of the gate."""
     dgate = torch.empty_like(gate)
     for h_RF, gate_RF, act_RF, dh_RF, dgate_RF in _blocks(h, gate, act, dh, dgate):
-        value_RF, slope_RF = _gelu_slope(_wide(h_RF))
+        h_RF = _wide(h_RF)
+        s_RF, slope_RF = _sigmoid_and_slope(h_RF)
+        value_RF = s_RF.mul_(h_RF)
         torch.mul(value_RF, gate_RF, out=act_RF)
         torch.mul(dh_RF, value_RF, out=dgate_RF)
         dh_RF.mul_(slope_RF.mul_(gate_RF))
