@@ -172,6 +172,8 @@ class RotatingLoader:
                 if not late and not str(error).startswith("DataLoader worker"):
                     raise
                 raise _no_batch(self.step, f"a wait of {self.timeout_s:g} s" if late else str(error).splitlines()[0]) from error
+            except (ConnectionError, EOFError, FileNotFoundError) as error:  # a batch of its was on the way
+                raise _no_batch(self.step, f"a worker process exited unexpectedly ({error!r})") from error
             if isinstance(batch, UserError):
                 raise batch
             return batch
@@ -204,6 +206,15 @@ def _prepare_worker(_worker: int):
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers
+    # a launcher that is told to stop signals the workers too, but the rank still has a step to finish: only it ends them
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _unreadable(task: str, error: DecodeError) -> UserError:

@@ -29,7 +29,7 @@ def claim(output_dir: Path, run: RunConfig, resume: bool) -> None:
         if not resume:
             raise UserError(
                 "the output folder holds another run", got=output_dir, allowed="a new or empty folder",
-                fix="--output_dir DIR for a new run, or --resume to go on with this one",
+                fix="--output_dir DIR for a new run, or --resume auto to go on with this one",
             )  # fmt: skip
         changed = differences(RunConfig.load(config), run)
         if changed:

@@ -16,7 +16,7 @@ from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, evaluate, expert_usage
-from imp_ds.parallel.groups import is_main, on_main, raise_shared, rank, settle, world_size
+from imp_ds.parallel.groups import barrier, is_main, on_main, raise_shared, rank, settle, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
@@ -52,20 +52,21 @@ def train(run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume:
     world = settle_environment()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     ds = ds_config.resolve(ds_config.load(ds_path or ds_config.default_path(run.train.ep_size, device_type)), run, world)
-    device = start_process_group()
-    sources = on_main(lambda: open_sources(run), "the corpus cannot be read", every_rank=True)
-    on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
-    with Preemption() as preemption, Watchdog(run.train.hang_timeout_s) as watchdog:
-        trainer = Trainer(run, Path(output_dir), ds, sources, device, resume, preemption, watchdog)
-        try:
-            trainer.loop()
-            trainer.finish()
-        finally:
-            trainer.monitor.close()
-            trainer.loader.close()
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    with Preemption() as preemption:
+        # the watchdog names who hangs; a time limit of the process group, which cannot, must not come first
+        device = start_process_group(2 * run.train.hang_timeout_s)
+        sources = on_main(lambda: open_sources(run), "the corpus cannot be read", every_rank=True)
+        on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
+        with Watchdog(run.train.hang_timeout_s) as watchdog:
+            trainer = Trainer(run, Path(output_dir), ds, sources, device, resume, preemption, watchdog)
+            try:
+                trainer.loop()
+                trainer.finish()
+            finally:
+                trainer.monitor.close()
+                trainer.loader.close()
+            barrier()
+    dist.destroy_process_group()
 
 
 class Trainer:
@@ -175,7 +176,8 @@ class Trainer:
             self._batch = None if batch is None else batch.to(self.engine.device)
             self._wait = self.loader.wait_seconds
         except UserError as error:
-            return error
+            # a launcher that stops us may have stopped the loader's workers too; there is no next step anyway
+            return None if self.preemption.requested else error
         return None
 
     def _update(self, task: str, rate: float) -> tuple[float, str | None]:
