@@ -55,6 +55,7 @@ def train(
     ] = None,
     output_dir: Annotated[Path | None, typer.Option("--output_dir", help="default: runs/RECIPE")] = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="WHERE", help=RESUME)] = None,
+    hostfile: Annotated[Path | None, typer.Option("--hostfile", help="compare the ranks' places with this hostfile")] = None,
     local_rank: LocalRank = None,
 ):
     """Train a recipe. Start it under deepspeed, torchrun, accelerate launch or srun for several ranks.
@@ -72,7 +73,7 @@ def train(
 
     code = 0
     try:
-        run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume)
+        run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume, hostfile)
     except Preempted as end:
         code = EXIT_CODE
         if int(os.environ.get("RANK", "0")) == 0:
@@ -174,15 +175,12 @@ def rates(
 @app.command()
 def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None):
     """Say what this machine has and lacks. Exit code 1 when training cannot work here."""
-    from imp_ds.doctor import check_hostfile, examine
+    from imp_ds.doctor import examine
 
-    checks = examine()
+    checks = examine(hostfile)
     width = max(len(check.name) for check in checks)
     for check in checks:
         typer.echo(f"{check.state:6}  {check.name:{width}}  {check.found}" + (f"  ({check.advice})" if check.advice else ""))
-    if hostfile is not None:
-        hosts = check_hostfile(hostfile)
-        typer.echo(f"{'ok':6}  {'hostfile':{width}}  {len(hosts)} host(s), {sum(slots for _, slots in hosts)} slot(s)")
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(1)
 

@@ -38,6 +38,8 @@ use_environment
 python -m imp_ds doctor --hostfile "$hostfile"
 
 launcher=(--hostfile "$hostfile" --master_port "${MASTER_PORT:-29500}")
+# rank 0 compares where the ranks are with it, unless only a part of it is meant
+if [[ -z ${INCLUDE:-}${EXCLUDE:-} ]]; then set -- "$@" --hostfile "$hostfile"; fi
 if [[ -n ${INCLUDE:-} ]]; then launcher+=(--include "$INCLUDE"); fi
 if [[ -n ${EXCLUDE:-} ]]; then launcher+=(--exclude "$EXCLUDE"); fi
 if [[ -n ${NODE_RANK:-} ]]; then

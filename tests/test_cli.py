@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from imp_ds import cli
-from imp_ds.doctor import check_hostfile, examine
+from imp_ds.doctor import examine
 from imp_ds.errors import UserError
+from imp_ds.parallel.hostfile import check_hostfile
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
@@ -114,10 +115,12 @@ def test_train_hands_everything_over(command, monkeypatch):
     stand_in.train = lambda *arguments: calls.append(arguments)
     monkeypatch.setitem(sys.modules, "imp_ds.train.trainer", stand_in)
     assert command("train", "digits", "--set", "train.steps=7", "--set", "train.seed=3")[0] == 0
-    assert command("train", "digits", "--deepspeed_config", "d.json", "--output_dir", "o", "--resume", "auto")[0] == 0
-    (run, output_dir, ds_path, resume), second = calls
-    assert (run.train.steps, run.train.seed, output_dir, ds_path, resume) == (7, 3, Path("runs/digits"), None, None)
-    assert second[1:] == (Path("o"), Path("d.json"), "auto")
+    options = ["--deepspeed_config", "d.json", "--output_dir", "o", "--resume", "auto", "--hostfile", "h"]
+    assert command("train", "digits", *options)[0] == 0
+    (run, output_dir, ds_path, resume, hostfile), second = calls
+    assert (run.train.steps, run.train.seed, output_dir) == (7, 3, Path("runs/digits"))
+    assert (ds_path, resume, hostfile) == (None, None, None)
+    assert second[1:] == (Path("o"), Path("d.json"), "auto", Path("h"))
 
 
 def test_a_run_that_was_asked_to_stop_ends_with_the_code_to_requeue_on(command, monkeypatch):

@@ -15,6 +15,7 @@ from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.parallel import rank_grid
 from imp_ds.parallel.groups import is_main, on_main, world_size
+from imp_ds.parallel.hostfile import check_hostfile
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
@@ -32,12 +33,13 @@ def open_sources(run: RunConfig) -> dict[str, FolderSource]:
     return {task.name: FolderSource(run.data.root, task.source, "train") for task in run.tasks}
 
 
-def show_ranks(run: RunConfig, config: ImpConfig, device: torch.device) -> None:
-    """Print who computes where with which experts. All ranks call it."""
+def show_ranks(run: RunConfig, config: ImpConfig, device: torch.device, hostfile: Path | None) -> None:
+    """Print who computes where with which experts, and what of it is unfit or not as in the hostfile. All ranks call it."""
     places = rank_grid.gather_places(device)
+    hosts = on_main(lambda: check_hostfile(hostfile) if hostfile else None, "the hostfile cannot be read")
     if is_main() and len(places) > 1:
         console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
-        rank_grid.show(rank_grid.rank_grid(places, run.train.ep_size, config.num_experts), console)
+        rank_grid.show(rank_grid.rank_grid(places, run.train.ep_size, config.num_experts, hosts), console)
 
 
 def find_checkpoint(output_dir: Path, where: str) -> checkpoint.Reader | None:

@@ -39,12 +39,15 @@ PROJECTED_ROWS = 500
 SHOWN_SAMPLES = 6
 
 
-def train(run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None) -> None:
+def train(
+    run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None, hostfile: Path | None = None
+) -> None:
     """Train `run` on the ranks that a launcher started, and write everything into `output_dir`.
 
     Args:
         ds_path: the DeepSpeed configuration; None takes the shipped one for ZeRO 2.
         resume: which checkpoint in `output_dir` to go on from (`imp_ds.train.resume`); None: this is a new run.
+        hostfile: what the ranks were started with; rank 0 compares their places with it.
 
     Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then. Raises Preempted
     after a signal and the checkpoint that followed it.
@@ -58,7 +61,7 @@ def train(run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume:
         sources = on_main(lambda: open_sources(run), "the corpus cannot be read", every_rank=True)
         on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
         with Watchdog(run.train.hang_timeout_s) as watchdog:
-            trainer = Trainer(run, Path(output_dir), ds, sources, device, resume, preemption, watchdog)
+            trainer = Trainer(run, Path(output_dir), ds, sources, device, resume, preemption, watchdog, hostfile)
             try:
                 trainer.loop()
                 trainer.finish()
@@ -74,12 +77,12 @@ class Trainer:
 
     def __init__(
         self, run: RunConfig, output_dir: Path, ds: dict, sources: dict, device: torch.device, resume: str | None,
-        preemption: Preemption, watchdog: Watchdog,
+        preemption: Preemption, watchdog: Watchdog, hostfile: Path | None,
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.processor = settle_processor(run, sources, output_dir)
         self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks)
-        show_ranks(run, self.config, device)
+        show_ranks(run, self.config, device, hostfile)
         reader = None if resume is None else find_checkpoint(output_dir, resume)
         if is_main() and resume is not None:
             nothing = f"no checkpoint in {output_dir}: starting from step 0"

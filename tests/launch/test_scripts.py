@@ -14,7 +14,7 @@ import pytest
 
 from processes import ROOT, environment, run
 
-COMMANDS = ("quickstart", "test", "train_one_node", "train_hostfile", "train_slurm")
+COMMANDS = ("quickstart", "test", "train_one_node", "train_hostfile", "train_slurm", "simulate_cluster")
 
 
 def script(name: str) -> str:
