@@ -1,10 +1,12 @@
 """A mixture of experts' arithmetic, once it is decided who computes what: gather, feed-forwards, weighted sum.
 
-The only place that chooses by device: the CPU has a pass over the experts of its own (cpu_experts.py), every other device
-batched products when all experts have equally many rows, grouped ones when they have not.
+The only place that chooses by device: the CPU has a pass over the experts of its own (cpu_experts.py), CUDA with Triton its
+kernels (gpu_experts.py), everything else plain torch: batched products when all experts have equally many rows, grouped ones
+when they have not.
 
 Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width.
-`count` is the number of rows of each expert, or None when all have N / E of them.
+`count` is the number of rows of each expert as `rows_of_experts` gives it: a list on the CPU, elsewhere a tensor [E] that the
+host never reads; None when all have N / E of them.
 """
 
 import torch
@@ -13,12 +15,25 @@ from torch import Tensor
 
 from imp_ds.moe.cpu_experts import cpu_experts, cpu_mixture
 
+try:
+    from imp_ds.moe import gpu_experts
+except ImportError:  # Triton comes with the CUDA builds of torch alone
+    gpu_experts = None
+
+Count = list[int] | Tensor | None
+
+
+def rows_of_experts(count_E: Tensor | None) -> Count:
+    """How many rows each expert has, where the experts' arithmetic wants to know it: on the host for the CPU, on the device
+    elsewhere, so that nobody waits for it."""
+    return count_E.tolist() if count_E is not None and count_E.device.type == "cpu" else count_E
+
 
 def mixture(
     x_TD: Tensor,
     token_index_N: Tensor,
     weight_N: Tensor,
-    count: list[int] | None,
+    count: Count,
     w1_EDF: Tensor,
     w2_EFD: Tensor,
     w3_EDF: Tensor | None = None,
@@ -29,16 +44,18 @@ def mixture(
         token_index_N: the token of each row; a token may have many rows, or none (then its answer is zero).
         weight_N: the row's weight. Zero means an empty slot, which gives nothing and gets no gradient.
     """
-    weight_N = weight_N.to(x_TD.dtype)
     weight_N = torch.where(weight_N == 0, weight_N.detach(), weight_N)
     weights = _weights_for(x_TD, len(token_index_N), count, w1_EDF, w2_EFD, w3_EDF)
+    if _has_kernels(x_TD):
+        return gpu_experts.gpu_mixture(x_TD, token_index_N, weight_N, count, *weights)
+    weight_N = weight_N.to(x_TD.dtype)
     if x_TD.device.type == "cpu":
         return cpu_mixture(x_TD, token_index_N, weight_N, _counts(len(token_index_N), count, w1_EDF), *weights)
     return stacked_mixture(x_TD, token_index_N, weight_N, count, *weights)
 
 
 def experts_forward(
-    x_ND: Tensor, count: list[int] | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None = None
+    x_ND: Tensor, count: Count, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None = None
 ) -> Tensor:
     """The feed-forward of its expert on each row, [N, D] -> [N, D], in the type of x whatever the weights' type is.
 
@@ -46,18 +63,38 @@ def experts_forward(
     gradients of zeros.
     """
     weights = _weights_for(x_ND, len(x_ND), count, w1_EDF, w2_EFD, w3_EDF)
+    if _has_kernels(x_ND):
+        return gpu_experts.gpu_experts(x_ND, count, *weights)
     if x_ND.device.type == "cpu":
         return cpu_experts(x_ND, _counts(len(x_ND), count, w1_EDF), *weights)
     return stacked_experts(x_ND, count, *weights)
 
 
-def _weights_for(x: Tensor, rows: int, count: list[int] | None, *weights: Tensor | None) -> list[Tensor | None]:
+def take_rows(x_TD: Tensor, token_index_N: Tensor) -> Tensor:
+    """The token of each row: [N, D]."""
+    return gpu_experts.gpu_take(x_TD, token_index_N) if _has_kernels(x_TD) else x_TD.index_select(0, token_index_N)
+
+
+def sum_rows(y_ND: Tensor, token_index_N: Tensor, tokens: int) -> Tensor:
+    """For each of `tokens` tokens the sum of its rows, [T, D]; zeros where it has none."""
+    if _has_kernels(y_ND):
+        return gpu_experts.gpu_sum(y_ND, token_index_N, tokens)
+    return y_ND.new_zeros(tokens, y_ND.shape[1]).index_add(0, token_index_N, y_ND)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.is_cuda and gpu_experts is not None
+
+
+def _weights_for(x: Tensor, rows: int, count: Count, *weights: Tensor | None) -> list[Tensor | None]:
     """The weights in the type of x, after a look whether they and the rows belong together."""
-    assert rows % len(weights[0]) == 0 if count is None else (sum(count), len(count)) == (rows, len(weights[0])), (rows, count)
+    experts = len(weights[0])
+    assert rows % experts == 0 if count is None else len(count) == experts, (rows, count)
+    assert not isinstance(count, list) or sum(count) == rows, (rows, count)
     return [None if weight is None else weight.to(x.dtype) for weight in weights]
 
 
-def _counts(rows: int, count: list[int] | None, w1_EDF: Tensor) -> list[int]:
+def _counts(rows: int, count: Count, w1_EDF: Tensor) -> list[int]:
     experts = len(w1_EDF)
     return [rows // experts] * experts if count is None else count
 
@@ -66,7 +103,7 @@ def stacked_mixture(
     x_TD: Tensor,
     token_index_N: Tensor,
     weight_N: Tensor,
-    count: list[int] | None,
+    count: Count,
     w1_EDF: Tensor,
     w2_EFD: Tensor,
     w3_EDF: Tensor | None,
@@ -76,7 +113,7 @@ def stacked_mixture(
     return torch.zeros_like(x_TD).index_add(0, token_index_N, y_ND * weight_N.unsqueeze(1))
 
 
-def stacked_experts(x_ND: Tensor, count: list[int] | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
+def stacked_experts(x_ND: Tensor, count: Count, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
     """`experts_forward` on any device, differentiated by autograd, without a loop over experts.
 
     Grouped products want rows and weights whose strides are multiples of 16 bytes: D and F multiples of 8 in bfloat16.
@@ -86,7 +123,7 @@ def stacked_experts(x_ND: Tensor, count: list[int] | None, w1_EDF: Tensor, w2_EF
         product = torch.bmm
     else:
         rows = x_ND
-        ends_E = torch.tensor(count, device=x_ND.device).cumsum(0, dtype=torch.int32)
+        ends_E = torch.as_tensor(count, device=x_ND.device).cumsum(0, dtype=torch.int32)
 
         def product(rows, weight):
             return F.grouped_mm(rows, weight, offs=ends_E)

@@ -7,6 +7,7 @@ Shapes: T flat tokens, D width.
 
 import torch
 
+from imp_ds.moe.compute import rows_of_experts
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.routing import Routing
 
@@ -16,10 +17,4 @@ class LocalDispatcher:
     token that no expert took."""
 
     def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> torch.Tensor:
-        return experts(x_TD, rows_of_experts(routing), routing.token_index_N, routing.weight_N)
-
-
-def rows_of_experts(routing: Routing) -> list[int] | None:
-    """How many rows each expert has, on the host; None when all have equally many. The one wait for the device, and only
-    drop-free routing needs it."""
-    return None if routing.count_E is None else routing.count_E.tolist()
+        return experts(x_TD, rows_of_experts(routing.count_E), routing.token_index_N, routing.weight_N)

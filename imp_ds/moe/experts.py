@@ -6,7 +6,7 @@ Shapes: T flat tokens, N rows in expert order, E experts held here, D width, F f
 import torch
 from torch import nn
 
-from imp_ds.moe.compute import experts_forward, mixture
+from imp_ds.moe.compute import Count, experts_forward, mixture
 
 
 class Experts(nn.Module):
@@ -40,13 +40,13 @@ class Experts(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        rows: list[int] | None = None,
+        rows: Count = None,
         token_index_N: torch.Tensor | None = None,
         weight_N: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Rows [N, D] -> answers [N, D]; or, with `token_index_N` and `weight_N`, tokens [T, D] -> weighted sums [T, D].
 
-        rows: how many each expert has; None when all have N / E.
+        rows: how many each expert has, as `rows_of_experts` gives it; None when all have N / E.
         """
         weights = self.w1, self.w2, getattr(self, "w3", None)
         if token_index_N is None:

@@ -1,0 +1,144 @@
+"""What lies between the experts' matrix products on a GPU, in one pass over memory each: rows gathered, rows summed for each
+token, the activation and its gradient.
+
+All of it is bound by memory, so a kernel reads each value once, writes each once, and computes in float32 in between. Nothing
+is added with atomics: results are the same at every run.
+
+Shapes: T flat tokens, N rows in the order of their experts, D width, F feed-forward width.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from imp_ds.moe.cpu_experts import CUBIC, LINEAR
+
+_LINEAR, _CUBIC = tl.constexpr(LINEAR), tl.constexpr(CUBIC)  # of the gelu; kernels see no other globals
+_WIDEST = 2048  # values of a row that a program holds at a time: 16 for each of 128 threads
+
+
+def take_rows(x_TD: Tensor, index_N: Tensor) -> Tensor:
+    """x[index]: [N, D]."""
+    y_ND = x_TD.new_empty(len(index_N), x_TD.shape[1])
+    if len(index_N):
+        _take[(len(index_N),)](x_TD, index_N, y_ND, x_TD.shape[1], _block(x_TD.shape[1]))
+    return y_ND
+
+
+def sum_rows(y_ND: Tensor, order_N: Tensor, start_T1: Tensor) -> Tensor:
+    """For each token the sum of its rows, [T, D], added in float32; zeros where it has none.
+
+    order_N: the rows in the order of their tokens; start_T1, [T + 1]: the place in it where each token's rows begin.
+    """
+    tokens, width = len(start_T1) - 1, y_ND.shape[1]
+    sum_TD = y_ND.new_empty(tokens, width)
+    if tokens:
+        _sum[(tokens,)](y_ND, order_N, start_T1, sum_TD, width, _block(width))
+    return sum_TD
+
+
+def activate(h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None) -> Tensor:
+    """gelu(h), times the gate, times the row's weight, where there are any: [N, F]."""
+    act_NF = torch.empty_like(h_NF)
+    rows, width = h_NF.shape
+    gated, weighted = gate_NF is not None, weight_N is not None
+    if rows:
+        _activate[(rows,)](h_NF, gate_NF, weight_N, act_NF, width, _block(width), gated, weighted)
+    return act_NF
+
+
+def activate_backward(
+    dact_NF: Tensor, h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Gradients of h (in the place of `dact_NF`), of the gate and of the weight, and what `activate` gave.
+
+    dact_NF: the gradient of what `activate` gave.
+    """
+    act_NF = torch.empty_like(h_NF)
+    dgate_NF = None if gate_NF is None else torch.empty_like(gate_NF)
+    dweight_N = None if weight_N is None else torch.empty_like(weight_N)
+    rows, width = h_NF.shape
+    if rows:
+        _activate_backward[(rows,)](
+            dact_NF, h_NF, gate_NF, weight_N, act_NF, dgate_NF, dweight_N, width, _block(width), gate_NF is not None,
+            weight_N is not None,
+        )  # fmt: skip
+    return dact_NF, dgate_NF, dweight_N, act_NF
+
+
+def _block(width: int) -> int:
+    return min(_WIDEST, triton.next_power_of_2(width))
+
+
+@triton.jit
+def _take(x, index, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(index + row)
+    for first in range(0, WIDTH, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        inside = place < WIDTH
+        tl.store(y + row * WIDTH + place, tl.load(x + token * WIDTH + place, mask=inside), mask=inside)
+
+
+@triton.jit
+def _sum(y, order, start, total, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    begin = tl.load(start + token)
+    end = tl.load(start + token + 1)
+    for first in range(0, WIDTH, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        inside = place < WIDTH
+        added = tl.zeros([BLOCK], dtype=tl.float32)
+        for i in range(begin, end):
+            row = tl.load(order + i)
+            added += tl.load(y + row * WIDTH + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total + token * WIDTH + place, added, mask=inside)
+
+
+@triton.jit
+def _activate(
+    h, gate, weight, act, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    for first in range(0, WIDTH, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        inside = place < WIDTH
+        value = tl.load(h + row * WIDTH + place, mask=inside, other=0.0).to(tl.float32)
+        value = value * tl.sigmoid(value * (_LINEAR + _CUBIC * value * value))
+        if GATED:
+            value *= tl.load(gate + row * WIDTH + place, mask=inside, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            value *= tl.load(weight + row).to(tl.float32)
+        tl.store(act + row * WIDTH + place, value, mask=inside)
+
+
+@triton.jit
+def _activate_backward(
+    dact, h, gate, weight, act, dgate, dweight,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    scale = 1.0
+    if WEIGHTED:
+        scale = tl.load(weight + row).to(tl.float32)
+    dot = tl.zeros([BLOCK], dtype=tl.float32)
+    for first in range(0, WIDTH, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        inside = place < WIDTH
+        here = row * WIDTH + place
+        z = tl.load(h + here, mask=inside, other=0.0).to(tl.float32)
+        slope = tl.sigmoid(z * (_LINEAR + _CUBIC * z * z))
+        value = z * slope
+        slope += value * (1.0 - slope) * (_LINEAR + 3.0 * _CUBIC * z * z)
+        grad = tl.load(dact + here, mask=inside, other=0.0).to(tl.float32)
+        if GATED:
+            factor = tl.load(gate + here, mask=inside, other=0.0).to(tl.float32)
+            tl.store(dgate + here, grad * value * scale, mask=inside)
+            slope *= factor
+            value *= factor
+        dot += grad * value
+        tl.store(act + here, value * scale, mask=inside)
+        tl.store(dact + here, grad * slope * scale, mask=inside)
+    if WEIGHTED:
+        tl.store(dweight + row, tl.sum(dot))
