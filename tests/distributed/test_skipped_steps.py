@@ -1,0 +1,60 @@
+"""A step that is discarded leaves weights, moments and step counts bit for bit as they were, at every ZeRO stage, and the run
+goes on as one that never saw the batch.
+
+The issue: "the step is skipped on all ranks".
+"""
+
+import json
+
+import pytest
+import skipped_worker
+
+from ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+
+def settings(stage: int, offload: bool = False, bf16: bool = False) -> dict:
+    zero = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})}
+    ds = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": zero}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+        ds["zero_force_ds_cpu_optimizer"] = False
+    return ds | ({"bf16": {"enabled": True}} if bf16 else {})
+
+
+CASES = {
+    f"zero{stage}{'_offload' * offload}_ep{ep}": {"ds": settings(stage, offload), "ep_size": ep}
+    for stage in range(4) for offload in (False, True) if stage or not offload for ep in (1, 2)
+}  # fmt: skip
+CASES |= {f"zero{stage}_bf16_ep2": {"ds": settings(stage, bf16=True), "ep_size": 2} for stage in (1, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, list[dict]]:
+    folder = tmp_path_factory.mktemp("skipped")
+    run_ranks(skipped_worker.run_all, str(folder), CASES, ranks=2, folder=folder, limit_s=240)
+    return {name: [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(2)] for name in CASES}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_changed_by_a_discarded_step(found, name):
+    for rank in found[name]:
+        assert rank["moved"]  # what is compared below does change in a step
+        assert rank["refuse"] and rank["skip"] and rank["spoil_rank_1"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_ranks_discard_it(found, name):
+    for rank in found[name]:
+        # asked once, about the finite norm that is returned; not taken
+        assert rank["told"]["refuse"] == [1, True, False]
+        # the loss is finite on both ranks, the norm on none
+        assert rank["told"]["spoil_rank_1"] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_run_goes_on_as_if_it_had_never_seen_the_batches(found, name):
+    for rank in found[name]:
+        discarded, unspoilt = rank["losses"]
+        assert len(discarded) == 3 and discarded == unspoilt and rank["same"]
