@@ -1,7 +1,6 @@
 """`python -m imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint, in one process."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from imp_ds.errors import UserError
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import checkpoint, model_card, processor
+from imp_ds.train.staged_folder import staged_folder
 from imp_ds.train.trainer import RESULTS
 
 
@@ -28,26 +28,15 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
     """
     run_dir, out = Path(run_dir), Path(out)
     run = _read_run(run_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("the export folder is not empty", got=out, allowed="a new or empty folder")
-    folder = _find_checkpoint(run_dir, step)
-    reader = checkpoint.Reader(folder)
-    pieces = ImpProcessor.from_pretrained(run_dir / processor.FOLDER, local_files_only=True)
-    with torch.device("meta"):
-        model = ImpForPreTraining(run.model.to_config(len(pieces.tokenizer), run.tasks))
-    model.to_empty(device="cpu")
-    reader.load_weights(model)
-    staging = out.parent / f".staging-{out.name}-{os.getpid()}"
-    try:
-        staging.mkdir(parents=True)
+    with staged_folder(out, "export") as staging:
+        folder = _find_checkpoint(run_dir, step)
+        reader = checkpoint.Reader(folder)
+        pieces = ImpProcessor.from_pretrained(run_dir / processor.FOLDER, local_files_only=True)
+        with torch.device("meta"):
+            model = ImpForPreTraining(run.model.to_config(len(pieces.tokenizer), run.tasks))
+        model.to_empty(device="cpu")
+        reader.load_weights(model)
         _write(staging, run_dir, run, reader.state, model.eval(), pieces)
-        if out.is_dir():
-            out.rmdir()
-        staging.rename(out)
-    except OSError as error:
-        raise UserError("the export cannot be written", got=f"{out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return out
 
 

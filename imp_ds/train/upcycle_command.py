@@ -1,7 +1,5 @@
 """`python -m imp_ds upcycle DENSE OUT`: an exported dense model becomes an exported model with experts."""
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.models.imp.upcycling import upcycle
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train.initial_weights import exported_config
+from imp_ds.train.staged_folder import staged_folder
 
 _CARD = """\
 # {name}
@@ -39,11 +38,7 @@ def upcycle_folder(model: Path, out: Path, *, slices: int = 1, noise: float = 0.
     """
     model, out = Path(model), Path(out)
     settings = {name: value for name, value in settings.items() if value is not None}
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("the folder of the upcycled model is not empty", got=out, allowed="a new or empty folder")
-    staging = out.parent / f".staging-{out.name}-{os.getpid()}"
-    try:
-        staging.mkdir(parents=True)
+    with staged_folder(out, "upcycled model") as staging:
         with tempfile.TemporaryDirectory(prefix="export-", dir=staging) as scratch:
             folder = _exported(model, Path(scratch) / "dense")
             sparse = upcycle(load_dense(folder), slices=slices, noise=noise, seed=seed, **settings)
@@ -52,13 +47,6 @@ def upcycle_folder(model: Path, out: Path, *, slices: int = 1, noise: float = 0.
         _write_card(
             staging, sparse.config, name=out.resolve().name, dense=model.resolve().name, made=made, noise=noise, seed=seed
         )
-        if out.is_dir():
-            out.rmdir()
-        staging.rename(out)
-    except OSError as error:
-        raise UserError("the upcycled model cannot be written", got=f"{out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return out
 
 

@@ -78,7 +78,7 @@ def test_evaluation_of_the_export_gives_the_scores_of_the_run(folder):
 
 REFUSED = {
     "no run": (lambda f, t: (t, t / "out", None), "this is not the folder of a run"),
-    "a folder that is not empty": (lambda f, t: (f / "run", f / "model", None), "the export folder is not empty"),
+    "a folder that is not empty": (lambda f, t: (f / "run", f / "model", None), "the folder of the export is not empty"),
     "no such step": (lambda f, t: (f / "run", t / "out", 3), "no checkpoint of this step\n  got:     3\n  allowed: 14"),
     "no place to write": (lambda f, t: (f / "run", Path("/dev/null/out"), None), "the export cannot be written"),
 }  # fmt: skip
