@@ -8,11 +8,10 @@ Ranks 0 .. ep_size-1 form the first expert group, and so on; each holds num_expe
 groups are replicas of each other.
 
 Shapes: T flat tokens, N rows in expert order, D width, E experts of the layer, R ranks of an expert group, L = E/R experts
-held by a rank, C slots of an expert on one rank.
+held by a rank, C slots of an expert on one rank, in one part.
 """
 
 import torch
-import torch.distributed as dist
 from deepspeed.checkpoint.autoep_affine import (
     autoep_experts_for_rank,
     autoep_placement_to_affine_map,
@@ -29,30 +28,11 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import nn
 
+from imp_ds.moe.compute import rows_of_experts, sum_rows, take_rows
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import Routing
-
-
-class _AllToAll(torch.autograd.Function):
-    """All-to-all over the leading dimension, in `sent` and `received` rows for each rank (None: equal parts); the gradient
-    goes the opposite way."""
-
-    @staticmethod
-    def forward(ctx, group, x: torch.Tensor, sent: list[int] | None, received: list[int] | None) -> torch.Tensor:
-        ctx.group, ctx.sent, ctx.received = group, sent, received
-        return _exchange(group, x, sent, received)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        return None, _exchange(ctx.group, grad, ctx.received, ctx.sent), None, None
-
-
-def _exchange(group, x: torch.Tensor, sent: list[int] | None, received: list[int] | None) -> torch.Tensor:
-    rows = x.shape[0] if received is None else sum(received)
-    out = x.new_empty(rows, *x.shape[1:])
-    dist.all_to_all_single(out, x.contiguous(), received, sent, group=group)
-    return out
+from imp_ds.parallel.exchange import arrive, exchange, start
 
 
 class AllToAllDispatcher:
@@ -60,41 +40,55 @@ class AllToAllDispatcher:
 
     Every rank of the group must call with the same task, so that all exchange equally often. Expert choice and capacities
     make both exchanges equal and known; drop-free routing exchanges the numbers of rows first, and waits for them.
+
+    parts: of each expert's slots, of which one travels while another is computed; None: two on a GPU, where that is possible,
+    one elsewhere. Results differ by rounding alone.
     """
 
-    def __init__(self, ep_size: int):
-        self.ep_size = ep_size
+    def __init__(self, ep_size: int, parts: int | None = None):
+        self.ep_size, self.parts = ep_size, parts
         self.group = None  # set by DeepSpeed through set_deepspeed_parallelism, once groups exist
 
     def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> torch.Tensor:
-        x_ND = x_TD.index_select(0, routing.token_index_N)
-        y_ND = self._equal(x_ND, experts) if routing.count_E is None else self._uneven(x_ND, routing.count_E, experts)
-        weighted_ND = y_ND * routing.weight_N.to(y_ND.dtype).unsqueeze(-1)
-        return y_ND.new_zeros(x_TD.shape).index_add(0, routing.token_index_N, weighted_ND)
+        way = self._equal if routing.count_E is None else self._uneven
+        y_ND, token_index_N, weight_N = way(x_TD, routing, experts)
+        return sum_rows(y_ND * weight_N.to(y_ND.dtype).unsqueeze(-1), token_index_N, len(x_TD))
 
-    def _equal(self, x_ND: torch.Tensor, experts: Experts) -> torch.Tensor:
-        """Blocks arrive by rank, then by expert: [R, E/R, C, D]; experts want them by expert, then by rank."""
-        local, width = experts.num_experts, x_ND.shape[1]
-        received = _AllToAll.apply(self.group, x_ND, None, None).view(self.ep_size, local, -1, width)
-        y_ND = experts(received.transpose(0, 1).reshape(-1, width))
-        answers = y_ND.view(local, self.ep_size, -1, width).transpose(0, 1).reshape(-1, width)
-        return _AllToAll.apply(self.group, answers, None, None)
+    def _equal(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Answers, and with them the tokens and weights of their rows, in the order of the parts."""
+        columns = routing.token_index_N.view(self.ep_size * experts.num_experts, -1)
+        parts = min(self.parts or (2 if x_TD.is_cuda else 1), columns.shape[1])
+        index, weight = (
+            [part.reshape(-1) for part in values.view_as(columns).chunk(parts, 1)]
+            for values in (routing.token_index_N, routing.weight_N)
+        )
+        sent = [start(take_rows(x_TD, index_N), self.group) for index_N in index]
+        # part after part: while one is computed, the next one and the answers to the one before are on their way
+        back = [start(self._answers(arrive(rows, self.group), experts), self.group) for rows in sent]
+        return tuple(_joined(found) for found in ([arrive(rows, self.group) for rows in back], index, weight))
 
-    def _uneven(self, x_ND: torch.Tensor, count_E: torch.Tensor, experts: Experts) -> torch.Tensor:
+    def _answers(self, rows_ND: torch.Tensor, experts: Experts) -> torch.Tensor:
+        """Blocks arrive by rank, then by expert: [R, L, C, D]; experts want them by expert, then by rank."""
+        local, width = experts.num_experts, rows_ND.shape[1]
+        y_ND = experts(rows_ND.view(self.ep_size, local, -1, width).transpose(0, 1).reshape(-1, width))
+        return y_ND.view(local, self.ep_size, -1, width).transpose(0, 1).reshape(-1, width)
+
+    def _uneven(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         local = experts.num_experts
-        count_RL = count_E.view(self.ep_size, local)
-        arriving_RL = _exchange(self.group, count_RL, None, None)
-        sent, received, rows = (
-            part.tolist() for part in torch.cat([count_RL.sum(1), arriving_RL.sum(1), arriving_RL.sum(0)]).cpu().split(
-                [self.ep_size, self.ep_size, local]
-            )
-        )  # fmt: skip
-        by_rank = _AllToAll.apply(self.group, x_ND, sent, received)
-        expert_of_block = torch.arange(local, device=count_E.device).repeat(self.ep_size)
+        count_RL = routing.count_E.view(self.ep_size, local)
+        arriving_RL = exchange(count_RL, self.group)
+        sent, received = torch.stack([count_RL.sum(1), arriving_RL.sum(1)]).tolist()
+        by_rank = exchange(take_rows(x_TD, routing.token_index_N), self.group, sent, received)
+        expert_of_block = torch.arange(local, device=count_RL.device).repeat(self.ep_size)
         expert_of_row = torch.repeat_interleave(expert_of_block, arriving_RL.flatten(), output_size=len(by_rank))
         order = expert_of_row.argsort(stable=True)
-        y_by_expert = experts(by_rank[order], rows)
-        return _AllToAll.apply(self.group, y_by_expert[order.argsort()], received, sent)
+        y_by_expert = experts(by_rank[order], rows_of_experts(arriving_RL.sum(0)))
+        y_ND = exchange(y_by_expert[order.argsort()], self.group, received, sent)
+        return y_ND, routing.token_index_N, routing.weight_N
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class ExpertParallelMoE(MoELayer, AutoEPMoELayer):

@@ -97,19 +97,19 @@ class Trainer:
         self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
         self.flops = {task.name: step_flops(task, self.config, run.data.audio, world_size()) for task in run.tasks}
-        dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled", False) else torch.float32
-        self.monitor = Monitor(
-            output_dir, run, enabled=is_main(), total_steps=run.train.steps, start_step=self.step,
-            moe_layers=self.config.moe_layer_indices, peak_flops=matrix_peak(device, dtype),
-        )  # fmt: skip
         self.loader = RotatingLoader(
             run.tasks, self.schedule, sources, Collator(self.processor), seed=run.data.seed, rank=rank(), world=world_size(),
             start_step=self.step, stop_step=run.train.steps, workers=run.data.workers, prefetch=run.data.prefetch,
             pin_memory=device.type == "cuda", timeout_s=run.data.timeout_s, cache_mb=run.data.cache_mb,
         )  # fmt: skip
-        on_main(self._show_start, "the first samples cannot be shown")
         if run.train.compile:
             compile_model(run, self.engine, self.loader.batches, watchdog, self.step)
+        dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled", False) else torch.float32
+        self.monitor = Monitor(
+            output_dir, run, enabled=is_main(), total_steps=run.train.steps, start_step=self.step,
+            moe_layers=self.config.moe_layer_indices, peak_flops=matrix_peak(device, dtype),
+        )  # fmt: skip
+        on_main(self._show_start, "the first samples cannot be shown")
 
     def _take_state(self, state: dict) -> None:
         """Where the run stands: at its start, or as a checkpoint knows it."""

@@ -1,0 +1,63 @@
+"""Compiled blocks under DeepSpeed: the losses and weights of plain ones, as many graphs as shapes, and none after the warm-up.
+
+Graphs are traced and differentiated as for a GPU, but run by torch's own kernels ("aot_eager"): what a compiler makes of a graph
+is tested in tests/train/test_compilation.py.
+"""
+
+import json
+
+import compiled_worker
+import pytest
+
+from ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+# make_run has a dense block and one with experts. A rank alone sees four shapes: images of 8, texts of 8 and of 4, sounds of 4
+SHAPES, KINDS = 4, 2
+NOISY = {"router_noise": 1.0, "hidden_dropout": 0.1}
+ALONE = {
+    "zero1": {"ds": "cpu_zero1.json", "model": NOISY},
+    "zero2_checkpointed": {"ds": "cpu_zero2.json", "model": NOISY, "checkpointing": True},
+    "zero0_top_2": {"ds": "cpu_zero0.json", "model": {"clip": 0.0, "router": "top_k"}},
+    # encoded without gradient first: each shape twice
+    "pieces": {"ds": "cpu_zero1.json", "model": {}, "pieces": 2},
+    # the graphs before and after the experts
+    "drop_free": {"ds": "cpu_zero1.json", "model": {"router": "top_k", "drop_tokens": False}},
+}
+GRAPHS = {"pieces": 2 * KINDS * SHAPES, "drop_free": 3 * SHAPES}
+TOGETHER = {
+    "ep2": {"ds": "cpu_zero2_ep2.json", "model": {"ep_size": 2} | NOISY},
+    "ep2_parts": {"ds": "cpu_zero1.json", "model": {"ep_size": 2, "expert_activation": "geglu"}, "parts": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """{case: what its ranks found}"""
+    found = {}
+    for ranks, cases in ((1, ALONE), (2, TOGETHER)):
+        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+        run_ranks(compiled_worker.train, str(folder), cases, ranks=ranks, folder=folder, limit_s=240)
+        found |= {name: json.loads((folder / f"{name}.json").read_text()) for name in cases}
+    return found
+
+
+@pytest.mark.parametrize("case", ALONE | TOGETHER)
+def test_compiled_blocks_train_as_plain_ones(trained, case):
+    found = trained[case]
+    assert len(set(found["plain"])) == compiled_worker.STEPS
+    assert found["compiled"] == pytest.approx(found["plain"], abs=1e-5)
+    assert found["weights"] < 1e-5
+
+
+@pytest.mark.parametrize("case", ALONE | TOGETHER)
+def test_all_graphs_are_made_before_the_first_step(trained, case):
+    found = trained[case]
+    assert found["warm"] == found["graphs"] == GRAPHS.get(case, KINDS * SHAPES)
+
+
+@pytest.mark.parametrize("case", ALONE | TOGETHER)
+def test_the_warm_up_changes_no_weight(trained, case):
+    """Equal weights after the steps, above, say the same of the optimizer's state."""
+    assert trained[case]["changed"] == 0.0
