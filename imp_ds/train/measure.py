@@ -49,15 +49,21 @@ def _wait(device: torch.device) -> None:
 
 
 def _times(function: Callable, device: torch.device, limit_s: float) -> list[float]:
-    """Seconds of each call, after two that do not count; at least three."""
-    found, end = [], time.perf_counter() + limit_s
-    while len(found) < 5 or time.perf_counter() < end:
+    """Seconds of each call, after two that do not count: as many as fit into `limit_s`, at least three, and equally many on
+    every rank, since they may communicate."""
+
+    def once() -> float:
         _wait(device)
         start = time.perf_counter()
         function()
         _wait(device)
-        found.append(time.perf_counter() - start)
-    return found[2:]
+        return time.perf_counter() - start
+
+    once()
+    count = torch.tensor(max(3, min(200, int(limit_s / max(once(), 1e-9)))), device=device)
+    if world_size() > 1:
+        dist.all_reduce(count, op=dist.ReduceOp.MIN)
+    return [once() for _ in range(int(count))]
 
 
 def seconds_of(function: Callable, device: torch.device, limit_s: float = 0.4) -> float:

@@ -4,11 +4,13 @@ import json
 import time
 
 import pytest
+import rates_worker
 import torch
 
 from imp_ds.errors import UserError
 from imp_ds.train.measure import KernelTimer, matrix_peak, measure_links, seconds_of
-from imp_ds.train.rates import Rates, h200
+from imp_ds.train.rates import OPERATIONS, Rates, h200
+from ranks import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -43,7 +45,7 @@ def test_figures_of_the_h200_say_what_is_assumed():
 
 
 def test_seconds_of_a_call_are_its_median():
-    waits = iter([0.0, 0.0] + [0.01, 0.2, 0.01] * 5)  # the first two do not count
+    waits = iter([0.0, 0.0, 0.01, 0.2, 0.01])  # the first two do not count, and three are the least
     assert 0.009 < seconds_of(lambda: time.sleep(next(waits)), CPU, limit_s=0.0) < 0.1
 
 
@@ -67,3 +69,16 @@ def test_every_kind_of_kernel_is_measured(monkeypatch):
         assert 1e7 < rate.bytes_per_s < 1e13 and rate.overhead_s < 0.1
         assert all(1e8 < flops < 1e13 for flops in rate.flops_per_s.values())
     assert measure_links(CPU) == {}  # one rank has none
+
+
+@pytest.mark.distributed
+def test_two_ranks_measure_links_and_engine_together(tmp_path):
+    out = tmp_path / "found.json"
+    run_ranks(rates_worker.measure_all, str(out), ranks=2, folder=tmp_path, limit_s=200)
+    found = json.loads(out.read_text())
+    assert found["links"].keys() == set(OPERATIONS)
+    assert all(1e5 < link["bytes_per_s"] < 1e12 and link["latency_s"] < 1 for link in found["links"].values())
+    most, least = found["calls"]
+    assert most == -least >= 5  # two that do not count, and at least three that do
+    assert all(0 <= rate["owned_s"] < 1e-6 and rate["tensor_s"] < 0.1 for rate in found["engine"].values())
+    assert found["peak"] > 1e9
