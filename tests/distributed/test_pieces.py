@@ -1,0 +1,118 @@
+"""A batch in 2 and 4 pieces has the loss, gradient and step of the undivided one, for every task and ZeRO stage, in memory for
+one piece.
+
+The issue: "exact gradients of a batch processed in pieces (embed all, loss on all, gradients in pieces), equal to the undivided
+batch, memory flat in the number of pieces".
+
+Shapes: B samples, D width.
+"""
+
+import exactness_worker
+import pytest
+import torch
+from small_run import make_batch, make_config, make_run
+
+from benchmarks.exact.cases import CLIP, Case
+from benchmarks.exactness import parse
+from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
+from imp_ds.train.pieces import Pieces
+from ranks import run_ranks
+
+STEPS = 4  # each task, and the first once more
+# 2 pieces with even exchanges, 4 with uneven ones; both on both at one stage, elsewhere as many runs as there are settings
+CASES = [
+    Case("expert choice" if n == 2 else "top-2 drop-free", 2, ep_size, stage, offload, clip=CLIP if stage else 0.0,
+         variant=f"pieces {n}", steps=STEPS)
+    for stage in range(4) for offload in (False, True) if stage or not offload
+    for ep_size, n in ((1, 2), (2, 4), *(((1, 4), (2, 2)) if stage == 2 else ()))
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pieces")
+    run_ranks(exactness_worker.references, str(folder), CASES, ranks=1, folder=folder / "one", limit_s=60)
+    run_ranks(exactness_worker.measure, str(folder), CASES, ranks=2, folder=folder / "two", limit_s=240)
+    return {result.case: result.found for result in map(parse, (folder / "results_2.jsonl").read_text().splitlines())}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_pieces_equal_the_undivided_batch(results, case):
+    found = results[case]
+    assert max(found[name] for name in ("loss", "norm", "experts", "rest")) < 1e-5, found
+    # where nothing is clipped, gradients are far larger than Adam's epsilon, and it makes steps of some size of rounding alone
+    assert found["weight"] < (1e-5 if case.clip else 1e-4), found
+
+
+class Held:
+    """Bytes that autograd holds for the backward, each memory once, weights left out; `peak` is the most at any time."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.holders, self.alive, self.peak = {}, 0, 0
+
+    def pack(self, tensor: torch.Tensor) -> "Ticket":
+        return Ticket(self, tensor.detach())  # a result that its own operation saves would keep itself alive
+
+    def count(self, tensor: torch.Tensor, change: int) -> None:
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if place in self.weights:
+            return
+        before = self.holders.get(place, 0)
+        self.holders[place] = before + change
+        if before == 0 or before + change == 0:
+            self.alive += change * storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+
+
+class Ticket:
+    """What autograd keeps in the place of a tensor; it dies when autograd lets go."""
+
+    def __init__(self, held: Held, tensor: torch.Tensor):
+        self.held, self.tensor = held, tensor
+        held.count(tensor, 1)
+
+    def __del__(self):
+        self.held.count(self.tensor, -1)
+
+
+def test_memory_is_that_of_one_piece():
+    """One batch of 32 in 1, 2, 4 and 8 pieces: what is held falls as the piece does. Beside the piece there are its share of the
+    loss (B x B similarities, B x D encodings and their projections), here a fiftieth of what the whole batch holds."""
+    peaks = {count: peak_bytes(repeated(make_batch(0), 4), count) for count in (1, 2, 4, 8)}
+    loss = peaks[1] / 50
+    for count in (2, 4, 8):
+        assert peaks[1] / count <= peaks[count] <= peaks[1] / count + loss, peaks
+
+
+def test_memory_is_flat_in_the_number_of_pieces():
+    """Pieces of 8 samples, 2 to 8 of them: only what the loss holds of all samples grows with the batch."""
+    peaks = {count: peak_bytes(repeated(make_batch(0), count), count) for count in (2, 4, 8)}
+    assert peaks[8] <= 1.25 * peaks[2], peaks
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    return batch.map(lambda x: torch.cat([x] * times))
+
+
+def peak_bytes(batch: Batch, count: int) -> int:
+    """The most that is held while a batch goes forward and backward in `count` pieces; 1: undivided."""
+    config = make_config(make_run())
+    model = ImpForPreTraining(config)
+    initialize_seeded(model, 0, config.initializer_range)
+    held = Held(model)
+    with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda ticket: ticket.tensor):
+        if count == 1:
+            model(batch)[0].backward()
+        else:
+            parts = Pieces(model, batch, count)
+            parts.forward()
+            for loss in parts.losses():
+                loss.backward()
+                del loss
+    assert held.alive == 0
+    return held.peak
