@@ -11,6 +11,7 @@ from small_run import ORDER, full_parameters, largest_difference, make_batch, ma
 from imp_ds.parallel.expert_parallel import ExpertParallelMoE
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch
+from imp_ds.train import ds_config
 from imp_ds.train.compilation import CompiledBlocks, uncompiled
 from imp_ds.train.engine import Engine, start_process_group
 
@@ -18,8 +19,8 @@ STEPS = 6
 
 
 def train(folder: str, cases: dict[str, dict]) -> None:
-    """For each named case {"ds", "model", "pieces", "backend", "parts"}, in {name}.json: losses and graphs of each step, the
-    largest difference of weights between compiled and plain, and what the warm-up changed."""
+    """For each named case {"ds", "model", "bf16", "pieces", "checkpointing", "parts"}, in {name}.json: losses of plain and of
+    compiled blocks, the largest difference of weights after them, what the warm-up changed, and graphs after it and in all."""
     device = start_process_group(60)
     for name, case in cases.items():
         plain = _steps(_engine(case, device, compiled=False)[0], case)
@@ -51,11 +52,14 @@ def _engine(case: dict, device: torch.device, *, compiled: bool) -> tuple[Engine
             if isinstance(layer, ExpertParallelMoE):
                 layer.dispatcher.parts = case.get("parts") if compiled else None
 
-    engine = make_engine(make_run(**case["model"]), case["ds"], device, prepare_model=prepare)
+    ds = ds_config.load(ds_config.FOLDER / case["ds"])
+    if case.get("bf16"):
+        ds["bf16"] = {"enabled": True}
+    engine = make_engine(make_run(**case["model"]), ds, device, prepare_model=prepare)
     if not compiled:
         return engine, None, 0.0
     before = full_parameters(engine)
-    blocks = CompiledBlocks(engine.model, shapes=9, backend=case.get("backend", "aot_eager"))
+    blocks = CompiledBlocks(engine.model, shapes=9, backend="aot_eager")
     blocks.warm(engine, _batches(0), {task: case.get("pieces", 1) for task in ORDER})
     return engine, blocks, largest_difference(before, full_parameters(engine))
 

@@ -17,18 +17,15 @@ pytestmark = pytest.mark.distributed
 SHAPES, KINDS = 4, 2
 NOISY = {"router_noise": 1.0, "hidden_dropout": 0.1}
 ALONE = {
-    "zero1": {"ds": "cpu_zero1.json", "model": NOISY},
-    "zero2_checkpointed": {"ds": "cpu_zero2.json", "model": NOISY, "checkpointing": True},
-    "zero0_top_2": {"ds": "cpu_zero0.json", "model": {"clip": 0.0, "router": "top_k"}},
+    "bf16_zero1_top_2": {"ds": "cpu_zero1.json", "bf16": True, "model": {"router": "top_k"} | NOISY},
     # encoded without gradient first: each shape twice
-    "pieces": {"ds": "cpu_zero1.json", "model": {}, "pieces": 2},
+    "zero2_pieces_checkpointed": {"ds": "cpu_zero2.json", "model": {}, "pieces": 2, "checkpointing": True},
     # the graphs before and after the experts
     "drop_free": {"ds": "cpu_zero1.json", "model": {"router": "top_k", "drop_tokens": False}},
 }
-GRAPHS = {"pieces": 2 * KINDS * SHAPES, "drop_free": 3 * SHAPES}
+GRAPHS = {"zero2_pieces_checkpointed": 2 * KINDS * SHAPES, "drop_free": 3 * SHAPES}
 TOGETHER = {
-    "ep2": {"ds": "cpu_zero2_ep2.json", "model": {"ep_size": 2} | NOISY},
-    "ep2_parts": {"ds": "cpu_zero1.json", "model": {"ep_size": 2, "expert_activation": "geglu"}, "parts": 2},
+    "ep2_in_parts": {"ds": "cpu_zero2_ep2.json", "model": {"ep_size": 2, "expert_activation": "geglu"} | NOISY, "parts": 2},
 }
 
 
@@ -45,6 +42,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("case", ALONE | TOGETHER)
 def test_compiled_blocks_train_as_plain_ones(trained, case):
+    """The plain ones exchange tokens in one part."""
     found = trained[case]
     assert len(set(found["plain"])) == compiled_worker.STEPS
     assert found["compiled"] == pytest.approx(found["plain"], abs=1e-5)

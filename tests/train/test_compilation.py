@@ -1,0 +1,102 @@
+"""Compiled blocks: what the compiler makes of them, what is told of a new graph, and the batches of the warm-up."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+
+from small_run import make_batch, make_config, make_run  # noqa: E402
+
+from imp_ds.errors import UserError  # noqa: E402
+from imp_ds.layout import check_layout  # noqa: E402
+from imp_ds.models.imp.initialization import initialize_seeded  # noqa: E402
+from imp_ds.pretraining import ImpForPreTraining  # noqa: E402
+from imp_ds.train.compilation import CompiledBlocks, tile, uncompiled  # noqa: E402
+
+IMAGES = 2  # the step of small_run whose batch is of images alone
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def build(**model) -> ImpForPreTraining:
+    config = make_config(make_run(num_hidden_layers=1, moe_layers="every:1", **model))
+    built = ImpForPreTraining(config).train()
+    initialize_seeded(built, 0, config.initializer_range)
+    return built
+
+
+class DiscardingEngine:
+    """Forward and backward of a step that is never taken."""
+
+    def __init__(self, model: ImpForPreTraining):
+        self.model = model
+
+    def forward(self, batch, pieces):
+        self.loss = self.model(batch)[0]
+
+    def update(self, rate, accept):
+        self.loss.backward()
+        self.model.zero_grad()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler for the CPU needs g++")
+def test_the_compiler_changes_results_by_rounding_alone():
+    """One block with experts, gated, noisy and with dropout, whose random numbers have to be the same."""
+    settings = {"expert_activation": "geglu", "router_noise": 1.0, "hidden_dropout": 0.1}
+    plain, compiled = build(**settings), build(**settings)
+    blocks = CompiledBlocks(compiled, shapes=1)
+    batch = make_batch(IMAGES)
+    batch.key_B = torch.arange(8)
+    losses = [model(batch)[0] for model in (plain, compiled)]
+    for loss in losses:
+        loss.backward()
+    assert blocks.graphs == 1
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5)
+    trained = [name for name, p in plain.named_parameters() if p.grad is not None]
+    assert any("experts.w3" in name for name in trained) and any("router" in name for name in trained)
+    for name in trained:
+        torch.testing.assert_close(
+            compiled.get_parameter(name).grad, plain.get_parameter(name).grad, rtol=1e-4, atol=1e-5, msg=name
+        )
+
+
+def test_a_graph_after_the_warm_up_is_told_and_evaluation_makes_none(capsys):
+    model = build()
+    blocks = CompiledBlocks(model, shapes=2, backend="aot_eager")
+    batch = make_batch(IMAGES)
+    blocks.warm(DiscardingEngine(model), [batch], {"image_class": 1})
+    assert blocks.graphs == 1
+    assert capsys.readouterr().out.startswith("compiled image_class in ")
+    model(batch)
+    with uncompiled(), torch.no_grad():
+        model(tile(batch, 3))
+    assert blocks.graphs == 1 and capsys.readouterr() == ("", "")
+    model(tile(batch, 5))
+    assert blocks.graphs == 2
+    assert "compiled again, for inputs of (5, 16, 32)" in capsys.readouterr().err
+
+
+def test_a_batch_by_repetition():
+    batch = make_batch(0).map(lambda x: x[:3])
+    batch.key_B = torch.tensor([10, 11, 12])
+    tiled = tile(batch, 7)
+    assert tiled.key_B.tolist() == [10, 11, 12, 10, 11, 12, 10]
+    assert torch.equal(tiled.inputs["text"]["input_ids"][5], batch.inputs["text"]["input_ids"][2])
+    assert len(tile(batch, 2).targets["label"]) == 2
+
+
+def test_zero_3_is_refused():
+    run = make_run()
+    run.train.compile = True
+    with pytest.raises(UserError, match="hooks on every layer"):
+        check_layout(run, 1, {"zero_optimization": {"stage": 3}})
+    check_layout(run, 1, {"zero_optimization": {"stage": 2}})
