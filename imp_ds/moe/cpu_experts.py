@@ -9,10 +9,8 @@ Shapes: T flat tokens, N rows in the order of their experts, E experts, D width,
 expert or of a block of them.
 """
 
-import itertools
 import math
-import mmap
-from contextlib import suppress
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -22,7 +20,6 @@ from torch import Tensor
 LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 CUBIC = LINEAR * 0.044715
 BLOCK_ELEMENTS = 1 << 17  # of the activation at a time: half a MiB in float32, so that its steps meet in a core's own cache
-FRESH_BYTES = 32 << 20  # what malloc does not keep for the next call: such memory comes from the kernel each time
 
 
 def cpu_experts(x_ND: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
@@ -55,26 +52,20 @@ def _forward(
 
     Without an index, rows and answers are x and the result themselves. What is not there or not to be kept is empty.
     """
-    kept_rows, most = (sum(count), max(count)) if keep else (max(count), max(count))
-    y = torch.zeros_like(x, memory_format=torch.contiguous_format) if index_N is not None else x.new_empty(x.shape)
-    h_NF = _empty(x, kept_rows, w1_EDF.shape[2])
-    gate_NF = _empty(x, kept_rows if w3_EDF is not None else 0, w1_EDF.shape[2])
-    answer_ND = x.new_empty(kept_rows if index_N is not None else 0, x.shape[1])
-    act_NF = h_NF.new_empty(most, h_NF.shape[1])
-    for e, here in enumerate(_spans(count)):
-        rows = here.stop - here.start
-        kept = here if keep else slice(0, rows)
-        x_RD = _rows(x, index_N, here)
-        torch.mm(x_RD, w1_EDF[e], out=h_NF[kept])
-        _gelu(h_NF[kept], act_NF[:rows])
-        if w3_EDF is not None:
-            torch.mm(x_RD, w3_EDF[e], out=gate_NF[kept])
-            act_NF[:rows].mul_(gate_NF[kept])
-        answer_RD = y[here] if index_N is None else answer_ND[kept]
-        torch.mm(act_NF[:rows], w2_EFD[e], out=answer_RD)
-        if index_N is not None:
-            y.index_add_(0, index_N[here], answer_RD * weight_N[here, None])
-    return (y, h_NF, gate_NF, answer_ND) if keep else (y, *(x.new_empty(0, 0) for _ in range(3)))
+    answer_ND = x.new_empty(sum(count), x.shape[1])
+    h_NF = x.new_empty(sum(count) if keep else max(count), w1_EDF.shape[2])
+    gate_NF = None if w3_EDF is None else torch.empty_like(h_NF)
+    act_NF = x.new_empty(max(count), w1_EDF.shape[2])
+    parts = _by_expert(count, h_NF, gate_NF, act_NF, answer_ND), _unbound(w1_EDF, w2_EFD, w3_EDF)
+    for x_RD, (h, gate, act, answer), (w1, w2, w3) in zip(_rows(x, index_N, count), *parts):
+        torch.mm(x_RD, w1, out=h)
+        _gelu(h, act)
+        if w3 is not None:
+            act.mul_(torch.mm(x_RD, w3, out=gate))
+        torch.mm(act, w2, out=answer)
+    y = answer_ND if index_N is None else _sum_to_tokens(answer_ND * weight_N.unsqueeze(1), index_N, x)
+    for_backward = h_NF, gate_NF, None if index_N is None else answer_ND
+    return y, *(tensor if keep and tensor is not None else x.new_empty(0, 0) for tensor in for_backward)
 
 
 @torch.library.custom_op("imp_ds::cpu_experts_backward", mutates_args=(), device_types="cpu")
@@ -83,47 +74,47 @@ def _backward(
     count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
-    dx = torch.zeros_like(x, memory_format=torch.contiguous_format) if index_N is not None else x.new_empty(x.shape)
-    dweight_N = x.new_empty(len(answer_ND))
-    dw1_EDF, dw2_EFD = _empty(w1_EDF, *w1_EDF.shape), _empty(w2_EFD, *w2_EFD.shape)
-    dw3_EDF = x.new_empty(0) if w3_EDF is None else _empty(w3_EDF, *w3_EDF.shape)
+    dx_ND = x.new_empty(sum(count), x.shape[1])
+    dw1_EDF, dw2_EFD = (torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in (w1_EDF, w2_EFD))
+    dw3_EDF = None if w3_EDF is None else torch.empty_like(w3_EDF, memory_format=torch.contiguous_format)
+    dweight_N = None if index_N is None else torch.empty_like(weight_N)
     act_NF, dh_NF = h_NF.new_empty(2, max(count), h_NF.shape[1])
-    for e, here in enumerate(_spans(count)):
-        rows = here.stop - here.start
-        act, dh = act_NF[:rows], dh_NF[:rows]
-        x_RD, grad_RD = _rows(x, index_N, here), _rows(grad, index_N, here)
-        if index_N is not None:
-            torch.sum(grad_RD * answer_ND[here], 1, out=dweight_N[here])
-            grad_RD.mul_(weight_N[here, None])
-        torch.mm(grad_RD, w2_EFD[e].t(), out=dh)
-        if w3_EDF is None:
-            _gelu_backward(h_NF[here], act, dh)
+    rows = _rows(x, index_N, count), _rows(grad, index_N, count)
+    kept = _by_expert(count, h_NF, None if w3_EDF is None else gate_NF, None if index_N is None else answer_ND, weight_N)
+    written = _by_expert(count, act_NF, dh_NF, dx_ND, dweight_N)
+    weights = _unbound(w1_EDF, w2_EFD, w3_EDF), _unbound(dw1_EDF, dw2_EFD, dw3_EDF)
+    for x_RD, grad_RD, (h, gate, answer, weight), (act, dh, dx, dweight), (w1, w2, w3), (dw1, dw2, dw3) in zip(
+        *rows, kept, written, *weights
+    ):
+        if weight is not None:
+            torch.sum(grad_RD * answer, 1, out=dweight)
+            grad_RD.mul_(weight.unsqueeze(1))  # a copy, as an index chose it
+        torch.mm(grad_RD, w2.t(), out=dh)
+        if w3 is None:
+            _gelu_backward(h, act, dh)
+            torch.mm(dh, w1.t(), out=dx)
         else:
-            dgate = _gated_backward(h_NF[here], gate_NF[here], act, dh)
-            torch.mm(x_RD.t(), dgate, out=dw3_EDF[e])
-        torch.mm(act.t(), grad_RD, out=dw2_EFD[e])
-        torch.mm(x_RD.t(), dh, out=dw1_EDF[e])
-        dx_RD = torch.mm(dh, w1_EDF[e].t(), out=dx[here] if index_N is None else grad_RD)  # whose last use was dw2
-        if w3_EDF is not None:
-            dx_RD.addmm_(dgate, w3_EDF[e].t())
-        if index_N is not None:
-            dx.index_add_(0, index_N[here], dx_RD)
+            dgate = _gated_backward(h, gate, act, dh)
+            torch.mm(x_RD.t(), dgate, out=dw3)
+            torch.mm(dh, w1.t(), out=dx).addmm_(dgate, w3.t())
+        torch.mm(act.t(), grad_RD, out=dw2)
+        torch.mm(x_RD.t(), dh, out=dw1)
+    dx = dx_ND if index_N is None else _sum_to_tokens(dx_ND, index_N, x)
+    dweight_N, dw3_EDF = (x.new_empty(0) if gradient is None else gradient for gradient in (dweight_N, dw3_EDF))
     return dx, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF
 
 
 @_forward.register_fake
 def _(x, index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep):
-    if not keep:
-        return torch.empty_like(x), *(x.new_empty(0, 0) for _ in range(3))
     rows, hidden = sum(count), w1_EDF.shape[2]
-    gate_NF = x.new_empty(rows if w3_EDF is not None else 0, hidden)
-    return torch.empty_like(x), x.new_empty(rows, hidden), gate_NF, x.new_empty(rows if index_N is not None else 0, x.shape[1])
+    shapes = (rows, hidden), w3_EDF is not None and (rows, hidden), index_N is not None and (rows, x.shape[1])
+    return x.new_empty(x.shape), *(x.new_empty((keep and shape) or (0, 0)) for shape in shapes)
 
 
 @_backward.register_fake
 def _(grad, x, index_N, weight_N, h_NF, gate_NF, answer_ND, count, w1_EDF, w2_EFD, w3_EDF):
-    dw3_EDF = x.new_empty(0) if w3_EDF is None else torch.empty_like(w3_EDF)
-    return torch.empty_like(x), x.new_empty(len(answer_ND)), torch.empty_like(w1_EDF), torch.empty_like(w2_EFD), dw3_EDF
+    given = x, weight_N, w1_EDF, w2_EFD, w3_EDF
+    return tuple(x.new_empty(0) if tensor is None else x.new_empty(tensor.shape) for tensor in given)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -144,26 +135,28 @@ def _differentiate(ctx, grad, *_):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _rows(x: Tensor, index_N: Tensor | None, here: slice) -> Tensor:
-    """An expert's rows: a copy, where they are chosen by an index."""
-    return x[here] if index_N is None else x.index_select(0, index_N[here])
+def _rows(x: Tensor, index_N: Tensor | None, count: list[int]) -> Iterable[Tensor]:
+    """Each expert's rows, [R, D]: parts of x, or copies, made when their turn comes, where an index chooses them."""
+    return x.split(count) if index_N is None else (x.index_select(0, index_R) for index_R in index_N.split(count))
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    """`like.new_empty(shape)`; where it is large, in huge pages, which the kernel hands out four times as fast as small ones."""
-    size = math.prod(shape) * like.element_size()
-    if size < FRESH_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_empty(shape)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
+def _by_expert(count: list[int], *tensors: Tensor | None) -> Iterable[tuple]:
+    """Each expert's rows of the tensors; those that have room for the largest expert alone are used by all in turn."""
+    nothing, total = [None] * len(count), sum(count)
+    return zip(*(
+        nothing if tensor is None else tensor.split(count) if len(tensor) == total else [tensor[:rows] for rows in count]
+        for tensor in tensors
+    ))  # fmt: skip
 
 
-def _spans(count: list[int]) -> list[slice]:
-    """The rows of each expert."""
-    ends = list(itertools.accumulate(count))
-    return [slice(end - rows, end) for rows, end in zip(count, ends)]
+def _unbound(*weights: Tensor | None) -> Iterable[tuple]:
+    """Each expert's weights."""
+    experts = len(weights[0])
+    return zip(*([None] * experts if weight is None else weight.unbind() for weight in weights))
+
+
+def _sum_to_tokens(rows_ND: Tensor, index_N: Tensor, x_TD: Tensor) -> Tensor:
+    return x_TD.new_zeros(x_TD.shape).index_add_(0, index_N, rows_ND)
 
 
 def _blocks(*matrices: Tensor):
@@ -175,9 +168,13 @@ def _blocks(*matrices: Tensor):
 
 
 def _sigmoid(h_RF: Tensor) -> Tensor:
-    """sigmoid(2 u) of the tanh-GELU, in float32 at least."""
-    z_RF = torch.addcmul(h_RF.new_tensor(LINEAR), h_RF, h_RF, value=CUBIC)
-    return z_RF.mul_(h_RF).sigmoid_()
+    """sigmoid(2 u) of the tanh-GELU."""
+    return _polynomial(h_RF, CUBIC).mul_(h_RF).sigmoid_()
+
+
+def _polynomial(h_RF: Tensor, factor: float) -> Tensor:
+    """LINEAR + factor h^2, in one pass."""
+    return torch.addcmul(torch.scalar_tensor(LINEAR, dtype=h_RF.dtype), h_RF, h_RF, value=factor)
 
 
 def _wide(h_RF: Tensor) -> Tensor:
@@ -194,7 +191,7 @@ def _gelu(h: Tensor, act: Tensor) -> None:
 def _sigmoid_and_slope(h_RF: Tensor) -> tuple[Tensor, Tensor]:
     """s = sigmoid(z) with z = h (LINEAR + CUBIC h^2), and the derivative of gelu(h) = h s, which is s + h s' z'."""
     s_RF = _sigmoid(h_RF)
-    dz_RF = torch.addcmul(h_RF.new_tensor(LINEAR), h_RF, h_RF, value=3 * CUBIC)
+    dz_RF = _polynomial(h_RF, 3 * CUBIC)
     return s_RF, torch.addcmul(s_RF, torch.ops.aten.sigmoid_backward(h_RF, s_RF), dz_RF, out=dz_RF)
 
 
