@@ -2,8 +2,8 @@
 
     python benchmarks/plan_accuracy.py [--out benchmarks/results/plan_accuracy.md] [--ranks 1 2]
 
-For each number of ranks it measures this machine's rates, then trains each case below in a fresh launch (torchrun, float32 on
-a CPU, bf16 on a GPU) on made-up batches of three alternating tasks, and compares. About 6 minutes on two quiet cores.
+For each number of ranks it measures this machine's rates, then trains each case below in fresh launches (torchrun, float32 on
+a CPU, bf16 on a GPU) on made-up batches of three alternating tasks, and compares. Some minutes on two quiet cores.
 
 Step time is the mean over tasks of the medians. Growth of memory is the highest resident (GPU: allocated) size during a step
 above that before the model was built, when a tiny model had been trained so that libraries were loaded. Communication is timed
@@ -47,7 +47,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         what, case, file = options.worker
-        {"rates": measure_rates, "case": measure_case}[what](CASES[int(case)], Path(file))
+        if what == "rates":
+            from imp_ds.train.measure_engine import command
+
+            command(Path(file))
+        else:
+            {"time": measure_time, "memory": measure_memory}[what](CASES[int(case)], Path(file))
         sys.stdout.flush()
         os._exit(0)  # gloo's threads sometimes abort in a normal end, after all is done
     rows = []
@@ -57,9 +62,12 @@ def main() -> None:
             launch(ranks, "rates", 0, rates)
             for number, case in enumerate(CASES):
                 if case[0] == ranks:
-                    found = Path(folder) / f"case_{number}.json"
-                    launch(ranks, "case", number, found)
-                    rows.append((case, predict(case, rates), json.loads(found.read_text())))
+                    found = {}
+                    for what in ("time", "memory"):  # apart, as memory is measured in a way that costs time
+                        file = Path(folder) / f"{what}_{number}.json"
+                        launch(ranks, what, number, file)
+                        found |= json.loads(file.read_text())
+                    rows.append((case, predict(case, rates), found))
                     print(*compare(*rows[-1]), flush=True)
     text = table(rows)
     print(text)
@@ -138,18 +146,12 @@ def predict(case: tuple, rates: Path) -> dict:
     }
 
 
-def measure_rates(case: tuple, out: Path) -> None:
-    from imp_ds.train.measure_engine import command
-
-    command(out)
-
-
-def measure_case(case: tuple, out: Path) -> None:
-    """Train one case; rank 0 writes seconds of a step, bytes and seconds of communication."""
-    clock = Clock()
+def start(case: tuple, memory: "Memory | None" = None) -> tuple:
+    """The engine of a case and a rank's batch of each task. What libraries hold after a tiny model has been
+    trained does not count as memory of the case."""
     import torch
 
-    from imp_ds.parallel.groups import barrier, rank
+    from imp_ds.parallel.groups import rank
     from imp_ds.train import ds_config
     from imp_ds.train.engine import Engine, build_model, start_process_group
     from imp_ds.train.measure import DTYPES
@@ -160,58 +162,80 @@ def measure_case(case: tuple, out: Path) -> None:
     config = run.model.to_config(1000, run.tasks)
     kind, precision = ("gpu", "bf16") if device.type == "cuda" else ("cpu", "float32")
     ds = ds_config.resolve(ds_config.load(ds_config.FOLDER / f"{kind}_zero{stage}.json"), run, ranks)
-    batches = [make_batch(run, task, config, rank(), ranks).to(device) for task in run.tasks]
     tiny = Engine(Chain(2, 8), engine_config(stage, device, DTYPES[precision]), weight_decay=0.0, device=device)
     tiny.forward(torch.ones(1, 8, device=device, dtype=DTYPES[precision]))
     tiny.update(1e-4)
-    memory = Memory(device)
+    batches = [make_batch(run, task, config, rank(), ranks).to(device) for task in run.tasks]
+    if memory:
+        memory.begin(device)
     engine = Engine(build_model(config, 0, run.train.ep_size), ds, weight_decay=1e-4, device=device)
-    seconds, sent, held = {}, {}, {}
-    for turns, found in ((WARM, {}), (STEPS, seconds), (STEPS, sent), (2, held)):
+    return engine, batches
+
+
+def measure_time(case: tuple, out: Path) -> None:
+    """Train a case; rank 0 writes the seconds of a step and those of its communication."""
+    clock = Clock()
+    from imp_ds.parallel.groups import barrier, is_main
+
+    engine, batches = start(case)
+    seconds, sent = {}, {}
+    for turns, found in ((WARM, {}), (STEPS, seconds), (STEPS, sent)):
         clock.on = found is sent
-        if found is held:
-            memory.count_live()
         for batch in batches * turns:
             barrier()
-            clock.seconds, start = 0.0, time.perf_counter()
+            clock.seconds, begin = 0.0, time.perf_counter()
             engine.forward(batch)
             engine.update(1e-4)
             clock.wait()
-            found.setdefault(batch.task, []).append(clock.seconds if clock.on else time.perf_counter() - start)
-    mean_of_medians = lambda found: statistics.mean(statistics.median(values) for values in found.values())  # noqa: E731
-    if rank() == 0:
-        found = {"seconds": mean_of_medians(seconds), "bytes": memory.growth(), "communication": mean_of_medians(sent)}
-        out.write_text(json.dumps(found))
+            found.setdefault(batch.task, []).append(clock.seconds if clock.on else time.perf_counter() - begin)
+    clock.on = False
+    if is_main():
+        means = [statistics.mean(statistics.median(times) for times in found.values()) for found in (seconds, sent)]
+        out.write_text(json.dumps(dict(zip(("seconds", "communication"), means))))
+    barrier()
+
+
+def measure_memory(case: tuple, out: Path) -> None:
+    """Train a case for three turns; rank 0 writes by how many bytes it grew."""
+    from imp_ds.parallel.groups import barrier, is_main
+
+    memory = Memory()
+    engine, batches = start(case, memory)
+    for batch in batches * 3:
+        engine.forward(batch)
+        engine.update(1e-4)
+    if is_main():
+        out.write_text(json.dumps({"bytes": memory.growth()}))
     barrier()
 
 
 class Memory:
-    """The most memory held at a time since `count_live`, above what was held when this was made, in bytes."""
+    """The most memory held at a time from `begin` on, above what was held then, in bytes."""
 
-    def __init__(self, device):
-        import psutil
+    def begin(self, device) -> None:
+        """On a CPU the C library shall from now on hand back at once what is freed: what it would keep in store for later is
+        not the run's need."""
         import torch
 
         self.cuda = torch.cuda if device.type == "cuda" else None
-        self.before = self.cuda.memory_allocated() if self.cuda else psutil.Process().memory_info().rss
-
-    def count_live(self) -> None:
-        """From now on. The C library of a CPU run shall hand back at once what is freed: what it keeps in store for later is not
-        the run's need. That is slow, so it comes after all that is timed."""
         if self.cuda:
             self.cuda.reset_peak_memory_stats()
+            self.before = self.cuda.memory_allocated()
             return
         libc = ctypes.CDLL(None)
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
             libc.mallopt(option, 1 << 16)
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark begins anew
+        self.before = self._status("VmRSS")
 
     def growth(self) -> int:
-        if self.cuda:
-            return self.cuda.max_memory_allocated() - self.before
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 - self.before
+        return (self.cuda.max_memory_allocated() if self.cuda else self._status("VmHWM")) - self.before
+
+    @staticmethod
+    def _status(name: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) * 1024
 
 
 class Clock:
