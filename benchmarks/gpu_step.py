@@ -191,7 +191,7 @@ def table(tasks: dict[str, tuple], seconds: dict, peak: float) -> list[str]:
         total["flops"] += share * flops
         total["plain"], total["compiled"] = total["plain"] + share * plain, total["compiled"] + share * compiled
         lines.append(
-            f"| {name} | {samples} | {flops / 1e12:.3f} | {plain * 1e3:.1f} | {flops / plain / peak:.1%} | {compiled * 1e3:.1f} "
+            f"| {name} | {samples} | {flops / 1e12:.3g} | {plain * 1e3:.1f} | {flops / plain / peak:.1%} | {compiled * 1e3:.1f} "
             f"| {flops / compiled / peak:.1%} | {samples / compiled:,.0f} |"
         )
     shares = [f"{total['flops'] / total[mode] / peak:.1%}" for mode in MODES]

@@ -24,9 +24,8 @@ ALONE = {
     "drop_free": {"ds": "cpu_zero1.json", "model": {"router": "top_k", "drop_tokens": False}},
 }
 GRAPHS = {"zero2_pieces_checkpointed": 2 * KINDS * SHAPES, "drop_free": 3 * SHAPES}
-TOGETHER = {
-    "ep2_in_parts": {"ds": "cpu_zero2_ep2.json", "model": {"ep_size": 2, "expert_activation": "geglu"} | NOISY, "parts": 2},
-}
+GATED = {"ep_size": 2, "expert_activation": "geglu"}
+TOGETHER = {"ep2_in_parts": {"ds": "cpu_zero2_ep2.json", "model": GATED | NOISY, "parts": 2, "checkpointing": True}}
 
 
 @pytest.fixture(scope="module")
