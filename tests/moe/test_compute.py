@@ -179,6 +179,16 @@ def test_rows_of_several_blocks(monkeypatch):
         test_value_and_gradients_equal_a_loop(RAGGED, gated)
 
 
+def test_large_gradients_in_huge_pages(monkeypatch):
+    """The same results in memory of another origin, which autograd takes over as the parameter's gradient."""
+    monkeypatch.setattr(cpu_experts, "FRESH_BYTES", 1)
+    test_value_and_gradients_equal_a_loop(RAGGED, True)
+    w1, w2 = torch.zeros(2, 4, 8, requires_grad=True), torch.zeros(2, 8, 4, requires_grad=True)
+    for _ in range(2):  # given, then added to
+        experts_forward(torch.zeros(6, 4), [0, 6], w1, w2).sum().backward()
+    assert w1.grad.shape == w1.shape and w2.grad.is_contiguous()
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_activation_checkpointing_changes_nothing(autocast):
     index_N, given = problem(gated=True, dtype=torch.float32)
