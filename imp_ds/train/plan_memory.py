@@ -1,8 +1,8 @@
 """Memory of a rank: exact for weights, gradients and optimizer states under DeepSpeed's ZeRO stages, counted for activations.
 
-DeepSpeed 0.19.8 gathers gradients for reduction in buffers of reduce_bucket_size = 500 M values from ZeRO 1 on: one, and two
-where communication overlaps (ZeRO 1 and 2 as shipped for GPUs). A GPU allocates them whole; on a CPU only what is written
-takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay whole through forward and backward.
+DeepSpeed 0.19.8 gathers gradients for reduction in buffers of reduce_bucket_size values from ZeRO 1 on: as shipped for GPUs two
+of 25 M where communication overlaps (ZeRO 1 and 2), else one of 500 M. A GPU allocates them whole; on a CPU only what is
+written takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay whole through forward and backward.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch.
 """
@@ -18,7 +18,7 @@ from imp_ds.train.flops import FLOAT32, expert_rows, patch_values
 # bytes of a parameter: weights, gradients, optimizer. bf16: gradients accumulate in float32; DeepSpeed keeps a float32 master
 # copy of what a rank updates, in float32 training too, and AdamW two moments
 PRECISIONS = {"bf16": (2, 4, 12), "float32": (4, 4, 12)}
-BUCKET, LIVE = 500_000_000, 1_000_000_000
+BUCKET, OVERLAPPING, LIVE = 500_000_000, 2 * 25_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ def memory_of_rank(rest: int, experts: int, stage: int, world: int, ep_size: int
     whole = rest + own_experts
     shared = rest / world + own_experts / (world / ep_size)
     weights, gradients, optimizer = PRECISIONS[precision]
-    bucket = min(BUCKET, whole) if precision == "float32" else BUCKET * (1 if stage == 3 else 2)
+    if precision == "float32":
+        bucket = min(BUCKET, whole)
+    else:
+        bucket = BUCKET if stage == 3 else OVERLAPPING
     gathered = min(LIVE, whole) if stage == 3 else 0
     return Memory(
         stage,
@@ -83,15 +86,15 @@ def activation_bytes(
 
 def block_values(config: ImpConfig, samples: int, length: int) -> tuple[float, float]:
     """Values that a dense block and a MoE block keep: the inputs of both norms and of both maps after them, queries, keys and
-    values (normed ones too), the attention's answer, and the feed-forward before and after its activation. Experts keep the
-    rows they got and gave instead of one input."""
+    values (normed ones too), the attention's answer, and the feed-forward before and after its activation. Experts keep what
+    enters their activation and gate, and their answers; the rest they compute again (`imp_ds.moe.cpu_experts`)."""
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
     shared = tokens * width * (10 if config.qk_norm else 8)
     if not config.num_experts:
         return shared + 2 * tokens * hidden, 0.0
-    matrices = 3 if config.expert_activation == "geglu" else 2
+    entering = 2 if config.expert_activation == "geglu" else 1
     rows = expert_rows(config, samples, length)
-    return shared + 2 * tokens * hidden, shared + rows * (2 * width + matrices * hidden) + 4 * tokens * config.num_experts
+    return shared + 2 * tokens * hidden, shared + rows * (width + entering * hidden) + 4 * tokens * config.num_experts
 
 
 def similarity_values(task: Task, config: ImpConfig, samples: int, world: int) -> float:

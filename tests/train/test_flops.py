@@ -33,7 +33,8 @@ def audio_as_it_is_seen(batch: Batch) -> Batch:
 @pytest.mark.parametrize("step", range(3), ids=ORDER)
 def test_flops_are_those_that_torch_counts(model, step, monkeypatch):
     # what cannot be seen into as single products, fused attention and the CPU's experts, is computed the plain way
-    monkeypatch.setattr(compute, "cpu_experts", lambda x_ND, count, *weights: compute.stacked_experts(x_ND, None, *weights))
+    plain = lambda x, index, weight, count, *weights: compute.stacked_mixture(x, index, weight, None, *weights)  # noqa: E731
+    monkeypatch.setattr(compute, "cpu_mixture", plain)
     run = make_run(**model)
     config, batch = make_config(run), audio_as_it_is_seen(make_batch(step))
     net = ImpForPreTraining(config)
