@@ -175,8 +175,12 @@ def start(case: tuple, memory: "Memory | None" = None) -> tuple:
 def measure_time(case: tuple, out: Path) -> None:
     """Train a case; rank 0 writes the seconds of a step and those of its communication."""
     clock = Clock()
+    from imp_ds.parallel import exchange
     from imp_ds.parallel.groups import barrier, is_main
 
+    send = exchange._send
+    # the exchange of tokens is a functional collective, which is not a function of torch.distributed
+    exchange._send = clock.timed(lambda *arguments: exchange._wait(send(*arguments)))
     engine, batches = start(case)
     seconds, sent = {}, {}
     for turns, found in ((WARM, {}), (STEPS, seconds), (STEPS, sent)):
@@ -250,9 +254,12 @@ class Clock:
         self.wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
         for name in COLLECTIVES:
             if hasattr(dist, name):
-                setattr(dist, name, self._timed(getattr(dist, name)))
+                setattr(dist, name, self.timed(getattr(dist, name)))
 
-    def _timed(self, function):
+    def timed(self, function):
+        """`function`, a collective, with its time summed."""
+        import torch.distributed as dist
+
         def call(*arguments, **options):
             if not self.on:
                 return function(*arguments, **options)
@@ -260,7 +267,7 @@ class Clock:
             self.wait()
             start = time.perf_counter()
             work = function(*arguments, **options)
-            if work is not None:
+            if isinstance(work, dist.Work):
                 work.wait()
             self.wait()
             self.seconds += time.perf_counter() - start

@@ -42,8 +42,8 @@ def test_memory_of_the_zero_stages():
         (225, 450, 1350),
     ]
     assert found[0].total == 600 + 1200 + 3600 + 7
-    # buffers of 500 M values of 2 bytes: two from ZeRO 1 on, one at ZeRO 3, which also gathers the 300 weights
-    assert [m.buffers for m in found] == [0, 2e9, 2e9, 1e9 + 600]
+    # buffers of values of 2 bytes: two of 25 M from ZeRO 1 on, one of 500 M at ZeRO 3, which also gathers the 300 weights
+    assert [m.buffers for m in found] == [0, 1e8, 1e8, 1e9 + 600]
     # one rank, float32: every stage is 4 + 4 + 12 bytes of everything, with the master copy that DeepSpeed keeps, and a bucket
     # that is no larger than what is in it; ZeRO 3 gathers a second copy of the weights
     totals = [memory_of_rank(100, 800, stage, 1, 1, "float32", 0.0).total for stage in range(4)]
