@@ -1,4 +1,4 @@
-"""The command line: `python -m imp_ds` train, eval, export, upcycle, plan, doctor, corpus.
+"""The command line: `python -m imp_ds` train, eval, export, upcycle, plan, rates, doctor, corpus.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
@@ -141,19 +141,26 @@ def plan(
     recipe: Recipe,
     nodes: Annotated[int, typer.Option("--nodes", min=1)] = 1,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="ranks of a node")] = 1,
-    precision: Annotated[str, typer.Option("--precision", help="bf16 or float32")] = "bf16",
+    precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: that of the rates")] = None,
+    zero: Annotated[int, typer.Option("--zero", min=0, max=3, help="ZeRO stage")] = 2,
+    rates_file: Annotated[Path | None, typer.Option("--rates", help="what the command rates wrote; default: one H200")] = None,
+    gpu_link_gbs: Annotated[float, typer.Option("--gpu_link_gbs", min=0.001, help="GB/s of a rank inside its node")] = 450.0,
+    node_link_gbs: Annotated[float, typer.Option("--node_link_gbs", min=0.001, help="GB/s of a rank to other nodes")] = 50.0,
     set_: Set = [],
 ):
-    """Say what a recipe costs on a layout: parameters, tokens, memory of a rank, expert groups. Needs no GPU."""
+    """Say what a recipe costs on a layout: parameters, tokens, memory, time, communication, expert groups. Needs no GPU."""
     from rich.console import Console
 
     from imp_ds.recipes import get_recipe
     from imp_ds.train.plan import plan as make_plan
     from imp_ds.train.plan_table import show
+    from imp_ds.train.rates import Rates
 
     # a file has no width; tables are not cut there
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    show(make_plan(get_recipe(recipe).override(set_), nodes, gpus, precision), console)
+    links = dict(gpu_link_gbs=gpu_link_gbs, node_link_gbs=node_link_gbs)
+    measured = Rates.load(rates_file) if rates_file else None
+    show(make_plan(get_recipe(recipe).override(set_), nodes, gpus, precision, stage=zero, rates=measured, **links), console)
 
 
 @app.command()

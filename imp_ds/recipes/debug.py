@@ -20,7 +20,8 @@ _SOURCES = {
 def _debug(run: RunConfig) -> RunConfig:
     """`run` made small: tasks, order, intervals, objectives and the kind of layers stay."""
     run.name += "_debug"
-    sparse = dict(num_experts=run.model.num_experts, moe_layers="last:1") if run.model.num_experts else {}
+    # groups of one example, so that up to eight ranks have the same ones
+    sparse = dict(num_experts=run.model.num_experts, moe_layers="last:1", group_examples=1) if run.model.num_experts else {}
     run.model = ModelSettings(
         size="tiny", hidden_size=64, intermediate_size=128, num_hidden_layers=2, vision_patch=(4, 8, 8), vision_max=(16, 64, 64),
         audio_patch=(16, 16), audio_max=(128, 64), text_max=32, common_dim=64, **sparse,

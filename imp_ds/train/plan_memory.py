@@ -2,7 +2,8 @@
 
 DeepSpeed 0.19.8 gathers gradients for reduction in buffers of reduce_bucket_size values from ZeRO 1 on: as shipped for GPUs two
 of 25 M where communication overlaps (ZeRO 1 and 2), else one of 500 M. A GPU allocates them whole; on a CPU only what is
-written takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay whole through forward and backward.
+written takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay whole through forward and
+backward.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch.
 """
