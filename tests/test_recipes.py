@@ -13,7 +13,7 @@ from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Batch
 from imp_ds.tokens import token_counts
-from imp_ds.train.plan import count_parameters
+from imp_ds.train.plan import count_parameters, parameter_sizes
 from imp_ds.train.schedule import build_schedule
 
 PUBLISHED = ("imp_s", "imp_b", "imp_moe_b", "imp_moe_l")
@@ -40,7 +40,7 @@ def test_every_recipe_has_a_debug_twin_with_its_structure():
         assert {schedule.at(step).name for step in range(twin.train.steps)} == {t.name for t in twin.tasks}  # each has a turn
         assert bool(run.model.num_experts) == bool(twin.model.num_experts)
         config = twin.model.to_config(512, twin.tasks)
-        assert count_parameters(config).total < 2_000_000
+        assert count_parameters(config, parameter_sizes(config)).total < 2_000_000
         assert twin.train.steps <= 32 and max(t.batch_size for t in twin.tasks) <= 8
 
 
@@ -72,7 +72,8 @@ def test_an_unknown_recipe_is_suggested():
 )
 def test_published_sizes(name, encoder, active):
     run = get_recipe(name)
-    found = count_parameters(run.model.to_config(run.data.vocab_size, run.tasks))
+    config = run.model.to_config(run.data.vocab_size, run.tasks)
+    found = count_parameters(config, parameter_sizes(config))
     assert found.encoder == encoder
     assert found.active == (active or encoder)
 
