@@ -138,15 +138,17 @@ def times(options, width: int, experts: int) -> dict[str, list[tuple[float, floa
 
 
 def peak_mib(options) -> float:
-    """What one step adds at most to the memory of this process (or of the device): activations, gradients and buffers."""
+    """What its first step adds at most to the memory of this process (or of the device): activations, gradients, buffers."""
     import torch
     from moe_contestants import build
 
-    width, experts = options.widths[0], options.experts[0]
-    layer = build(options.peak_of, width, 4 * width, experts, options.device, getattr(torch, options.dtype))
-    x, direction = problem(options, width)
-    step(layer, x, direction)  # what libraries allocate once
-    clear(layer, x)
+    experts, dtype = options.experts[0], getattr(torch, options.dtype)
+    for width in (96, options.widths[0]):  # a small one first, for what libraries allocate once
+        layer = build(options.peak_of, width, 4 * width, experts, options.device, dtype)
+        x, direction = problem(options, width)
+        if width == 96:
+            step(layer, x, direction)
+            clear(layer, x)
     gc.collect()
     if x.is_cuda:
         torch.cuda.synchronize()

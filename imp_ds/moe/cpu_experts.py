@@ -10,19 +10,19 @@ expert or of a block of them.
 """
 
 import math
-import mmap
 from collections.abc import Iterable
-from contextlib import suppress
 
 import torch
 from torch import Tensor
+
+from imp_ds.moe.gradient_memory import GradientMemory
 
 # gelu(h) = h * sigmoid(h * (LINEAR + CUBIC * h^2)), as 0.5 * (1 + tanh(u)) is sigmoid(2 u) (Hendrycks and Gimpel, 1606.08415).
 # A sigmoid is several times as fast as a tanh, and one gives both the value and the slope.
 LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 CUBIC = LINEAR * 0.044715
-BLOCK_ELEMENTS = 1 << 18  # of the activation at a time: 1 MiB in float32, so that its steps meet in a core's caches
-FRESH_BYTES = 32 << 20  # what glibc's malloc never keeps for the next call: such memory comes from the kernel each time
+BLOCK_ELEMENTS = 1 << 17  # of the activation at a time: half a MiB in float32, so that its steps meet in a core's caches
+GRADIENTS = GradientMemory()  # one for the process, as malloc is: no result depends on it
 
 
 def cpu_experts(x_ND: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
@@ -78,15 +78,15 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
     dx_ND = x.new_empty(sum(count), x.shape[1])
-    dw1_EDF, dw2_EFD, dw3_EDF = (None if weight is None else _gradient_for(weight) for weight in (w1_EDF, w2_EFD, w3_EDF))
+    weights = w1_EDF, w2_EFD, w3_EDF
+    gradients = dw1_EDF, dw2_EFD, dw3_EDF = [None if weight is None else GRADIENTS.empty_like(weight) for weight in weights]
     dweight_N = None if index_N is None else torch.empty_like(weight_N)
     act_NF, dh_NF = h_NF.new_empty(2, max(count), h_NF.shape[1])
     rows = _rows(x, index_N, count), _rows(grad, index_N, count)
     kept = _by_expert(count, h_NF, None if w3_EDF is None else gate_NF, None if index_N is None else answer_ND, weight_N)
     written = _by_expert(count, act_NF, dh_NF, dx_ND, dweight_N)
-    weights = _unbound(w1_EDF, w2_EFD, w3_EDF), _unbound(dw1_EDF, dw2_EFD, dw3_EDF)
     for x_RD, grad_RD, (h, gate, answer, weight), (act, dh, dx, dweight), (w1, w2, w3), (dw1, dw2, dw3) in zip(
-        *rows, kept, written, *weights
+        *rows, kept, written, _unbound(*weights), _unbound(*gradients)
     ):
         if weight is not None:
             torch.sum(grad_RD * answer, 1, out=dweight)
@@ -135,17 +135,6 @@ def _differentiate(ctx, grad, *_):
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _gradient_for(weight: Tensor) -> Tensor:
-    """Room for the gradient of stacked weights; if large, in huge pages, which the kernel hands out in a quarter of the time."""
-    size = weight.numel() * weight.element_size()
-    if size < FRESH_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return weight.new_empty(weight.shape)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=weight.dtype).view(weight.shape)
 
 
 def _rows(x: Tensor, index_N: Tensor | None, count: list[int]) -> Iterable[Tensor]:
