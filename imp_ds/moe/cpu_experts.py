@@ -59,14 +59,16 @@ def _forward(
     h_NF = x.new_empty(sum(count) if keep else max(count), w1_EDF.shape[2])
     gate_NF = None if w3_EDF is None else torch.empty_like(h_NF)
     act_NF = x.new_empty(max(count), w1_EDF.shape[2])
-    parts = _by_expert(count, h_NF, gate_NF, act_NF, answer_ND), _unbound(w1_EDF, w2_EFD, w3_EDF)
-    for x_RD, (h, gate, act, answer), (w1, w2, w3) in zip(_rows(x, index_N, count), *parts):
+    y = answer_ND if index_N is None else x.new_zeros(x.shape)
+    parts = _by_expert(count, h_NF, gate_NF, act_NF, answer_ND, index_N, weight_N), _unbound(w1_EDF, w2_EFD, w3_EDF)
+    for x_RD, (h, gate, act, answer, index, weight), (w1, w2, w3) in zip(_rows(x, index_N, count), *parts):
         torch.mm(x_RD, w1, out=h)
         _gelu(h, act)
         if w3 is not None:
             act.mul_(torch.mm(x_RD, w3, out=gate))
         torch.mm(act, w2, out=answer)
-    y = answer_ND if index_N is None else _sum_to_tokens(answer_ND * weight_N.unsqueeze(1), index_N, x)
+        if index is not None:
+            y.index_add_(0, index, answer * weight.unsqueeze(1))
     for_backward = h_NF, gate_NF, None if index_N is None else answer_ND
     return y, *(tensor if keep and tensor is not None else x.new_empty(0, 0) for tensor in for_backward)
 
@@ -77,33 +79,32 @@ def _backward(
     count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
-    dx_ND = x.new_empty(sum(count), x.shape[1])
+    dx_all = x.new_empty(x.shape) if index_N is None else x.new_zeros(x.shape)
     weights = w1_EDF, w2_EFD, w3_EDF
     gradients = dw1_EDF, dw2_EFD, dw3_EDF = [None if weight is None else GRADIENTS.empty_like(weight) for weight in weights]
     dweight_N = None if index_N is None else torch.empty_like(weight_N)
     act_NF, dh_NF = h_NF.new_empty(2, max(count), h_NF.shape[1])
     rows = _rows(x, index_N, count), _rows(grad, index_N, count)
-    kept = _by_expert(count, h_NF, None if w3_EDF is None else gate_NF, None if index_N is None else answer_ND, weight_N)
-    written = _by_expert(count, act_NF, dh_NF, dx_ND, dweight_N)
-    for x_RD, grad_RD, (h, gate, answer, weight), (act, dh, dx, dweight), (w1, w2, w3), (dw1, dw2, dw3) in zip(
+    kept = _by_expert(count, h_NF, None if w3_EDF is None else gate_NF, None if index_N is None else answer_ND, weight_N, index_N)
+    written = _by_expert(count, act_NF, dh_NF, dx_all if index_N is None else None, dweight_N)
+    for x_RD, grad_RD, (h, gate, answer, weight, index), (act, dh, dx, dweight), (w1, w2, w3), (dw1, dw2, dw3) in zip(
         *rows, kept, written, _unbound(*weights), _unbound(*gradients)
     ):
-        if weight is not None:
+        if index is not None:
             torch.sum(grad_RD * answer, 1, out=dweight)
-            grad_RD.mul_(weight.unsqueeze(1))  # a copy, as an index chose it
+            dx = grad_RD.mul_(weight.unsqueeze(1))  # a copy of this expert's own, which is free again after dw2
         torch.mm(grad_RD, w2.t(), out=dh)
-        if w3 is None:
-            _gelu_backward(h, act, dh)
-            torch.mm(dh, w1.t(), out=dx)
-        else:
-            dgate = _gated_backward(h, gate, act, dh)
-            torch.mm(x_RD.t(), dgate, out=dw3)
-            torch.mm(dh, w1.t(), out=dx).addmm_(dgate, w3.t())
+        dgate = _gelu_backward(h, act, dh) if w3 is None else _gated_backward(h, gate, act, dh)
         torch.mm(act.t(), grad_RD, out=dw2)
         torch.mm(x_RD.t(), dh, out=dw1)
-    dx = dx_ND if index_N is None else _sum_to_tokens(dx_ND, index_N, x)
+        torch.mm(dh, w1.t(), out=dx)
+        if w3 is not None:
+            torch.mm(x_RD.t(), dgate, out=dw3)
+            dx.addmm_(dgate, w3.t())
+        if index is not None:
+            dx_all.index_add_(0, index, dx)
     dweight_N, dw3_EDF = (x.new_empty(0) if gradient is None else gradient for gradient in (dweight_N, dw3_EDF))
-    return dx, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF
+    return dx_all, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF
 
 
 @_forward.register_fake
@@ -155,10 +156,6 @@ def _unbound(*weights: Tensor | None) -> Iterable[tuple]:
     """Each expert's weights."""
     experts = len(weights[0])
     return zip(*([None] * experts if weight is None else weight.unbind() for weight in weights))
-
-
-def _sum_to_tokens(rows_ND: Tensor, index_N: Tensor, x_TD: Tensor) -> Tensor:
-    return x_TD.new_zeros(x_TD.shape).index_add_(0, index_N, rows_ND)
 
 
 def _blocks(*matrices: Tensor):
