@@ -4,7 +4,8 @@
 
 Each number of ranks is one start of the `deepspeed` launcher, whose processes train all combinations in turn, 20 steps of three
 alternating tasks each. The exit code is 1 when a combination that is not refused differs by more than its bound, or does not
-end. Runs on the CPU, one thread for each rank, whatever else the machine has.
+end. Runs on the CPU, one thread for each rank, whatever else the machine has. All of it took 46 minutes on two cores that other
+work shared.
 """
 
 import argparse
