@@ -105,6 +105,11 @@ def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
             got="bf16.enabled = true, zero_optimization.stage = 0", allowed="ZeRO 1, 2 or 3 with bf16",
             fix="--deepspeed_config with stage 1: on one rank it costs the same",
         )  # fmt: skip
+    if stage == 0 and zero.get("offload_optimizer", {}).get("device", "none") != "none":
+        raise UserError(
+            "ZeRO 0 has no offload: DeepSpeed would ignore it", got="zero_optimization.stage = 0, offload_optimizer",
+            allowed="ZeRO 1, 2 or 3 with offload_optimizer", fix="delete offload_optimizer, or use stage 1, 2 or 3",
+        )  # fmt: skip
     if bf16.get("enabled", False) and stage == 1 and ds.get("data_types", {}).get("grad_accum_dtype") == "fp32":
         raise UserError(
             "ZeRO 1 that adds up bfloat16 gradients in float32 is another optimizer of DeepSpeed's, which cannot skip a bad step",

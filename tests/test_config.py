@@ -188,6 +188,7 @@ def test_token_counts_by_hand(run):
         ([], 2, {**ZERO2, "fp16": {"enabled": True}}, ["float16", "bf16"]),
         ([], 2, {**ZERO2, "bf16": {"enabled": True, "check_grad_overflow": False}}, ["check_grad_overflow"]),
         (["optimizer.clip=0"], 2, {"bf16": {"enabled": True}}, ["bfloat16 at ZeRO 0", "stage 1"]),
+        (["optimizer.clip=0"], 2, {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, ["no offload"]),
         ([], 2, {"zero_optimization": {"stage": 1}, **BF16_FP32}, ["ZeRO 1", "grad_accum_dtype", '"stage": 2']),
         ([], 2, {"zero_optimization": {"stage": 2, "contiguous_gradients": False}}, ["contiguous_gradients"]),
         ([], 2, {**ZERO2, "scheduler": {"type": "WarmupLR"}}, ["scheduler", "learning rate"]),

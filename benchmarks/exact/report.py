@@ -33,8 +33,8 @@ them exceed) under the `deepspeed` launcher, and is compared with one process.
   Weights are no measure there: Adam steps as far for a gradient that is all rounding as for any other.
 """
 REMARKS = """\
-At ZeRO 0 nothing is clipped, since that is refused; so is bfloat16 there, and DeepSpeed ignores offload there. At ZeRO 1
-bfloat16 runs without `data_types.grad_accum_dtype`, elsewhere with gradients added up in float32.
+At ZeRO 0 nothing is clipped, since that is refused; so are bfloat16 and offload there. At ZeRO 1 bfloat16
+runs without `data_types.grad_accum_dtype`, elsewhere with gradients added up in float32.
 """
 
 
