@@ -21,9 +21,8 @@ TWO = [
     Case(TOP_2, 2, 2, 0, clip=0.0),
     Case(DROP_FREE, 2, 2, 2, offload=True),
     Case(DROP_FREE, 2, 1, 3, bf16=True),
-    Case(EXPERT_CHOICE, 2, 2, 2, variant="checkpointing"),
 ]
-FOUR = [Case(EXPERT_CHOICE, 4, 2, 2), Case(DROP_FREE, 4, 4, 1), Case(TOP_2, 4, 4, 2, bf16=True)]
+FOUR = [Case(DROP_FREE, 4, 4, 1), Case(TOP_2, 4, 4, 2, bf16=True)]
 BROKEN = Case(DROP_FREE, 2, 2, 2, offload=True)
 
 
