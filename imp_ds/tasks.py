@@ -1,11 +1,14 @@
 """The Task record: one (dataset, objective) pair of alternating gradient descent. Adding a task is one entry."""
 
-from typing import Annotated, Literal
+import zlib
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Modality = Literal["vision", "audio", "text"]
+_VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loader` has others)
 
 
 class Record(BaseModel):
@@ -22,10 +25,19 @@ class VisionView(Record):
     height: int = Field(256, ge=1, description="pixels")
     width: int = Field(256, ge=1, description="pixels")
     drop_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of tokens dropped in training")
+    sampling: Literal["uniform", "stride", "clip"] = Field(
+        "uniform",
+        description="frames of a film: spread over all of it; every stride-th from its beginning; or every stride-th of a clip, "
+        "which is random in training and the middle in evaluation",
+    )
+    stride: int = Field(1, ge=1, description="frames from one to the next, under stride and clip")
+    keep_aspect: bool = Field(
+        False, description="keep the picture's aspect ratio: its own grid of as many patches as height x width has"
+    )
 
 
 class AudioView(Record):
-    """How a task hears: `seconds` of sound, cut or padded with silence."""
+    """How a task hears: `seconds` of sound. A longer one is cut, at random in training; a shorter one is padded with silence."""
 
     seconds: float = Field(8.192, gt=0, description="length of the sound in seconds")
     drop_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of tokens dropped in training")
@@ -43,6 +55,7 @@ class Views(Record):
     vision: VisionView | None = None
     audio: AudioView | None = None
     text: TextView | None = None
+    weight: float = Field(1.0, gt=0, description="relative probability, where a task lists several views")
 
     def names(self) -> list[str]:
         """The modalities that have a view, in the fixed order vision, audio, text."""
@@ -50,13 +63,57 @@ class Views(Record):
 
 
 class Source(Record):
-    """Where the samples of a task lie: a folder `{path}/{split}` with a metadata.jsonl and its media files."""
+    """Where samples lie, in which format, and what of them is read. Adding a data set to a recipe is one such entry.
 
-    path: str = Field(description="folder, relative to data.root unless absolute")
-    vision: str | None = Field(None, description="metadata column that names the image or film file")
-    audio: str | None = Field(None, description="metadata column that names the sound file, or a film with sound")
-    text: str | None = Field(None, description="metadata column with a caption or a list of captions (one drawn per visit)")
-    label: str | None = Field(None, description="metadata column with the class index")
+    A column is a field of a row: a metadata or Parquet column, a feature of a Hugging Face data set; in tar shards an
+    extension ("jpg", or "jpg;png" for whichever is there) or a field of a JSON member ("json.caption").
+    """
+
+    path: str = Field(
+        description="folder, shard or pattern of shards, relative to data.root unless absolute or an address (s3://, memory://); "
+        "under huggingface also the name of a data set"
+    )
+    format: Literal["folder", "parquet", "webdataset", "huggingface"] = "folder"
+    splits: dict[Literal["train", "validation", "test"], str] = Field(
+        {}, description="what a split is called there, where it is not train, validation or test; or a pattern of its files"
+    )
+    subset: str | None = Field(None, description="huggingface: the data set's configuration")
+    revision: str | None = Field(None, description="huggingface: branch, tag or commit")
+    streaming: bool = Field(False, description="huggingface: read from where it lies instead of downloading all of it first")
+    vision: str | None = Field(None, description="column of the image or film: bytes, or the name of a file")
+    audio: str | None = Field(None, description="column of the sound, or of a film with sound")
+    text: str | None = Field(None, description="column of a caption or a list of captions (one drawn per visit)")
+    label: str | None = Field(None, description="column of the class: an index, or a name among label_names")
+    label_names: list[str] | str | None = Field(
+        None, description="class names in the order of the indices, or the JSON file that lists them, relative to the path's folder"
+    )
+    templates: list[str] = Field([], description='texts made of the class name, such as "a photo of a {}.", where text names no column')
+    weight: float = Field(1.0, gt=0, description="relative share of a task's samples, where it lists several sources")
+    captions_ignore: list[Literal["sides", "colours"]] = Field(
+        [], description="what no caption speaks of, so that pictures may be mirrored (sides) or recoloured (colours)"
+    )
+
+    def roles(self) -> list[str]:
+        """What a sample of it has: "vision", "audio", "text", "label", those that are read."""
+        has_text = self.text is not None or bool(self.templates)
+        return [role for role in ("vision", "audio", "text", "label") if getattr(self, role) is not None or role == "text" and has_text]
+
+
+class Augmentation(Record):
+    """What training changes at random, the same whoever decodes the sample. The defaults change nothing.
+
+    IMP crops (0.5 to 1 of the area) and mirrors and recolours where captions do not speak of it (release, `config/data.py`);
+    masks in spectrograms are SpecAugment (Park et al., 2019, arXiv 1904.08779).
+    """
+
+    crop_area: tuple[float, float] | None = Field(None, description="share of the picture's area that a random crop keeps")
+    crop_aspect: tuple[float, float] = Field((0.5, 2.0), description="aspect ratios of the crop, relative to the view's")
+    flip: bool = Field(False, description="mirror half of the pictures, left and right")
+    colour: float = Field(0.0, ge=0.0, le=1.0, description="largest relative change of brightness, contrast and saturation")
+    spec_masks: int = Field(0, ge=0, description="bands of time, and as many of frequency, that are masked in a spectrogram")
+    spec_time: float = Field(0.2, ge=0.0, le=1.0, description="longest masked band of time, a share of the whole")
+    spec_frequency: float = Field(0.2, ge=0.0, le=1.0, description="widest masked band of frequency, a share of the whole")
+    speed: float = Field(0.0, ge=0.0, lt=1.0, description="largest relative change of a sound's speed and pitch")
 
 
 class Contrastive(Record):
@@ -82,24 +139,76 @@ class Classification(Record):
     weight: float = Field(1.0, ge=0)
 
 
-Objective = Annotated[Contrastive | Classification, Field(discriminator="kind")]
+class MaskedLanguage(Record):
+    """Masked language modelling (BERT, arXiv 1810.04805): whole words, of which 80% become the mask token, 10% another token."""
+
+    kind: Literal["masked_language"] = "masked_language"
+    rate: float = Field(0.15, gt=0.0, lt=1.0, description="share of the words that are to be found")
+    weight: float = Field(1.0, ge=0)
+
+
+Objective = Annotated[Contrastive | Classification | MaskedLanguage, Field(discriminator="kind")]
 
 
 class Task(Record):
-    """One entry of the rotation: what is read, how it is seen, what is learned, and how often."""
+    """One entry of the rotation: what is read, how it is seen, what is learned, and how often.
+
+    Several sources are mixed by their weights. Of several views a step draws one by weight, the same on all ranks; they differ in
+    resolution, length or dropped tokens (IMP, section 3.2: at a constant number of tokens).
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     source: Source
+    further_sources: list[Source] = Field([], description="mixed with it by weight")
     views: Views
+    further_views: list[Views] = Field([], description="of which and of `views` each step draws one by weight")
+    augment: Augmentation = Augmentation()
     objectives: list[Objective] = Field(min_length=1)
     reduction: Literal["sum", "mean"] = Field("sum", description="how several objectives on one batch are combined")
     interval: int = Field(1, ge=1, description="rotation: the task trains on every interval-th visit")
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
     batch_size: int = Field(ge=1, description="samples of one optimizer step, over all ranks")
     pieces: int = Field(1, ge=1, description="parts of a rank's batch that are in memory one at a time; the gradient is the same")
+    drop_last: bool = Field(False, description="leave out what does not fill a batch at the end of an epoch")
+
+    @property
+    def sources(self) -> list[Source]:
+        """Its sources, one or several."""
+        return [self.source, *self.further_sources]
+
+    @property
+    def all_views(self) -> list[Views]:
+        """The views that a step may draw, one or several."""
+        return [self.views, *self.further_views]
+
+    def draw_views(self, seed: int, visit: int) -> Views:
+        """The views of the task's step number `visit`, from 0: a pure function, so that all ranks draw the same."""
+        views = self.all_views
+        if len(views) == 1:
+            return views[0]
+        draw = np.random.default_rng([_VIEWS, seed, zlib.crc32(self.name.encode()), visit]).random()
+        edges = np.cumsum([view.weight for view in views])
+        return views[int(np.searchsorted(edges / edges[-1], draw, side="right"))]
+
+    @property
+    def modalities(self) -> list[str]:
+        """What a sample must have to be of use, in the fixed order vision, audio, text."""
+        return self.views.names()
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether a sample must have a class."""
+        return any(o.kind == "classification" or o.kind == "contrastive" and o.positives == "equal" for o in self.objectives)
+
+    @property
+    def mask_rate(self) -> float:
+        """Share of the words that are hidden from the model; 0 where none are."""
+        return next((o.rate for o in self.objectives if o.kind == "masked_language"), 0.0)
 
     @model_validator(mode="after")
     def _objectives_are_fed(self):
+        if any(views.names() != self.modalities for views in self.all_views):
+            raise ValueError(f"task {self.name}: its views are not all of the same modalities")
         used = set()
         for objective in self.objectives:
             if objective.kind == "contrastive":
@@ -107,36 +216,65 @@ class Task(Record):
                 if any(a == b for a, b in objective.pairs):
                     raise ValueError(f"task {self.name}: a contrastive pair needs two different modalities")
             else:
-                used.add(objective.modality)
-        for modality in sorted(used):
-            if getattr(self.views, modality) is None:
-                raise ValueError(f"task {self.name}: an objective uses {modality}, but views.{modality} is not set")
-            if getattr(self.source, modality) is None:
-                raise ValueError(f"task {self.name}: an objective uses {modality}, but source.{modality} names no column")
-        needs_label = any(o.kind == "classification" or o.positives == "equal" for o in self.objectives)
-        if needs_label and self.source.label is None:
-            raise ValueError(f"task {self.name}: an objective needs labels, but source.label names no column")
+                used.add("text" if objective.kind == "masked_language" else objective.modality)
+        for source in self.sources:
+            for modality in sorted(used):
+                if modality not in self.modalities:
+                    raise ValueError(f"task {self.name}: an objective uses {modality}, but views.{modality} is not set")
+                if modality not in source.roles():
+                    raise ValueError(f"task {self.name}: an objective uses {modality}, but source.{modality} names no column")
+            if self.needs_label and source.label is None:
+                raise ValueError(f"task {self.name}: an objective needs labels, but source.label names no column")
         return self
+
+    @model_validator(mode="after")
+    def _augmentation_is_true(self):
+        """A mirrored or recoloured picture would belie a caption that says left or red (IMP does it without captions alone)."""
+        for changed, what in ((self.augment.flip, "sides"), (self.augment.colour > 0, "colours")):
+            for source in self.sources if changed and "text" in self.modalities else []:
+                if what not in source.captions_ignore:
+                    raise ValueError(
+                        f"task {self.name}: the augmentation changes {what}, of which captions may speak; "
+                        f"switch it off, or add {what!r} to source.captions_ignore"
+                    )
+        return self
+
+
+class Rejection(NamedTuple):
+    """A sample that was left out because it cannot be read or lacks something that its task needs."""
+
+    source: str
+    key: str
+    reason: str
+    detail: str
+
+
+class BatchReport(NamedTuple):
+    """What the loader tells of a batch: the samples' keys, those that were left out on the way, the share of padding by modality."""
+
+    keys: list[str] = []
+    rejected: list[Rejection] = []
+    padding: dict[str, float] = {}
 
 
 class Batch:
     """What one rank feeds in one step: inputs {modality: {input name: Tensor}}, targets {name: Tensor}; two levels, never more.
 
-    `targets["label"]` holds class indices, int64 [B]. `key_B` holds the samples' random keys (`imp_ds.randomness`), int64 [B];
-    None, as in evaluation: nothing is random.
+    `targets["label"]` holds class indices, int64 [B]; `targets["words"]` the tokens to be found, int64 [B, L], -100 elsewhere.
+    `key_B` holds the samples' random keys (`imp_ds.randomness`), int64 [B]; None, as in evaluation: nothing is random.
     """
 
-    __slots__ = ("task", "inputs", "targets", "key_B")
+    __slots__ = ("task", "inputs", "targets", "key_B", "report")
 
     def __init__(self, task: str, inputs: dict[str, dict[str, torch.Tensor]], targets: dict[str, torch.Tensor],
-                 key_B: torch.Tensor | None = None):  # fmt: skip
-        self.task, self.inputs, self.targets, self.key_B = task, inputs, targets, key_B
+                 key_B: torch.Tensor | None = None, report: BatchReport = BatchReport()):  # fmt: skip
+        self.task, self.inputs, self.targets, self.key_B, self.report = task, inputs, targets, key_B, report
 
     def map(self, function) -> "Batch":
         """The same batch with `function` applied to every tensor."""
         inputs = {m: {name: function(t) for name, t in tensors.items()} for m, tensors in self.inputs.items()}
         targets = {name: function(t) for name, t in self.targets.items()}
-        return Batch(self.task, inputs, targets, None if self.key_B is None else function(self.key_B))
+        return Batch(self.task, inputs, targets, None if self.key_B is None else function(self.key_B), self.report)
 
     def to(self, device, non_blocking: bool = True) -> "Batch":
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -157,3 +295,6 @@ class Evaluation(Record):
     source: Source
     views: Views
     classes: str | None = Field(None, description="entry of {data.root}/classes.json with class names and prompt templates")
+    templates: list[str] = Field(
+        [], description='prompts with one {} for the class name, where source.label_names has the names instead of `classes`'
+    )

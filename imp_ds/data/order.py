@@ -1,0 +1,138 @@
+"""Which sample stands at which place of a task: a pure function of (seed, epoch), computed from nothing that came before.
+
+In each epoch the shards of a source are put in a new order, and the sequence of their rows is cut into windows, inside which
+the rows are shuffled. So neighbours in a shard are read close in time, while memory holds one window's order, whatever the
+number of samples; ranks, workers and resuming do not come in.
+
+A task with several sources takes from each in proportion to its weight, exactly so in every block of places. Each source
+has epochs of its own.
+
+Shapes: S shards, W places of a window.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from imp_ds.errors import UserError
+
+# What a random generator is for: with the seed, the first words of its own, so that no two uses share a stream.
+_SHARDS, _WINDOW, _MIXTURE = 1, 4, 5
+_KEPT = 4  # windows, or blocks, whose order is kept: workers come back to the last few only
+_BLOCK = 4096  # places in which the sources of a mixture have exactly their share
+
+
+class Spot(NamedTuple):
+    """Where a sample is: which source of its task, in which epoch of that source, which row."""
+
+    source: int
+    epoch: int
+    row: int
+
+
+class SourceOrder:
+    """The order of one source.
+
+    Args:
+        shard_rows: rows of each shard, [S].
+        seed: what tells this order from others, a sequence of numbers.
+        window: W.
+        multiple: the rows of an epoch are cut to a multiple of it, when nothing less than a whole batch is wanted.
+    """
+
+    def __init__(self, shard_rows: Sequence[int], seed: Sequence[int], window: int, multiple: int = 1):
+        self.start_S = np.concatenate([[0], np.cumsum(shard_rows, dtype=np.int64)])
+        self.seed, self.window = tuple(seed), window
+        self.rows = int(self.start_S[-1]) // multiple * multiple
+        self._shards, self._windows = {}, {}
+
+    def at(self, place: int) -> tuple[int, int]:
+        """(epoch, row) of a place, from 0 without end."""
+        epoch, place = divmod(place, self.rows)
+        number, inside = divmod(place, self.window)
+        position = number * self.window + int(self._window(epoch, number)[inside])
+        order_S, begin_S = self._shard_order(epoch)
+        shard = int(np.searchsorted(begin_S, position, side="right")) - 1
+        return epoch, int(self.start_S[order_S[shard]]) + position - int(begin_S[shard])
+
+    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in the order of an epoch, and the place at which each begins."""
+
+        def make():
+            order_S = np.random.default_rng([_SHARDS, *self.seed, epoch]).permutation(len(self.start_S) - 1)
+            rows_S = np.diff(self.start_S)[order_S]
+            return order_S, np.cumsum(rows_S) - rows_S
+
+        return _kept(self._shards, epoch, make)
+
+    def _window(self, epoch: int, number: int) -> np.ndarray:
+        """The order inside a window. The last one of an epoch is shorter, and ends with the last row of all, also where the
+        epoch is cut: then other rows are left out in each epoch."""
+        whole = int(self.start_S[-1])
+        size = min(self.window, whole - number * self.window)
+        make = lambda: np.random.default_rng([_WINDOW, *self.seed, epoch, number]).permutation(size)  # noqa: E731
+        return _kept(self._windows, (epoch, number), make)
+
+
+class TaskOrder:
+    """The order of a task over its sources.
+
+    Args:
+        sources: the order of each.
+        weights: their relative shares.
+        seed: of the mixture.
+
+    Raises UserError for a share that is too small to be kept in a block.
+    """
+
+    def __init__(self, sources: list[SourceOrder], weights: list[float], seed: Sequence[int]):
+        shares = np.array(weights, dtype=np.float64) / sum(weights)
+        if shares.min() * _BLOCK < 2:
+            raise UserError(
+                "a source's share of its task is too small", got=f"{shares.min():.2g}", allowed=f"at least 1 in {_BLOCK // 2}",
+                fix="raise its source.weight, or give it a task of its own",
+            )  # fmt: skip
+        self.sources, self.seed = sources, tuple(seed)
+        edges = np.cumsum(shares)
+        self._edges = [*(float(edge) for edge in edges[:-1]), 1.0]
+        self._blocks = {}
+
+    def at(self, place: int) -> Spot:
+        """The sample of a place, from 0 without end."""
+        if len(self.sources) == 1:
+            return Spot(0, *self.sources[0].at(place))
+        number, inside = divmod(place, _BLOCK)
+        source_P, rank_P, before = self._block(number)
+        source = int(source_P[inside])
+        return Spot(source, *self.sources[source].at(before[source] + int(rank_P[inside])))
+
+    def _taken(self, places: int) -> list[int]:
+        """How many of the first `places` places each source has; their sum is `places`."""
+        ends = [math.floor(places * edge) for edge in self._edges]
+        return [end - begin for begin, end in zip([0, *ends], ends)]
+
+    def _block(self, number: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """For each place of a block its source and how many of that source came before it in the block; and before the block."""
+
+        def make():
+            before, after = self._taken(number * _BLOCK), self._taken((number + 1) * _BLOCK)
+            counts = [b - a for a, b in zip(before, after)]
+            source_P = np.repeat(np.arange(len(counts)), counts)
+            source_P = np.random.default_rng([_MIXTURE, *self.seed, number]).permutation(source_P)
+            rank_P = np.empty(_BLOCK, dtype=np.int64)
+            for source, count in enumerate(counts):
+                rank_P[source_P == source] = np.arange(count)
+            return source_P, rank_P, before
+
+        return _kept(self._blocks, number, make)
+
+
+def _kept(known: dict, key, make):
+    """`known[key]`, made when it is not there; the oldest entries go."""
+    if key not in known:
+        while len(known) >= _KEPT:
+            known.pop(next(iter(known)))
+        known[key] = make()
+    return known[key]

@@ -1,0 +1,87 @@
+"""What a reader gives to the decoder, and how both say that a sample cannot be used."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from imp_ds.tasks import Source
+
+# Why a sample is left out: what is counted, and what rejected.jsonl says.
+REASONS = (
+    "missing file", "empty", "unsafe name", "unreachable", "bad JSON", "missing column", "wrong column", "no such class",
+    "unreadable image", "unreadable film", "unreadable sound", "too large", "no pictures", "no sound", "no text",
+)  # fmt: skip
+
+
+class BadSample(Exception):
+    """A sample that cannot be used. `reason` is one of REASONS; `detail` says what was met."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        assert reason in REASONS, reason
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclass(frozen=True)
+class Media:
+    """The bytes of one image, film or sound, which are not read before `open`: a local file, or what `read` returns.
+
+    name: tells it from all others of the run, and is what messages call it; its suffix tells the kind.
+    """
+
+    name: str
+    path: Path | None = None
+    read: Callable[[], bytes] | None = None
+
+    @property
+    def suffix(self) -> str:
+        """Lower case, with the dot: ".jpg"."""
+        return PurePosixPath(self.name).suffix.lower()
+
+    def open(self) -> BinaryIO:
+        """A seekable file. Raises BadSample when it is not there, is empty or cannot be reached."""
+        try:
+            file = open(self.path, "rb") if self.path is not None else io.BytesIO(self.read())
+        except FileNotFoundError as error:
+            raise BadSample("missing file", self.name) from error
+        except OSError as error:
+            raise BadSample("unreachable", f"{self.name}: {error}") from error
+        if not file.read(1):
+            file.close()
+            raise BadSample("empty", self.name)
+        file.seek(0)
+        return file
+
+
+# A row as a reader gives it, by role: "vision" and "audio": Media, "text": list[str], "label": int.
+RawSample = dict
+
+
+class Reader(Protocol):
+    """The rows of one split of one source, in a fixed order of their own, each to be had at once by its number.
+
+    A reader holds nothing that grows with the rows but what it maps from an index on disk; it can be forked and pickled.
+    name: the source as messages and counts call it, for example "images[train]".
+    shard_rows: rows of each shard, int64 [S], in the order of the rows. What has no shards is cut into runs of rows.
+    class_names: in the order of the labels, or None.
+    """
+
+    name: str
+    source: Source
+    shard_rows: np.ndarray
+    class_names: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def key(self, row: int) -> str:
+        """A name of the row that stays the same, whatever is done with the others."""
+
+    def read(self, row: int) -> RawSample:
+        """All roles of the row. Raises BadSample."""
