@@ -200,37 +200,12 @@ def corpus_digits(
 ):
     """Images, films and speech of the ten digits, with captions."""
     from imp_ds.data.digits import build
+    from imp_ds.stage_progress import StageProgress
 
     start = time.monotonic()
     with StageProgress() as report:
         written = build(out, seed, scale=scale, progress=report)
     typer.echo(f"{out}: written in {time.monotonic() - start:.0f} s" if written else f"{out}: found whole, nothing done")
-
-
-class StageProgress:
-    """Progress of named stages: a bar on a terminal, one line at the end of each stage elsewhere."""
-
-    def __enter__(self):
-        from rich.progress import MofNCompleteColumn, Progress
-
-        self.bar, self.tasks = None, {}
-        if sys.stdout.isatty():
-            self.bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error):
-        if self.bar is not None:
-            self.bar.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.bar is None:
-            if done >= total:
-                typer.echo(f"{stage}: {done}")
-            return
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bar.add_task(stage, total=total)
-        self.bar.update(self.tasks[stage], completed=done, total=total)
 
 
 def main() -> None:

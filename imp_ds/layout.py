@@ -9,19 +9,20 @@ from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.moe.layer import examples_per_group
+from imp_ds.tasks import Task
 from imp_ds.tokens import task_tokens
 
 
 def check_layout(run: RunConfig, world_size: int, ds: dict) -> None:
     """Raise UserError unless `run` can train on `world_size` ranks under the DeepSpeed configuration `ds`."""
     config = run.model.to_config(run.data.vocab_size, run.tasks)
-    tokens = {task.name: task_tokens(task, config, run.data.audio) for task in run.tasks}
+    seen = [(task, task_tokens(task, config, run.data.audio)) for whole in run.tasks for task in whole.variants()]
     if run.train.schedule == "sampling" and not any(task.weight for task in run.tasks):
         raise UserError("no task has a weight to be sampled by", got="all tasks have weight 0", fix="--set tasks.NAME.weight=1")
     _check_experts(run, world_size, config.num_experts)
     _check_batches(run, world_size)
     if config.num_experts:
-        _check_groups(run, world_size, config, tokens)
+        _check_groups(seen, world_size, config)
     _check_engine(run, ds, bool(config.num_experts))
 
 
@@ -62,12 +63,12 @@ def _check_batches(run: RunConfig, world_size: int) -> None:
             )  # fmt: skip
 
 
-def _check_groups(run: RunConfig, world_size: int, config: ImpConfig, tokens: dict[str, dict[str, int]]) -> None:
+def _check_groups(seen: list[tuple[Task, dict[str, int]]], world_size: int, config: ImpConfig) -> None:
     """Tokens compete inside the same groups as on one rank with the whole batch, so that ranks do not change the results."""
     limits = config.group_tokens, config.group_examples
-    for task in run.tasks:
+    for task, tokens in seen:
         here = task.batch_size // (world_size * task.pieces)
-        for modality, length in tokens[task.name].items():
+        for modality, length in tokens.items():
             whole, part = (examples_per_group(batch, length, *limits) for batch in (task.batch_size, here))
             if whole != part:
                 most = math.gcd(whole, part)

@@ -181,14 +181,21 @@ class Task(Record):
         """The views that a step may draw, one or several."""
         return [self.views, *self.further_views]
 
-    def draw_views(self, seed: int, visit: int) -> Views:
-        """The views of the task's step number `visit`, from 0: a pure function, so that all ranks draw the same."""
-        views = self.all_views
-        if len(views) == 1:
-            return views[0]
+    def draw_view(self, seed: int, visit: int) -> int:
+        """Which of `all_views` the task's step number `visit`, from 0, takes: a pure function, so that all ranks draw the same."""
+        if not self.further_views:
+            return 0
         draw = np.random.default_rng([_VIEWS, seed, zlib.crc32(self.name.encode()), visit]).random()
-        edges = np.cumsum([view.weight for view in views])
-        return views[int(np.searchsorted(edges / edges[-1], draw, side="right"))]
+        edges = np.cumsum([view.weight for view in self.all_views])
+        return int(np.searchsorted(edges / edges[-1], draw, side="right"))
+
+    def seen_as(self, view: int) -> "Task":
+        """The task with that one of `all_views` alone."""
+        return self.model_copy(update={"views": self.all_views[view], "further_views": []})
+
+    def variants(self) -> list["Task"]:
+        """The task with each of its views alone: what has to be planned for, checked, compiled."""
+        return [self.seen_as(view) for view in range(len(self.all_views))]
 
     @property
     def modalities(self) -> list[str]:
@@ -250,10 +257,12 @@ class Rejection(NamedTuple):
 
 
 class BatchReport(NamedTuple):
-    """What the loader tells of a batch: the samples' keys, those that were left out on the way, the share of padding by modality."""
+    """What the loader tells of a batch: which of its task's views it is seen in, the samples' keys, those that were left out on the
+    way, the share of padding by modality."""
 
-    keys: list[str] = []
-    rejected: list[Rejection] = []
+    view: int = 0
+    keys: tuple[str, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
     padding: dict[str, float] = {}
 
 

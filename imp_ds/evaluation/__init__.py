@@ -9,10 +9,12 @@ import torch
 
 from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import decode
-from imp_ds.data.loader import evaluation_batches
-from imp_ds.data.sources import FolderSource
+from imp_ds.data.evaluation_batches import evaluation_batches
+from imp_ds.data.samples import BadSample, Reader
+from imp_ds.data.sources import labels, open_reader
+from imp_ds.errors import UserError
 from imp_ds.evaluation.evaluator import TextEvaluator
-from imp_ds.evaluation.zero_shot import load_classes
+from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Evaluation, Views
 
@@ -23,31 +25,56 @@ def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> lis
     `batch_size` is that of each rank. Raises UserError when the corpus or its class names are missing or unusable.
     """
     collator = Collator(processor)
-    root = Path(run.data.root)
     evaluators = []
     for record in run.evaluations:
-        source = FolderSource(root, record.source, split)
+        reader = open_reader(run.data.root, record.source, split, run.data)
         shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
 
-        def batches(source=source, views=_used_views(record), shape=shape):
-            return evaluation_batches(source, collator, views, **shape)
+        def batches(reader=reader, views=_used_views(record), shape=shape):
+            return evaluation_batches(reader, collator, views, **shape)
 
-        def frames(row, source=source, views=Views(vision=record.views.vision)):
-            return decode(source, row, views)["vision"]
+        def frames(row, reader=reader, views=Views(vision=record.views.vision)):
+            return decode(reader.read(row), views)["vision"]
 
         evaluators.append(
             TextEvaluator(
                 record,
                 batches,
                 processor.tokenizer,
-                labels=None if record.source.label is None else torch.from_numpy(source.labels()),
-                classes=None if record.classes is None else load_classes(root / "classes.json", record.classes),
-                captions=None if record.source.text is None else [source.row(i)["text"][0] for i in range(len(source))],
+                len(reader),
+                labels=None if record.source.label is None else torch.from_numpy(labels(reader)),
+                classes=_class_prompts(run, record, reader),
+                captions=None if record.source.text is None else first_captions(reader),
                 batch_size=batch_size,
                 frames=frames if record.modality == "vision" else None,
             )
         )
     return evaluators
+
+
+def first_captions(reader: Reader) -> list[str]:
+    """The first caption of each row; an empty text for a row that cannot be read, which is left out of what is measured."""
+    found = []
+    for row in range(len(reader)):
+        try:
+            found.append(reader.read(row)["text"][0])
+        except BadSample:
+            found.append("")
+    return found
+
+
+def _class_prompts(run, record: Evaluation, reader: Reader) -> ClassPrompts | None:
+    """The class names of `classes`, or those of the source in the evaluation's own templates."""
+    if record.classes is not None:
+        return load_classes(Path(run.data.root) / "classes.json", record.classes)
+    if not record.templates:
+        return None
+    if reader.class_names is None:
+        raise UserError(
+            f"evaluation {record.name}: there are no class names for its templates", got=f"{reader.name} names no classes",
+            fix="set source.label_names to the list of names, or to a JSON file with it",
+        )  # fmt: skip
+    return ClassPrompts(reader.class_names, record.templates)
 
 
 def _used_views(record: Evaluation) -> Views:

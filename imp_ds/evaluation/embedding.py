@@ -1,27 +1,32 @@
 """Embedding a whole split on all ranks: every rank encodes equally many equally shaped batches, then the rows are joined.
 
-Equal calls on every rank are what expert parallelism and ZeRO 3 need. Rows that only fill a last batch are marked
-(`valid`) and left out, so the joined table holds each row of the split once, in its order, whatever the number of ranks.
+Equal calls on every rank are what expert parallelism and ZeRO 3 need: a rank that is through repeats its last batch until all
+are. Entries that only fill a batch are marked (`valid`) and left out, so the joined table holds each usable row of the split once,
+in its order, whatever the number of ranks. A row with several entries (the windows of a long recording) has the mean of their
+vectors, made a unit vector again.
 A row's vector depends on the rows of its routing group if a group holds several examples (`config.group_examples`), and
 so on the batch size; with one example in a group it depends on nothing else.
 
-Shapes: B rows of a batch, R rows that one rank encoded, N rows of the split, C width of a common space, E experts.
+Shapes: B entries of a batch, R entries that one rank encoded, N rows that were encoded, C width of a common space, E experts.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from imp_ds.parallel.gather import gather_rows
-from imp_ds.parallel.groups import on_main
+from imp_ds.parallel.groups import all_agree, on_main
 from imp_ds.tasks import Batch
 
 
 @dataclass
 class Embedded:
-    """What one pass gave: vectors_NC by modality, and by modality the mean share of each expert, [layer][expert]."""
+    """What one pass gave: the rows that were encoded, int64 [N], in ascending order; vectors_NC by modality; and by modality the
+    mean share of each expert, [layer][expert]."""
 
+    rows_N: torch.Tensor
     vectors: dict[str, torch.Tensor]
     usage: dict[str, list[list[float]]]
 
@@ -35,9 +40,7 @@ def embed_rows(model, batches: Iterable[Batch], routes: list[tuple[str, str]]) -
     device = next(model.parameters()).device
     vectors, shares = {source: [] for source, _ in routes}, {source: [] for source, _ in routes}
     index, valid = [], []
-    batches = iter(batches)
-    # a rank that cannot read its batch tells the others, which would wait for it in the next exchange of tokens
-    while (batch := on_main(lambda: next(batches, None), "a batch cannot be made", every_rank=True)) is not None:
+    for batch in _in_step(iter(batches)):
         batch = batch.to(device)
         index.append(batch.targets["index"])
         valid.append(batch.targets["valid"])
@@ -45,19 +48,31 @@ def embed_rows(model, batches: Iterable[Batch], routes: list[tuple[str, str]]) -
             encoding = model.encode(source, batch.inputs[source])
             vectors[source].append(model.project(encoding.pooled_BD, source, target))
             shares[source].append([report.usage_E for report in encoding.reports])
-    rows_N = _row_order(torch.cat(index), torch.cat(valid))
-    joined = {source: gather_rows(torch.cat(parts))[rows_N] for source, parts in vectors.items()}
-    return Embedded(joined, {source: _mean_usage(parts) for source, parts in shares.items()})
+    index, valid = gather_rows(torch.cat(index)), gather_rows(torch.cat(valid))
+    rows_N, place = index[valid].unique(return_inverse=True)
+    joined = {m: _mean_of_rows(gather_rows(torch.cat(parts))[valid], place, len(rows_N)) for m, parts in vectors.items()}
+    return Embedded(rows_N.cpu(), joined, {source: _mean_usage(parts) for source, parts in shares.items()})
 
 
-def _row_order(index_R: torch.Tensor, valid_R: torch.Tensor) -> torch.Tensor:
-    """Where row 0, 1, ... of the split lie among the gathered rows, [N]."""
-    index, valid = gather_rows(index_R), gather_rows(valid_R)
-    place = valid.nonzero().squeeze(1)
-    order = index[place].argsort()
-    rows = index[place][order]
-    assert torch.equal(rows, torch.arange(len(rows), device=rows.device)), "the ranks together did not encode each row once"
-    return place[order]
+def _in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """This rank's batches, and its last one again, marked as not valid, until every rank has had all of its own."""
+    last = None
+    while True:
+        # a rank that cannot read its batch tells the others, which would wait for it in the next exchange of tokens
+        batch = on_main(lambda: next(batches, None), "a batch cannot be made", every_rank=True)
+        if all_agree(batch is None):
+            return
+        if batch is None:
+            batch = Batch(last.task, last.inputs, last.targets | {"valid": torch.zeros_like(last.targets["valid"])})
+        last = batch
+        yield batch
+
+
+def _mean_of_rows(vectors_RC: torch.Tensor, place_R: torch.Tensor, rows: int) -> torch.Tensor:
+    """The mean of each row's vectors, [N, C]; where there are several, of unit length again."""
+    sum_NC = vectors_RC.new_zeros(rows, vectors_RC.shape[1]).index_add_(0, place_R, vectors_RC)
+    entries_N1 = place_R.bincount(minlength=rows).unsqueeze(1)
+    return torch.where(entries_N1 > 1, F.normalize(sum_NC, dim=-1), sum_NC)
 
 
 def _mean_usage(shares: list[list[torch.Tensor]]) -> list[list[float]]:

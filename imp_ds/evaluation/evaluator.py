@@ -27,12 +27,16 @@ class TextEvaluator:
         record: the evaluation's name, modality and views.
         batches: returns this rank's batches of the split anew (`imp_ds.data.loader.evaluation_batches`).
         tokenizer: makes the prompts' tokens.
-        labels: class index of each row, int64 [N]; needed with `classes`.
+        rows: of the split.
+        labels: class index of each row of the split, int64 [rows]; needed with `classes`.
         captions: the first caption of each row; the batches then have "text" inputs.
         frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
         keep_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
 
-    After a run, `vectors_NC` holds the modality's unit vectors and `usage` the experts' shares by modality.
+    A row that cannot be used is left out, and counted as left_out/{name} where there are any.
+
+    After a run, `vectors_NC` holds the modality's unit vectors, `rows_N` the rows that they belong to, and `usage` the experts'
+    shares by modality.
     Raises UserError when there is nothing to measure or a label has no class.
     """
 
@@ -41,6 +45,7 @@ class TextEvaluator:
         record: Evaluation,
         batches: Callable[[], Iterable[Batch]],
         tokenizer,
+        rows: int,
         *,
         labels: torch.Tensor | None = None,
         classes: ClassPrompts | None = None,
@@ -49,26 +54,30 @@ class TextEvaluator:
         frames: Callable[[int], np.ndarray] | None = None,
         keep_mb: int = 256,
     ):
-        self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
+        self.record, self.tokenizer, self.rows, self.batch_size = record, tokenizer, rows, batch_size
         self.labels, self.classes, self.captions = labels, classes, captions
         self._frames = frames
         self._batches = KeptBatches(batches, keep_mb)
         self.vectors_NC: torch.Tensor | None = None
+        self.rows_N: torch.Tensor | None = None
         self.usage: dict[str, list[list[float]]] = {}
         _check(record, labels, classes, captions)
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         modality, name = self.record.modality, self.record.name
         routes = [(modality, "text")] + ([("text", modality)] if self.captions is not None else [])
-        rows = embed_rows(model, self._batches, routes)
-        self.vectors_NC, self.usage = rows.vectors[modality], rows.usage
+        found = embed_rows(model, self._batches, routes)
+        self.rows_N, self.vectors_NC, self.usage = found.rows_N, found.vectors[modality], found.usage
+        if len(self.rows_N) < self.rows:
+            yield f"left_out/{name}", float(self.rows - len(self.rows_N))
         if self.classes is not None:
             classes_KC = self._class_vectors(model)
-            label_N = self.labels.to(self.vectors_NC.device)
+            label_N = self.labels[self.rows_N].to(self.vectors_NC.device)
             for k in (1, 5) if len(classes_KC) > 5 else (1,):
                 yield f"zero_shot/{name}/top{k}", accuracy(self.vectors_NC, classes_KC, label_N, k)
         if self.captions is not None:
-            yield from both_directions(name, self.vectors_NC, rows.vectors["text"], self.captions).items()
+            captions = [self.captions[row] for row in self.rows_N.tolist()]
+            yield from both_directions(name, self.vectors_NC, found.vectors["text"], captions).items()
 
     def _class_vectors(self, model) -> torch.Tensor:
         shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
@@ -78,16 +87,17 @@ class TextEvaluator:
         return class_vectors(embedded.vectors["text"], len(self.classes.templates))
 
     def label_names(self) -> list[str] | None:
-        """What each row shows, in words where there are any; None without labels."""
+        """What each row of `vectors_NC` shows, in words where there are any; None without labels."""
         if self.labels is None:
             return None
-        return [self.classes.names[label] if self.classes else str(label) for label in self.labels.tolist()]
+        return [self.classes.names[label] if self.classes else str(label) for label in self.labels[self.rows_N].tolist()]
 
     def thumbnails(self, rows: int, side: int = 32) -> torch.Tensor | None:
-        """The middle frame of the first `rows` rows, float [rows, 3, side, side] in [0, 1]; None for what is not seen."""
+        """The middle frame of the first `rows` rows of `vectors_NC`, float [rows, 3, side, side] in [0, 1]; None for what is not
+        seen."""
         if self._frames is None:
             return None
-        films = [self._frames(row) for row in range(rows)]
+        films = [self._frames(row) for row in self.rows_N[:rows].tolist()]
         pictures = [Image.fromarray(film[len(film) // 2]).resize((side, side)) for film in films]
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
 

@@ -50,6 +50,16 @@ def settle(
     return [count == world_size() for count in counts], {name: x / world_size() for name, x in zip(scalars, sums)}
 
 
+def all_agree(fact: bool) -> bool:
+    """Whether it is true on every rank. All ranks call it."""
+    if world_size() == 1:
+        return fact
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    told = torch.tensor(int(fact), device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MIN)
+    return bool(told)
+
+
 def on_main(function: Callable, failure: str, *, every_rank: bool = False):
     """Call `function` on rank 0 (or on every rank) and return its result there, None elsewhere, after all ranks are done.
 

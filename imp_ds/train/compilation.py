@@ -54,8 +54,8 @@ class CompiledBlocks:
             print(f"a block is compiled again, for inputs of {shapes}: this step is slow", file=sys.stderr, flush=True)
         return self._backend(graph, inputs)
 
-    def warm(self, engine, batches: Iterable[Batch], pieces: dict[str, int]) -> None:
-        """Make the graphs of every task from a batch of its shapes: a step with `engine` (imp_ds.train.engine.Engine) that is
+    def warm(self, engine, batches: Iterable[Batch], pieces: dict[str, int], count: int) -> None:
+        """Make the graphs of every task from `count` batches, one of each of its shapes: a step with `engine` (imp_ds.train.engine.Engine) that is
         discarded, so that weights and optimizer are what they were. All ranks call it with the same tasks.
 
         pieces: by task, how many its batch is cut into.
@@ -68,7 +68,7 @@ class CompiledBlocks:
             logging.disable(logging.NOTSET)
             if is_main():
                 made, seconds = self.graphs - before, time.perf_counter() - start
-                print(f"compiled {batch.task} in {seconds:.0f} s ({number}/{len(pieces)}, {made} new graphs)", flush=True)
+                print(f"compiled {batch.task} in {seconds:.0f} s ({number}/{count}, {made} new graphs)", flush=True)
         self._warm = True
 
 

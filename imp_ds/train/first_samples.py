@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from imp_ds.data.decoding import decode
-from imp_ds.data.loader import StepBatches
+from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch
 
@@ -21,10 +20,11 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
         if isinstance(batch, UserError):
             raise batch
         samples[name] = batch
-        views = batches.tasks[name].views
+        task = batches.tasks[name]
+        views = task.all_views[batch.report.view]
         if views.audio is not None:
-            rows = [row for _, row in batches.samples(step)[:most]]
-            sounds[name] = [decode(batches.sources[name], row, views, None)["audio"] for row in rows]
+            heard = [batches.sample(task, views, spot, [])[0]["audio"] for spot in batches.spots(step)[:most]]
+            sounds[name] = heard
     return samples, sounds
 
 

@@ -38,7 +38,7 @@ class Interval:
         self.records.append(record)
 
     def summary(self, peak_flops: float = 0.0) -> dict:
-        """{"tasks": {task: {"steps", name: mean, "mfu"}}, "experts": {modality: [{field of a report: mean}]}, "examples_per_s",
+        """{"tasks": {task: {"steps", name: mean, "data_wait_share", "mfu"}}, "experts": {modality: [{field of a report: mean}]}, "examples_per_s",
         "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together.
 
         "mfu" is the model FLOPs of a task's steps over what `peak_flops` a second, of all ranks, would have done in their time;
@@ -60,10 +60,12 @@ class Interval:
             "step_seconds": seconds / len(self.records),
             "data_wait_share": sum(record.wait_seconds for record in self.records) / seconds,
         }
-        for task in tasks if peak_flops else ():
+        for task in tasks:
             own = [record for record in self.records if record.task == task]
-            if flops := sum(record.flops for record in own):
-                found["tasks"][task]["mfu"] = flops / (peak_flops * max(sum(record.seconds for record in own), 1e-9))
+            taken = max(sum(record.seconds for record in own), 1e-9)
+            found["tasks"][task]["data_wait_share"] = sum(record.wait_seconds for record in own) / taken
+            if peak_flops and (flops := sum(record.flops for record in own)):
+                found["tasks"][task]["mfu"] = flops / (peak_flops * taken)
         self.records = []
         return found
 

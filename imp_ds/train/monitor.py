@@ -6,16 +6,15 @@ metrics.jsonl holds one JSON object a line: {"kind": "train", "step", ...} for e
 
 import json
 import math
-import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
-from imp_ds.errors import UserError
 from imp_ds.evaluation.picture import draw
-from imp_ds.tasks import Batch
+from imp_ds.tasks import Batch, Rejection
+from imp_ds.train.history import cut_lines
 from imp_ds.train.interval import Interval, StepRecord
 from imp_ds.train.progress import Progress
 from imp_ds.train.samples import batch_captions, batch_pictures
@@ -46,9 +45,10 @@ class Monitor:
         self.start_step, self.total_steps, self._logged = start_step, total_steps, start_step
         if not enabled:
             return
-        self.history = cut_history(self.output_dir / HISTORY, start_step)
+        self.history = cut_lines(self.output_dir / HISTORY, start_step)
         self._visits = _visits(self.history)
         self._interval = Interval()
+        self._told: set[tuple[str, str]] = set()
         self.board = TensorBoard(self.output_dir / "tensorboard", start_step)
 
     def log_start(self, samples: dict[str, Batch], processor, config_text: str, sounds: dict[str, list] | None = None) -> None:
@@ -61,7 +61,7 @@ class Monitor:
         self.board.text("configuration", f"```json\n{config_text}\n```")
         for name, batch in samples.items():
             batch = batch.to("cpu", non_blocking=False)
-            views = next(task.views for task in self.run.tasks if task.name == name)
+            views = self.run.task(name).all_views[batch.report.view]
             for what, picture in batch_pictures(batch, views, processor, SAMPLES).items():
                 self.board.picture(f"samples/{name}/{what}", picture)
             captions = batch_captions(batch, processor.tokenizer, SAMPLES)
@@ -98,6 +98,17 @@ class Monitor:
         self.progress.advance(step)
         self.progress.say(f"step {step} of task {task} was skipped: {reason} ({skipped} skipped so far)")
         self.board.scalars(step, {"optimizer/skipped_steps": skipped})
+
+    def record_rejections(self, step: int, new: list[Rejection], counts: dict[str, dict[str, int]]) -> None:
+        """Samples that were left out for the first time; `counts` of all so far, by source and reason. The first of each kind is told."""
+        if not self.enabled:
+            return
+        for rejection in new:
+            if (rejection.source, rejection.reason) not in self._told:
+                self._told.add((rejection.source, rejection.reason))
+                self.progress.say(f"left out: {rejection.source}, {rejection.key}: {rejection.reason} ({rejection.detail})")
+        tags = {f"data/{source}/left_out/{reason}": n for source, reasons in counts.items() for reason, n in reasons.items()}
+        self.board.scalars(step, tags)
 
     def record_evaluation(
         self, step: int, results: dict[str, float], usage: dict[str, list[list[float]]], *, split: str = "validation"
@@ -208,28 +219,6 @@ def hyperparameters(run) -> dict:
     for task in run.tasks:
         found |= {f"tasks.{task.name}.batch_size": task.batch_size, f"tasks.{task.name}.interval": task.interval}
     return found
-
-
-def cut_history(path: Path, last_step: int) -> list[dict]:
-    """The lines of metrics.jsonl up to `last_step`; what lies beyond is removed from the file. Raises UserError when damaged.
-
-    A last line without its end is what a killed process leaves, and is removed too.
-    """
-    if not path.exists():
-        return []
-    kept = []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    for number, line in enumerate(whole, start=1):
-        try:
-            entry = json.loads(line)
-            if entry["step"] <= last_step:
-                kept.append(entry)
-        except (ValueError, KeyError, TypeError):
-            raise UserError("a line of the metrics cannot be read", got=f"{path}, line {number}", fix="delete the line") from None
-    staged = path.with_suffix(".partial")
-    staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(staged, path)
-    return kept
 
 
 def _visits(history: list[dict]) -> dict[str, int]:

@@ -110,7 +110,7 @@ def plan(
     sizes, tasks = parameter_sizes(config), plan_tasks(run, config)
     parameters, ep_size = count_parameters(config, sizes), run.train.ep_size
     network = Network(gpus, gpu_link_gbs * 1e9, node_link_gbs * 1e9, rates.links if rates else None)
-    case = Case(run, config, sizes, world, precision, rates, network, tuple(task.share_of_steps for task in tasks))
+    case = Case(seen_run(run), config, sizes, world, precision, rates, network, tuple(task.share_of_steps for task in tasks))
     groups = expert_groups(config.num_experts, ep_size, world, gpus) if config.num_experts else []
     return Plan(
         run.name, nodes, gpus, ep_size, stage, precision, parameters, tasks,
@@ -148,16 +148,23 @@ def count_parameters(config: ImpConfig, sizes: dict[str, int]) -> Parameters:
     return Parameters(encoder, experts, active, sum(sizes.values()) - encoder, one_expert)
 
 
+def seen_run(run: RunConfig) -> RunConfig:
+    """The run with an entry for each view of a task, under the task's name."""
+    return run.model_copy(update={"tasks": [seen for task in run.tasks for seen in task.variants()]})
+
+
 def plan_tasks(run: RunConfig, config: ImpConfig) -> list[TaskPlan]:
-    """What each task feeds, and its share of the run."""
-    shares = build_schedule(run.train.schedule, run.tasks, run.train.seed).shares()
-    tokens = {task.name: task_tokens(task, config, run.data.audio) for task in run.tasks}
-    per_step = {task.name: task.batch_size * sum(tokens[task.name].values()) for task in run.tasks}
-    mean = sum(shares[name] * per_step[name] for name in per_step)
-    return [
-        TaskPlan(t.name, tokens[t.name], t.batch_size, per_step[t.name], shares[t.name], shares[t.name] * per_step[t.name] / mean)
-        for t in run.tasks
-    ]
+    """What each task feeds in each of its views, and its share of the run."""
+    shares, rows = build_schedule(run.train.schedule, run.tasks, run.train.seed).shares(), []
+    for task in run.tasks:
+        weights = [views.weight for views in task.all_views]
+        for number, seen in enumerate(task.variants()):
+            name = task.name if len(weights) == 1 else f"{task.name}, view {number}"
+            tokens = task_tokens(seen, config, run.data.audio)
+            share = shares[task.name] * weights[number] / sum(weights)
+            rows.append((name, tokens, task.batch_size, task.batch_size * sum(tokens.values()), share))
+    mean = sum(share * per_step for *_, per_step, share in rows)
+    return [TaskPlan(*row, row[4] * row[3] / mean) for row in rows]
 
 
 def expert_groups(num_experts: int, ep_size: int, world: int, gpus: int) -> list[ExpertGroup]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from imp_ds.config import RunConfig
 from imp_ds.data.decoding import decode
-from imp_ds.data.sources import FolderSource
+from imp_ds.data.samples import BadSample, Reader
+from imp_ds.data.sources import captions
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
@@ -21,26 +22,26 @@ FOLDER = "processor"
 _SOUNDS = 128  # enough for a mean and a spread over millions of spectrogram values
 
 
-def settle_processor(run: RunConfig, sources: dict[str, FolderSource], output_dir: Path) -> ImpProcessor:
+def settle_processor(run: RunConfig, readers: dict[str, list[Reader]], output_dir: Path) -> ImpProcessor:
     """The run's processor: rank 0 makes and saves it if the run has none yet, and every rank loads it."""
     folder = output_dir / FOLDER
 
     def make():
         if not (folder / "processor_config.json").exists():
-            build_processor(run, sources).save_pretrained(folder)
+            build_processor(run, readers).save_pretrained(folder)
 
     on_main(make, "the processor could not be saved")
     return ImpProcessor.from_pretrained(folder, local_files_only=True)
 
 
-def build_processor(run: RunConfig, sources: dict[str, FolderSource]) -> ImpProcessor:
+def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProcessor:
     """A processor with the run's tokenizer, patches and spectrogram, whose views default to those of the evaluations."""
     config = run.model.to_config(run.data.vocab_size, run.tasks)
     if run.data.tokenizer is not None:
         tokenizer = load_tokenizer(run.data.tokenizer)
     else:
-        tokenizer = train_tokenizer(captions(sources), run.data.vocab_size, seed=run.data.seed)
-    views = [entry.views for entry in (*run.evaluations, *run.tasks)]
+        tokenizer = train_tokenizer(all_captions(readers), run.data.vocab_size, seed=run.data.seed)
+    views = [*(entry.views for entry in run.evaluations), *(view for task in run.tasks for view in task.all_views)]
     image = next((v.vision for v in views if v.vision is not None and v.vision.frames == 1), None)
     film = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
     text = [v.text.length for v in views if v.text is not None]
@@ -50,19 +51,20 @@ def build_processor(run: RunConfig, sources: dict[str, FolderSource]) -> ImpProc
     return ImpProcessor(
         image_processor=ImpImageProcessor(patch=config.vision_patch, **image_view),
         video_processor=ImpVideoProcessor(patch=config.vision_patch, **film_view),
-        feature_extractor=build_extractor(run, config, sources),
+        feature_extractor=build_extractor(run, config, readers),
         tokenizer=tokenizer,
     )
 
 
-def captions(sources: dict[str, FolderSource]) -> Iterable[str]:
+def all_captions(readers: dict[str, list[Reader]]) -> Iterable[str]:
     """Every caption of every distinct source that has some."""
-    distinct = {source.folder: source for source in sources.values() if "text" in source.roles}
-    for source in distinct.values():
-        yield from source.captions()
+    distinct = {id(reader): reader for of_task in readers.values() for reader in of_task}
+    for reader in distinct.values():
+        if "text" in reader.source.roles():
+            yield from captions(reader)
 
 
-def build_extractor(run: RunConfig, config: ImpConfig, sources: dict[str, FolderSource]) -> ImpFeatureExtractor:
+def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]]) -> ImpFeatureExtractor:
     """The spectrogram of the run, standardised by the mean and spread of the first sounds of its corpus."""
     audio = run.data.audio
     views = {task.name: task.views.audio for task in run.tasks if task.views.audio is not None}
@@ -73,12 +75,18 @@ def build_extractor(run: RunConfig, config: ImpConfig, sources: dict[str, Folder
     )  # fmt: skip
     extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch)
     values = []
-    for name, view in views.items():
-        source = sources[name]
-        for row in range(0, len(source), max(1, len(source) // _SOUNDS)):
-            sound, rate = decode(source, row, Views(audio=view), None)["audio"]
+    for name, view in list(views.items())[:1]:
+        for sound, rate in _some_sounds(readers[name][0], Views(audio=view)):
             values.append(extractor([sound], [rate], seconds=view.seconds, return_tensors="np")["input_features"])
-        break
     if values:
         extractor.mean, extractor.std = round(float(np.mean(values)), 4), round(float(np.std(values)), 4)
     return extractor
+
+
+def _some_sounds(reader: Reader, views: Views) -> Iterable[tuple[np.ndarray, int]]:
+    """Sounds spread over the source; those that cannot be read are passed over."""
+    for row in range(0, len(reader), max(1, len(reader) // _SOUNDS)):
+        try:
+            yield decode(reader.read(row), views)["audio"]
+        except BadSample:
+            continue

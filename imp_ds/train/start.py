@@ -1,5 +1,6 @@
 """What a run is put together from: sources, the plan of ranks, the engine with the weights it starts from."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch.distributed as dist
 from rich.console import Console
 
 from imp_ds.config import RunConfig
-from imp_ds.data.loader import StepBatches
-from imp_ds.data.sources import FolderSource
+from imp_ds.data.corpus import open_corpus
+from imp_ds.data.samples import Reader
+from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.parallel import rank_grid
@@ -18,6 +20,7 @@ from imp_ds.parallel.groups import is_main, on_main, world_size
 from imp_ds.parallel.hostfile import check_hostfile
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Batch
 from imp_ds.train import checkpoint, resume
 from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
@@ -28,9 +31,24 @@ from imp_ds.train.initial_weights import load_initial
 _COLUMNS = 140  # of a grid that goes to a file
 
 
-def open_sources(run: RunConfig) -> dict[str, FolderSource]:
-    """The training split of each task's source."""
-    return {task.name: FolderSource(run.data.root, task.source, "train") for task in run.tasks}
+def open_readers(run: RunConfig) -> dict[str, list[Reader]]:
+    """The readers of each task's sources, training split. All ranks call it.
+
+    Indexes that are missing are built by rank 0, or by the first rank of each node where nodes share no file system; the other
+    ranks find them.
+    """
+    first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
+    for turn in (is_main(), first_of_node):
+        on_main(lambda turn=turn: _open_with_progress(run) if turn else None, "the corpus cannot be read", every_rank=True)
+    return on_main(lambda: open_corpus(run), "the corpus cannot be read", every_rank=True)
+
+
+def _open_with_progress(run: RunConfig) -> None:
+    if not is_main():
+        open_corpus(run)
+        return
+    with StageProgress() as report:
+        open_corpus(run, progress=report)
 
 
 def show_ranks(run: RunConfig, config: ImpConfig, device: torch.device, hostfile: Path | None) -> None:
@@ -80,20 +98,22 @@ def _load_initial(run: RunConfig, model: ImpForPreTraining, tokenizer) -> None:
 def compile_model(run: RunConfig, engine: Engine, batches: StepBatches, watchdog: Watchdog, step: int) -> CompiledBlocks:
     """Compile the encoder's blocks for every task's shapes, which takes minutes; `step` are done. All ranks call it."""
     turns = first_turns(batches)
-    few = on_main(lambda: [_few(batches, turn) for turn in turns.values()], "a task cannot be compiled for", every_rank=True)
+    shapes = [(turn, view) for name, turn in turns.items() for view in range(len(run.task(name).all_views))]
+    read = lambda: [_few(batches, turn, view) for turn, view in shapes]  # noqa: E731
+    few = on_main(read, "a task cannot be compiled for", every_rank=True)
 
     def tiled() -> Iterator[Batch]:
         for batch in few:
             watchdog.progress(step, f"compiling {batch.task}")
             yield tile(batch, run.task(batch.task).batch_size // world_size()).to(engine.device)
 
-    blocks = CompiledBlocks(engine.model, shapes=3 * len(run.tasks))
-    blocks.warm(engine, tiled(), {name: run.task(name).pieces for name in turns})
+    blocks = CompiledBlocks(engine.model, shapes=3 * len(shapes))
+    blocks.warm(engine, tiled(), {name: run.task(name).pieces for name in turns}, len(shapes))
     return blocks
 
 
-def _few(batches: StepBatches, step: int) -> Batch:
-    batch = batches.first_of(step, SAMPLES)
+def _few(batches: StepBatches, step: int, view: int) -> Batch:
+    batch = batches.first_of(step, SAMPLES, view)
     if isinstance(batch, UserError):
         raise batch
     return batch

@@ -14,6 +14,9 @@ import torch.distributed as dist
 from imp_ds.config import RunConfig
 from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
+from imp_ds.data.samples import Reader
+from imp_ds.data.sources import has_split
+from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, evaluate, expert_usage
 from imp_ds.parallel.groups import barrier, is_main, on_main, raise_shared, rank, settle, world_size
@@ -31,8 +34,9 @@ from imp_ds.train.measure import matrix_peak
 from imp_ds.train.monitor import Monitor, memory_gib
 from imp_ds.train.preemption import Preemption
 from imp_ds.train.processor import settle_processor
+from imp_ds.train.rejections import Rejections
 from imp_ds.train.schedule import build_schedule
-from imp_ds.train.start import compile_model, find_checkpoint, open_sources, show_ranks, start_engine
+from imp_ds.train.start import compile_model, find_checkpoint, open_readers, show_ranks, start_engine
 
 RESULTS = "results.json"
 PROJECTED_ROWS = 500
@@ -58,10 +62,10 @@ def train(
     with Preemption() as preemption:
         # the watchdog names who hangs; a time limit of the process group, which cannot, must not come first
         device = start_process_group(2 * run.train.hang_timeout_s)
-        sources = on_main(lambda: open_sources(run), "the corpus cannot be read", every_rank=True)
+        readers = open_readers(run)
         on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
         with Watchdog(run.train.hang_timeout_s) as watchdog:
-            trainer = Trainer(run, Path(output_dir), ds, sources, device, resume, preemption, watchdog, hostfile)
+            trainer = Trainer(run, Path(output_dir), ds, readers, device, resume, preemption, watchdog, hostfile)
             try:
                 trainer.loop()
                 trainer.finish()
@@ -76,11 +80,11 @@ class Trainer:
     """All that a run holds while it trains."""
 
     def __init__(
-        self, run: RunConfig, output_dir: Path, ds: dict, sources: dict, device: torch.device, resume: str | None,
+        self, run: RunConfig, output_dir: Path, ds: dict, readers: dict[str, list[Reader]], device: torch.device, resume: str | None,
         preemption: Preemption, watchdog: Watchdog, hostfile: Path | None,
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
-        self.processor = settle_processor(run, sources, output_dir)
+        self.processor = settle_processor(run, readers, output_dir)
         self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks)
         show_ranks(run, self.config, device, hostfile)
         reader = None if resume is None else find_checkpoint(output_dir, resume)
@@ -96,11 +100,19 @@ class Trainer:
         )  # fmt: skip
         self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
-        self.flops = {task.name: step_flops(task, self.config, run.data.audio, world_size()) for task in run.tasks}
+        self.flops = {
+            task.name: [step_flops(seen, self.config, run.data.audio, world_size()) for seen in task.variants()] for task in run.tasks
+        }
+        self.rejections = Rejections(
+            output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
+        )  # fmt: skip
+        batches = StepBatches(
+            run.tasks, self.schedule, readers, Collator(self.processor), seed=run.data.seed, rank=rank(), world=world_size(),
+            window=run.data.window, cache_mb=run.data.cache_mb,
+        )  # fmt: skip
         self.loader = RotatingLoader(
-            run.tasks, self.schedule, sources, Collator(self.processor), seed=run.data.seed, rank=rank(), world=world_size(),
-            start_step=self.step, stop_step=run.train.steps, workers=run.data.workers, prefetch=run.data.prefetch,
-            pin_memory=device.type == "cuda", timeout_s=run.data.timeout_s, cache_mb=run.data.cache_mb,
+            batches, start_step=self.step, stop_step=run.train.steps, workers=run.data.workers, prefetch=run.data.prefetch,
+            pin_memory=device.type == "cuda", timeout_s=run.data.timeout_s,
         )  # fmt: skip
         if run.train.compile:
             compile_model(run, self.engine, self.loader.batches, watchdog, self.step)
@@ -117,6 +129,7 @@ class Trainer:
         # steps that were skipped, in all and since the last checkpoint; times that the run has gone back
         self.skipped, self.bad_steps, self.rollbacks = state.get("skipped", 0), 0, state.get("rollbacks", 0)
         self.guard = Guard(self.run.train.spike_deviations, state.get("guard"))
+        self._rejected = state.get("rejected")
 
     def _show_start(self) -> None:
         """What the model is fed, once."""
@@ -149,10 +162,15 @@ class Trainer:
         # while the device is busy, fetch the next batch, so that one exchange settles whether every rank will have a next
         # step to take part in and whether anyone was told to stop, and gives the means that are judged and recorded
         problem = self._fetch()
-        (fed, wanted), means = settle([problem is None, not self.preemption.requested], {"loss": loss, **metrics})
+        rejected = loss.new_tensor(len(batch.report.rejected))
+        told = {"loss": loss, **metrics, "rejected": rejected}
+        (fed, wanted), means = settle([problem is None, not self.preemption.requested], told)
         if not fed:
             raise_shared(problem)
         self.step += 1
+        new = self.rejections.add(self.step, task.name, batch.report.rejected, means.pop("rejected") > 0)
+        if new:
+            self.monitor.record_rejections(self.step, new, self.rejections.counts)
         reason = self.guard.complaint(task.name, "loss", means["loss"])
         if reason is None:
             norm, reason = self._update(task.name, rate)
@@ -161,10 +179,11 @@ class Trainer:
         if reason is None:
             seconds = time.perf_counter() - start
             self.adam_steps, self.seconds = self.adam_steps + 1, self.seconds + seconds
+            means |= {f"padding/{modality}": share for modality, share in batch.report.padding.items()}
             self.monitor.record_step(
                 self.step, task.name, means.pop("loss"), means, reports, learning_rate=rate, grad_norm=norm,
                 examples=task.batch_size, tokens=count_tokens(batch) * world_size(), step_seconds=seconds, wait_seconds=wait,
-                flops=self.flops[task.name],
+                flops=self.flops[task.name][batch.report.view],
             )  # fmt: skip
         else:
             self._skipped(task.name, reason)
@@ -244,7 +263,7 @@ class Trainer:
         self.bad_steps = 0
         state = {
             "step": self.step, "adam_steps": self.adam_steps, "seconds": self.seconds, "skipped": self.skipped,
-            "rollbacks": self.rollbacks, "guard": self.guard.state(),
+            "rollbacks": self.rollbacks, "guard": self.guard.state(), "rejected": self.rejections.state(),
             "world_size": world_size(), "ep_size": self.engine.ep_size, "zero_stage": self.engine.stage,
             "config": json.loads(self.config.to_json_string(use_diff=False)), "run": self.run.model_dump(mode="json"),
             "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
@@ -256,7 +275,7 @@ class Trainer:
         self.save()
         self.writer.wait()
         results, evaluators = self.evaluate(), self.evaluators
-        if all((Path(self.run.data.root) / e.source.path / "test").is_dir() for e in self.run.evaluations):
+        if all(has_split(self.run.data.root, entry.source, "test") for entry in self.run.evaluations):
             evaluators = build_evaluators(self.run, self.processor, "test")
             with uncompiled():
                 results = evaluate(self.engine.model.imp, evaluators)
@@ -266,6 +285,7 @@ class Trainer:
             dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         results |= {"train/steps": self.step, "train/skipped_steps": self.skipped, "train/seconds": round(self.seconds, 1)}
         results["train/peak_rank_gib"] = round(float(peak), 2)
+        results |= {f"data/{source}/left_out": sum(n.values()) for source, n in self.rejections.counts.items()}
         on_main(lambda: self._write_results(results), "the results cannot be written")
 
     def _write_results(self, results: dict[str, float]) -> None:

@@ -1,0 +1,23 @@
+"""The readers of a run: every distinct source of its tasks, opened once."""
+
+from collections.abc import Callable
+
+from imp_ds.data.samples import Reader
+from imp_ds.data.sources import open_reader
+
+
+def open_corpus(run, split: str = "train", progress: Callable | None = None) -> dict[str, list[Reader]]:
+    """Task name -> the readers of its sources on a split of the corpus at `run.data.root`.
+
+    Tasks that read the same source share its reader. Indexes that are not there yet are built, which may take long: `progress`
+    (stage, done, total) is told how far it is. Raises UserError for a source that cannot be read.
+    """
+    readers = {}
+
+    def reader_of(source) -> Reader:
+        known = source.model_dump_json(exclude={"weight", "captions_ignore"})
+        if known not in readers:
+            readers[known] = open_reader(run.data.root, source, split, run.data, progress)
+        return readers[known]
+
+    return {task.name: [reader_of(source) for source in task.sources] for task in run.tasks}

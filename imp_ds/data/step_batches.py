@@ -1,0 +1,120 @@
+"""The batch of a step: a pure function of (seed, step, rank), computed from nothing that was loaded before.
+
+A run that is resumed, has more ranks or other workers sees the same samples. A batch may span two epochs; nothing is left over
+unless a task asks for it (`Task.drop_last`).
+
+A sample that cannot be used is left out on its rank alone: another row of its source, drawn from the sample's own random
+stream, takes its place, so that neither the other samples nor the other ranks notice.
+"""
+
+import zlib
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from imp_ds.data.cache import MediaCache
+from imp_ds.data.collation import Collator
+from imp_ds.data.decoding import decode
+from imp_ds.data.order import SourceOrder, Spot, TaskOrder
+from imp_ds.data.samples import BadSample, Reader
+from imp_ds.errors import UserError
+from imp_ds.randomness import sample_keys
+from imp_ds.tasks import Batch, Rejection, Task, Views
+
+# What a random generator is for: the first word of its seed, so that no two uses share a stream (`imp_ds.data.order` has others).
+_SAMPLE, _SUBSTITUTE = 2, 6
+_ATTEMPTS = 100  # rows that are tried for one sample; at a tenth of them broken, 1e-100 of all samples need more
+
+
+class StepBatches(Dataset):
+    """step -> Batch, for one rank. A failure that the user is to read comes back as a value: raised in a worker, it
+    would reach the main process wrapped in the worker's traceback.
+
+    Args:
+        tasks: the tasks; batch sizes are over all ranks.
+        schedule: `at(step)` gives (task name, visit).
+        readers: task name -> the readers of its sources.
+        collator: makes the batches.
+        seed: of the order, the views, what training draws, and the samples' keys.
+        rank, world: this rank's share of every batch.
+        window: samples that are shuffled among each other.
+        cache_mb: decoded media that each process keeps, in MiB.
+
+    Raises UserError for a batch size that the ranks cannot share, and a source that is smaller than one batch that has to be full.
+    """
+
+    def __init__(self, tasks: list[Task], schedule, readers: dict[str, list[Reader]], collator: Collator, *, seed: int,
+                 rank: int = 0, world: int = 1, window: int = 65536, cache_mb: float = 256.0):  # fmt: skip
+        self.tasks = {task.name: task for task in tasks}
+        self.schedule, self.readers, self.collator = schedule, readers, collator
+        self.seed, self.rank, self.world = seed, rank, world
+        self.cache = MediaCache(cache_mb)
+        self.orders = {task.name: _order(task, readers[task.name], seed, window) for task in tasks}
+        for task in tasks:
+            if task.batch_size % world:
+                raise UserError(f"task {task.name}: the batch cannot be shared by {world} ranks", got=task.batch_size,
+                                allowed=f"a multiple of {world}")  # fmt: skip
+
+    def spots(self, step: int) -> list[Spot]:
+        """Where each sample of this rank at a step is, before any is found to be unusable."""
+        name, visit = self.schedule.at(step)
+        task = self.tasks[name]
+        local = task.batch_size // self.world
+        first = visit * task.batch_size + self.rank * local
+        return [self.orders[name].at(place) for place in range(first, first + local)]
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        return self.first_of(step)
+
+    def first_of(self, step: int, most: int | None = None, view: int | None = None) -> Batch | UserError:
+        """The batch of a step, or as much of it as its first `most` samples, in its own view or in the one of that number."""
+        name, visit = self.schedule.at(step)
+        task = self.tasks[name]
+        view = task.draw_view(self.seed, visit) if view is None else view
+        views, rejected, found = task.all_views[view], [], []
+        try:
+            for spot in self.spots(step)[:most]:
+                found.append(self.sample(task, views, spot, rejected))
+            samples, rngs, keys = zip(*found)
+            batch = self.collator(
+                name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.mask_rate
+            )  # fmt: skip
+        except UserError as error:
+            return error
+        first = self.rank * (task.batch_size // self.world)
+        batch.key_B = sample_keys(self.seed, step, first, len(samples))
+        batch.report = batch.report._replace(view=view, keys=keys, rejected=tuple(rejected))
+        return batch
+
+    def sample(self, task: Task, views: Views, spot: Spot, rejected: list[Rejection]) -> tuple[dict, np.random.Generator, str]:
+        """The decoded sample of a spot, or the first usable one of those that may take its place; the generator that goes on
+        with what is random about it; its key. Unusable ones are added to `rejected`."""
+        reader, stream = self.readers[task.name][spot.source], [self.seed, zlib.crc32(task.name.encode()), *spot]
+        row = spot.row
+        for attempt in range(_ATTEMPTS):
+            rng = np.random.default_rng([_SAMPLE, *stream, attempt])
+            try:
+                raw = reader.read(row)
+                sample = decode(raw, views, rng, self.cache, augment=task.augment, needs_label=task.needs_label)
+                return sample, rng, reader.key(row)
+            except BadSample as bad:
+                rejected.append(Rejection(reader.name, reader.key(row), bad.reason, bad.detail))
+                row = int(np.random.default_rng([_SUBSTITUTE, *stream, attempt]).integers(len(reader)))
+        last = rejected[-1]
+        raise UserError(
+            f"task {task.name}: {_ATTEMPTS} samples one after another cannot be used", got=f"{reader.name}: {last.key}: {last.reason}",
+            fix="python -m imp_ds data check RECIPE tells what is wrong with a source",
+        )  # fmt: skip
+
+
+def _order(task: Task, readers: list[Reader], seed: int, window: int) -> TaskOrder:
+    stream = [seed, zlib.crc32(task.name.encode())]
+    multiple = task.batch_size if task.drop_last else 1
+    for reader in readers:
+        if len(reader) < multiple:
+            raise UserError(
+                f"task {task.name}: {reader.name} has less than one batch", got=f"{len(reader)} samples, drop_last = true",
+                allowed=f"at least batch_size = {task.batch_size}", fix=f"--set tasks.{task.name}.drop_last=false",
+            )  # fmt: skip
+    orders = [SourceOrder(reader.shard_rows, [*stream, number], window, multiple) for number, reader in enumerate(readers)]
+    return TaskOrder(orders, [source.weight for source in task.sources], stream)
