@@ -5,6 +5,7 @@ python -m imp_ds train imp_moe_b_debug
 
 from imp_ds.config import ModelSettings, RunConfig, TrainSettings
 from imp_ds.recipes import digits, imp
+from imp_ds.tasks import Views
 
 # task -> where its like is found in the digits corpus, and how many classes there are
 _SOURCES = {
@@ -31,12 +32,8 @@ def _debug(run: RunConfig) -> RunConfig:
     for task in run.tasks:
         source, num_classes = _SOURCES[task.name]
         task.source = source.model_copy()
-        if task.views.vision is not None:
-            size = 64 if task.name == "video_class" else 32
-            frames = 1 if task.views.vision.frames == 1 else 4 if task.name == "video_class" else 8
-            task.views.vision = task.views.vision.model_copy(update=dict(frames=frames, height=size, width=size))
-        if task.views.audio is not None:
-            task.views.audio = digits.SOUND.model_copy()
+        for views in task.all_views:
+            _shrink(views, 4 if task.name == "video_class" else 8)
         for objective in task.objectives:
             if num_classes is not None:
                 objective.num_classes = num_classes
@@ -52,6 +49,15 @@ def _debug(run: RunConfig) -> RunConfig:
         update=dict(pre_warmup_steps=2 if run.optimizer.pre_warmup_steps else 0, warmup_steps=4, decay_steps=30)
     )
     return run
+
+
+def _shrink(views: Views, by: int) -> None:
+    if views.vision is not None:
+        old = views.vision
+        smaller = dict(frames=min(old.frames, 8), height=old.height // by, width=old.width // by)
+        views.vision = old.model_copy(update=smaller)
+    if views.audio is not None:
+        views.audio = digits.SOUND.model_copy()
 
 
 def imp_s_debug() -> RunConfig:

@@ -11,14 +11,21 @@ has been trained here: no time and no score is claimed. Each has a debug twin (`
 """
 
 from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
-from imp_ds.tasks import AudioView, Classification, Contrastive, Modality, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import AudioView, Augmentation, Classification, Contrastive, Modality, Source, Task, TextView, Views, VisionView
 
 # 256 tokens for each image and film, by resolution, frames or dropped tokens; 64 for a sound; 16 for a text
 IMAGE = VisionView(frames=1, height=256, width=256)
 FILM = VisionView(frames=16, height=256, width=256, drop_rate=0.75)
+LOW_FILM = VisionView(frames=16, height=128, width=128)
 SHORT_FILM = VisionView(frames=4, height=256, width=256)
 SOUND = AudioView(seconds=8.192)
 CAPTION = TextView(length=16)
+
+
+# the release crops all pictures; it mirrors and recolours where there are no captions that it could belie
+CROP = Augmentation(crop_area=(0.5, 1.0))
+CROP_AND_COLOUR = Augmentation(crop_area=(0.5, 1.0), flip=True, colour=0.4)
+MASK = Augmentation(spec_masks=2)
 
 
 def _matching(temperature: float, *pairs: tuple[Modality, Modality]) -> list[Contrastive]:
@@ -38,6 +45,7 @@ def tasks(temperature: float) -> list[Task]:
             name="image_text",
             source=Source(path="images_text", **seen),
             views=Views(vision=IMAGE, text=CAPTION),
+            augment=CROP,
             objectives=_matching(temperature, pair),
             interval=1,
             batch_size=8192,
@@ -46,6 +54,7 @@ def tasks(temperature: float) -> list[Task]:
             name="image_class",
             source=Source(path="images_class", vision="file_name", label="label"),
             views=Views(vision=IMAGE),
+            augment=CROP_AND_COLOUR,
             objectives=_naming("vision", 1000),
             interval=1,
             batch_size=8192,
@@ -54,6 +63,8 @@ def tasks(temperature: float) -> list[Task]:
             name="video_text",
             source=Source(path="videos_text", **seen),
             views=Views(vision=FILM, text=CAPTION),
+            further_views=[Views(vision=LOW_FILM, text=CAPTION), Views(vision=SHORT_FILM, text=CAPTION)],
+            augment=CROP,
             objectives=_matching(temperature, pair),
             interval=12,
             batch_size=8192,
@@ -62,6 +73,7 @@ def tasks(temperature: float) -> list[Task]:
             name="video_class",
             source=Source(path="videos_class", vision="file_name", label="label"),
             views=Views(vision=SHORT_FILM),
+            augment=CROP_AND_COLOUR,
             objectives=_naming("vision", 700),
             interval=5,
             batch_size=2048,
@@ -70,6 +82,8 @@ def tasks(temperature: float) -> list[Task]:
             name="video_audio_text",
             source=Source(path="videos_audio_text", audio="file_name", **seen),
             views=Views(vision=FILM, audio=SOUND, text=CAPTION),
+            further_views=[Views(vision=LOW_FILM, audio=SOUND, text=CAPTION)],
+            augment=CROP,
             objectives=_matching(temperature, pair, ("vision", "audio"), ("audio", "text")),
             interval=12,
             batch_size=8192,
@@ -78,6 +92,7 @@ def tasks(temperature: float) -> list[Task]:
             name="audio_class",
             source=Source(path="audio_class", audio="file_name", label="label"),
             views=Views(audio=SOUND),
+            augment=MASK,
             objectives=_naming("audio", 50),
             interval=8,
             batch_size=2048,
