@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from imp_ds.errors import UserError
+from imp_ds.modalities import masking
 from imp_ds.modalities.positions import FactoredPositions
 
 INPUT_NAMES = ("input_ids", "attention_mask")
@@ -46,6 +47,39 @@ def preprocess(texts: list[str], tokenizer, length: int | None = None) -> dict[s
     Raises:
         UserError: something that is no text, or a text without a single token (its mean over no words has no value).
     """
+    return _encode(texts, tokenizer, length)[1]
+
+
+def preprocess_masked(
+    texts: list[str], tokenizer, length: int | None, rate: float, rngs: list[np.random.Generator]
+) -> dict[str, np.ndarray]:
+    """`preprocess`, with a share of the words hidden (`imp_ds.modalities.masking`), and `words`, int64 [B, L]: the ids of the
+    hidden tokens, -100 elsewhere.
+
+    Args:
+        rate: share of the words.
+        rngs: one for each text, of its sample.
+
+    Raises:
+        UserError: as `preprocess`, and for a tokenizer without a token that stands for a hidden word.
+    """
+    encoded, inputs = _encode(texts, tokenizer, length)
+    mask_id, ordinary_V = masking.mask_id(tokenizer), masking.ordinary_tokens(tokenizer)
+    vocabulary, ids_BL = np.flatnonzero(ordinary_V), inputs["input_ids"]
+    ordinary_BL = ordinary_V[ids_BL] & (inputs["attention_mask"] > 0)
+    words_BL = np.empty_like(ids_BL)
+    for row, rng in zip(range(len(ids_BL)), rngs, strict=True):
+        if encoded.is_fast:
+            tokens, word_ids = encoded.tokens(row), encoded.word_ids(row)
+        else:
+            tokens, word_ids = tokenizer.convert_ids_to_tokens(ids_BL[row].tolist()), None
+        word_of_token_L = masking.number_words(tokens, word_ids, ordinary_BL[row])
+        ids_BL[row], words_BL[row] = masking.mask_words(ids_BL[row], word_of_token_L, rate, mask_id, vocabulary, rng)
+    return {**inputs, "words": words_BL}
+
+
+def _encode(texts: list[str], tokenizer, length: int | None):
+    """What the tokenizer gives, and of it the model's inputs."""
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError("text must be a string or a list of strings", got=repr(texts)[:200])
     maximum = length or min(tokenizer.model_max_length, _LONGEST)
@@ -57,4 +91,4 @@ def preprocess(texts: list[str], tokenizer, length: int | None = None) -> dict[s
     empty = np.flatnonzero(inputs["attention_mask"].sum(1) == 0)
     if len(empty):
         raise UserError("a text has no tokens", got=repr(texts[empty[0]]), fix="leave samples without a caption out")
-    return inputs
+    return encoded, inputs

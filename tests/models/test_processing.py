@@ -241,7 +241,7 @@ def test_token_ids_equal_sentencepiece(tmp_path):
 
 def test_training_is_deterministic_and_fits_small_corpora():
     assert train_sentencepiece(CAPTIONS, 64, seed=3) == train_sentencepiece(iter(CAPTIONS), 64, seed=3)
-    assert train_tokenizer(["one", "two"], 8000).vocab_size < 20
+    assert train_tokenizer(["one", "two"], 8000).vocab_size < 24
     with pytest.raises(UserError, match="no captions"):
         train_tokenizer(["", " "], 100)
     with pytest.raises(UserError, match="vocab_size=4"):

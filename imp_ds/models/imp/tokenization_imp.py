@@ -6,24 +6,27 @@ letters (125 tokens for the 113 words of the digits), and captions become twice 
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from imp_ds.errors import UserError
 
+MASK = "<mask>"
 _SENTENCES = 1_000_000  # more captions than this are sampled
+_LONGEST = 2048  # characters of a caption that are read: a longer text says as much of the language with its beginning
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, *, seed: int = 0, max_length: int = 256) -> PreTrainedTokenizerFast:
     """A byte-pair tokenizer of at most `vocab_size` tokens; fewer when the captions have fewer pieces.
 
-    Text is case-folded and NFKC-normalised; id 0 is padding, 1 unknown; nothing marks begin or end, as in IMP. The same
-    captions in the same order and the same seed give the same tokenizer.
+    Text is case-folded and NFKC-normalised; id 0 is padding, 1 unknown, 2 stands for a hidden word; nothing marks begin or end,
+    as in IMP. The same captions in the same order and the same seed give the same tokenizer. Captions are read one by one, and
+    at most a million of them are held.
 
     Raises:
-        UserError: no captions, or a vocabulary smaller than their alphabet.
+        UserError: no captions, or a vocabulary smaller than their alphabet; and what reading the captions raises.
     """
     return from_sentencepiece(train_sentencepiece(captions, vocab_size, seed=seed), max_length)
 
@@ -32,15 +35,13 @@ def train_sentencepiece(captions: Iterable[str], vocab_size: int, *, seed: int =
     """The serialized SentencePiece model."""
     import sentencepiece  # a training-time dependency: loading a trained tokenizer does without
 
-    sentences = [caption.strip() for caption in captions]
-    sentences = [sentence for sentence in sentences if sentence]
-    if not sentences:
-        raise UserError("there are no captions to train a tokenizer on")
+    sentences = _Sentences(captions)
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
+            max_sentence_length=4 * _LONGEST,  # bytes; what is longer would be left out
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -51,14 +52,37 @@ def train_sentencepiece(captions: Iterable[str], vocab_size: int, *, seed: int =
             unk_id=1,
             bos_id=-1,
             eos_id=-1,
+            control_symbols=[MASK],
             input_sentence_size=_SENTENCES,
             shuffle_input_sentence=True,
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
+        if sentences.error is not None:
+            raise sentences.error
+        if not sentences.count:
+            raise UserError("there are no captions to train a tokenizer on") from error
         raise UserError("SentencePiece cannot train on these captions", got=f"vocab_size={vocab_size}: {error}") from error
     return model.getvalue()
+
+
+class _Sentences:
+    """Captions one by one. `count`: of those that are not empty; `error`: what ended them, of which SentencePiece tells only
+    the text."""
+
+    def __init__(self, captions: Iterable[str]):
+        self.captions, self.count, self.error = captions, 0, None
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for caption in self.captions:
+                if sentence := caption.strip()[:_LONGEST]:
+                    self.count += 1
+                    yield sentence
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def from_sentencepiece(model: bytes, max_length: int = 256) -> PreTrainedTokenizerFast:
@@ -81,7 +105,7 @@ def from_sentencepiece(model: bytes, max_length: int = 256) -> PreTrainedTokeniz
     tokenizer.normalizer = normalizers.Sequence([normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap), *spaces])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    names = {"pad_token": pieces[proto.trainer_spec.pad_id], "unk_token": unknown}
+    names = {"pad_token": pieces[proto.trainer_spec.pad_id], "unk_token": unknown, "mask_token": MASK}
     inputs = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, model_input_names=inputs, **names)
 
