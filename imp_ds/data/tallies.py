@@ -32,7 +32,7 @@ class Spread:
         self.low, self.high, self.sum = min(self.low, other.low), max(self.high, other.high), self.sum + other.sum
 
     def quantile(self, share: float) -> float:
-        """The smallest value that at least this share of all does not exceed, to three digits; the least and the largest exactly."""
+        """The smallest value that at least this share of all does not exceed, to three digits; ends exactly."""
         wanted, seen = share * len(self), 0
         for value in sorted(self.counts):
             seen += self.counts[value]
