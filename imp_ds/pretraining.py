@@ -13,7 +13,7 @@ from imp_ds.objectives import build_objective
 
 
 class TaskObjectives(nn.Module):
-    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator)."""
+    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator).
 
     def __init__(self, specs: list[dict], reduction: str, width: int):
         super().__init__()
@@ -70,7 +70,10 @@ class ImpForPreTraining(ImpPreTrainedModel):
 
     def encode(self, batch) -> dict[str, Encoding]:
         """Each modality of a batch through the encoder."""
-        return {modality: self.imp.encode(modality, inputs, batch.key_B) for modality, inputs in batch.inputs.items()}
+        return {
+            modality: self.imp.encode(modality, inputs, batch.key_B, self.imp.condition(modality, batch.task))
+            for modality, inputs in batch.inputs.items()
+        }
 
 
 AutoModelForPreTraining.register(ImpConfig, ImpForPreTraining)

@@ -5,7 +5,7 @@ expert order, so that moving tokens is an index, without one-hot tensors. Everyt
 model's type.
 
 Shapes: B samples, L tokens of a sample, T = B * L = G * S flat tokens, G groups, S tokens of a group, D width, E experts,
-N rows, an expert and a token each.
+N rows, an expert and a token each; A attributes. In a condition S is the random sites of a block.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,29 @@ import torch.nn.functional as F
 from torch import nn
 
 from imp_ds.randomness import normal
+
+
+class Condition(NamedTuple):
+    """What is known of all tokens of a segment alike, for gates that ask nothing else.
+
+    modality_1, task_1: ids, int64 [1]; attribute_1A: named bits, 0 or 1, float32 [1, A]; None where no gate asks for it.
+    key_1S: a random key for each random site of a block, int64 [1, S], of the step and so the same on all ranks; None: nothing
+        is random.
+    copy: which of the copies of a merged model is this condition's.
+    """
+
+    modality_1: torch.Tensor
+    task_1: torch.Tensor | None = None
+    attribute_1A: torch.Tensor | None = None
+    key_1S: torch.Tensor | None = None
+    copy: int = 0
+
+
+class Segment(NamedTuple):
+    """`length` consecutive tokens of every sample that have one condition; the segments of a sequence follow each other."""
+
+    length: int
+    condition: Condition
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
+from imp_ds.models.imp.conditions import MODALITIES
 
 # width, feed-forward width, layers, heads: the released configurations (`imp/max/projects/imp/config/model.py`);
 # `tiny` is ours, for two CPU cores.
@@ -13,7 +14,6 @@ SIZES = {
     "M": (1024, 4096, 12, 16),
     "L": (1024, 4096, 24, 16),
 }
-MODALITIES = ("vision", "audio", "text")
 EXPERT_ACTIVATIONS = ("gelu", "geglu")
 
 

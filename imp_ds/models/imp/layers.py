@@ -9,9 +9,17 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.moe.layer import MoELayer
+from imp_ds.moe.routing import Segment
 from imp_ds.randomness import dropout
 
 RANDOM_SITES = 3  # of a block: dropout after the attention, the router's noise, dropout after the feed-forward
+
+
+def visible(valid_BL: torch.Tensor | None, mask_LL: torch.Tensor | None) -> torch.Tensor | None:
+    """What attention may look at, bool [B or 1, 1, L or 1, L]: True where a row's token sees a column's; None: everything."""
+    if mask_LL is None:
+        return None if valid_BL is None else valid_BL[:, None, None, :]
+    return mask_LL[None, None] if valid_BL is None else valid_BL[:, None, None, :] & mask_LL
 
 
 class Attention(nn.Module):
@@ -29,10 +37,10 @@ class Attention(nn.Module):
         else:
             self.query_norm = self.key_norm = nn.Identity()
 
-    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None, mask_LL: torch.Tensor | None = None) -> torch.Tensor:
         batch, length, width = x_BLD.shape
         query, key, value = self.qkv(x_BLD).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None if valid_BL is None else valid_BL[:, None, None, :]
+        mask = visible(valid_BL, mask_LL)
         mixed = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value, attn_mask=mask)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
@@ -75,10 +83,20 @@ class ImpBlock(GradientCheckpointingLayer):
         else:
             self.feed_forward = FeedForward(config)
 
-    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None, key_BS: torch.Tensor | None = None):
-        """key_BS: a random key of each sample for each site, int64 [B, RANDOM_SITES]; None: nothing is random."""
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        valid_BL: torch.Tensor | None,
+        key_BS: torch.Tensor | None = None,
+        segments: tuple[Segment, ...] = (),
+        mask_LL: torch.Tensor | None = None,
+    ):
+        """valid_BL: False at padding; None: there is none. mask_LL: True where the token of the row sees that of the column;
+        None: everywhere. segments: whose lengths sum to L. key_BS: a random key of each sample for each site, int64
+        [B, RANDOM_SITES]; None: nothing is random.
+        """
         attention_B, router_B, feed_forward_B = (None,) * RANDOM_SITES if key_BS is None else key_BS.unbind(1)
-        attended_BLD = self.attention(self.attention_norm(x_BLD), valid_BL)
+        attended_BLD = self.attention(self.attention_norm(x_BLD), valid_BL, mask_LL)
         x_BLD = x_BLD + dropout(attended_BLD, self.dropout_rate, attention_B)
         normed_BLD = self.feed_forward_norm(x_BLD)
         if self.is_moe:

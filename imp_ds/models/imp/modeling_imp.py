@@ -17,7 +17,7 @@ from imp_ds.modalities import EMBEDDINGS
 from imp_ds.models.imp.configuration_imp import MODALITIES, ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
 from imp_ds.models.imp.layers import RANDOM_SITES, ImpBlock
-from imp_ds.moe.routing import RouterReport
+from imp_ds.moe.routing import Condition, RouterReport, Segment
 from imp_ds.randomness import derive
 
 
@@ -26,7 +26,8 @@ class Encoding:
     """One modality's way through the encoder.
 
     tokens_BLD: the tokens after the last norm and the modality's own projection; valid_BL: False at padding, or None;
-    pooled_BD: their mean over valid tokens; reports: one RouterReport for each MoE layer, in order.
+    pooled_BD: their mean over valid tokens; reports: one RouterReport for each MoE layer, in order; lengths: tokens of each
+    segment, in order, which sum to L.
     """
 
     tokens_BLD: torch.Tensor
@@ -34,6 +35,7 @@ class Encoding:
     pooled_BD: torch.Tensor
     reports: list[RouterReport]
 
+    lengths: tuple[int, ...] = ()
 
 @dataclass
 class ImpOutput(ModelOutput):
@@ -74,6 +76,20 @@ def masked_mean(tokens_BLD: torch.Tensor, valid_BL: torch.Tensor | None) -> torc
 
 
 class ImpPreTrainedModel(PreTrainedModel):
+def join_tokens(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Segments (tokens [B, L, D], valid [B, L] or None) as one sequence of the same form."""
+    tokens_BLD = join([tokens for tokens, _ in parts])
+    if all(valid_BL is None for _, valid_BL in parts):
+        return tokens_BLD, None
+    all_valid = lambda tokens: torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)  # noqa: E731
+    return tokens_BLD, join([all_valid(tokens) if valid_BL is None else valid_BL for tokens, valid_BL in parts])
+
+
+def join(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors [B, L, ...] side by side along L; a single one as it is, not a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
     """What all IMP models share with the Hugging Face classes."""
 
     config_class = ImpConfig
@@ -125,28 +141,76 @@ class ImpModel(ImpPreTrainedModel):
         self.projections = nn.ModuleDict({f"{a}_to_{b}": Projection(config) for a, b in ordered})
         self.post_init()
 
-    def encode(self, modality: str, inputs: dict[str, torch.Tensor], key_B: torch.Tensor | None = None) -> Encoding:
+    def condition(
+        self, modality: str, task: str | None = None, *, target: bool | None = None, attributes: tuple[str, ...] | None = None
+    ) -> Condition:
+        """The condition of a segment of `modality`, for gates that ask for it.
+
+        Args:
+            task: one of config.objectives; gates that ask for modalities alone, or for nothing, do without.
+            target: whether the segment is of the candidates among which the task looks; None: it is when the task looks for
+                the modality and does not read it.
+            attributes: names of `imp_ds.models.imp.conditions.ATTRIBUTES`, instead of those of the task: for a task that the
+                model has not been trained on.
+
+        Raises UserError for a task or an attribute that the model does not know, naming the task.
+        """
+        return Condition(torch.tensor([MODALITIES.index(modality)], device=self.device))
+
+    def encode(
+        self,
+        modality: str,
+        inputs: dict[str, torch.Tensor],
+        key_B: torch.Tensor | None = None,
+        condition: Condition | None = None,
+    ) -> Encoding:
         """One modality through the shared encoder. `inputs` holds the modality's arrays by the names of its embedding.
 
         key_B: the samples' random keys (`imp_ds.randomness`), int64, from which dropout and the routers' noise are drawn;
-        nothing is random without them, nor outside of training.
+        nothing is random without them, nor outside of training. condition: as `condition` gives it; None: of the modality alone.
         """
-        x_BLD, valid_BL = self.embeddings[modality](**inputs)
-        x_BLD = self.pre_encoder[modality](x_BLD)
+        return self.encode_segments([(modality, inputs, condition)], key_B)
+
+    def encode_segments(
+        self,
+        parts: list[tuple[str, dict[str, torch.Tensor], Condition | None]],
+        key_B: torch.Tensor | None = None,
+        mask_LL: torch.Tensor | None = None,
+    ) -> Encoding:
+        """Several segments, each (modality, inputs, condition) as `encode` takes them, through the encoder as one sequence.
+
+        mask_LL: bool, True where the token of the row may see that of the column, L being all segments' tokens in their
+        order; None: everyone sees everyone. Padding is seen by nobody, whatever the mask says.
+
+        Each segment has its own positions, from 0, and its modality's own maps before and after the blocks. The encoding is of
+        the whole sequence; its `lengths` say where the segments end.
+        """
+        embedded = [self._embed(modality, inputs) for modality, inputs, _ in parts]
+        x_BLD, valid_BL = join_tokens(embedded)
+        lengths = tuple(tokens.shape[1] for tokens, _ in embedded)
+        conditions = [self.condition(m) if condition is None else condition for m, _, condition in parts]
+        random = key_B is not None and self.training
         reports = []
-        for block, key_BS in zip(self.blocks, self._block_keys(modality, key_B)):
-            x_BLD, report = block(x_BLD, valid_BL, key_BS)
+        keys = self._block_keys([m for m, _, _ in parts], key_B) if random else None
+        for index, block in enumerate(self.blocks):
+            segments = tuple(map(Segment, lengths, conditions))
+            x_BLD, report = block(x_BLD, valid_BL, keys and keys[index], segments, mask_LL)
             if report is not None:
                 reports.append(report)
-        tokens_BLD = self.post_encoder[modality](self.norm(x_BLD))
-        return Encoding(tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports)
+        states = self.norm(x_BLD).split(lengths, dim=1)
+        tokens_BLD = join([self.post_encoder[m](states_BLD) for (m, _, _), states_BLD in zip(parts, states)])
+        return Encoding(tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports, lengths)
 
-    def _block_keys(self, modality: str, key_B: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        """The keys of the random sites of each block, [B, S]; None for each block where nothing is random."""
-        if key_B is None or not self.training:
-            return (None,) * len(self.blocks)
+    def _embed(self, modality: str, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        tokens_BLD, valid_BL = self.embeddings[modality](**inputs)
+        return self.pre_encoder[modality](tokens_BLD), valid_BL
+
+    def _block_keys(self, modalities: list[str], key_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The keys of the random sites of each block, [B, S]. Each sequence of modalities has its own."""
+        for modality in modalities:
+            key_B = derive(key_B, MODALITIES.index(modality))
         sites = torch.arange(len(self.blocks) * RANDOM_SITES, device=key_B.device)
-        return derive(derive(key_B, MODALITIES.index(modality))[:, None], sites).split(RANDOM_SITES, dim=1)
+        return derive(key_B[:, None], sites).split(RANDOM_SITES, dim=1)
 
     def project(self, pooled_BD: torch.Tensor, source: str, target: str) -> torch.Tensor:
         """Pooled `source` into the space where it meets `target`: float32 unit vectors [B, C].
