@@ -34,6 +34,7 @@ OWNERS = {
     "soundfile": {"data"},
     "sklearn": {"data"},
     "tensorboard": {"train"},
+    "sacrebleu": {"evaluation"},
     "typer": {"cli"},
     "torchvision": set(),
     "torchaudio": set(),
