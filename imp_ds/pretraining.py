@@ -45,7 +45,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
         self.imp = ImpModel(config)
         self.objectives = nn.ModuleDict(
             {
-                task: TaskObjectives(entry["objectives"], entry.get("reduction", "sum"), config.hidden_size)
+                task: TaskObjectives(entry["objectives"], entry.get("reduction", "sum"), config)
                 for task, entry in config.objectives.items()
             }
         )

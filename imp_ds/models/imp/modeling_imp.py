@@ -34,8 +34,8 @@ class Encoding:
     valid_BL: torch.Tensor | None
     pooled_BD: torch.Tensor
     reports: list[RouterReport]
-
     lengths: tuple[int, ...] = ()
+
 
 @dataclass
 class ImpOutput(ModelOutput):
@@ -75,7 +75,6 @@ def masked_mean(tokens_BLD: torch.Tensor, valid_BL: torch.Tensor | None) -> torc
     return (tokens_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
 
 
-class ImpPreTrainedModel(PreTrainedModel):
 def join_tokens(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Segments (tokens [B, L, D], valid [B, L] or None) as one sequence of the same form."""
     tokens_BLD = join([tokens for tokens, _ in parts])
@@ -90,6 +89,7 @@ def join(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+class ImpPreTrainedModel(PreTrainedModel):
     """What all IMP models share with the Hugging Face classes."""
 
     config_class = ImpConfig
