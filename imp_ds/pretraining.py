@@ -13,7 +13,7 @@ from imp_ds.objectives import build_objective
 
 
 class TaskObjectives(nn.Module):
-    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator).
+    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator)."""
 
     def __init__(self, specs: list[dict], reduction: str, width: int):
         super().__init__()
@@ -45,7 +45,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
         self.imp = ImpModel(config)
         self.objectives = nn.ModuleDict(
             {
-                task: TaskObjectives(entry["objectives"], entry.get("reduction", "sum"), config)
+                task: TaskObjectives(entry["objectives"], entry.get("reduction", "sum"), config.hidden_size)
                 for task, entry in config.objectives.items()
             }
         )
