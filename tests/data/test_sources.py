@@ -1,16 +1,27 @@
-"""Folders of media: what is read, and every way in which they can be wrong."""
+"""Folders of media: what is read, and every way in which a row or the whole can be wrong."""
 
 import json
+import pickle
+from types import SimpleNamespace
 
+import fsspec
+import numpy as np
 import pytest
 from PIL import Image
 
-from imp_ds.data.sources import FolderSource
+from imp_ds.data import storage
+from imp_ds.data.samples import BadSample
+from imp_ds.data.sources import captions, has_split, labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 
 SOURCE = Source(path="images", vision="file_name", text="captions", label="label")
 GOOD = dict(file_name="a.png", label=3, captions=["a", "b"])
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return SimpleNamespace(cache_dir=str(tmp_path / "cache"), cache_gb=1.0, retries=0, window=1024)
 
 
 @pytest.fixture
@@ -21,97 +32,346 @@ def folder(tmp_path):
     return folder
 
 
-def write(folder, *rows):
+@pytest.fixture
+def load(folder, settings):
+    def open_it(source=SOURCE, root=folder.parent.parent, split="train", **changes):
+        return open_reader(root, source.model_copy(update=changes), split, settings)
+
+    return open_it
+
+
+def write(folder, *rows, name="metadata.jsonl"):
     text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8")
 
 
-def load(folder, source=SOURCE):
-    return FolderSource(folder.parent.parent, source, "train")
+# --- metadata.jsonl
 
 
-def test_rows_by_role(folder):
+def test_rows_by_role(folder, load):
     write(folder, GOOD, "", dict(GOOD, label=4, captions="only one", extra=1.5))
-    source = load(folder)
-    assert len(source) == 2
-    assert source.row(1) == dict(vision="a.png", text=["only one"], label=4)
-    assert source.labels().tolist() == [3, 4]
-    assert list(source.captions()) == ["a", "b", "only one"]
-    assert source.path(0, "vision") == folder / "a.png"
+    reader = load()
+    assert reader.name == "images[train]" and len(reader) == 2 and reader.shard_rows.tolist() == [2]
+    sample = reader.read(1)
+    assert sample.pop("vision").path == folder / "a.png"
+    assert sample == dict(text=["only one"], label=4)
+    assert labels(reader).tolist() == [3, 4] and labels(reader).dtype == np.int64
+    assert list(captions(reader)) == ["a", "b", "only one"]
+    assert reader.key(1) == "a.png" and reader.class_names is None
+    again = pickle.loads(pickle.dumps(reader))
+    assert again.read(1)["label"] == 4 and again.read(0)["vision"].path == folder / "a.png"
+
+
+def test_only_the_columns_that_are_named_are_read(folder, load):
+    write(folder, dict(file_name="a.png"))
+    assert load(Source(path="images", vision="file_name")).read(0).keys() == {"vision"}
+    assert load(SOURCE.model_copy(update=dict(text=None, label=None))).read(0).keys() == {"vision"}
 
 
 @pytest.mark.parametrize(
-    "row, words",
+    "row, reason, words",
     [
-        ("{broken", ["line 2", "not JSON", "{broken"]),
-        ("[1]", ["line 2", "not a JSON object"]),
-        ("[" * 100_000, ["line 2", "not JSON"]),
-        (dict(file_name="a.png", caption="x", label=1), ["line 2", "'captions'", "file_name, caption, label"]),
-        (dict(GOOD, label="3"), ["line 2", "class index", "3"]),
-        (dict(GOOD, label=True), ["class index"]),
-        (dict(GOOD, label=-1), ["class index"]),
-        (dict(GOOD, captions=[]), ["caption"]),
-        (dict(GOOD, captions=["a", None]), ["caption"]),
-        (dict(GOOD, file_name=None), ["not a file name"]),
-        (dict(GOOD, file_name="/etc/passwd"), ["outside its folder", "/etc/passwd"]),
-        (dict(GOOD, file_name="x/../../a.png"), ["outside its folder"]),
-        (dict(GOOD, file_name="..\\a.png"), ["outside its folder"]),
-        (dict(GOOD, file_name="C:a.png"), ["outside its folder"]),
-        (dict(GOOD, file_name="http://host/a.png"), ["outside its folder"]),
-        (dict(GOOD, file_name="gone.png"), ["row 2", "not there", "gone.png"]),
+        ("{broken", "bad JSON", ["row 2", "{broken"]),
+        ("[1]", "bad JSON", ["not an object"]),
+        ("[" * 100_000, "bad JSON", ["row 2"]),
+        (dict(file_name="a.png", caption="x", label=1), "missing column", ["row 2", "'captions'", "file_name, caption, label"]),
+        (dict(GOOD, label="3"), "wrong column", ["label_names", "'3'"]),
+        (dict(GOOD, label=True), "wrong column", ["class index"]),
+        (dict(GOOD, label=1.0), "wrong column", ["class index"]),
+        (dict(GOOD, label=-1), "no such class", ["-1"]),
+        (dict(GOOD, captions=[]), "no text", ["row 2"]),
+        (dict(GOOD, captions=[" ", ""]), "no text", ["row 2"]),
+        (dict(GOOD, captions=None), "no text", ["row 2"]),
+        (dict(GOOD, captions=["a", None]), "wrong column", ["caption"]),
+        (dict(GOOD, captions=7), "wrong column", ["caption"]),
+        (dict(GOOD, file_name=None), "wrong column", ["not a file name"]),
+        (dict(GOOD, file_name="/etc/passwd"), "unsafe name", ["/etc/passwd"]),
+        (dict(GOOD, file_name="x/../../a.png"), "unsafe name", ["x/../../a.png"]),
+        (dict(GOOD, file_name="..\\a.png"), "unsafe name", []),
+        (dict(GOOD, file_name="C:a.png"), "unsafe name", []),
+        (dict(GOOD, file_name="http://host/a.png"), "unsafe name", []),
+        (dict(GOOD, file_name="a\0.png"), "unsafe name", []),
+        (dict(GOOD, file_name="gone.png"), "missing file", ["gone.png"]),
+        (dict(GOOD, file_name="x" * 5000), "missing file", []),
     ],
 )
-def test_a_bad_row_is_named(folder, row, words):
-    write(folder, GOOD, row)
-    with pytest.raises(UserError) as error:
-        load(folder)
+def test_a_bad_row_is_left_to_the_loader_and_named(folder, load, row, reason, words):
+    write(folder, GOOD, row, GOOD)
+    reader = load()
+    with pytest.raises(BadSample) as error:
+        reader.read(1)
+    assert error.value.reason == reason and reader.key(1)
     for word in words:
-        assert word in str(error.value)
+        assert word in error.value.detail
+    assert reader.read(2)["label"] == 3  # the others are as before
 
 
-def test_bytes_that_are_not_utf8_are_named(folder):
-    (folder / "metadata.jsonl").write_bytes(b'{"file_name": "\xff.png", "label": 1, "captions": "x"}\n')
-    with pytest.raises(UserError, match="line 1 is not JSON"):
-        load(folder)
+def test_a_bad_row_has_a_key_that_others_do_not_change(folder, load):
+    write(folder, GOOD, "{broken", GOOD)
+    before = load().key(1)
+    write(folder, GOOD, GOOD, "{broken", GOOD)
+    assert load().key(2) == before != load().key(1)
 
 
-def test_links_may_not_lead_out(folder, tmp_path):
+def test_labels_and_captions_pass_over_what_cannot_be_read(folder, load):
+    write(folder, GOOD, "{broken", dict(GOOD, label=None), dict(GOOD, captions=[], label=5), GOOD)
+    reader = load()
+    assert labels(reader).tolist() == [3, -1, -1, 5, 3]
+    assert list(captions(reader)) == ["a", "b"] * 3
+
+
+def test_bytes_that_are_not_utf8(folder, load):
+    good = json.dumps(GOOD).encode()
+    (folder / "metadata.jsonl").write_bytes(good + b'\n{"file_name": "\xff.png", "label": 1, "captions": "x"}\n' + good)
+    with pytest.raises(BadSample, match="bad JSON"):
+        load().read(1)
+
+
+def test_links_may_not_lead_out(folder, load, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"x")
+    (folder.parent / "train2").mkdir()
+    (folder.parent / "train2" / "b.png").write_bytes(b"x")
     (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    (folder / "beside.png").symlink_to(folder.parent / "train2" / "b.png")  # a folder whose name begins alike
     (folder / "in.png").symlink_to(folder / "a.png")
     (folder / "loop.png").symlink_to(folder / "loop.png")
-    write(folder, GOOD, dict(GOOD, file_name="in.png"))
-    assert load(folder).path(1, "vision").read_bytes() == (folder / "a.png").read_bytes()
-    write(folder, GOOD, dict(GOOD, file_name="out.png"))
-    with pytest.raises(UserError, match="link that leads out"):
-        load(folder)
-    write(folder, GOOD, dict(GOOD, file_name="loop.png"))
-    with pytest.raises(UserError, match="not there"):
-        load(folder)
-    write(folder, GOOD, dict(GOOD, file_name="out.png"), GOOD)  # in the middle: refused when it is opened
-    with pytest.raises(UserError, match="row 2 names a link"):
-        load(folder).path(1, "vision")
+    write(folder, GOOD, *(dict(GOOD, file_name=name) for name in ("in.png", "out.png", "beside.png", "loop.png")), GOOD)
+    reader = load()
+    assert reader.read(1)["vision"].path.read_bytes() == (folder / "a.png").read_bytes()
+    for row, words in ((2, "unsafe name.*leads out"), (3, "unsafe name.*leads out"), (4, "missing file")):
+        with pytest.raises(BadSample, match=words):
+            reader.read(row)
 
 
-def test_missing_folders_say_what_is_there(folder):
+def test_an_empty_file(folder, load):
+    write(folder, GOOD, dict(GOOD, file_name="empty.png"), GOOD)
+    (folder / "empty.png").write_bytes(b"")
+    with pytest.raises(BadSample, match="empty"):
+        load().read(1)["vision"].open()
+
+
+def test_rows_are_cut_into_runs(folder, load):
+    write(folder, *[GOOD] * 10_000)
+    assert load().shard_rows.tolist() == [4096, 4096, 1808]
+
+
+def test_a_split_may_be_called_otherwise_and_be_files(folder, load):
+    write(folder, GOOD, name="one.jsonl")
+    write(folder, dict(GOOD, label=1), dict(GOOD, label=2), name="two.jsonl")
+    reader = load(path="images/train", splits={"validation": "*.jsonl"}, split="validation")
+    assert labels(reader).tolist() == [3, 1, 2] and reader.shard_rows.tolist() == [1, 2]
     write(folder, GOOD)
-    root = folder.parent.parent
-    with pytest.raises(UserError, match="corpus digits DIR"):
-        FolderSource(root / "nowhere", SOURCE, "train")
+    assert len(load(splits={"test": "train"}, split="test")) == 1
+
+
+# --- mistakes in the whole
+
+
+def test_missing_folders_say_what_is_there(folder, load):
+    write(folder, GOOD)
+    with pytest.raises(UserError, match="nowhere does not exist(.|\n)*corpus digits DIR"):
+        load(root=folder / "nowhere")
     with pytest.raises(UserError, match="in .*images: train"):
-        FolderSource(root, SOURCE, "test")
-    with pytest.raises(UserError, match=r"in .*: images"):
-        FolderSource(root, SOURCE.model_copy(update={"path": "films"}), "train")
+        load(split="test")
+    with pytest.raises(UserError, match=r"in .*: images\n"):
+        load(path="films")
     (folder / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match="has no metadata.jsonl"):
-        load(folder)
+        load()
 
 
-def test_empty_metadata_and_empty_files(folder):
-    write(folder)
-    with pytest.raises(UserError, match="no rows"):
-        load(folder)
-    (folder / "a.png").write_bytes(b"")
+def test_a_source_of_nothing_is_refused(folder, load):
     write(folder, GOOD)
-    with pytest.raises(UserError, match="a.png is empty"):
-        load(folder)
+    with pytest.raises(UserError, match="names no column"):
+        load(Source(path="images"))
+
+
+def test_no_rows(folder, load):
+    write(folder)
+    with pytest.raises(UserError, match=r"images\[train\] has no rows"):
+        load()
+
+
+def test_a_first_row_without_a_column_is_refused(folder, load):
+    write(folder, dict(file_name="a.png", caption="x", label=1), GOOD)
+    with pytest.raises(UserError, match="missing column(.|\\n)*'captions'.*, but file_name, caption(.|\\n)*source.text"):
+        UserError, match="missing column(.|\n)*'captions' .source.text., but file_name, caption(.|\n)*source.text"
+    ):
+        load()
+
+
+GONE = dict(GOOD, file_name="gone.png")
+
+
+@pytest.mark.parametrize("rows", [["{broken"], ["{broken", "[]"], [GONE, GONE], [dict(GOOD, label="x")]])
+def test_a_corpus_of_which_neither_end_can_be_used_is_refused(rows, folder, load):
+    write(folder, *rows)
+    with pytest.raises(UserError, match="its samples cannot be read"):
+        load()
+
+
+@pytest.mark.parametrize("bad", ["{broken", GONE])
+def test_one_bad_row_at_an_end_is_like_any_other(bad, folder, load):
+    write(folder, bad, GOOD)
+    assert labels(load()).tolist()[1] == 3
+    write(folder, GOOD, bad)
+    assert labels(load()).tolist()[0] == 3
+
+
+def test_has_split(folder):
+    write(folder, GOOD)
+    root = folder.parent.parent
+    assert has_split(root, SOURCE, "train") and not has_split(root, SOURCE, "test")
+    assert has_split(root, SOURCE.model_copy(update=dict(splits={"test": "train"})), "test")
+    assert not has_split(root / "nowhere", SOURCE, "train")
+
+
+# --- classes and templates
+
+
+def test_names_of_classes(folder, load):
+    write(folder, *(dict(GOOD, label=label) for label in ("cat", "dog", "cow", 1, 2)))
+    reader = load(label_names=["dog", "cat"])
+    assert labels(reader).tolist() == [1, 0, -1, 1, -1] and reader.class_names == ["dog", "cat"]
+    for row in (2, 4):
+        with pytest.raises(BadSample, match="no such class"):
+            reader.read(row)
+    (folder.parent / "names.json").write_text('["cat", "dog"]')
+    assert labels(load(label_names="names.json")).tolist() == [0, 1, -1, 1, -1]
+    assert labels(load(label_names=str(folder.parent / "names.json"))).tolist() == [0, 1, -1, 1, -1]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [(None, "not there"), ("{", "not JSON"), ("{}", "does not list"), ("[1]", "does not list"), ('["a", "a"]', "one name")],
+)
+def test_files_of_class_names_that_are_none(text, words, folder, load):
+    write(folder, dict(GOOD, label=0))
+    if text is not None:
+        (folder.parent / "names.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        load(label_names="names.json")
+
+
+def test_templates_speak_of_the_class(folder, load):
+    write(folder, dict(file_name="a.png", label=1), dict(file_name="a.png", label="dog"), dict(file_name="a.png", label=7))
+    reader = load(text=None, templates=["a {}.", "one {}, two {}"], label_names=["dog", "cat"])
+    assert reader.read(0)["text"] == ["a cat.", "one cat, two cat"] and reader.read(0)["label"] == 1
+    assert list(captions(reader)) == ["a cat.", "one cat, two cat", "a dog.", "one dog, two dog"]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(templates=["a {}."]), "there are no class names"),
+        (dict(templates=["a {}."], label=None, label_names=["a"]), "source.label names no column"),
+        (dict(templates=["a thing"], label_names=["a", "b", "c", "d"]), "no place for the class name"),
+    ],
+)
+def test_templates_that_cannot_be_filled(changes, words, folder, load):
+    write(folder, GOOD)
+    with pytest.raises(UserError, match=words):
+        load(text=None, **changes)
+
+
+# --- the other layouts
+
+
+def test_metadata_csv(folder, load):
+    rows = ["\ufefffile_name,label,captions", 'a.png,3,"one, two\nlines"', "", "a.png,cat,x", "a.png,4", 'a.png,dog,"']
+    write(folder, *rows, "a.png,0,last", name="metadata.csv")
+    reader = load(label_names=["dog", "cat", "cow", "hen"])
+    assert len(reader) == 4  # the record that is never closed takes the last line with it
+    assert reader.read(0)["text"] == ["one, two\nlines"] and reader.read(0)["vision"].path == folder / "a.png"
+    assert labels(reader).tolist() == [3, 1, -1, 0]
+    with pytest.raises(BadSample, match="missing column"):
+        reader.read(2)
+
+
+def test_folders_of_classes(folder, load, tmp_path):
+    for name in ("dog/b.png", "dog/a.png", "cat/c \u00e9.png", "cat/.hidden", "cat/deep/x.png", ".git/y.png"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(b"x")
+    source = Source(path="images", vision="file_name", label="label", templates=["a {}"])
+    reader = load(source)
+    assert [reader.key(row) for row in range(len(reader))] == ["cat/c \u00e9.png", "dog/a.png", "dog/b.png"]
+    assert reader.class_names == ["cat", "dog"] and labels(reader).tolist() == [0, 1, 1]
+    assert reader.read(2)["vision"].path == folder / "dog" / "b.png" and reader.read(2)["text"] == ["a dog"]
+    assert labels(load(source, label_names=["dog", "cat"])).tolist() == [1, 0, 0]
+    assert labels(load(source, label_names=["cat"])).tolist() == [0, -1, -1]
+    (folder / "cat" / "d.png").write_bytes(b"x")  # seen at the next opening
+    assert len(load(source)) == 4 and len(pickle.loads(pickle.dumps(reader))) == 3
+    (folder / "cat" / "c \u00e9.png").unlink()
+    assert reader.key(0) == "cat/c \u00e9.png"
+    with pytest.raises(BadSample, match="missing file"):
+        reader.read(0)
+
+
+def test_lines_of_text(folder, load):
+    write(folder, "one", "", " two ", name="b.txt")
+    write(folder, "zero", name="a.txt")
+    (folder / "c.txt").write_bytes(b"\xff\nlast\n")
+    reader = load(Source(path="images", text="text"))
+    assert len(reader) == 5 and reader.shard_rows.tolist() == [1, 2, 2]
+    assert list(captions(reader)) == ["zero", "one", "two", "last"]
+    with pytest.raises(BadSample, match="not UTF-8"):
+        reader.read(3)
+
+
+# --- elsewhere
+
+
+@pytest.fixture
+def remote(folder):
+    """The folder's content in the memory's file system."""
+    system = fsspec.filesystem("memory")
+
+    def upload():
+        system.put(str(folder.parent), "/corpus/images", recursive=True)
+        return "memory://corpus"
+
+    yield upload
+    system.rm("/corpus", recursive=True)
+
+
+def test_a_folder_elsewhere(folder, load, remote):
+    write(folder, GOOD, dict(GOOD, file_name="gone.png"), dict(GOOD, file_name="../x.png"), GOOD)
+    root = remote()
+    reader = load(root=root)
+    assert reader.read(0)["vision"].open().read() == (folder / "a.png").read_bytes()
+    assert reader.read(0)["vision"].suffix == ".png" and labels(reader).tolist() == [3] * 4
+    with pytest.raises(BadSample, match="missing file"):
+        reader.read(1)["vision"].open()
+    with pytest.raises(BadSample, match="unsafe name"):
+        reader.read(2)
+    assert has_split(root, SOURCE, "train") and not has_split(root, SOURCE, "test")
+    with pytest.raises(UserError, match="in memory.*images: train"):
+        load(root=root, split="test")
+
+
+def test_folders_of_classes_elsewhere(folder, load, remote):
+    for name in ("dog", "cat"):
+        (folder / name).mkdir()
+        (folder / name / "a.png").write_bytes(name.encode())
+    (folder / "a.png").unlink()
+    root, source = remote(), Source(path="images", vision="file_name", label="label")
+    reader = load(source, root=root)
+    assert [reader.read(row)["vision"].open().read() for row in (0, 1)] == [b"cat", b"dog"]
+    fsspec.filesystem("memory").pipe("/corpus/images/train/cat/b.png", b"new")
+    assert len(load(source, root=root)) == 3
+
+
+def test_what_cannot_be_reached(folder, load, remote, monkeypatch):
+    write(folder, GOOD, GOOD)
+    root = remote()
+    reader = load(root=root)
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(storage, "_system", lambda address: (_ for _ in ()).throw(ConnectionError("no network")))
+    assert reader.read(0)["vision"].open().read()  # copied before
+    reader._named[0].stamp = "new"
+    with pytest.raises(BadSample, match="unreachable.*no network"):
+        reader.read(0)["vision"].open()
+    with pytest.raises(UserError, match="cannot be reached(.|\n)*no network"):
+        load(root=root)
+    with pytest.raises(UserError, match="cannot be reached"):
+        has_split(root, SOURCE, "train")

@@ -1,0 +1,123 @@
+"""Files that can be made again, kept in one folder up to a bound: copies of remote files, indexes, unpacked shards.
+
+Several processes share the folder, those of other runs too. A file gets its name only when it is whole. What was not opened
+for longest goes first; a file that somebody has open stays readable after it went.
+"""
+
+import errno
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+from imp_ds.errors import UserError
+
+_SLACK = 16  # room is made down to 15 / 16 of the bound, and looked after again when 1 / 64 of the bound was written
+_ABANDONED_S = 3600.0  # an unfinished file that nobody wrote to for so long is of a process that died
+
+
+class KeptFiles:
+    """One folder of such files.
+
+    Args:
+        folder: made when it is not there.
+        most_bytes: the bound on all files together.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int):
+        self.folder, self.most_bytes = folder, most_bytes
+        self._unseen = most_bytes  # bytes written since the folder was last looked at; at first all may be taken
+
+    def open(self, key: str, make: Callable[[Path], None]) -> BinaryIO:
+        """The file of `key`, for reading; `make(path)` writes it when it is not there, in one process while others wait.
+
+        `make` may not ask for another kept file. Raises what it raises, and UserError when the folder cannot be written, is
+        full, or the file is larger than the bound.
+        """
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = self.folder / name[:2] / name
+        file = self._find(path)
+        if file is not None:
+            return file
+        with _writable(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.parent / "lock")
+            lock.acquire()
+        try:
+            return self._find(path) or self._make(path, make)  # another process may have made it meanwhile
+        finally:
+            lock.release()
+
+    def _find(self, path: Path) -> BinaryIO | None:
+        with _writable(self.folder):
+            try:
+                file = open(path, "rb")
+            except FileNotFoundError:
+                return None
+        with suppress(PermissionError):  # who may only read has no say in what goes
+            os.utime(file.fileno())
+        return file
+
+    def _make(self, path: Path, make: Callable[[Path], None]) -> BinaryIO:
+        with _writable(self.folder):
+            number, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+            os.close(number)
+        try:
+            with _writable(self.folder, errno.ENOSPC, errno.EDQUOT):
+                make(Path(part))
+            file = open(part, "rb")
+            self._make_room(part, os.fstat(file.fileno()).st_size)
+            os.replace(part, path)
+            return file
+        finally:
+            Path(part).unlink(missing_ok=True)
+
+    def _make_room(self, part: str, size: int) -> None:
+        """Remove what was not used for longest, so that `part`, of `size` bytes, keeps to the bound."""
+        if size > self.most_bytes:
+            raise UserError(
+                "a file is larger than the cache of data", got=f"{size / 2**30:.3g} GiB",
+                allowed=f"{self.most_bytes / 2**30:.3g} GiB", fix="raise data.cache_gb",
+            )  # fmt: skip
+        self._unseen += size
+        if self._unseen <= self.most_bytes // (4 * _SLACK):
+            return
+        with FileLock(self.folder / "lock"):
+            files = sorted(self._files())
+            total, newest = sum(file_size for _, file_size, _ in files), time.time() - _ABANDONED_S
+            for used, file_size, path in files:
+                if total <= self.most_bytes - self.most_bytes // _SLACK:
+                    break
+                if path != part and not (path.endswith(".part") and used > newest):
+                    Path(path).unlink(missing_ok=True)
+                    total -= file_size
+        self._unseen = 0
+
+    def _files(self) -> Iterator[tuple[float, int, str]]:
+        """(time of last use, bytes, path) of every file, finished or not."""
+        for folder in self.folder.iterdir():
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if entry.name != "lock":
+                    try:
+                        stat = entry.stat()
+                    except FileNotFoundError:
+                        continue  # just removed or renamed by another process
+                    yield stat.st_mtime, stat.st_size, entry.path
+
+
+@contextmanager
+def _writable(folder: Path, *numbers: int) -> Iterator[None]:
+    """Turn an OSError, or one of certain numbers, into what the user can do about the folder."""
+    try:
+        yield
+    except OSError as error:
+        if numbers and error.errno not in numbers:
+            raise
+        fix = "set data.cache_dir to a folder with room"
+        raise UserError("the cache of data cannot be written", got=f"{folder}: {error.strerror}", fix=fix) from error

@@ -1,0 +1,90 @@
+"""Sources: the formats in which users have their samples, each read by row number.
+
+A format is the module of its name here, with `find(wanted)` and `open_split(wanted)`; what is asked of a reader stands in
+`imp_ds.data.samples`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from imp_ds.data.samples import BadSample
+from imp_ds.data.sources.old_folder import FolderSource  # noqa: F401  for decoding, until it reads from readers
+from imp_ds.data.sources.rows import RowReader, checked
+from imp_ds.data.sources.splits import NoSplit, Wanted
+from imp_ds.data.storage import Storage, Unreachable
+from imp_ds.errors import UserError
+from imp_ds.tasks import Source
+
+
+class ReadSettings(Protocol):
+    """What is used of `imp_ds.config.DataSettings`."""
+
+    cache_dir: str | None
+    cache_gb: float
+    retries: int
+    window: int
+
+
+def open_reader(
+    root: str | Path, source: Source, split: str, settings: ReadSettings, progress: Callable | None = None
+) -> RowReader:
+    """The rows of a split ("train", "validation", "test") of a source below `root`, a folder or an address.
+
+    Indexes that are not there yet are built, which may take long: `progress(stage, done, total)` is told how far it is. Raises
+    UserError when there is no such split, it has no rows, the first lacks a column, or neither the first nor the last is usable.
+    """
+    if not source.roles():
+        raise UserError(f"the source {source.path} names no column", allowed="vision, audio, text, label")
+    storage = Storage(settings.cache_dir, settings.cache_gb, settings.retries)
+    wanted = Wanted(storage, str(root), source, split, settings.window, progress)
+    with _reached(wanted):
+        return checked(_format(source).open_split(wanted))
+
+
+def has_split(root: str | Path, source: Source, split: str) -> bool:
+    """Whether a source has a split; nothing is read of it. Raises UserError when that cannot be known."""
+    wanted = Wanted(Storage(), str(root), source, split)
+    try:
+        with _reached(wanted):
+            _format(source).find(wanted)
+    except NoSplit:
+        return False
+    return True
+
+
+def labels(reader: RowReader) -> np.ndarray:
+    """Class index of every row, int64 [rows]; -1 for a row that cannot be read."""
+    reader, found = reader.only("label"), np.full(len(reader), -1, dtype=np.int64)
+    for row in range(len(reader)):
+        try:
+            found[row] = reader.read(row)["label"]
+        except BadSample:
+            pass
+    return found
+
+
+def captions(reader: RowReader) -> Iterator[str]:
+    """Every caption of every row that can be read, in the order of the rows; what a tokenizer is trained on."""
+    reader = reader.only("text")
+    for row in range(len(reader)):
+        try:
+            yield from reader.read(row)["text"]
+        except BadSample:
+            pass
+
+
+def _format(source: Source):
+    return import_module(f"imp_ds.data.sources.{source.format}")
+
+
+@contextmanager
+def _reached(wanted: Wanted) -> Iterator[None]:
+    try:
+        yield
+    except Unreachable as error:
+        raise UserError(f"{wanted.name} cannot be reached", got=error, fix="see to the network and the credentials") from error

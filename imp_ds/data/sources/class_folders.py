@@ -1,0 +1,88 @@
+"""Folders of media without metadata: one folder for each class, as torchvision and imagefolder have them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from imp_ds.data.index import Index, IndexWriter
+from imp_ds.data.samples import Media
+from imp_ds.data.sources.named_files import NamedFiles
+from imp_ds.data.sources.rows import RowReader, runs
+from imp_ds.data.sources.splits import Wanted
+from imp_ds.data.storage import Storage, local_path
+
+
+class ClassFolderReader(RowReader):
+    """A row for each file right in a class's folder, in the order of the names: columns `file_name` and `label`. Hidden files and
+    folders, and folders inside those of classes, are passed over.
+
+    Args: as RowReader, and
+        folder: the one that holds the classes' folders.
+        classes: their names, sorted.
+    """
+
+    def __init__(self, wanted: Wanted, folder: str, classes: list[str], class_names: list[str] | None):
+        self.storage, self.folder, self.classes = wanted.storage, folder, classes
+        self.stamp = _stamp(self.storage, folder, classes)
+        self._named = NamedFiles(self.storage, folder, self.stamp)
+        self._open(wanted.progress)
+        super().__init__(wanted, runs(len(self._name_end)), class_names)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_names", "_name_end", "_class_end")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open(None)
+
+    def key(self, row: int) -> str:
+        return self.fields(row)["file_name"]
+
+    def fields(self, row: int) -> Mapping:
+        label = self.classes[int(np.searchsorted(self._class_end, row, side="right"))]
+        begin = int(self._name_end[row - 1]) if row else 0
+        name = os.fsdecode(self._names[begin : int(self._name_end[row])].tobytes())
+        return {"file_name": f"{label}/{name}", "label": label}
+
+    def media(self, row: int, column: str, value) -> Media:
+        return self._named.media(value, f"{self.folder}, row {row + 1}")
+
+    def _open(self, progress: Callable | None) -> None:
+        make = partial(_write_index, self.storage, self.folder, self.classes, progress)
+        columns = Index(self.storage.kept.open(f"class folders {self.folder} {self.stamp}", make)).columns
+        self._names, self._name_end, self._class_end = columns["names"], columns["name_end"], columns["class_end"]
+
+
+def _stamp(storage: Storage, folder: str, classes: list[str]) -> str:
+    """Another one when a file was added or removed: a local folder tells by its time, a remote one only by its list."""
+    seen = hashlib.sha256(json.dumps(classes).encode())
+    for name in classes:
+        path = local_path(f"{folder}/{name}")
+        what = os.stat(path).st_mtime_ns if path is not None else _file_names(storage, f"{folder}/{name}")
+        seen.update(repr(what).encode())
+    return seen.hexdigest()
+
+
+def _write_index(storage: Storage, folder: str, classes: list[str], progress: Callable | None, path: Path) -> None:
+    """Write the columns `names`, all names one after the other; `name_end`, where each ends there; `class_end`, the row at which
+    each class ends."""
+    writer = IndexWriter(path, name_end="int64", class_end="int64", names="uint8")
+    end = row = 0
+    for done, name in enumerate(classes, start=1):
+        names = [os.fsencode(file) for file in _file_names(storage, f"{folder}/{name}")]
+        writer.append("names", np.frombuffer(b"".join(names), np.uint8))
+        writer.append("name_end", end + np.cumsum([len(file) for file in names], dtype=np.int64))
+        end, row = end + sum(map(len, names)), row + len(names)
+        writer.append("class_end", [row])
+        if progress is not None:
+            progress(f"listing the classes of {folder.rpartition('/')[2]}", done, len(classes))
+    writer.close()
+
+
+def _file_names(storage: Storage, folder: str) -> list[str]:
+    return sorted(name for name in storage.names(folder) if not name.startswith("."))

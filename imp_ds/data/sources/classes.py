@@ -1,0 +1,52 @@
+"""The names of a source's classes."""
+
+import json
+
+from imp_ds.data.sources.splits import Wanted
+from imp_ds.data.storage import Storage, place
+from imp_ds.errors import UserError
+from imp_ds.tasks import Source
+
+
+def class_names(wanted: Wanted, folder: str, found: list[str] | None = None) -> list[str] | None:
+    """The class names in the order of the indices: those of `label_names`, else `found`, which the data themselves tell.
+
+    Args:
+        folder: what a file name in `label_names` is relative to.
+
+    Raises UserError for a file that does not list them, a name that stands twice, and templates without names.
+    """
+    source, names = wanted.source, wanted.source.label_names
+    if isinstance(names, str):
+        names = _read(wanted.storage, place(folder, names))
+    names = found if names is None else names
+    if names is not None and len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UserError(f"{source.path}: two classes have one name", got=", ".join(twice), fix="rename one in source.label_names")
+    if source.text is None and source.templates:
+        _check_templates(source, names)
+    return names
+
+
+def _read(storage: Storage, address: str) -> list[str]:
+    try:
+        with storage.open(storage.file(address)) as file:
+            names = json.load(file)
+    except FileNotFoundError:
+        raise UserError("the class names are not there", got=address, fix="set source.label_names") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{address} is not JSON", got=error, allowed='["cat", "dog", ...]') from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{address} does not list class names", got=type(names).__name__, allowed='["cat", "dog", ...]')
+    return names
+
+
+def _check_templates(source: Source, names: list[str] | None) -> None:
+    if source.label is None or names is None:
+        lacks = "source.label names no column" if source.label is None else "there are no class names"
+        fix = "set source.label, and source.label_names to the names"
+        raise UserError(f"{source.path}: source.templates cannot be filled", got=lacks, fix=fix)
+    without = [template for template in source.templates if "{}" not in template]
+    if without:
+        what = f"{source.path}: a template has no place for the class name"
+        raise UserError(what, got=without[0], allowed='"a photo of a {}."')

@@ -1,0 +1,24 @@
+"""Folders of media: `{root}/{path}/{split}` with metadata.jsonl or metadata.csv, with folders of classes, or with text files.
+
+The first three are the layouts that `datasets` calls imagefolder, videofolder and audiofolder.
+"""
+
+from imp_ds.data.sources.class_folders import ClassFolderReader
+from imp_ds.data.sources.classes import class_names
+from imp_ds.data.sources.lines import LineReader
+from imp_ds.data.sources.rows import RowReader
+from imp_ds.data.sources.splits import Wanted, metadata_files
+
+
+def find(wanted: Wanted) -> None:
+    """Raises NoSplit when there is no such split, and Unreachable."""
+    metadata_files(wanted)
+
+
+def open_split(wanted: Wanted) -> RowReader:
+    """The reader of a split. Raises UserError and Unreachable."""
+    folder, files = metadata_files(wanted)
+    if files:
+        return LineReader(wanted, files, class_names(wanted, wanted.address))
+    classes = [name for name in wanted.storage.names(folder, folders=True) if not name.startswith(".")]
+    return ClassFolderReader(wanted, folder, classes, class_names(wanted, wanted.address, found=classes))

@@ -1,0 +1,108 @@
+"""Rows that are lines: of metadata.jsonl or metadata.csv, which name media files beside them, and of plain text."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from imp_ds.data.index_lines import Lines
+from imp_ds.data.recent import Recent
+from imp_ds.data.samples import BadSample, Media
+from imp_ds.data.sources.named_files import NamedFiles
+from imp_ds.data.sources.rows import RowReader, runs
+from imp_ds.data.sources.splits import Wanted
+from imp_ds.data.sources.values import shown, written_label
+from imp_ds.data.storage import File
+
+_OPEN = 64  # files that are open at a time
+
+
+class LineReader(RowReader):
+    """The rows of one or several files of lines, parsed when they are read.
+
+    .jsonl: an object in each line; .csv: a record in each, after a header; .txt: a text in each, the column `text`.
+
+    Args: as RowReader, and
+        files: of one of these kinds; the names in them are relative to their folder.
+    """
+
+    def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
+        self.storage, self.files = wanted.storage, files
+        self._lines, self.headers, rows_F = Recent(_OPEN), [], []
+        for place, file in enumerate(files):
+            lines = self._open(place, wanted.progress)
+            self.headers.append(_header(lines) if file.name.endswith(".csv") else None)
+            rows_F.append(max(0, len(lines) - (self.headers[-1] is not None)))
+        super().__init__(wanted, [run for rows in rows_F for run in runs(rows)], class_names)
+        self.start_F = np.concatenate([[0], np.cumsum(rows_F, dtype=np.int64)])
+        self._named = [NamedFiles(self.storage, file.address.rpartition("/")[0], file.stamp) for file in files]
+
+    def key(self, row: int) -> str:
+        """The name of its first file, or what stands for its line."""
+        try:
+            fields = self.fields(row)
+        except BadSample:
+            fields = {}
+        named = [fields.get(column) for role, column in self.columns().items() if role in ("vision", "audio")]
+        if named and isinstance(named[0], str):
+            return named[0]
+        place, number = self._place(row)
+        try:
+            return "line-" + hashlib.sha256(self._open(place).read(number).strip()).hexdigest()[:16]
+        except BadSample:
+            return f"row {row + 1}"
+
+    def fields(self, row: int) -> Mapping:
+        place, number = self._place(row)
+        line, header = self._open(place).read(number), self.headers[place]
+        where = f"{self.files[place].address}, row {number + 1}"
+        if header is None:
+            return {"text": _decoded(line, where).strip()} if self.files[place].name.endswith(".txt") else _object(line, where)
+        record, column = _record(line, header, where), self.source.label
+        return record | {column: written_label(record[column], self.class_places)} if column in record else record
+
+    def media(self, row: int, column: str, value) -> Media:
+        place, number = self._place(row)
+        return self._named[place].media(value, f"{self.files[place].address}, row {number + 1}, {column!r}")
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """(file, number of the line in it) of a row."""
+        place = int(np.searchsorted(self.start_F, row, side="right")) - 1
+        return place, row - int(self.start_F[place]) + (self.headers[place] is not None)
+
+    def _open(self, place: int, progress: Callable | None = None) -> Lines:
+        file = self.files[place]
+        kind = "records" if file.name.endswith(".csv") else "lines"
+        return self._lines.get(place, lambda: Lines(self.storage, file, kind, progress))
+
+
+def _object(line: bytes, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+        raise BadSample("bad JSON", f"{where}: {error}: {shown(line.strip())}") from None
+    if not isinstance(row, dict):
+        raise BadSample("bad JSON", f"{where} is not an object: {shown(line.strip())}")
+    return row
+
+
+def _header(lines: Lines) -> list[str]:
+    text = lines.read(0).decode("utf-8-sig", "replace") if len(lines) else ""
+    return next(csv.reader([text]), [])
+
+
+def _record(line: bytes, header: list[str], where: str) -> dict:
+    try:
+        cells = next(csv.reader(_decoded(line, where).splitlines(keepends=True)), [])
+    except csv.Error as error:
+        raise BadSample("wrong column", f"{where} is not a record: {error}") from None
+    return dict(zip(header, cells))
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSample("wrong column", f"{where} is not UTF-8: {error}") from None

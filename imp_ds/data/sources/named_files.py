@@ -1,0 +1,50 @@
+"""The files that rows name. A corpus may come from anybody, so a row may name only files below its own folder: no absolute
+path, no "..", no address, no link that leads out.
+"""
+
+import os
+from functools import partial
+from pathlib import PurePosixPath, PureWindowsPath
+
+from imp_ds.data.samples import BadSample, Media
+from imp_ds.data.sources.values import shown
+from imp_ds.data.storage import Storage, local_path
+
+
+class NamedFiles:
+    """The files below one folder.
+
+    Args:
+        folder: its address.
+        stamp: of the file that names them: when it changes, copies of remote ones are made anew.
+    """
+
+    def __init__(self, storage: Storage, folder: str, stamp: str):
+        self.storage, self.folder, self.stamp = storage, folder, stamp
+        self.local = local_path(folder)
+        self._real = None if self.local is None else os.path.realpath(self.local)
+
+    def media(self, name, where: str) -> Media:
+        """The file of that name. Raises BadSample("wrong column"), ("unsafe name") and ("missing file")."""
+        check_name(name, where)
+        if self.local is None:
+            address = f"{self.folder}/{name}"
+            return Media(address, read=partial(self.storage.read, address, self.stamp))
+        path = self.local / name
+        try:
+            real = os.path.realpath(path, strict=True)
+        except (OSError, ValueError) as error:  # not there, a link to itself, or longer than names may be
+            raise BadSample("missing file", str(path)) from error
+        if os.path.commonpath([real, self._real]) != self._real:
+            raise BadSample("unsafe name", f"{where}: a link that leads out of its folder, {path} -> {real}")
+        return Media(str(path), path=path)
+
+
+def check_name(name, where: str) -> None:
+    """Raise BadSample unless it is a relative path without steps up, on any system: hence no backslashes and no drives."""
+    if not isinstance(name, str) or not name:
+        raise BadSample("wrong column", f"{where} is not a file name: {shown(name)}")
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive
+    if outside or "://" in name or "\\" in name or "\0" in name:
+        raise BadSample("unsafe name", f"{where}: {shown(name)} is not below its folder")

@@ -1,0 +1,116 @@
+"""What the readers of all formats share: from the fields of a row to a sample, and the checks when a source is opened."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from imp_ds.data.samples import BadSample, Media, RawSample
+from imp_ds.data.sources.splits import Wanted
+from imp_ds.data.sources.values import captions, label, shown
+from imp_ds.errors import UserError
+
+RUN = 4096  # rows of a shard where the format has none
+
+
+class RowReader:
+    """A Reader (`imp_ds.data.samples`) over rows with named fields. A format gives `key`, `fields` and `media`.
+
+    Args:
+        wanted: the split.
+        shard_rows: rows of each shard, [S].
+        class_names: in the order of the labels, or None.
+    """
+
+    def __init__(self, wanted: Wanted, shard_rows: Sequence[int], class_names: list[str] | None):
+        self.name, self.source, self.class_names = wanted.name, wanted.source, class_names
+        self.shard_rows = np.asarray(shard_rows, dtype=np.int64)
+        self.roles = self.source.roles()
+        self._rows = int(self.shard_rows.sum())
+        self.class_places = None if class_names is None else {name: place for place, name in enumerate(class_names)}
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def only(self, *roles: str) -> "RowReader":
+        """The same rows, of which no more than these roles are read."""
+        reader = copy.copy(self)
+        reader.roles = [role for role in self.roles if role in roles]
+        return reader
+
+    def columns(self) -> dict[str, str]:
+        """role -> the column that is read for it."""
+        columns = {role: getattr(self.source, role) for role in self.roles}
+        return {role: self.source.label if column is None else column for role, column in columns.items()}  # text by templates
+
+    def read(self, row: int) -> RawSample:
+        """All roles of the row. Raises BadSample."""
+        fields, sample = self.fields(row), {}
+        for role, column in self.columns().items():
+            if column not in fields:
+                there = ", ".join(fields) or "nothing"
+                raise BadSample("missing column", f"row {row + 1} has no {column!r} (source.{role}), but {there}")
+            sample[role] = self._value(role, row, column, fields[column])
+        return sample
+
+    def _value(self, role: str, row: int, column: str, value):
+        where = f"row {row + 1}, {column!r}"
+        if role in ("vision", "audio"):
+            return self.media(row, column, value)
+        if role == "label":
+            return label(value, self.class_places, where)
+        if self.source.text is not None:
+            return captions(value, where)
+        name = self.class_names[label(value, self.class_places, where)]
+        return [template.replace("{}", name) for template in self.source.templates]
+
+    def key(self, row: int) -> str:
+        """A name of the row that stays the same, whatever is done with the others."""
+        raise NotImplementedError
+
+    def fields(self, row: int) -> Mapping:
+        """column -> value, at least of the columns that are read and are there. Raises BadSample."""
+        raise NotImplementedError
+
+    def media(self, row: int, column: str, value) -> Media:
+        """The image, film or sound that a field is or names. Raises BadSample."""
+        raise NotImplementedError
+
+
+def checked(reader: RowReader) -> RowReader:
+    """The reader, after a look at its first and last row: a mistake in the whole source is said before training starts.
+
+    Raises UserError when there are no rows, the first lacks a column, or neither of the two can be used.
+    """
+    if not len(reader):
+        raise UserError(f"{reader.name} has no rows", fix="see that the data were written, and that source.path is right")
+    first = _fault(reader, 0)
+    if first is None or first.reason != "missing column" and _fault(reader, len(reader) - 1) is None:
+        return reader
+    raise UserError(f"{reader.name}: its samples cannot be read: {first.reason}", got=first.detail, fix=_mend(reader, first))
+
+
+def _fault(reader: RowReader, row: int) -> BadSample | None:
+    try:
+        for value in reader.read(row).values():
+            if isinstance(value, Media):
+                value.open().close()
+    except BadSample as error:
+        return error
+    return None
+
+
+def _mend(reader: RowReader, fault: BadSample) -> str:
+    if fault.reason in ("missing column", "wrong column", "no such class"):
+        return "name the columns that are there: " + ", ".join(f"source.{role}" for role in reader.columns())
+    return "mend the data, or set source.path and data.root to where they are"
+
+
+def runs(rows: int) -> list[int]:
+    """The rows of a file without shards, cut into runs."""
+    return [min(RUN, rows - begin) for begin in range(0, rows, RUN)]
+
+
+def no_field(value, where: str) -> BadSample:
+    """The error for a field that is neither media nor the name of a file."""
+    return BadSample("wrong column", f"{where} is neither an image, film or sound nor a file name: {shown(value)}")

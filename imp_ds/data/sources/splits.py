@@ -1,0 +1,115 @@
+"""Which files a split of a source has."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from imp_ds.data.storage import File, Storage, below, is_pattern, place
+from imp_ds.errors import UserError
+from imp_ds.tasks import Source
+
+MAKE = (
+    "set data.root and source.path, or make the corpus with `python -m imp_ds corpus digits DIR` "
+    "and name it with --set data.root=DIR"
+)
+
+
+class NoSplit(UserError):
+    """A source has no such split."""
+
+
+class Wanted(NamedTuple):
+    """A split of a source that is to be opened.
+
+    root: folder or address that `source.path` is relative to.
+    window: rows that are read in turns, any of them at any time (`imp_ds.data.order`).
+    progress: told (stage, done, total) while indexes are built.
+    """
+
+    storage: Storage
+    root: str
+    source: Source
+    split: str
+    window: int = 1
+    progress: Callable | None = None
+
+    @property
+    def name(self) -> str:
+        """The reader's."""
+        return f"{self.source.path}[{self.split}]"
+
+    @property
+    def address(self) -> str:
+        """Of the source's path."""
+        return place(self.root, self.source.path)
+
+    @property
+    def called(self) -> str:
+        """The split, as it is called there, or a pattern of its files."""
+        return self.source.splits.get(self.split, self.split)
+
+    def folder(self, suffix: str) -> str:
+        """What the patterns of the splits, and the file of class names, are relative to."""
+        return self.address.rpartition("/")[0] if _names_files(self.source.path, suffix) else self.address
+
+
+def shards(wanted: Wanted, suffix: str) -> list[File]:
+    """The shards of a split, sorted: those that `source.splits` names, or `{split}-*`, `{split}*`, `{split}/*` with this suffix,
+    in the folder or in its folder `data`. A path that is a shard or a pattern of shards is the split "train".
+
+    Raises NoSplit when there are none, and Unreachable.
+    """
+    folder, called = wanted.folder(suffix), wanted.called
+    if _names_files(called, suffix):
+        patterns = [below(folder, called)]
+    elif folder != wanted.address:
+        patterns = [below(place(wanted.root, ""), wanted.source.path)] if wanted.split == "train" else []
+    else:
+        usual = [f"{called}-*{suffix}", f"{called}*{suffix}", f"{called}/*{suffix}"]
+        patterns = [below(folder, pattern) for pattern in (*usual, *(f"data/{pattern}" for pattern in usual))]
+    if found := _first(wanted.storage, patterns):
+        return found
+    raise NoSplit(
+        f"{wanted.source.path} has no shards of the split {wanted.split}",
+        got=f"no {', no '.join(patterns[:3])}" if patterns else None,
+        fix=f'set data.root and source.path, or say which files they are: source.splits={{"{wanted.split}": "PATTERN{suffix}"}}',
+    )  # fmt: skip
+
+
+def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
+    """(folder, files of rows) of a split of a folder of media; no files where folders of classes are all there is.
+
+    Raises NoSplit when there is no such folder or nothing in it that tells what is a sample, and Unreachable.
+    """
+    storage = wanted.storage
+    if _names_files(wanted.called, ".jsonl", ".csv", ".txt"):
+        folder, patterns = wanted.address, [below(wanted.address, wanted.called)]
+    else:
+        folder = place(wanted.address, wanted.called)
+        patterns = [below(folder, name) for name in ("metadata.jsonl", "metadata.csv", "*.txt")]
+    if found := _first(storage, patterns):
+        return folder, found
+    classes = storage.names(folder, folders=True)
+    if classes is None:
+        raise _no_folder(storage, place(wanted.root, ""), folder)
+    if not classes or len(patterns) == 1:
+        raise NoSplit(f"{folder} has no metadata.jsonl", got=f"no {', no '.join(patterns)}, and no folders of classes", fix=MAKE)
+    return folder, []
+
+
+def _first(storage: Storage, patterns: list[str]) -> list[File]:
+    return next((found for pattern in patterns if (found := storage.files(pattern))), [])
+
+
+def _no_folder(storage: Storage, root: str, folder: str) -> NoSplit:
+    below = storage.names(root, folders=True)
+    if below is None:
+        return NoSplit(f"the data folder {root} does not exist", fix=MAKE)
+    above = folder.rpartition("/")[0]
+    there = storage.names(above, folders=True)
+    above, there = (root, below) if there is None else (above, there)
+    return NoSplit(f"the data folder {folder} does not exist", allowed=f"in {above}: {', '.join(there) or 'nothing'}", fix=MAKE)
+
+
+def _names_files(path: str, *suffixes: str) -> bool:
+    """Whether a path is a file or a pattern of files, rather than a folder."""
+    return is_pattern(path) or path.partition("?")[0].endswith(suffixes)

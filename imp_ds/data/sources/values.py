@@ -1,0 +1,52 @@
+"""What the columns of a row may hold: a caption or several, a class by index or name."""
+
+from imp_ds.data.samples import BadSample
+
+_MOST_LABEL = 2**31
+
+
+def captions(value, where: str) -> list[str]:
+    """The captions of a value that is one or a list of them; blank ones are passed over.
+
+    Raises BadSample("wrong column") for another value and BadSample("no text") when nothing is left.
+    """
+    found = [value] if isinstance(value, str) or value is None else value
+    if not isinstance(found, list) or not all(isinstance(caption, str) or value is None for caption in found):
+        raise BadSample("wrong column", f"{where} is neither a caption nor a list of captions: {shown(value)}")
+    found = [caption for caption in found if caption and not caption.isspace()]
+    if not found:
+        raise BadSample("no text", where)
+    return found
+
+
+def label(value, places: dict[str, int] | None, where: str) -> int:
+    """The class index of a value that is one, or the name of a class.
+
+    Args:
+        places: the index of each class name; None when the source names no classes.
+
+    Raises BadSample("no such class") and BadSample("wrong column").
+    """
+    if isinstance(value, str):
+        if places is None:
+            raise BadSample("wrong column", f"{where} is no class index, and source.label_names lists no names: {shown(value)}")
+        if value not in places:
+            raise BadSample("no such class", f"{where}: {shown(value)}")
+        return places[value]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadSample("wrong column", f"{where} is not a class index: {shown(value)}")
+    if not 0 <= value < (_MOST_LABEL if places is None else len(places)):
+        raise BadSample("no such class", f"{where}: {value}" + (f" of {len(places)} classes" if places else ""))
+    return value
+
+
+def written_label(text: str, places: dict[str, int] | None) -> int | str:
+    """What text stands for where a file has no numbers: a class name where it is one, else an index if it looks like one."""
+    text = text.strip()
+    return text if places is not None and text in places or not text.isdecimal() else int(text)
+
+
+def shown(value) -> str:
+    """A value in a message: not more than its beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
