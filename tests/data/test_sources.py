@@ -194,9 +194,7 @@ def test_no_rows(folder, load):
 
 def test_a_first_row_without_a_column_is_refused(folder, load):
     write(folder, dict(file_name="a.png", caption="x", label=1), GOOD)
-    with pytest.raises(UserError, match="missing column(.|\\n)*'captions'.*, but file_name, caption(.|\\n)*source.text"):
-        UserError, match="missing column(.|\n)*'captions' .source.text., but file_name, caption(.|\n)*source.text"
-    ):
+    with pytest.raises(UserError, match="missing column(.|\n)*'captions'.*, but file_name, caption(.|\n)*source.text"):
         load()
 
 
