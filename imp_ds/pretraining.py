@@ -13,20 +13,31 @@ from imp_ds.objectives import build_objective
 
 
 class TaskObjectives(nn.Module):
-    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator)."""
+    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator).
 
-    def __init__(self, specs: list[dict], reduction: str, width: int):
+    An objective says by `compares_samples` whether a sample's loss depends on the others of its batch; where not, its loss is
+    the mean over the samples.
+    """
+
+    def __init__(self, specs: list[dict], reduction: str, config: ImpConfig):
         super().__init__()
-        self.parts = nn.ModuleList(build_objective(spec, width) for spec in specs)
+        self.parts = nn.ModuleList(build_objective(spec, config) for spec in specs)
         self.weights = [spec.get("weight", 1.0) for spec in specs]
         kinds = [spec["kind"] for spec in specs]
         # two objectives of one kind are told apart by their place
         self.names = [kind if kinds.count(kind) == 1 else f"{kind}_{i}" for i, kind in enumerate(kinds)]
         self.reduction = reduction
 
-    def forward(self, model: ImpModel, encodings: dict, targets: dict[str, torch.Tensor]):
+    @property
+    def compares_samples(self) -> bool:
+        return any(part.compares_samples for part in self.parts)
+
+    def forward(self, model: ImpModel, encodings: dict, targets: dict[str, torch.Tensor], compares_samples: bool | None = None):
+        """The loss and the metrics of all objectives, or of those alone that compare samples, or do not."""
         total, metrics = 0.0, {}
         for name, weight, part in zip(self.names, self.weights, self.parts):
+            if compares_samples is not None and compares_samples != part.compares_samples:
+                continue
             loss, found = part(model, encodings, targets)
             total = total + weight * loss
             metrics[f"loss/{name}"] = loss.detach()
@@ -45,7 +56,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
         self.imp = ImpModel(config)
         self.objectives = nn.ModuleDict(
             {
-                task: TaskObjectives(entry["objectives"], entry.get("reduction", "sum"), config.hidden_size)
+                task: TaskObjectives(entry["objectives"], entry.get("reduction", "sum"), config)
                 for task, entry in config.objectives.items()
             }
         )

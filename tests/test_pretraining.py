@@ -13,7 +13,7 @@ from imp_ds.errors import UserError
 from imp_ds.modalities.positions import grid_positions
 from imp_ds.pretraining import TaskObjectives
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Classification, Contrastive
+from imp_ds.tasks import Batch, Classification, Contrastive, MaskedLanguage
 
 SMALL = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, audio_patch=(2, 2), audio_max=(8, 8),
@@ -29,6 +29,7 @@ NCE = spec(Contrastive(pairs=[("audio", "text")], weight=0.5))
 DIGIT = spec(Classification(modality="audio", num_classes=3, weight=2.0))
 SPEAKER = spec(Classification(modality="audio", num_classes=3, loss="sigmoid", weight=0.0))
 WORD = spec(Classification(modality="text", num_classes=3))
+HIDDEN = spec(MaskedLanguage())
 
 
 def build(reduction: str = "sum", *specs: dict) -> ImpForPreTraining:
@@ -113,7 +114,7 @@ def test_the_mean_is_over_objectives_not_over_weights():
         def forward(self, model, encodings, targets):
             return torch.tensor(self.value), {}
 
-    both = TaskObjectives([NCE, DIGIT], "mean", 16)
+    both = TaskObjectives([NCE, DIGIT], "mean", ImpConfig(**SMALL))
     both.parts = torch.nn.ModuleList([Fixed(3.0), Fixed(5.0)])
     assert both(None, {}, {})[0].item() == pytest.approx((0.5 * 3 + 2 * 5) / 2)
 
@@ -143,7 +144,8 @@ class NoLists(TorchFunctionMode):
 def test_a_step_never_waits_for_the_device(positives, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it knows no meta device
     nce = spec(Contrastive(pairs=[("audio", "text"), ("vision", "text")], positives=positives))
-    model, batch = build("sum", nce, DIGIT, WORD).to("meta"), speech()
+    model, batch = build("sum", nce, DIGIT, WORD, HIDDEN).to("meta"), speech()
+    batch.targets["words"] = torch.tensor([[-100, 5, -100]] * 4)
     pixels = torch.zeros(4, 4, 96, dtype=torch.uint8)
     places = torch.from_numpy(grid_positions(1, 2, 2)).expand(4, -1, -1)
     batch.inputs["vision"] = {"pixel_values": pixels, "pixel_positions": places}

@@ -1,10 +1,11 @@
 """Text: token ids of any Hugging Face tokenizer, padded to the longest text that a task allows.
 
-Shapes: B batch, L tokens of an example, D width.
+Shapes: B batch, L tokens of an example, D width, V words of the vocabulary.
 """
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from imp_ds.errors import UserError
@@ -15,6 +16,17 @@ INPUT_NAMES = ("input_ids", "attention_mask")
 _LONGEST = 1 << 20  # tokenizers without a maximum say 1e30, which their own code cannot count to
 
 
+class WordTable(nn.Embedding):
+    """The words' vectors. forward: ids [...] -> vectors [..., D]; or states [..., D], of floating point -> their product with
+    the vector of every word, [..., V].
+
+    Both are a forward of this module, since it is for the forward of its own module that ZeRO 3 gathers a weight.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight) if x.is_floating_point() else super().forward(x)
+
+
 class TextEmbedding(nn.Module):
     """Token ids to tokens. forward takes `input_ids` [B, L] and `attention_mask` [B, L] (1 = a word, 0 = padding).
 
@@ -23,7 +35,7 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.words = WordTable(config.vocab_size, config.hidden_size)
         self.positions = FactoredPositions([config.text_max], config.hidden_size, config.layer_norm_eps)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):

@@ -15,10 +15,12 @@ class ClassificationObjective(nn.Module):
     images of several labels), used as it is for sigmoid. The sigmoid loss is the mean over classes.
     """
 
-    def __init__(self, width: int, modality: str, num_classes: int, loss: str = "softmax", label_smoothing: float = 0.0):
+    compares_samples = False  # a sample's loss is its own
+
+    def __init__(self, config, modality: str, num_classes: int, loss: str = "softmax", label_smoothing: float = 0.0):
         super().__init__()
         self.modality, self.num_classes, self.loss, self.label_smoothing = modality, num_classes, loss, label_smoothing
-        self.head = nn.Linear(width, num_classes)
+        self.head = nn.Linear(config.hidden_size, num_classes)
 
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits_BN = self.head(encodings[self.modality].pooled_BD).float()

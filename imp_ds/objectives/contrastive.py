@@ -49,7 +49,9 @@ class ContrastiveObjective(nn.Module):
     The returned loss is this rank's mean; averaged over the ranks it is the loss of the joined batch, and so is its gradient.
     """
 
-    def __init__(self, width: int, pairs: list[list[str]], positives: str = "diagonal", temperature: float = 0.2):
+    compares_samples = True  # a sample's loss depends on all others
+
+    def __init__(self, config, pairs: list[list[str]], positives: str = "diagonal", temperature: float = 0.2):
         super().__init__()
         self.pairs = [tuple(pair) for pair in pairs]
         self.positives = positives

@@ -7,9 +7,11 @@ through its pooled encoding:
     2. the loss of all encodings, and its gradient g for each of them;
     3. encode every piece again; what goes backward is sum(encoding * g), whose gradient is the piece's part of the whole one.
 
-The last piece goes backward through the loss itself, from which heads and temperatures get their gradient: so every
-parameter of the task has a gradient in the last piece, which DeepSpeed's offloaded optimizers need. Random keys belong to the
-samples, so both encodings of a piece are the same. The price is one more forward; what is held beside one piece is B x D numbers.
+The last piece goes backward through the loss itself, from which temperatures get their gradient: so every parameter of the
+task has a gradient in the last piece, which DeepSpeed's offloaded optimizers need. Objectives that compare no samples are a
+mean over them: each piece goes backward through its own share, so that what they hold (the scores of all words) is of one
+piece too. Random keys belong to the samples, so both encodings of a piece are the same. The price is one more forward; what is
+held beside one piece is B x D numbers.
 
 Shapes: B samples of this rank, D width.
 """
@@ -38,48 +40,66 @@ class Pieces:
     def forward(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
         """Steps 1 and 2: the loss, detached, the metrics, and the router reports, means over the pieces."""
         with torch.no_grad():
-            pooled, router_losses, reports = zip(*(self.module(part, _encode) for part in self.parts))
+            pooled, shares, metrics, router_losses, reports = zip(*(self.module(part, _encode) for part in self.parts))
         self._pooled = {m: [piece[m] for piece in pooled] for m in pooled[0]}
-        loss, metrics, gradient = self.module(self.batch, self._loss_and_gradient)
+        loss, together, gradient = self.module(self.batch, self._loss_and_gradient)
         self._gradient = {m: g.split([len(piece) for piece in self._pooled[m]]) for m, g in gradient.items()}
-        metrics["loss/router"] = torch.stack(router_losses).mean()
-        return loss + metrics["loss/router"], metrics, _mean_reports(reports)
+        router_loss = torch.stack(router_losses).mean()
+        metrics = {name: torch.stack([piece[name] for piece in metrics]).mean() for name in metrics[0]}
+        metrics |= together | {"loss/router": router_loss}
+        return loss + sum(shares) / self.count + router_loss, metrics, _mean_reports(reports)
 
     def losses(self) -> Iterator[torch.Tensor]:
         """Step 3."""
         for i, part in enumerate(self.parts):
-            way = self._through_loss if i == self.count - 1 else self._through_gradient
+            # no gradient: no objective compares samples
+            way = self._through_loss if self._gradient and i == self.count - 1 else self._through_gradient
             yield self.module(part, lambda model, piece, way=way, i=i: way(model, piece, i))
 
     def _loss_and_gradient(self, model: ImpForPreTraining, batch: Batch):
+        if not model.objectives[batch.task].compares_samples:
+            return 0.0, {}, {}
         leaves = {m: torch.cat(pieces).requires_grad_() for m, pieces in self._pooled.items()}
         with torch.enable_grad():
-            loss, metrics = _objectives(model, batch.task, leaves, batch.targets)
-            # a modality that no objective uses has no gradient
+            loss, metrics = _comparing(model, batch.task, leaves, batch.targets)
+            # a modality that no objective compares has no gradient
             gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return loss.detach(), metrics, dict(zip(leaves, gradient))
 
     def _through_gradient(self, model: ImpForPreTraining, piece: Batch, i: int) -> torch.Tensor:
         encodings = model.encode(piece)
-        aimed = [(encoding.pooled_BD * self._gradient[m][i]).sum() for m, encoding in encodings.items()]
-        return torch.stack(aimed).sum().float() + model.imp.router_loss(*encodings.values()) / self.count
+        aimed = [(encodings[m].pooled_BD * gradient[i]).sum().float() for m, gradient in self._gradient.items()]
+        return sum(aimed) + self._share(model, piece, encodings)
 
     def _through_loss(self, model: ImpForPreTraining, piece: Batch, i: int) -> torch.Tensor:
         encodings = model.encode(piece)
         whole = {m: torch.cat([*self._pooled[m][:i], encoding.pooled_BD]) for m, encoding in encodings.items()}
-        loss, _ = _objectives(model, piece.task, whole, self.batch.targets)
-        return loss + model.imp.router_loss(*encodings.values()) / self.count
+        loss, _ = _comparing(model, piece.task, whole, self.batch.targets)
+        return loss + self._share(model, piece, encodings)
+
+    def _share(self, model: ImpForPreTraining, piece: Batch, encodings: dict[str, Encoding]) -> torch.Tensor:
+        """A piece's part of the losses that are means over samples or groups of them."""
+        loss, _ = _own(model, piece, encodings)
+        return (loss + model.imp.router_loss(*encodings.values())) / self.count
 
 
-def _encode(model: ImpForPreTraining, piece: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, list]]:
+def _encode(model: ImpForPreTraining, piece: Batch) -> tuple:
+    """By modality the pooled encodings; loss and metrics of the piece alone; loss and, by modality, reports of its routers."""
     encodings = model.encode(piece)
     pooled = {m: encoding.pooled_BD for m, encoding in encodings.items()}
-    return pooled, model.imp.router_loss(*encodings.values()), {m: encoding.reports for m, encoding in encodings.items()}
+    reports = {m: encoding.reports for m, encoding in encodings.items()}
+    return pooled, *_own(model, piece, encodings), model.imp.router_loss(*encodings.values()), reports
 
 
-def _objectives(model: ImpForPreTraining, task: str, pooled: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]):
+def _own(model: ImpForPreTraining, piece: Batch, encodings: dict[str, Encoding]):
+    """Loss and metrics of the objectives that compare no samples."""
+    return model.objectives[piece.task](model.imp, encodings, piece.targets, False)
+
+
+def _comparing(model: ImpForPreTraining, task: str, pooled: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]):
+    """Loss and metrics of the objectives that compare samples, which see them pooled alone."""
     encodings = {m: Encoding(None, None, pooled_BD, []) for m, pooled_BD in pooled.items()}
-    return model.objectives[task](model.imp, encodings, targets)
+    return model.objectives[task](model.imp, encodings, targets, True)
 
 
 def _mean_reports(pieces: tuple[dict[str, list[RouterReport]], ...]) -> dict[str, list[RouterReport]]:

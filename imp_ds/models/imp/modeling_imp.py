@@ -1,6 +1,7 @@
 """ImpModel: one encoder for image, film, sound and text (Akbari et al., 2023, arXiv 2305.06324).
 
-Shapes: B batch, L tokens of an example, D width, C width of a common space, S random sites of a block.
+Shapes: B batch, L tokens of an example, D width, C width of a common space, S random sites of a block, N tokens of any examples,
+V words of the vocabulary.
 """
 
 import warnings
@@ -221,6 +222,14 @@ class ImpModel(ImpPreTrainedModel):
         if name not in self.projections:
             raise UserError("the model has no projection for this pair", got=name, allowed=", ".join(self.projections))
         return self.projections[name](pooled_BD)
+
+    def score_words(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """The product of each state with the vector of every word of the vocabulary, [N, V].
+
+        Divided by sqrt(D): the words' elements have unit variance, and so have then the scores of normed states (as in T5's
+        release, arXiv 1910.10683, whose words are drawn and shared alike).
+        """
+        return self.embeddings["text"].words(states_ND * self.config.hidden_size**-0.5)
 
     def router_loss(self, *encodings: Encoding) -> torch.Tensor:
         """The weighted losses of all routers over all encodings: the one place where they are summed."""
