@@ -1,0 +1,59 @@
+"""A run that was trained, as its folder holds it: configuration, processor, and the weights of one of its checkpoints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imp_ds.config import FILE_NAME, RunConfig
+from imp_ds.errors import UserError
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.train import checkpoint, processor
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """`reader` is that of a checkpoint that has been verified; `reader.state["step"]` says which."""
+
+    run: RunConfig
+    processor: ImpProcessor
+    reader: checkpoint.Reader
+
+    def load_model(self) -> ImpForPreTraining:
+        """The whole model with all of its experts, on the CPU, in float32 and ready to train."""
+        with torch.device("meta"):
+            model = ImpForPreTraining(self.run.model.to_config(len(self.processor.tokenizer), self.run.tasks))
+        model.to_empty(device="cpu")
+        self.reader.load_weights(model)
+        return model
+
+
+def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
+    """The run in an output folder, at the checkpoint of a step; None: the newest whole one.
+
+    Raises UserError when there is no such run or checkpoint, or it is damaged.
+    """
+    if not (run_dir / FILE_NAME).is_file() or not (run_dir / processor.FOLDER).is_dir():
+        raise UserError(
+            "this is not the folder of a run", got=run_dir,
+            allowed="the --output_dir of python -m imp_ds train, for example runs/digits",
+        )  # fmt: skip
+    run = RunConfig.load(run_dir)
+    folder = _find_checkpoint(run_dir, step)
+    pieces = ImpProcessor.from_pretrained(run_dir / processor.FOLDER, local_files_only=True)
+    return TrainedRun(run, pieces, checkpoint.Reader(folder))
+
+
+def _find_checkpoint(run_dir: Path, step: int | None) -> Path:
+    steps = checkpoint.steps(run_dir)
+    if step is not None:
+        if step not in steps:
+            raise UserError("the run has no checkpoint of this step", got=step, allowed=", ".join(map(str, steps)) or "none yet")
+        folder = run_dir / checkpoint.FOLDER / checkpoint.folder_name(step)
+        checkpoint.verify(folder)
+        return folder
+    folder = checkpoint.newest(run_dir)
+    if folder is None:
+        raise UserError("the run has no whole checkpoint", got=run_dir, fix="train it longer, or set train.save_every")
+    return folder
