@@ -49,8 +49,9 @@ def interference(tasks: Iterable[str], rounds: Iterable[dict[str, torch.Tensor]]
 
     Args:
         tasks: their names, K.
-        rounds: N times the gradients of one sample of each task, {name of the weight: float32 [K, P]}. It is read twice, and must
-            give the same both times: so no more than the sums over the rounds, [K, P], is held here.
+        rounds: N times the gradients of one sample of each task, {name of the weight: float32 [K, P]}, each used before the next
+            is asked for. It is read twice, and must give the same both times: so no more than the sums over the rounds, [K, P],
+            is held here.
 
     Raises UserError for fewer than two rounds.
     """

@@ -58,8 +58,8 @@ def chosen_weights(model: ImpForPreTraining, patterns: list[str] = ()) -> list[s
 class GradientRounds:
     """N rounds of gradients, one of each task, {name of the weight: float32 [K, P]}; every iteration gives the same.
 
-    They are kept from the first iteration to the next while they take at most `kept_mb`; else they are computed again, and no
-    more than one round is held.
+    They are kept from the first iteration to the next while they take at most `kept_mb`; else they are computed again, each round
+    in the place of the one before.
 
     Args:
         batch_of: (place of the task, number of the round) -> this rank's batch.
@@ -74,10 +74,11 @@ class GradientRounds:
         self.model, self.batch_of, self.tasks, self.samples = model, batch_of, tasks, samples
         self.progress = progress or (lambda stage, done, total: None)
         self.weights = {name: model.get_parameter(name) for name in names}
+        self.device = next(iter(self.weights.values())).device
         self.wholes = {name: whole for name, whole in whole_parameters(model).items() if name in self.weights}
         round_bytes = 4 * tasks * sum(prod(shape) for shape, _ in self.wholes.values())
         self._keeps = samples * round_bytes <= kept_mb << 20
-        # beside the model and a batch: the sums over the rounds, and the rounds that are there at one time
+        # beside the model and a batch: the sums over the rounds, and the rounds that are there at a time
         self.held_bytes = round_bytes * (1 + (samples if self._keeps else 1))
         self._kept: list[dict[str, torch.Tensor]] = []
         self._done, self._total = 0, tasks * samples * (1 if self._keeps else 2)
@@ -87,26 +88,28 @@ class GradientRounds:
             yield from self._kept
             return
         for number in range(self.samples):
-            gradients = self._round(number)
+            if number == 0 or self._keeps:
+                room = {
+                    name: torch.empty(self.tasks, prod(shape), device=self.device) for name, (shape, _) in self.wholes.items()
+                }
+            self._fill(room, number)
             if self._keeps:
-                self._kept.append(gradients)
-            yield gradients
+                self._kept.append(room)
+            yield room
 
-    def _round(self, number: int) -> dict[str, torch.Tensor]:
-        device = next(iter(self.weights.values())).device
-        found = {name: torch.zeros(self.tasks, prod(shape), device=device) for name, (shape, _) in self.wholes.items()}
+    def _fill(self, room: dict[str, torch.Tensor], number: int) -> None:
+        for gradient_KP in room.values():
+            gradient_KP.zero_()  # where a rank holds some of the experts, the others' places
         for task in range(self.tasks):
-            loss, _, _ = self.model(self.batch_of(task, number).to(device))
+            loss, _, _ = self.model(self.batch_of(task, number).to(self.device))
             parts = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True, materialize_grads=True)
-            for (name, (_, first)), part in zip(self.wholes.items(), parts, strict=True):
-                # in the order of the model, as `wholes`
-                found[name][task, first : first + part.numel()] = part.flatten()
+            for (name, (_, first)), part in zip(self.wholes.items(), parts, strict=True):  # both in the order of the model
+                room[name][task, first : first + part.numel()] = part.flatten()
             self._done += 1
             self.progress("gradients", self._done, self._total)
         if world_size() > 1:
-            for gradient_KP in found.values():
+            for gradient_KP in room.values():
                 dist.all_reduce(gradient_KP)
-        return found
 
 
 class InterferenceProbe:

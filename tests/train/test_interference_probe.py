@@ -72,8 +72,8 @@ def test_gradients_that_do_not_fit_are_computed_again():
     assert (kept.held_bytes, again.held_bytes) == (4 * 3072, 2 * 3072)
     first, second = list(kept), list(kept)
     assert all(a is b for a, b in zip(first, second, strict=True))
-    for once in (list(again), list(again)):
-        assert all(torch.equal(a[DOWN], b[DOWN]) for a, b in zip(first, once, strict=True))
+    for _ in range(2):
+        assert all(torch.equal(a[DOWN], b[DOWN]) for a, b in zip(first, again, strict=True))
     assert told == [("gradients", done, 12) for done in range(1, 13)]
 
 
