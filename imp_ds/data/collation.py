@@ -1,73 +1,91 @@
-"""From decoded samples to a Batch, by the same processors that inference uses.
+"""From decoded samples to a Batch, by the same preprocessing that inference uses.
 
 A task's view of a modality (resolution, frames, seconds, length, share of dropped tokens) overrides the processor's own.
 Each sample brings its own random generator, so that it looks the same whichever rank or worker prepares it, and in
-whatever company.
+whatever company. What leaves a worker is contiguous and small: pixels as uint8, spectrograms as float16; the model brings them
+to its own type on the device.
 """
 
 import numpy as np
 import torch
 
-from imp_ds.modalities import text
-from imp_ds.tasks import AudioView, Batch, TextView, Views, VisionView
+from imp_ds.modalities import audio, text, vision
+from imp_ds.modalities.augmentation import SpecMasks
+from imp_ds.models.imp.image_processing_imp import size_pair
+from imp_ds.tasks import Augmentation, AudioView, Batch, BatchReport, TextView, Views, VisionView
+
+_UNCHANGED = Augmentation()
+_LABEL = "label"
+_WORDS = "words"
 
 
 class Collator:
     """Makes the batches of all tasks.
 
     Args:
-        processor: an ImpProcessor, of which image_processor, video_processor, feature_extractor and tokenizer are used.
+        processor: an ImpProcessor, of which image_processor, feature_extractor and tokenizer are used.
     """
 
     def __init__(self, processor):
         self.processor = processor
 
-    def __call__(self, task: str, views: Views, samples: list[dict], rngs: list[np.random.Generator] | None = None) -> Batch:
+    def __call__(
+        self, task: str, views: Views, samples: list[dict], rngs: list[np.random.Generator] | None = None, *,
+        augment: Augmentation = _UNCHANGED, mask_rate: float = 0.0,
+    ) -> Batch:  # fmt: skip
         """Batch the samples of `decode`.
 
         Args:
-            rngs: one generator for each sample, for what training draws (DropToken, the place of a cut); None, as in
-                evaluation, draws nothing and drops no token.
+            rngs: one generator for each sample, for what training draws (DropToken, masks, the place of a cut); None, as in
+                evaluation, draws nothing, drops no token and hides no word.
+            augment: what training changes of spectrograms; pictures have been changed when they were decoded.
+            mask_rate: share of the words that are hidden; `targets["words"]` has them then.
         """
-        makers = {"vision": self._vision, "audio": self._audio, "text": self._text}
-        inputs = {m: makers[m](getattr(views, m), [sample[m] for sample in samples], rngs) for m in views.names()}
-        targets = {}
-        if "label" in samples[0]:
-            targets["label"] = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
-        return Batch(task, inputs, targets)
+        inputs, targets, padding = {}, {}, {}
+        if views.vision is not None:
+            inputs["vision"] = self._vision(views.vision, [sample["vision"] for sample in samples], rngs)
+            padding["vision"] = 0.0
+        if views.audio is not None:
+            inputs["audio"] = self._audio(views.audio, [sample["audio"] for sample in samples], rngs, augment)
+            padding["audio"] = 0.0
+        if views.text is not None:
+            found = self._text(views.text, [sample["text"] for sample in samples], rngs, mask_rate)
+            targets |= {name: found.pop(name) for name in (_WORDS,) if name in found}
+            inputs["text"] = found
+            padding["text"] = 1.0 - float(found["attention_mask"].float().mean())
+        if _LABEL in samples[0]:
+            targets[_LABEL] = torch.tensor([sample[_LABEL] for sample in samples], dtype=torch.int64)
+        return Batch(task, inputs, targets, report=BatchReport(padding=padding))
 
     def _vision(self, view: VisionView, clips: list[np.ndarray], rngs) -> dict[str, torch.Tensor]:
-        drop_rate = 0.0 if rngs is None else view.drop_rate
+        settings = self.processor.image_processor
+        return _tensors(
+            vision.preprocess(
+                clips, view.frames, (view.height, view.width), settings.patch, keep_aspect=view.keep_aspect,
+                largest=settings.largest and size_pair(settings.largest),
+                drop_rate=0.0 if rngs is None else view.drop_rate, rngs=rngs,
+            )
+        )  # fmt: skip
 
-        def process(clips, rng):
-            settings = dict(size=(view.height, view.width), drop_rate=drop_rate, rng=rng, return_tensors="pt")
-            if view.frames == 1:
-                return self.processor.image_processor([clip[0] for clip in clips], **settings)
-            return self.processor.video_processor(clips, frames=view.frames, **settings)
+    def _audio(self, view: AudioView, sounds: list[tuple[np.ndarray, int]], rngs, augment: Augmentation):
+        settings = self.processor.feature_extractor
+        crop = "center" if settings.crop == "random" and rngs is None else settings.crop
+        masks = SpecMasks(augment.spec_masks, augment.spec_time, augment.spec_frequency)
+        samples, rates = zip(*sounds)
+        return _tensors(
+            audio.preprocess(
+                list(samples), list(rates), settings.transform, view.seconds, settings.patch, mean=settings.mean,
+                std=settings.std, crop=crop, masks=masks if rngs is not None and masks.count else None,
+                drop_rate=0.0 if rngs is None else view.drop_rate, rngs=rngs, dtype=np.float16,
+            )
+        )  # fmt: skip
 
-        return _batched(process, clips, rngs if drop_rate else None)
-
-    def _audio(self, view: AudioView, sounds: list[tuple[np.ndarray, int]], rngs) -> dict[str, torch.Tensor]:
-        extractor = self.processor.feature_extractor
-        drop_rate = 0.0 if rngs is None else view.drop_rate
-        drawn = drop_rate or extractor.crop == "random"
-        crop = "center" if extractor.crop == "random" and rngs is None else extractor.crop
-
-        def process(sounds, rng):
-            samples, rates = zip(*sounds)
-            settings = dict(seconds=view.seconds, crop=crop, drop_rate=drop_rate, rng=rng, return_tensors="pt")
-            return extractor(list(samples), list(rates), **settings)
-
-        return _batched(process, sounds, rngs if drawn else None)
-
-    def _text(self, view: TextView, captions: list[str], rngs) -> dict[str, torch.Tensor]:
-        encoded = text.preprocess(captions, self.processor.tokenizer, view.length)
-        return {name: torch.as_tensor(encoded[name]) for name in text.INPUT_NAMES}
+    def _text(self, view: TextView, captions: list[str], rngs, mask_rate: float) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        if mask_rate and rngs is not None:
+            return _tensors(text.preprocess_masked(captions, tokenizer, view.length, mask_rate, rngs))
+        return _tensors(text.preprocess(captions, tokenizer, view.length))
 
 
-def _batched(process, items: list, rngs: list[np.random.Generator] | None) -> dict[str, torch.Tensor]:
-    """All items in one call where nothing is drawn, else one call for each with its own generator."""
-    if rngs is None:
-        return dict(process(items, None))
-    parts = [process([item], rng) for item, rng in zip(items, rngs, strict=True)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

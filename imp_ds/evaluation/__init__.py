@@ -41,7 +41,6 @@ def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> lis
                 record,
                 batches,
                 processor.tokenizer,
-                len(reader),
                 labels=None if record.source.label is None else torch.from_numpy(labels(reader)),
                 classes=_class_prompts(run, record, reader),
                 captions=None if record.source.text is None else first_captions(reader),

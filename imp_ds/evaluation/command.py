@@ -80,7 +80,8 @@ def results_table(results: dict[str, float], title: str) -> Table:
         if previous not in (None, (kind, evaluation)) and kind == "retrieval":
             table.add_section()
         previous = (kind, evaluation)
-        table.add_row(f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}", evaluation, f"{100 * value:.1f} %")
+        what = f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}".strip()
+        table.add_row(what, evaluation, f"{value:.0f}" if kind == "left_out" else f"{100 * value:.1f} %")
     return table
 
 

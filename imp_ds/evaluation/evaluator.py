@@ -27,7 +27,6 @@ class TextEvaluator:
         record: the evaluation's name, modality and views.
         batches: returns this rank's batches of the split anew (`imp_ds.data.loader.evaluation_batches`).
         tokenizer: makes the prompts' tokens.
-        rows: of the split.
         labels: class index of each row of the split, int64 [rows]; needed with `classes`.
         captions: the first caption of each row; the batches then have "text" inputs.
         frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
@@ -45,7 +44,6 @@ class TextEvaluator:
         record: Evaluation,
         batches: Callable[[], Iterable[Batch]],
         tokenizer,
-        rows: int,
         *,
         labels: torch.Tensor | None = None,
         classes: ClassPrompts | None = None,
@@ -54,14 +52,15 @@ class TextEvaluator:
         frames: Callable[[int], np.ndarray] | None = None,
         keep_mb: int = 256,
     ):
-        self.record, self.tokenizer, self.rows, self.batch_size = record, tokenizer, rows, batch_size
+        self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
         self.labels, self.classes, self.captions = labels, classes, captions
         self._frames = frames
         self._batches = KeptBatches(batches, keep_mb)
         self.vectors_NC: torch.Tensor | None = None
-        self.rows_N: torch.Tensor | None = None
         self.usage: dict[str, list[list[float]]] = {}
         _check(record, labels, classes, captions)
+        self.rows = len(captions if labels is None else labels)
+        self.rows_N = torch.arange(self.rows)
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         modality, name = self.record.modality, self.record.name

@@ -1,19 +1,22 @@
 """Audio: log-mel spectrograms, cut into patches of time x mel bins (IMP, section 3.1).
 
-Shapes: B batch, L tokens of an example, P raw values of a patch (frames * mel bins), D width, N samples, C channels.
+Shapes: B batch, L tokens of an example, K of them that are kept, P raw values of a patch (frames * mel bins), D width, N samples,
+C channels, F spectrogram frames, M mel bins.
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.drop_token import drop_tokens
+from imp_ds.modalities.augmentation import SpecMasks, mask_spectrogram
+from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
 from imp_ds.modalities.log_mel import LogMel
 from imp_ds.modalities.positions import FactoredPositions
+from imp_ds.modalities.resampling import resample
 
 INPUT_NAMES = ("input_features", "feature_positions")
 CROPS = ("start", "center", "random")
@@ -49,10 +52,12 @@ def preprocess(
     mean: float = 0.0,
     std: float = 1.0,
     crop: str = "start",
+    masks: SpecMasks | None = None,
     drop_rate: float = 0.0,
-    rng: np.random.Generator | None = None,
+    rngs: Sequence[np.random.Generator] | None = None,
+    dtype: type = np.float32,
 ) -> dict[str, np.ndarray]:
-    """Sounds of any length and rate to the model's inputs: `input_features` float32 [B, L, P], `feature_positions` [B, L, 2].
+    """Sounds of any length and rate to the model's inputs: `input_features` [B, K, P], `feature_positions` float32 [B, K, 2].
 
     Channels are averaged, the rate becomes that of `log_mel`, the length `seconds`. The number of frames is seconds * rate / hop,
     rounded up to whole patches; what the last frames lack is silence.
@@ -62,25 +67,44 @@ def preprocess(
         patch: spectrogram frames and mel bins of a patch.
         mean, std: the log-mel values become (value - mean) / std; fixed numbers, not statistics of the sound.
         crop: where a longer sound is cut, and where a shorter one lies in the silence: "start", "center" or "random".
+        masks: bands of the spectrogram to be masked at random.
         drop_rate: share of the tokens dropped.
+        rngs: one for each sound, the source of all that is random.
+        dtype: of the features: float32, or float16, half as much to carry and still exact to 1 / 2048 of a value.
 
     Raises:
         UserError: samples, rates or sizes that cannot be used.
     """
     if log_mel.mel_bins % patch[1]:
         raise UserError("the patch does not divide the mel bins", got=f"{log_mel.mel_bins} bins in patches of {patch[1]}")
-    if crop not in CROPS or (crop == "random" and rng is None):
-        raise UserError("unknown crop of a sound", got=f"crop={crop!r}, rng={rng}", allowed=f'{CROPS}; "random" needs rng')
-    length = round(seconds * log_mel.sampling_rate)
-    frames = patch[0] * math.ceil(math.ceil(length / log_mel.hop_length) / patch[0])
-    samples_BN = np.zeros((len(sounds), max(length, log_mel.samples_for(frames))), np.float32)
-    for row_N, sound, rate in zip(samples_BN, sounds, sampling_rates, strict=True):
-        _place(to_mono(sound), rate, log_mel.sampling_rate, row_N[:length], crop, rng)
-    mel_BFM = log_mel(torch.from_numpy(samples_BN[:, : log_mel.samples_for(frames)]))
+    if crop not in CROPS or (crop == "random" and rngs is None):
+        raise UserError("unknown crop of a sound", got=f"crop={crop!r}, rngs={rngs}", allowed=f'{CROPS}; "random" needs rngs')
+    mel_BFM = spectrograms(sounds, sampling_rates, log_mel, seconds, patch[0], crop, rngs)
     mel_BFM = mel_BFM.sub_(mean).div_(std).numpy()
-    grid = (frames // patch[0], log_mel.mel_bins // patch[1])
-    pairs = [drop_tokens(patchify(mel_FM, grid, patch), grid, drop_rate, rng) for mel_FM in mel_BFM]
-    return {name: np.stack(parts) for name, parts in zip(INPUT_NAMES, zip(*pairs))}
+    steps, bands = grid = mel_BFM.shape[1] // patch[0], log_mel.mel_bins // patch[1]
+    shape = len(sounds), kept_count(steps * bands, drop_rate)
+    values_BKP, positions_BK2 = np.empty((*shape, math.prod(patch)), dtype), np.empty((*shape, 2), np.float32)
+    for place, mel_FM in enumerate(mel_BFM):
+        rng = None if rngs is None else rngs[place]
+        if masks is not None:
+            mask_spectrogram(mel_FM, masks, rng)
+        kept = kept_tokens(steps * bands, steps * bands, drop_rate, rng)
+        blocks = mel_FM.reshape(steps, patch[0], bands, patch[1]).transpose(0, 2, 1, 3)  # in the order time, frequency
+        write_tokens(blocks, grid, kept, values_BKP[place], positions_BK2[place])
+    return dict(zip(INPUT_NAMES, (values_BKP, positions_BK2)))
+
+
+def spectrograms(
+    sounds: list[np.ndarray], sampling_rates: list[int], log_mel: LogMel, seconds: float, multiple: int, crop: str, rngs
+) -> torch.Tensor:
+    """The log-mel spectrograms of `seconds` of each sound, float32 [B, F, M]; F is rounded up to a multiple of `multiple`."""
+    length = round(seconds * log_mel.sampling_rate)
+    frames = multiple * math.ceil(math.ceil(length / log_mel.hop_length) / multiple)
+    samples_BN = np.zeros((len(sounds), max(length, log_mel.samples_for(frames))), np.float32)
+    for place, (sound, rate) in enumerate(zip(sounds, sampling_rates, strict=True)):
+        rng = None if rngs is None else rngs[place]
+        _place(to_mono(sound), rate, log_mel.sampling_rate, samples_BN[place, :length], crop, rng)
+    return log_mel(torch.from_numpy(samples_BN[:, : log_mel.samples_for(frames)]))
 
 
 def to_mono(sound: np.ndarray) -> np.ndarray:
@@ -103,31 +127,6 @@ def to_mono(sound: np.ndarray) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise UserError("a sound has samples that are not finite", got=f"{np.sum(~np.isfinite(samples))} of {samples.size}")
     return samples
-
-
-def resample(samples_N: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """Band-limited (polyphase) change of the sampling rate."""
-    if rate == target:
-        return samples_N
-    from scipy.signal import resample_poly  # imported here: a third of a second, and most corpora never need it
-
-    divisor = math.gcd(rate, target)
-    up, down = target // divisor, rate // divisor
-    return resample_poly(samples_N, up, down, window=_lowpass(max(up, down))).astype(np.float32, copy=False)
-
-
-@lru_cache(maxsize=16)
-def _lowpass(factor: int) -> np.ndarray:
-    """The filter that resample_poly would design anew for every sound: a Kaiser window over ten periods on each side."""
-    from scipy.signal import firwin
-
-    return firwin(20 * factor + 1, 1.0 / factor, window=("kaiser", 5.0)).astype(np.float32)
-
-
-def patchify(mel_FM: np.ndarray, grid: tuple[int, int], patch: tuple[int, int]) -> np.ndarray:
-    """[F, M] to [L, P]: patches in the order time, frequency; values in the order frame, bin."""
-    (steps, bands), (frames, bins) = grid, patch
-    return mel_FM.reshape(steps, frames, bands, bins).transpose(0, 2, 1, 3).reshape(steps * bands, frames * bins)
 
 
 def _place(samples_N: np.ndarray, rate: int, target: int, row_N: np.ndarray, crop: str, rng: np.random.Generator | None):

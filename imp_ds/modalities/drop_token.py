@@ -1,6 +1,7 @@
-"""The tokens of a regular grid, with true coordinates, and DropToken (VATT, arXiv 2104.11178, section 3.3).
+"""Which tokens of a regular grid are kept, with true coordinates: DropToken (VATT, arXiv 2104.11178, section 3.3), and what a
+grid has above its budget.
 
-Shapes: L tokens of an example, P raw values of a token, A axes of the grid.
+Shapes: L tokens of a whole grid, A axes of it, K tokens that are kept.
 """
 
 from functools import lru_cache
@@ -12,34 +13,58 @@ from imp_ds.modalities.positions import grid_positions
 
 
 @lru_cache(maxsize=64)
-def _grid(sizes: tuple[int, ...]) -> np.ndarray:
-    """The coordinates of a whole grid, computed once for each size: the loader asks for them with every sample."""
+def grid_coordinates(sizes: tuple[int, ...]) -> np.ndarray:
+    """`grid_positions`, float32 [L, A], computed once for each size; not to be written to."""
     positions_LA = grid_positions(*sizes)
     positions_LA.flags.writeable = False
     return positions_LA
 
 
-def drop_tokens(
-    values_LP: np.ndarray, grid: tuple[int, ...], drop_rate: float = 0.0, rng: np.random.Generator | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The kept tokens and their coordinates, [L', P] and float32 [L', A], in the order of the grid.
+def kept_count(budget: int, drop_rate: float) -> int:
+    """K: int((1 - drop_rate) * budget) tokens, but at least one (IMP release, `modeling/stochastic.py`)."""
+    # the tolerance lets (1 - 0.9) * 10 = 0.9999999999999998 count as the 1 that it is on paper
+    return max(1, int((1.0 - drop_rate) * budget + 1e-9))
 
-    int((1 - drop_rate) * L) tokens, but at least one, are drawn uniformly without replacement.
+
+def kept_tokens(total: int, budget: int, drop_rate: float = 0.0, rng: np.random.Generator | None = None) -> np.ndarray | None:
+    """Indices of the `kept_count(budget, drop_rate)` tokens that are kept of `total`, ascending: [K]; None where all are.
+
+    Args:
+        total: tokens of the grid, at least budget: what is above it is left out.
+        rng: they are drawn uniformly; None, as in evaluation, takes the middles of K equal stretches.
 
     Raises:
         UserError: drop_rate outside [0, 1), or a positive one without a random generator.
     """
-    positions_LA = _grid(tuple(grid))
-    assert len(positions_LA) == len(values_LP), "the grid does not fit the tokens"
-    if not drop_rate:
-        return values_LP, positions_LA.copy()
-    if not 0.0 <= drop_rate < 1.0 or rng is None:
+    if not 0.0 <= drop_rate < 1.0 or (drop_rate and rng is None):
         raise UserError(
             "tokens cannot be dropped",
             got=f"drop_rate={drop_rate}, rng={rng}",
             allowed="0 <= drop_rate < 1 with rng=numpy.random.default_rng(seed)",
         )
-    # The tolerance lets (1 - 0.9) * 10 = 0.9999999999999998 count as the 1 that it is on paper.
-    count = max(1, int((1.0 - drop_rate) * len(values_LP) + 1e-9))
-    kept = np.sort(rng.choice(len(values_LP), count, replace=False))
-    return values_LP[kept], positions_LA[kept]
+    count = kept_count(budget, drop_rate)
+    if count == total:
+        return None
+    if rng is None:
+        return (2 * np.arange(count) + 1) * total // (2 * count)
+    return np.sort(rng.choice(total, count, replace=False))
+
+
+def write_tokens(
+    blocks: np.ndarray, grid: tuple[int, ...], kept: np.ndarray | None, values_KP: np.ndarray, positions_KA: np.ndarray
+) -> None:
+    """Write the kept tokens and their coordinates, index / size on each axis, in the order of the grid.
+
+    Args:
+        blocks: [*grid, ...]: the values of each token on the axes after the grid's, P in all.
+        kept: from `kept_tokens`.
+        values_KP, positions_KA: where they are written, contiguous; values change to the type of their place.
+    """
+    positions_LA = grid_coordinates(tuple(grid))
+    if kept is None:
+        values_KP.reshape(blocks.shape)[:] = blocks
+        positions_KA[:] = positions_LA
+    else:
+        places = np.unravel_index(kept, grid)
+        values_KP.reshape(-1, *blocks.shape[len(grid) :])[:] = blocks[places]
+        positions_KA[:] = positions_LA[kept]

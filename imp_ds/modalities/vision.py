@@ -1,18 +1,19 @@
 """Vision: an image is a clip of one step, a film a clip of several; both are 3-D patches (IMP, section 3.1; VATT).
 
 Shapes: B batch, L tokens of an example, P raw values of a patch (frames * height * width * channels), D width,
-T frames, H height, W width, C = 3 channels.
+K tokens of it that are kept, T frames, H height, W width, C = 3 channels.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.drop_token import drop_tokens
+from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
+from imp_ds.modalities.framing import Size, centre_box, own_grid, resize
 from imp_ds.modalities.positions import FactoredPositions
 
 INPUT_NAMES = ("pixel_values", "pixel_positions")
@@ -40,53 +41,58 @@ class VisionEmbedding(nn.Module):
 
 
 def preprocess(
-    frames_THWC: np.ndarray,
+    clips: Sequence[np.ndarray],
     frames: int,
-    height: int,
-    width: int,
+    size: Size,
     patch: tuple[int, int, int],
     *,
+    keep_aspect: bool = False,
+    largest: Size | None = None,
     drop_rate: float = 0.0,
-    crop_area: tuple[float, float] | None = None,
-    flip: bool = False,
-    rng: np.random.Generator | None = None,
+    rngs: Sequence[np.random.Generator] | None = None,
 ) -> dict[str, np.ndarray]:
-    """One image (T = 1) or film to the model's inputs: `pixel_values` uint8 [L, P] and `pixel_positions` float32 [L, 3].
+    """Images (T = 1) or films to the model's inputs: `pixel_values` uint8 [B, K, P] and `pixel_positions` float32 [B, K, 3].
 
-    `frames` frames are taken uniformly over the film. Each is resized (bicubic) so that it just covers height x width, and
-    cropped at the centre. One frame alone is repeated to the depth of a patch: an image is a clip of one step.
+    `frames` frames are taken uniformly over a film. Each is resized so that it just covers `size`, and cut at the centre. One
+    frame alone is repeated to the depth of a patch: an image is a clip of one step.
 
     Args:
-        frames_THWC: uint8.
+        clips: uint8 [T, H, W, 3] each.
+        size: (height, width) of a picture.
         patch: frames, height and width of a patch; they divide the clip, but for frames = 1.
+        keep_aspect: instead of cutting it, see the whole picture on a grid of its own aspect ratio with as many patches as `size`
+            has. What the grid has above that is left out, at random with `rngs`, else evenly.
+        largest: under keep_aspect, the (height, width) that a picture may have.
         drop_rate: share of the tokens dropped.
-        crop_area: instead of the centre, a random crop with a share of the image's area drawn from this range and an
-            aspect ratio between 1/2 and 2 (IMP: (0.5, 1.0)), the same in all frames.
-        flip: mirror left and right in half of the calls.
-        rng: source of all that is random.
+        rngs: one for each clip, the source of all that is random.
 
     Raises:
-        UserError: the patch does not divide the clip, or something random is asked for without `rng`.
+        UserError: the patch does not divide the clip, or something random is asked for without `rngs`.
     """
     depth = patch[0]
-    if (frames % depth and frames != 1) or height % patch[1] or width % patch[2]:
+    if (frames % depth and frames != 1) or size[0] % patch[1] or size[1] % patch[2]:
         raise UserError(
             "the patch does not divide the picture",
-            got=f"{frames} frames of {height} x {width} in patches of {patch[0]} x {patch[1]} x {patch[2]}",
+            got=f"{frames} frames of {size[0]} x {size[1]} in patches of {patch[0]} x {patch[1]} x {patch[2]}",
             allowed=f"1 frame or a multiple of {depth}; multiples of {patch[1]} x {patch[2]} pixels",
         )
-    if rng is None and (crop_area or flip):
-        raise UserError("a random crop or flip needs a random generator", fix="pass rng=numpy.random.default_rng(seed)")
-    clip_THWC = clip_frames(frames_THWC, frames)
-    box = random_box(clip_THWC.shape[1:3], crop_area, rng) if crop_area else centre_box(clip_THWC.shape[1:3], height, width)
-    clip_THWC = resize(clip_THWC, box, height, width)
-    if flip and rng.random() < 0.5:
-        clip_THWC = clip_THWC[:, :, ::-1]
-    if frames == 1:
-        clip_THWC = np.broadcast_to(clip_THWC, (depth, *clip_THWC.shape[1:]))
-    grid = (clip_THWC.shape[0] // depth, height // patch[1], width // patch[2])
-    values_LP, positions_L3 = drop_tokens(patchify(clip_THWC, grid, patch), grid, drop_rate, rng)
-    return {"pixel_values": values_LP, "pixel_positions": positions_L3}
+    steps, grid = max(1, frames // depth), (size[0] // patch[1], size[1] // patch[2])
+    budget = steps * math.prod(grid)
+    shape = len(clips), kept_count(budget, drop_rate)
+    values_BKP = np.empty((*shape, math.prod(patch) * 3), np.uint8)
+    positions_BK3 = np.empty((*shape, 3), np.float32)
+    for place, clip_THWC in enumerate(clips):
+        clip_THWC = clip_frames(clip_THWC, frames)
+        if keep_aspect:
+            most = largest and (largest[0] // patch[1], largest[1] // patch[2])
+            rows, columns = own_grid(clip_THWC.shape[1:3], grid, patch[1:], most)
+        else:
+            rows, columns = grid
+            clip_THWC = centre_box(clip_THWC.shape[1:3], size[1] / size[0]).cut(clip_THWC)
+        blocks = patches(resize(clip_THWC, (rows * patch[1], columns * patch[2])), (steps, rows, columns), patch)
+        kept = kept_tokens(steps * rows * columns, budget, drop_rate, None if rngs is None else rngs[place])
+        write_tokens(blocks, (steps, rows, columns), kept, values_BKP[place], positions_BK3[place])
+    return dict(zip(INPUT_NAMES, (values_BKP, positions_BK3)))
 
 
 def clip_indices(total: int, frames: int) -> np.ndarray:
@@ -101,35 +107,10 @@ def clip_frames(frames_THWC: np.ndarray, frames: int) -> np.ndarray:
     return frames_THWC if len(frames_THWC) == frames else frames_THWC[clip_indices(len(frames_THWC), frames)]
 
 
-def centre_box(size: tuple[int, int], height: int, width: int) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the largest centred part of an image of `size` (H, W) with the aspect of height x width."""
-    scale = min(size[0] / height, size[1] / width)
-    top, left = (size[0] - height * scale) / 2, (size[1] - width * scale) / 2
-    return left, top, left + width * scale, top + height * scale
-
-
-def random_box(size: tuple[int, int], area: tuple[float, float], rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A random part of an image (Inception crop, arXiv 1409.4842): share of the area in `area`, aspect ratio in 1/2..2."""
-    for _ in range(10):
-        surface = size[0] * size[1] * rng.uniform(*area)
-        ratio = math.exp(rng.uniform(-math.log(2), math.log(2)))
-        height, width = math.sqrt(surface / ratio), math.sqrt(surface * ratio)
-        if height <= size[0] and width <= size[1]:
-            top, left = rng.uniform(0, size[0] - height), rng.uniform(0, size[1] - width)
-            return left, top, left + width, top + height
-    return 0.0, 0.0, float(size[1]), float(size[0])
-
-
-def resize(clip_THWC: np.ndarray, box: tuple[float, float, float, float], height: int, width: int) -> np.ndarray:
-    """The part `box` of every frame, resized to height x width; the clip itself where that changes nothing."""
-    if clip_THWC.shape[1:3] == (height, width) and box == (0.0, 0.0, width, height):
-        return clip_THWC
-    images = (Image.fromarray(np.ascontiguousarray(frame_HWC)) for frame_HWC in clip_THWC)
-    return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)) for image in images])
-
-
-def patchify(clip_THWC: np.ndarray, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> np.ndarray:
-    """[T, H, W, C] to [L, P]: patches in the order time, height, width; values in the order frame, row, column, channel."""
+def patches(clip_THWC: np.ndarray, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> np.ndarray:
+    """A view of the clip by patches: [steps, rows, columns, frames, height, width, C]. One frame serves as all frames of a step."""
     (steps, rows, columns), (depth, high, wide), channels = grid, patch, clip_THWC.shape[-1]
+    if len(clip_THWC) == 1:
+        clip_THWC = np.broadcast_to(clip_THWC, (depth, *clip_THWC.shape[1:]))
     blocks = clip_THWC.reshape(steps, depth, rows, high, columns, wide, channels)
-    return blocks.transpose(0, 2, 4, 1, 3, 5, 6).reshape(steps * rows * columns, depth * high * wide * channels)
+    return blocks.transpose(0, 2, 4, 1, 3, 5, 6)

@@ -3,17 +3,19 @@
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
-from imp_ds.recipes import debug, digits, imp
+from imp_ds.recipes import debug, digits, imp, real_small
 
 RECIPES = {
     function.__name__: function
     for function in (
         digits.digits,
+        real_small.real_small,
         imp.imp_s,
         imp.imp_b,
         imp.imp_moe_b,
         imp.imp_moe_l,
         digits.digits_debug,
+        real_small.real_small_debug,
         debug.imp_s_debug,
         debug.imp_b_debug,
         debug.imp_moe_b_debug,

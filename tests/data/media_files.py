@@ -8,12 +8,12 @@ import soundfile
 from PIL import Image
 
 
-def write_film(path, frames_THWC, sound=None, rate=16000, fps=25):
-    """An mp4 (or whatever the suffix says) with an optional mono or stereo AAC sound track, float [C, N]."""
+def write_film(path, frames_THWC, sound=None, rate=16000, fps=25, options=None):
+    """An mp4 (or whatever the suffix says) with an optional mono or stereo AAC sound track, float [C, N]; `options` of x264."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps)
         video.height, video.width = frames_THWC.shape[1:3]
-        video.pix_fmt, video.options = "yuv444p", {"crf": "0", "preset": "ultrafast"}
+        video.pix_fmt, video.options = "yuv444p", {"crf": "0", "preset": "ultrafast", **(options or {})}
         audio = None
         if sound is not None:
             audio = container.add_stream("aac", rate=rate, layout="mono" if len(sound) == 1 else "stereo")

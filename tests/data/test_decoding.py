@@ -1,7 +1,10 @@
 """Decoding: known pictures, films and sounds come back; damaged and hostile ones are named."""
 
-import json
 import pickle
+import struct
+import time
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -10,9 +13,31 @@ from media_files import write_corpus, write_film
 from PIL import Image
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding import DecodeError, decode, read_film, read_image, read_sound
-from imp_ds.data.sources import FolderSource
-from imp_ds.tasks import AudioView, Source, TextView, Views, VisionView
+from imp_ds.data.decoding import decode, decode_windows
+from imp_ds.data.decoding import film as films
+from imp_ds.data.decoding import image as images
+from imp_ds.data.decoding import sound as sounds
+from imp_ds.data.samples import BadSample, Media
+from imp_ds.tasks import Augmentation, AudioView, TextView, Views, VisionView
+
+NOTHING = MediaCache(0)
+
+
+def media(path):
+    return Media(str(path), path=path)
+
+
+def read_image(path, needed=None):
+    return images.read_image(media(path), needed)
+
+
+def read_film(path, frames, rng=None, **view):
+    return films.read_film(media(path), VisionView(frames=frames, **view), rng, NOTHING)
+
+
+def read_sound(path):
+    return sounds.read_sound(media(path), 1.0, None, NOTHING)
+
 
 GREYS = np.arange(10, dtype=np.uint8) * 20 + 30
 
@@ -61,6 +86,40 @@ def test_films_give_uniform_frames(tmp_path, suffix):
     np.testing.assert_allclose(frames.mean((1, 2, 3)), GREYS[[1, 3, 6, 8]], atol=2)
     np.testing.assert_allclose(read_film(path, 1).mean(), GREYS[5], atol=2)
     assert len(read_film(path, 100)) == 10
+    # every third frame from the first: 0, 3, 6, 9; of five such there are four
+    np.testing.assert_allclose(read_film(path, 5, sampling="stride", stride=3).mean((1, 2, 3)), GREYS[[0, 3, 6, 9]], atol=2)
+    # the middle clip of 3 frames at stride 2 spans 5 of 10: it begins at (10 - 5) // 2 = 2
+    np.testing.assert_allclose(read_film(path, 3, sampling="clip", stride=2).mean((1, 2, 3)), GREYS[[2, 4, 6]], atol=2)
+
+
+def test_a_random_clip_lies_anywhere_in_the_film(tmp_path):
+    write_film(tmp_path / "x.mp4", grey_film())
+    view = dict(sampling="clip", stride=2)
+    firsts = set()
+    for seed in range(40):
+        greys = read_film(tmp_path / "x.mp4", 3, np.random.default_rng(seed), **view).mean((1, 2, 3))
+        first = int(np.abs(GREYS - greys[0]).argmin())
+        np.testing.assert_allclose(greys, GREYS[[first, first + 2, first + 4]], atol=2)
+        firsts.add(first)
+    assert firsts == set(range(6))  # the last clip ends with the last frame
+    alone = [read_film(tmp_path / "x.mp4", 3, np.random.default_rng(5), **view) for _ in range(2)]
+    np.testing.assert_array_equal(*alone)
+
+
+def test_frames_far_apart_are_found_by_key_frames(tmp_path):
+    """60 frames with a key frame every 12: frame k is of grey 2 k + 60, whether it is read on to or sought."""
+    film = np.broadcast_to((np.arange(60, dtype=np.uint8) * 2 + 60)[:, None, None, None], (60, 32, 32, 3))
+    write_film(tmp_path / "x.mp4", film, options={"g": "12", "bf": "2"})
+    for frames in (2, 3, 5, 60):
+        expected = (2 * np.arange(frames) + 1) * 60 // (2 * frames) * 2 + 60
+        np.testing.assert_allclose(read_film(tmp_path / "x.mp4", frames).mean((1, 2, 3)), expected, atol=2)
+
+
+def test_variable_frame_rates_are_seen_as_they_play():
+    """Ten frames: the first nine are shown for 1/25 s each, the last for 1 s. The middles of four equal stretches of 1.36 s are
+    0.17, 0.51, 0.85 and 1.19 s: frame 4 (0.16 to 0.20 s), and then the last one, which is one frame."""
+    times = films.Times(np.array([*range(0, 360, 40), 360]), 1360, np.array([0]))
+    assert films.chosen_frames(times, VisionView(frames=4), None).tolist() == [4, 9]
 
 
 def test_a_film_sound_track_and_its_rate(tmp_path):
@@ -89,7 +148,7 @@ def test_damaged_and_hostile_media_are_named(tmp_path):
     Image.effect_noise((64, 64), 50).save(good)
     write_film(tmp_path / "good.mp4", grey_film())
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), 8000, subtype="FLOAT")
-    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 8000)
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(0, np.float32), 8000)
     files = {
         "cut.png": good.read_bytes()[:1000],
         "text.png": b"hello",
@@ -100,47 +159,169 @@ def test_damaged_and_hostile_media_are_named(tmp_path):
         "concat.mp4": b"ffconcat version 1.0\nfile '/etc/hostname'\n",
         "text.flac": b"hello",
         "text.m4a": b"hello",
-    }
+        "empty.png": b"", "empty.mp4": b"", "empty.flac": b"",
+    }  # fmt: skip
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    for name in [*files, "nan.wav", "empty.wav", "gone.png", "gone.wav"]:
-        read = read_image if name.endswith("png") else (lambda p: read_film(p, 4)) if name.endswith("mp4") else read_sound
-        with pytest.raises(DecodeError) as error:
+    for name in [*files, "nan.wav", "nothing.wav", "gone.png", "gone.wav", "gone.mp4"]:
+        kind = {"png": "image", "mp4": "film"}.get(name[-3:], "sound")
+        read = {"image": read_image, "film": lambda path: read_film(path, 4), "sound": read_sound}[kind]
+        with pytest.raises(BadSample) as error:
             read(tmp_path / name)
-        assert str(tmp_path / name) in str(error.value)
-    with pytest.raises(DecodeError, match="no sound"):
+        assert error.value.reason == {"gone": "missing file", "empt": "empty"}.get(name[:4], f"unreadable {kind}")
+        assert str(tmp_path / name) in error.value.detail
+    with pytest.raises(BadSample, match="no sound"):
         read_sound(tmp_path / "good.mp4")
 
 
 def test_sizes_are_refused_from_the_header(tmp_path, monkeypatch):
-    monkeypatch.setattr("imp_ds.data.decoding.MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr("imp_ds.data.decoding.MAX_SOUND_SAMPLES", 50)
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(films, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(sounds, "MAX_SOUND_SAMPLES", 50)
     Image.new("L", (11, 10)).save(tmp_path / "x.png")
     write_film(tmp_path / "x.mp4", grey_film())
     soundfile.write(tmp_path / "x.wav", np.zeros(51), 8000)
     for read, name in ((read_image, "x.png"), (lambda p: read_film(p, 2), "x.mp4"), (read_sound, "x.wav")):
-        with pytest.raises(DecodeError, match="more than|too many"):
+        with pytest.raises(BadSample, match="too large.*(more than|too many)"):
             read(tmp_path / name)
 
 
-def test_a_decode_error_survives_a_process_border():
-    error = pickle.loads(pickle.dumps(DecodeError("a/b.png", "broken")))
-    assert (error.path, error.reason, str(error)) == ("a/b.png", "broken", "a/b.png: broken")
+def bomb(kind):
+    """The head of a PNG of 100,000 x 100,000, or of a FLAC of 2^36 - 1 samples."""
+    if kind == "x.png":
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    packed = (44100 << 44) | (15 << 36) | (2**36 - 1)  # rate, channels - 1 and bits - 1, samples
+    return b"fLaC" + bytes([0x80, 0, 0, 34]) + struct.pack(">HH", 4096, 4096) + bytes(6) + packed.to_bytes(8, "big") + bytes(16)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.flac"])
+def test_a_bomb_is_refused_at_once(tmp_path, name):
+    (tmp_path / name).write_bytes(bomb(name))
+    tracemalloc.start()
+    start = time.monotonic()
+    with pytest.raises(BadSample):
+        (read_image if name == "x.png" else read_sound)(tmp_path / name)
+    assert time.monotonic() - start < 1.0 and tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
+
+
+def test_why_a_sample_is_bad_survives_a_process_border():
+    error = pickle.loads(pickle.dumps(BadSample("empty", "a/b.png")))
+    assert (error.reason, error.detail, str(error)) == ("empty", "a/b.png", "empty: a/b.png")
+
+
+def test_a_large_jpeg_is_scaled_by_its_decoder(tmp_path):
+    # a ramp from black to white over 800 pixels; needed are 100 x 100, so that an eighth, 100 x 75, would be too few
+    ramp = np.broadcast_to(np.linspace(0, 255, 800).astype(np.uint8)[None, :, None], (600, 800, 3))
+    Image.fromarray(ramp).save(tmp_path / "x.jpg", quality=95)
+    small = read_image(tmp_path / "x.jpg", (100, 100))
+    assert small.shape == (150, 200, 3)
+    np.testing.assert_allclose(small[75, :, 0], ramp[0, 2::4, 0], atol=4)
+    assert read_image(tmp_path / "x.jpg", (301, 301)).shape == read_image(tmp_path / "x.jpg").shape == (600, 800, 3)
+
+
+VIEWS = Views(vision=VisionView(frames=2, height=32, width=32), audio=AudioView(seconds=0.2), text=TextView())
+
+
+def sample_of(root, row=1):
+    film = media(root / f"films/train/{row}.mp4")
+    return {"vision": film, "audio": film, "text": [f"films {row}", f"number {row}", f"this is {row}"], "label": row}
 
 
 def test_decode_follows_the_views(tmp_path):
-    write_corpus(tmp_path, rows=3, splits=("train",))
-    films = FolderSource(
-        tmp_path, Source(path="films", vision="file_name", audio="file_name", text="captions", label="label"), "train"
-    )
-    views = Views(vision=VisionView(frames=2, height=32, width=32), audio=AudioView(seconds=0.2), text=TextView())
-    sample = decode(films, 1, views)
+    raw = sample_of(write_corpus(tmp_path, rows=3, splits=("train",)))
+    sample = decode(raw, VIEWS)
     assert set(sample) == {"vision", "audio", "text", "label"}
     assert sample["vision"].shape == (2, 32, 32, 3) and abs(float(sample["vision"].mean()) - 10) < 2
     assert sample["audio"][1] == 16000 and sample["text"] == "films 1" and sample["label"] == 1
-    assert set(decode(films, 1, Views(text=TextView()))) == {"text", "label"}
-    drawn = {decode(films, 1, Views(text=TextView()), np.random.default_rng(seed))["text"] for seed in range(40)}
+    assert set(decode(raw, Views(text=TextView()))) == {"text", "label"}
+    drawn = {decode(raw, Views(text=TextView()), np.random.default_rng(seed))["text"] for seed in range(40)}
     assert drawn == {"films 1", "number 1", "this is 1"}
+
+
+@pytest.mark.parametrize(
+    "role, reason", [("vision", "no pictures"), ("audio", "no sound"), ("text", "no text"), ("label", "missing column")]
+)
+def test_what_a_task_needs_may_be_missing(tmp_path, role, reason):
+    raw = sample_of(tmp_path)
+    del raw[role]
+    with pytest.raises(BadSample, match=reason):
+        decode(raw, VIEWS, needs_label=True)
+
+
+def ramp(tmp_path, name="x.wav", seconds=4.0, rate=8000):
+    """A sound whose value tells its place: sample n is n / N."""
+    total = round(seconds * rate)
+    soundfile.write(tmp_path / name, np.arange(total) / total, rate, subtype="FLOAT" if name.endswith("wav") else None)
+    return {"audio": media(tmp_path / name)}
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.flac"])
+def test_training_hears_a_random_window_of_a_long_sound(tmp_path, name):
+    raw, view, starts = ramp(tmp_path, name), Views(audio=AudioView(seconds=0.5)), []
+    for seed in range(30):
+        sound, rate = decode(raw, view, np.random.default_rng(seed))["audio"]
+        assert len(sound) == 4000 and rate == 8000
+        start = round(float(sound[0]) * 32000)
+        np.testing.assert_allclose(sound, np.arange(start, start + 4000) / 32000, atol=1e-4)  # 16 bits
+        starts.append(start)
+    assert min(starts) < 6000 and max(starts) > 22000  # of 0 to 28000
+
+
+def test_a_window_of_a_film_sound_track_is_sought(tmp_path):
+    """Twenty tones of a tenth of a second: the pitch of a window tells where it was taken."""
+    tones = np.concatenate([np.sin(2 * np.pi * 400 * (k + 1) * np.arange(1600) / 16000) * 0.5 for k in range(20)])
+    write_film(tmp_path / "x.mp4", grey_film(), tones[None])
+    raw, view, found = {"audio": media(tmp_path / "x.mp4")}, Views(audio=AudioView(seconds=0.1)), set()
+    for seed in range(12):
+        place = float(np.random.default_rng(seed).random())
+        sound, rate = decode(raw, view, np.random.default_rng(seed))["audio"]
+        assert rate == 16000 and len(sound) == 1600
+        begin = place * (2.0 - 0.1)  # seconds; the encoder's priming moves it by at most 0.07 s
+        pitch = np.abs(np.fft.rfft(sound * np.hanning(1600))).argmax() * 10
+        assert min(abs(begin + shift - (pitch / 400 - 1) * 0.1) for shift in (0.0, 0.07, -0.07)) <= 0.11
+        found.add(round(pitch / 400))
+    assert len(found) > 5
+
+
+def test_evaluation_hears_all_of_a_long_sound(tmp_path):
+    raw = ramp(tmp_path, seconds=1.3)
+    windows = [sample["audio"][0] for sample in decode_windows(raw, Views(audio=AudioView(seconds=0.5)))]
+    # 10,400 samples in windows of 4,000: from 0, 4,000, and the last one from 6,400
+    assert [round(float(window[0]) * 10400) for window in windows] == [0, 4000, 6400]
+    assert {len(window) for window in windows} == {4000}
+    assert len(decode_windows(raw, Views(audio=AudioView(seconds=1.3)))) == 1
+
+
+def test_speed_changes_the_rate_by_whole_percents(tmp_path):
+    raw, view = ramp(tmp_path, seconds=0.4), Views(audio=AudioView(seconds=1.0))
+    rates = {decode(raw, view, np.random.default_rng(s), augment=Augmentation(speed=0.03))["audio"][1] for s in range(60)}
+    assert rates == {8000 + 80 * percent for percent in range(-3, 4)}
+    assert decode(raw, view, np.random.default_rng(0))["audio"][1] == 8000
+
+
+def test_pictures_are_changed_as_asked_and_the_same_in_all_frames(tmp_path):
+    left_dark = np.zeros((48, 64, 3), np.uint8)
+    left_dark[:, 32:] = 200
+    Image.fromarray(left_dark).save(tmp_path / "x.png")
+    write_film(tmp_path / "x.mp4", np.stack([left_dark] * 4))
+    view = Views(vision=VisionView(frames=4, height=32, width=32))
+    rngs = lambda: (np.random.default_rng(seed) for seed in range(30))  # noqa: E731
+    for name in ("x.png", "x.mp4"):
+        raw = {"vision": media(tmp_path / name)}
+        plain = decode(raw, view)["vision"]
+        assert plain.shape[1:] == (48, 64, 3)
+        np.testing.assert_array_equal(decode(raw, view, np.random.default_rng(0))["vision"], plain)
+        crops = [decode(raw, view, rng, augment=Augmentation(crop_area=(0.3, 0.6)))["vision"] for rng in rngs()]
+        assert {crop.shape[1:] for crop in crops} == {(32, 32, 3)} and len({crop.mean() for crop in crops}) > 20
+        flips = [decode(raw, view, rng, augment=Augmentation(flip=True))["vision"] for rng in rngs()]
+        mirrored = [bool(clip[0, 0, 0, 0] > 100) for clip in flips]
+        assert 5 < sum(mirrored) < 25
+        colours = [decode(raw, view, rng, augment=Augmentation(colour=0.4))["vision"] for rng in rngs()]
+        assert len({int(clip[0, 0, -1, 0]) for clip in colours}) > 10
+        for clip in (*crops, *flips, *colours):
+            assert np.abs(clip.astype(int) - clip[:1]).max() <= 3  # the codec's own noise
 
 
 def test_the_cache_is_bounded_and_keeps_what_came_first(tmp_path):
@@ -163,11 +344,10 @@ def test_the_cache_is_bounded_and_keeps_what_came_first(tmp_path):
 
 def test_a_file_is_decoded_once_with_a_cache(tmp_path):
     write_corpus(tmp_path, rows=2, splits=("train",))
-    source = FolderSource(tmp_path, Source(path="images", vision="file_name"), "train")
+    raw = {"vision": media(tmp_path / "images/train/0.png")}
     views, cache = Views(vision=VisionView(frames=1, height=32, width=32)), MediaCache(1)
-    first = decode(source, 0, views, cache=cache)["vision"]
+    first = decode(raw, views, cache=cache)["vision"]
     (tmp_path / "images/train/0.png").unlink()
-    np.testing.assert_array_equal(decode(source, 0, views, cache=cache)["vision"], first)
+    np.testing.assert_array_equal(decode(raw, views, cache=cache)["vision"], first)
     with pytest.raises(ValueError, match="read-only"):
         first[:] = 0
-    assert json.dumps(source.row(0)) == '{"vision": "0.png"}'

@@ -8,6 +8,7 @@ import torch
 
 from imp_ds.errors import UserError
 from imp_ds.modalities import audio
+from imp_ds.modalities.augmentation import SpecMasks
 from imp_ds.modalities.log_mel import LogMel
 
 SHORT = LogMel(frame_length=400, hop_length=160, mel_bins=64)
@@ -78,7 +79,7 @@ def test_integers_are_shares_of_their_range():
 
 def placed(crop, sound, rng=None):
     """Which of ten tenths of a second hold sound."""
-    out = audio.preprocess([sound], [16000], SHORT, 1.0, (16, 16), crop=crop, rng=rng)["input_features"][0]
+    out = audio.preprocess([sound], [16000], SHORT, 1.0, (16, 16), crop=crop, rngs=rng and [rng])["input_features"][0]
     loudness = spectrogram(out).max(1)[:100].reshape(10, 10)
     return [int(tenth[3:7].min() > SILENCE + 5) for tenth in loudness]
 
@@ -105,11 +106,35 @@ def test_random_crops_differ_and_repeat_with_the_seed():
 def test_drop_token_keeps_true_places_of_each_sound():
     sounds = [tone(440, 16000, 1.0), tone(880, 16000, 1.0)]
     whole = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16))
-    part = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rng=np.random.default_rng(0))
+    part = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rngs=[np.random.default_rng(0), np.random.default_rng(1)])
     assert part["input_features"].shape == (2, 14, 256)
     for row in range(2):
         kept = np.rint(part["feature_positions"][row] @ [28, 4]).astype(int)  # (step / 7, band / 4) to 4 step + band
         np.testing.assert_array_equal(part["input_features"][row], whole["input_features"][row][kept])
+
+
+def test_masks_are_bands_of_the_mean():
+    """With bands of at most half of the time and a quarter of the frequencies, what is masked is 0 in whole rows and columns."""
+    sounds, masks = [tone(440, 16000, 1.0)], SpecMasks(1, 0.5, 0.25)
+    plain = spectrogram(audio.preprocess(sounds, [16000], SHORT, 1.0, (16, 16))["input_features"][0])
+    shares = []
+    for seed in range(40):
+        rngs = [np.random.default_rng(seed)]
+        out = spectrogram(audio.preprocess(sounds, [16000], SHORT, 1.0, (16, 16), masks=masks, rngs=rngs)["input_features"][0])
+        zero = out == 0
+        rows, columns = zero.all(1), zero.all(0)
+        np.testing.assert_array_equal(zero, rows[:, None] | columns[None, :])
+        np.testing.assert_array_equal(out[~zero], plain[~zero])
+        assert (np.diff(np.flatnonzero(rows)) == 1).all() and (np.diff(np.flatnonzero(columns)) == 1).all()
+        shares.append((rows.mean(), columns.mean()))
+    assert 0.3 < max(time for time, _ in shares) <= 0.5 and 0.15 < max(band for _, band in shares) <= 0.25
+
+
+def test_half_precision_is_the_same_to_its_rounding():
+    sounds = [tone(440, 16000, 1.0)]
+    full, half = (audio.preprocess(sounds, [16000], SHORT, 1.0, (16, 16), dtype=t) for t in (np.float32, np.float16))
+    assert half["input_features"].dtype == np.float16
+    np.testing.assert_allclose(half["input_features"].astype(np.float32), full["input_features"], rtol=2**-11)
 
 
 @pytest.mark.parametrize(

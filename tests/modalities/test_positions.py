@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from imp_ds.modalities.drop_token import drop_tokens
+from imp_ds.modalities.drop_token import kept_tokens, write_tokens
 from imp_ds.modalities.positions import FactoredPositions, grid_positions
 
 
@@ -76,10 +76,11 @@ def test_dropped_tokens_leave_the_others_where_they_were():
     torch.manual_seed(0)
     positions = FactoredPositions([16, 32, 32], 8, 1e-6)
     grid = (4, 6, 5)
-    values = np.arange(120, dtype=np.float32).reshape(120, 1)
+    values = np.arange(120, dtype=np.float32).reshape(*grid, 1)
     whole = positions(torch.from_numpy(grid_positions(*grid)).unsqueeze(0))[0]
-    kept, places = drop_tokens(values, grid, 0.75, np.random.default_rng(3))
-    assert len(kept) == 30  # (1 - 0.75) * 120
+    chosen = kept_tokens(120, 120, 0.75, np.random.default_rng(3))
+    kept, places = np.empty((30, 1), np.float32), np.empty((30, 3), np.float32)  # (1 - 0.75) * 120
+    write_tokens(values, grid, chosen, kept, places)
     survivors = positions(torch.from_numpy(places).unsqueeze(0))[0]
     assert torch.equal(survivors, whole[kept[:, 0].astype(int)])
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import vision
+from imp_ds.modalities import augmentation, framing, vision
 
 
 def counting_clip(frames, height, width):
@@ -14,9 +14,15 @@ def counting_clip(frames, height, width):
     return ((100 * t + 10 * y + x)[..., None] + np.array([0, 1, 2])).astype(np.uint8)
 
 
+def one(clip_THWC, *arguments, rng=None, **settings):
+    """`vision.preprocess` of one clip."""
+    out = vision.preprocess([clip_THWC], *arguments, rngs=rng and [rng], **settings)
+    return {name: array[0] for name, array in out.items()}
+
+
 def test_patches_are_in_the_order_time_row_column_and_hold_frame_row_column_channel():
     clip = counting_clip(2, 4, 4)
-    out = vision.preprocess(clip, 2, 4, 4, (1, 2, 2))
+    out = one(clip, 2, (4, 4), (1, 2, 2))
     assert out["pixel_values"].shape == (2 * 2 * 2, 1 * 2 * 2 * 3) and out["pixel_values"].dtype == np.uint8
     # frame 0, top right patch: rows 0 and 1, columns 2 and 3
     assert out["pixel_values"][1].tolist() == [2, 3, 4, 3, 4, 5, 12, 13, 14, 13, 14, 15]
@@ -28,7 +34,7 @@ def test_patches_are_in_the_order_time_row_column_and_hold_frame_row_column_chan
 
 def test_an_image_fills_the_depth_of_a_patch_with_its_one_frame():
     image = counting_clip(1, 2, 2)
-    out = vision.preprocess(image, 1, 2, 2, (4, 2, 2))
+    out = one(image, 1, (2, 2), (4, 2, 2))
     assert out["pixel_values"].tolist() == [image.reshape(-1).tolist() * 4]
     assert out["pixel_positions"].tolist() == [[0.0, 0.0, 0.0]]
 
@@ -44,10 +50,10 @@ def test_frames_are_the_middles_of_equal_stretches(total, frames, expected):
 
 def test_drop_token_keeps_the_share_in_order_with_true_coordinates():
     clip = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    whole = vision.preprocess(clip, 4, 64, 64, (4, 16, 16))
+    whole = one(clip, 4, (64, 64), (4, 16, 16))
     seen = np.zeros(16)
     for seed in range(200):
-        part = vision.preprocess(clip, 4, 64, 64, (4, 16, 16), drop_rate=0.7, rng=np.random.default_rng(seed))
+        part = one(clip, 4, (64, 64), (4, 16, 16), drop_rate=0.7, rng=np.random.default_rng(seed))
         kept = np.rint(part["pixel_positions"] @ [0, 16, 4]).astype(int)  # coordinates (0, row / 4, column / 4) to 4 row + column
         # int(0.3 * 16) = 4 tokens
         assert len(kept) == 4 and (np.diff(kept) > 0).all()
@@ -59,34 +65,76 @@ def test_drop_token_keeps_the_share_in_order_with_true_coordinates():
 
 def test_resize_covers_and_crops_at_the_centre():
     wide = np.random.default_rng(0).integers(0, 256, (1, 8, 16, 3), dtype=np.uint8)
-    assert vision.centre_box((8, 16), 4, 4) == (4.0, 0.0, 12.0, 8.0)
-    # the same in two steps: the shorter side to 4 gives 4 x 8, of which the columns 2 to 5 are the centre
-    small = np.asarray(Image.fromarray(wide[0]).resize((8, 4), Image.Resampling.BICUBIC))
-    out = vision.preprocess(wide, 1, 4, 4, (1, 4, 4))["pixel_values"]
-    np.testing.assert_array_equal(out.reshape(4, 4, 3), small[:, 2:6])
+    assert framing.centre_box((8, 16), 1.0) == (0, 4, 8, 8)
+    # Pillow's bicubic of the columns 4 to 11, equal but for the rounding of its weights
+    small = np.asarray(Image.fromarray(wide[0, :, 4:12]).resize((4, 4), Image.Resampling.BICUBIC))
+    out = one(wide, 1, (4, 4), (1, 4, 4))["pixel_values"].reshape(4, 4, 3)
+    assert np.abs(out.astype(int) - small).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(20, 30), (7, 90), (61, 45), (64, 64)])
+def test_resizing_is_pillows_bicubic(size):
+    clip = np.random.default_rng(1).integers(0, 256, (2, 40, 60, 3), dtype=np.uint8)
+    resized = framing.resize(clip, size)
+    for frame, out in zip(clip, resized):
+        expected = np.asarray(Image.fromarray(frame).resize(size[::-1], Image.Resampling.BICUBIC))
+        assert np.abs(out.astype(int) - expected).max() <= 4  # of noise; both round their weights
 
 
 def test_a_picture_of_the_right_size_is_not_touched():
     clip = counting_clip(1, 16, 16)
-    assert vision.resize(clip, vision.centre_box((16, 16), 16, 16), 16, 16) is clip
+    assert framing.resize(clip, (16, 16)) is clip
 
 
 def test_random_crops_stay_inside_and_hold_their_share():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        left, top, right, bottom = vision.random_box((30, 60), (0.5, 1.0), rng)
-        assert 0 <= left < right <= 60 and 0 <= top < bottom <= 30
-        assert 0.5 <= (right - left) * (bottom - top) / 1800 <= 1.0 + 1e-9
+        box = framing.random_box((300, 600), 1.0, (0.5, 1.0), (0.5, 2.0), rng)
+        assert box.top >= 0 and box.left >= 0 and box.top + box.height <= 300 and box.left + box.width <= 600
+        # the centre square, where no crop fits in ten attempts, has half of the area too
+        assert 0.495 <= box.height * box.width / 180_000 <= 1.0
+        assert 0.49 <= box.width / box.height <= 2.02
 
 
-def test_flip_mirrors_half_of_the_calls():
-    clip = counting_clip(1, 4, 4)
-    plain = clip.reshape(-1).tolist()
-    mirrored = clip[:, :, ::-1].reshape(-1).tolist()
+@pytest.mark.parametrize("size, grid", [((100, 100), (4, 4)), ((50, 200), (2, 8)), ((200, 50), (8, 2)), ((90, 160), (3, 6))])
+def test_a_picture_keeps_its_aspect_ratio_on_a_grid_of_its_own(size, grid):
+    # 16 patches of 8 x 8 at least: of 3 x 6 = 18 for 9 : 16 (3 x 5.33) two are left out
+    assert framing.own_grid(size, (4, 4), (8, 8)) == grid
     rng = np.random.default_rng(0)
-    seen = [vision.preprocess(clip, 1, 4, 4, (1, 4, 4), flip=True, rng=rng)["pixel_values"][0].tolist() for _ in range(40)]
-    assert all(values in (plain, mirrored) for values in seen)
-    assert 8 <= seen.count(mirrored) <= 32
+    clip = rng.integers(0, 256, (1, *size, 3), dtype=np.uint8)
+    whole = framing.resize(clip, (grid[0] * 8, grid[1] * 8))[0]
+    for seed in (None, 3):
+        out = one(clip, 1, (32, 32), (1, 8, 8), keep_aspect=True, rng=seed and np.random.default_rng(seed))
+        assert out["pixel_values"].shape == (16, 192) and out["pixel_positions"].shape == (16, 3)
+        places = np.rint(out["pixel_positions"][:, 1:] * grid).astype(int)
+        assert len(set(map(tuple, places.tolist()))) == 16
+        for values, (row, column) in zip(out["pixel_values"], places):
+            np.testing.assert_array_equal(values.reshape(8, 8, 3), whole[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8])
+
+
+def test_a_grid_stays_within_the_positions():
+    assert framing.own_grid((10, 1000), (4, 4), (8, 8)) == (1, 16)
+    assert framing.own_grid((10, 1000), (4, 4), (8, 8), (8, 8)) == (2, 8)
+
+
+def test_mirror_turns_half_of_the_calls():
+    clip, rng = counting_clip(2, 4, 4), np.random.default_rng(0)
+    seen = [augmentation.mirror(clip, rng) for _ in range(40)]
+    turned = [bool((out == clip[:, :, ::-1]).all()) for out in seen]
+    assert all(turn or (out == clip).all() for turn, out in zip(turned, seen)) and 8 <= sum(turned) <= 32
+
+
+def test_recolour_is_brightness_then_contrast_then_saturation():
+    clip = np.random.default_rng(0).integers(60, 180, (2, 8, 8, 3), dtype=np.uint8)
+    out = augmentation.recolour(clip, 0.3, np.random.default_rng(5)).astype(float)
+    brightness, contrast, saturation = np.random.default_rng(5).uniform(0.7, 1.3, 3)
+    luma = np.array([0.299, 0.587, 0.114])
+    bright = clip * brightness
+    mean = (bright @ luma).mean()
+    strong = mean + contrast * (bright - mean)
+    grey = (strong @ luma)[..., None]
+    expected = np.clip(grey + saturation * (strong - grey), 0, 255)
+    assert np.abs(out - expected).max() <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -96,9 +144,8 @@ def test_flip_mirrors_half_of_the_calls():
         (4, 30, {}),
         (4, 32, dict(drop_rate=0.5)),
         (4, 32, dict(drop_rate=1.0, rng=np.random.default_rng(0))),
-        (4, 32, dict(flip=True)),
     ],
 )
 def test_what_cannot_be_is_refused(frames, size, options):
     with pytest.raises(UserError):
-        vision.preprocess(np.zeros((8, 32, 32, 3), np.uint8), frames, size, size, (4, 16, 16), **options)
+        one(np.zeros((8, 32, 32, 3), np.uint8), frames, (size, size), (4, 16, 16), **options)

@@ -140,7 +140,7 @@ def test_every_mode_of_image_becomes_rgb(mode, processor):
     assert values.shape == (1, 16, 768)
     if mode == "I;16":
         grey = np.repeat(IMAGE[None, ..., :1], 3, -1)
-        np.testing.assert_array_equal(values[0], vision.preprocess(grey, 1, 32, 32, (4, 8, 8))["pixel_values"])
+        np.testing.assert_array_equal(values[0], vision.preprocess([grey], 1, (32, 32), (4, 8, 8))["pixel_values"][0])
 
 
 @pytest.mark.parametrize(

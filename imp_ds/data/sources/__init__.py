@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from imp_ds.data.samples import BadSample
-from imp_ds.data.sources.old_folder import FolderSource  # noqa: F401  for decoding, until it reads from readers
 from imp_ds.data.sources.rows import RowReader, checked
 from imp_ds.data.sources.splits import NoSplit, Wanted
 from imp_ds.data.storage import Storage, Unreachable

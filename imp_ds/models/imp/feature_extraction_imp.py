@@ -9,6 +9,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from imp_ds.errors import UserError
 from imp_ds.modalities import audio
 from imp_ds.modalities.log_mel import LogMel
+from imp_ds.models.imp.image_processing_imp import one_for_all
 
 
 class ImpFeatureExtractor(SequenceFeatureExtractor):
@@ -36,7 +37,7 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
         self.patch = list(patch)
         self.mean, self.std = mean, std
         self.crop = crop
-        self._transform = transform
+        self.transform = transform
 
     def __call__(
         self, raw_speech, sampling_rate=None, *, seconds=None, crop=None, drop_rate=0.0, rng=None, return_tensors=None
@@ -59,14 +60,14 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
         if len(rates) != len(sounds):
             raise UserError("there is not one sampling rate for each sound", got=f"{len(rates)} rates for {len(sounds)} sounds")
         inputs = audio.preprocess(
-            sounds, rates, self._transform, self.seconds if seconds is None else seconds, self.patch,
-            mean=self.mean, std=self.std, crop=crop or self.crop, drop_rate=drop_rate, rng=rng,
+            sounds, rates, self.transform, self.seconds if seconds is None else seconds, self.patch,
+            mean=self.mean, std=self.std, crop=crop or self.crop, drop_rate=drop_rate, rngs=one_for_all(rng, sounds),
         )  # fmt: skip
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     def to_dict(self) -> dict:
         fields = super().to_dict()
-        del fields["_transform"]
+        del fields["transform"]
         return fields
 
 

@@ -17,35 +17,39 @@ class ImpImageProcessor(BaseImageProcessor):
     Args:
         size: (height, width), one number for both, or {"height": h, "width": w}.
         patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
+        largest: (height, width) that the model has positions for, which bounds what `keep_aspect` may choose; None: no bound.
     """
 
     model_input_names = list(vision.INPUT_NAMES)
 
-    def __init__(self, size=256, patch=(4, 16, 16), **kwargs):
+    def __init__(self, size=256, patch=(4, 16, 16), largest=None, **kwargs):
         super().__init__(**kwargs)
         self.size = size_dict(size)
         self.patch = list(patch)
+        self.largest = None if largest is None else size_dict(largest)
 
-    def preprocess(self, images, *, size=None, drop_rate=0.0, crop_area=None, flip=False, rng=None, return_tensors=None):
+    def preprocess(self, images, *, size=None, keep_aspect=False, drop_rate=0.0, rng=None, return_tensors=None):
         """One image or a list of images to a BatchFeature of `pixel_values` [B, L, P] and `pixel_positions` [B, L, 3].
 
-        The keywords override the stored size and add what training needs: see `imp_ds.modalities.vision.preprocess`.
+        The keywords override the stored size and add what a task's view asks for: see `imp_ds.modalities.vision.preprocess`.
 
         Raises:
             UserError: something that is no image, or sizes that do not fit.
         """
-        view = dict(drop_rate=drop_rate, crop_area=crop_area, flip=flip, rng=rng)
-        height, width = size_pair(self.size if size is None else size)
-        samples = [vision.preprocess(to_rgb(image)[None], 1, height, width, self.patch, **view) for image in image_list(images)]
-        return stack(samples, return_tensors)
+        clips = [to_rgb(image)[None] for image in image_list(images)]
+        inputs = vision.preprocess(
+            clips, 1, size_pair(self.size if size is None else size), self.patch, keep_aspect=keep_aspect,
+            largest=self.largest and size_pair(self.largest), drop_rate=drop_rate, rngs=one_for_all(rng, clips),
+        )  # fmt: skip
+        return BatchFeature(inputs, tensor_type=return_tensors)
 
     def __call__(self, images, **kwargs) -> BatchFeature:
         return self.preprocess(images, **kwargs)
 
 
-def stack(samples: list[dict[str, np.ndarray]], return_tensors) -> BatchFeature:
-    """Samples of equal shapes to one batch."""
-    return BatchFeature({name: np.stack([sample[name] for sample in samples]) for name in samples[0]}, tensor_type=return_tensors)
+def one_for_all(rng: np.random.Generator | None, samples: list) -> list[np.random.Generator] | None:
+    """The same generator for each sample, one after another."""
+    return None if rng is None else [rng] * len(samples)
 
 
 def size_pair(size) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
-from imp_ds.models.imp.image_processing_imp import size_dict, size_pair, stack, to_rgb, to_uint8
+from imp_ds.models.imp.image_processing_imp import one_for_all, size_dict, size_pair, to_rgb, to_uint8
 
 _CHANNELS = (1, 3, 4)
 _ALLOWED = "an array [T, H, W, C], [T, C, H, W] or [T, H, W], or a list of images; a list of those is a batch"
@@ -21,38 +21,42 @@ class ImpVideoProcessor(BaseVideoProcessor):
         frames: frames of a clip, 1 or a multiple of the patch's depth.
         size: (height, width), one number for both, or {"height": h, "width": w}.
         patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
+        largest: (height, width) that the model has positions for, which bounds what `keep_aspect` may choose; None: no bound.
     """
 
     model_input_names = list(vision.INPUT_NAMES)
 
-    def __init__(self, frames=16, size=256, patch=(4, 16, 16), **kwargs):
+    def __init__(self, frames=16, size=256, patch=(4, 16, 16), largest=None, **kwargs):
         # The constructors between fill in the fields of the torchvision pipeline, which is neither used nor needed here.
         ImageProcessingMixin.__init__(self, **kwargs)
         self.frames = frames
         self.size = size_dict(size)
         self.patch = list(patch)
+        self.largest = None if largest is None else size_dict(largest)
 
     def preprocess(
-        self, videos, *, frames=None, size=None, drop_rate=0.0, crop_area=None, flip=False, rng=None, return_tensors=None
+        self, videos, *, frames=None, size=None, keep_aspect=False, drop_rate=0.0, rng=None, return_tensors=None
     ) -> BatchFeature:
         """One film or a list of films to a BatchFeature of `pixel_values` [B, L, P] and `pixel_positions` [B, L, 3].
 
-        The keywords override the stored view and add what training needs: see `imp_ds.modalities.vision.preprocess`.
+        The keywords override the stored view and add what a task's view asks for: see `imp_ds.modalities.vision.preprocess`.
 
         Raises:
             UserError: something that is no film, or sizes that do not fit.
         """
         frames = self.frames if frames is None else frames
-        height, width = size_pair(self.size if size is None else size)
-        view = dict(drop_rate=drop_rate, crop_area=crop_area, flip=flip, rng=rng)
         clips = [to_clip(video, frames) for video in video_list(videos)]
-        return stack([vision.preprocess(clip, frames, height, width, self.patch, **view) for clip in clips], return_tensors)
+        inputs = vision.preprocess(
+            clips, frames, size_pair(self.size if size is None else size), self.patch, keep_aspect=keep_aspect,
+            largest=self.largest and size_pair(self.largest), drop_rate=drop_rate, rngs=one_for_all(rng, clips),
+        )  # fmt: skip
+        return BatchFeature(inputs, tensor_type=return_tensors)
 
     def __call__(self, videos, **kwargs) -> BatchFeature:
         return self.preprocess(videos, **kwargs)
 
     def to_dict(self) -> dict:
-        fields = {name: getattr(self, name) for name in ("frames", "size", "patch")}
+        fields = {name: getattr(self, name) for name in ("frames", "size", "patch", "largest")}
         return {**fields, "video_processor_type": type(self).__name__}
 
 

@@ -1,0 +1,23 @@
+"""Films and sounds in containers, opened by FFmpeg through PyAV so that they can reach nothing but their own bytes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+
+from imp_ds.data.samples import BadSample, Media
+
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,aac,mp3,ogg,wav,flac,asf"
+# An empty protocol list would still allow "file"; the format list leaves out every container that names other files.
+_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
+
+
+@contextmanager
+def opened(media: Media, failure: str) -> Iterator[av.container.InputContainer]:
+    """The container of a film or a sound; whatever its decoder runs into inside the context is raised as BadSample(`failure`)."""
+    with media.open() as file:
+        try:
+            with av.open(file, mode="r", options=_OPTIONS) as container:
+                yield container
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise BadSample(failure, f"{media.name}: {error}") from error
