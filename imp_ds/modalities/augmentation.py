@@ -1,0 +1,53 @@
+"""What training changes at random in a picture or a spectrogram. All draws come from the sample's own generator.
+
+Shapes: T frames of a clip, H height, W width, C = 3 channels; F frames of a spectrogram, M mel bins.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+_LUMA = np.array([0.299, 0.587, 0.114])  # grey of red, green, blue (ITU-R BT.601)
+
+
+class SpecMasks(NamedTuple):
+    """How many bands of time, and as many of frequency, are masked; the longest and widest, as shares of the whole."""
+
+    count: int
+    time: float
+    frequency: float
+
+
+def mirror(clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Left and right exchanged, in half of the calls; a view."""
+    return clip_THWC[:, :, ::-1] if rng.random() < 0.5 else clip_THWC
+
+
+def recolour(clip_THWC: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and saturation each times a factor, uniform in 1 - most .. 1 + most and the same in all frames: uint8.
+
+    Brightness is relative to black, contrast to the clip's mean grey, saturation to each pixel's grey. One after another they
+    are one linear function of a pixel's colours, so a value is rounded and clipped only once.
+    """
+    brightness, contrast, saturation = rng.uniform(1.0 - most, 1.0 + most, 3)
+    grey = brightness * float(clip_THWC.mean((0, 1, 2)) @ _LUMA)
+    mix_33 = brightness * contrast * (saturation * np.eye(3) + (1.0 - saturation) * np.tile(_LUMA, (3, 1)))
+    matrix_34 = np.column_stack([mix_33, np.full(3, (1.0 - contrast) * grey)])
+    tall_RWC = np.ascontiguousarray(clip_THWC).reshape(-1, *clip_THWC.shape[2:])  # all frames under each other
+    changed = Image.fromarray(tall_RWC).convert("RGB", tuple(matrix_34.ravel()))
+    return np.asarray(changed).reshape(clip_THWC.shape)
+
+
+def mask_spectrogram(mel_FM: np.ndarray, masks: SpecMasks, rng: np.random.Generator) -> None:
+    """Set random bands of time and of frequency to zero, the mean of a standardised spectrogram, in its place (SpecAugment,
+    arXiv 1904.08779, section 2: lengths uniform from none to the longest, places uniform)."""
+    for _ in range(masks.count):
+        mel_FM[_band(len(mel_FM), masks.time, rng)] = 0.0
+        mel_FM[:, _band(mel_FM.shape[1], masks.frequency, rng)] = 0.0
+
+
+def _band(size: int, share: float, rng: np.random.Generator) -> slice:
+    length = int(rng.integers(int(share * size) + 1))
+    start = int(rng.integers(size - length + 1))
+    return slice(start, start + length)

@@ -1,0 +1,122 @@
+"""The recipe `real_small`: photographs, films of people and spoken digits of a small real corpus, in three storage formats.
+
+    deepspeed --num_gpus 2 --module imp_ds train real_small --set data.root=DIR --set train.ep_size=2
+
+`DIR` holds images/ (Parquet files with embedded JPEGs), audio/ (tar shards) and videos/ (a folder of mp4 files with
+metadata.jsonl), each with classes.json and the splits train and validation. Six tasks train together: each modality matched with
+its captions, and each by its class.
+"""
+
+from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.recipes.digits import audio, matching
+from imp_ds.tasks import (
+    Augmentation,
+    AudioView,
+    Classification,
+    Evaluation,
+    Source,
+    Task,
+    TextView,
+    Views,
+    VisionView,
+)
+
+IMAGE = VisionView(frames=1, height=32, width=32)
+FILM = VisionView(frames=8, height=32, width=32, sampling="clip", stride=2)
+SOUND = AudioView(seconds=0.96)
+CAPTION = TextView(length=10)
+
+IMAGES = Source(
+    path="images", format="parquet", vision="image", text="caption", label="label", label_names="classes.json",
+    captions_ignore=["sides", "colours"],
+)  # fmt: skip
+FILMS = Source(
+    path="videos", vision="file_name", text="caption", label="label", label_names="classes.json",
+    captions_ignore=["sides", "colours"],
+)  # fmt: skip
+SPEECH = Source(
+    path="audio", format="webdataset", audio="wav", text="json.caption", label="json.label", label_names="classes.json"
+)  # fmt: skip
+
+PHOTO = Augmentation(crop_area=(0.5, 1.0), crop_aspect=(0.75, 1.333), flip=True, colour=0.3)
+CLIP = Augmentation(crop_area=(0.6, 1.0), crop_aspect=(0.8, 1.25), flip=True, colour=0.4)
+VOICE = Augmentation(spec_masks=1, spec_time=0.15, spec_frequency=0.2, speed=0.15)
+
+
+def tasks() -> list[Task]:
+    """Photographs are the hardest, and come most often."""
+    return [
+        Task(
+            name="image_text", source=IMAGES, views=Views(vision=IMAGE, text=CAPTION), augment=PHOTO,
+            objectives=[matching(("vision", "text"))], batch_size=64, interval=2,
+        ),
+        Task(
+            name="image_class", source=IMAGES, views=Views(vision=IMAGE), augment=PHOTO,
+            objectives=[Classification(modality="vision", num_classes=10, label_smoothing=0.1)], batch_size=64,
+        ),
+        Task(
+            name="film_text", source=FILMS, views=Views(vision=FILM, text=CAPTION), augment=CLIP,
+            objectives=[matching(("vision", "text"))], batch_size=16, interval=4,
+        ),
+        Task(
+            name="film_class", source=FILMS, views=Views(vision=FILM), augment=CLIP,
+            objectives=[Classification(modality="vision", num_classes=4, label_smoothing=0.1)], batch_size=16, interval=4,
+        ),
+        Task(
+            name="speech_text", source=SPEECH, views=Views(audio=SOUND, text=CAPTION), augment=VOICE,
+            objectives=[matching(("audio", "text"))], batch_size=32, interval=2,
+        ),
+        Task(
+            name="speech_class", source=SPEECH, views=Views(audio=SOUND), augment=VOICE,
+            objectives=[Classification(modality="audio", num_classes=10, label_smoothing=0.1)], batch_size=32, interval=2,
+        ),
+    ]  # fmt: skip
+
+
+def evaluations() -> list[Evaluation]:
+    """Zero-shot classification of each modality by the corpus' own way of speaking, and retrieval by captions."""
+    return [
+        Evaluation(
+            name="image", modality="vision", source=IMAGES, views=Views(vision=IMAGE, text=CAPTION),
+            templates=["a photo of a {}", "a photo of an {}"],
+        ),
+        Evaluation(
+            name="video", modality="vision", source=FILMS, views=Views(vision=FILM, text=CAPTION), templates=["a person {}"]
+        ),
+        Evaluation(
+            name="audio", modality="audio", source=SPEECH, views=Views(audio=SOUND, text=CAPTION),
+            templates=["a voice saying {}"],
+        ),
+    ]  # fmt: skip
+
+
+def real_small() -> RunConfig:
+    """One sparse encoder of 4 experts on six tasks; see the head of this file."""
+    return RunConfig(
+        name="real_small",
+        model=ModelSettings(
+            size="tiny", hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=6,
+            vision_patch=(4, 4, 4), vision_max=(16, 64, 64), audio_patch=(8, 16), audio_max=(128, 64), text_max=32,
+            common_dim=128, num_experts=4, moe_layers="every:2", group_examples=1, router_z_loss=1e-3, hidden_dropout=0.1,
+        ),
+        data=DataSettings(root="data/real", vocab_size=256, audio=audio()),
+        tasks=tasks(),
+        evaluations=evaluations(),
+        train=TrainSettings(steps=4000, log_every=50, eval_every=1000, save_every=1000),
+        optimizer=OptimizerSettings(peak_rate=1e-3, warmup_rate=1e-6, warmup_steps=200, final_rate=1e-5, weight_decay=0.05),
+    )  # fmt: skip
+
+
+def real_small_debug() -> RunConfig:
+    """`real_small` in two narrow layers, with tiny batches and short: seconds on one core.
+
+    python -m imp_ds train real_small_debug --set data.root=DIR
+    """
+    run = real_small()
+    run.name = "real_small_debug"
+    run.model.hidden_size, run.model.intermediate_size, run.model.num_hidden_layers, run.model.num_attention_heads = 64, 128, 2, 4
+    for task in run.tasks:
+        task.batch_size, task.interval = 8, 1
+    run.train = TrainSettings(steps=12, log_every=1, eval_every=0, save_every=0)
+    run.optimizer.warmup_steps = 4
+    return run
