@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from small_run import full_parameters, largest_difference, make_batch, make_conf
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.parallel.groups import is_main
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
 from imp_ds.train import ds_config
 from imp_ds.train.engine import Engine, start_process_group
 
@@ -27,9 +29,9 @@ def rate(step: int) -> float:
     return 1e-3 * (step + 1) / STEPS
 
 
-def reference(run) -> list[dict]:
-    """Loss, gradient norm and parameters of each step of plain torch: one AdamW, gradients of zero for what is idle. Called
-    before the ranks join, so that the objectives see a world of one and the whole batch."""
+def reference(run, make: Callable[[int], Batch] = make_batch) -> list[dict]:
+    """Loss, gradient norm and parameters of each step of plain torch, whose batch is `make(step)`: one AdamW, gradients of zero
+    for what is idle. Called before the ranks join, so that the objectives see a world of one and the whole batch."""
     config = make_config(run)
     model = ImpForPreTraining(config)
     initialize_seeded(model, 0, config.initializer_range)
@@ -41,7 +43,7 @@ def reference(run) -> list[dict]:
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
-        loss, _, _ = model(make_batch(step))
+        loss, _, _ = model(make(step))
         optimizer.zero_grad()
         loss.backward()
         for parameter in model.parameters():
@@ -60,11 +62,13 @@ def is_kernel(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and not table
 
 
-def compare(run, ds, expected: list[dict], device) -> list[dict]:
-    engine = make_engine(run, ds, device)
+def compare(
+    run, ds, expected: list[dict], device, make: Callable[[int], Batch] = make_batch, pieces: int = 1, prepare_model=None
+) -> list[dict]:
+    engine = make_engine(run, ds, device, prepare_model=prepare_model)
     before, found = full_parameters(engine), []
     for step in range(STEPS):
-        loss, norm = step_engine(engine, make_batch(step), rate(step))
+        loss, norm = step_engine(engine, make(step), rate(step), pieces)
         now = full_parameters(engine)
         changes = {n: now[n] - before[n] for n in now}
         wanted = {n: expected[step + 1]["parameters"][n] - expected[step]["parameters"][n] for n in now}
