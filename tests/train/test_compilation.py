@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 
+from masked_language_worker import words_batch, words_run  # noqa: E402
 from small_run import make_batch, make_config, make_run  # noqa: E402
 
 from imp_ds.errors import UserError  # noqa: E402
@@ -73,7 +74,7 @@ def test_a_graph_after_the_warm_up_is_told_and_evaluation_makes_none(capsys):
     model = build()
     blocks = CompiledBlocks(model, shapes=2, backend="aot_eager")
     batch = make_batch(IMAGES)
-    blocks.warm(DiscardingEngine(model), [batch], {"image_class": 1})
+    blocks.warm(DiscardingEngine(model), [batch], {"image_class": 1}, 1)
     assert blocks.graphs == 1
     assert capsys.readouterr().out.startswith("compiled image_class in ")
     model(batch)
@@ -83,6 +84,17 @@ def test_a_graph_after_the_warm_up_is_told_and_evaluation_makes_none(capsys):
     model(tile(batch, 5))
     assert blocks.graphs == 2
     assert "compiled again, for inputs of (5, 16, 32)" in capsys.readouterr().err
+
+
+def test_hidden_words_are_warmed_from_a_few_texts():
+    """The head runs as it is: only the texts' shape makes a graph, the same for any words that are hidden."""
+    model = ImpForPreTraining(make_config(words_run())).train()
+    blocks = CompiledBlocks(model, shapes=1, backend="aot_eager")
+    blocks.warm(DiscardingEngine(model), [tile(words_batch(0).map(lambda x: x[:3]), 8)], {"words": 1}, 1)
+    assert blocks.graphs == 1  # the blocks are alike
+    loss, _, _ = model(words_batch(2))
+    loss.backward()
+    assert blocks.graphs == 1 and model.objectives["words"].parts[0].head.dense.weight.grad.abs().max() > 0
 
 
 def test_a_batch_by_repetition():
