@@ -121,6 +121,8 @@ def _tasks(run: RunConfig) -> str:
 def _learned(objective) -> str:
     if objective.kind == "classification":
         return f"{objective.num_classes} classes of {objective.modality}"
+    if objective.kind == "masked_language":
+        return f"hidden words, {100 * objective.rate:g} %"
     return "NCE of " + ", ".join("-".join(pair) for pair in objective.pairs)
 
 
