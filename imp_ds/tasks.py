@@ -293,14 +293,18 @@ class Batch:
 
 
 class Evaluation(Record):
-    """One zero-shot evaluation: a modality of a source against text, over a whole split.
+    """One evaluation of a source over a whole split: zero-shot of vision or audio against text, or of text alone.
 
     With `classes` it classifies: the class names, put through prompt templates, are the text. With `source.text` it
-    retrieves captions from the modality and the modality from captions.
+    retrieves captions from the modality and the modality from captions. With modality text it hides words of `source.text`
+    as the task of the evaluation's name does, and has them found by that task's head.
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="in results: zero_shot/{name}/top1, retrieval/{name}/...")
-    modality: Literal["vision", "audio"]
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$",
+        description="in results: zero_shot/{name}/top1, retrieval/{name}/..., masked_language/{name}/..., where it names a task",
+    )
+    modality: Modality
     source: Source
     views: Views
     classes: str | None = Field(None, description="entry of {data.root}/classes.json with class names and prompt templates")

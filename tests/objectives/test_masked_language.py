@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from grammar import SENTENCES, TASK, small_model
 from imp_ds import ImpForPreTraining
-from imp_ds.config import ModelSettings
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED, most_hidden
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.objectives import build_objective
-from imp_ds.tasks import Batch, MaskedLanguage, Source, Task, TextView, Views
+from imp_ds.tasks import Batch, MaskedLanguage
 
 WIDTH, VOCABULARY, LENGTH = 6, 11, 30
 CONFIG = SimpleNamespace(hidden_size=WIDTH, vocab_size=VOCABULARY, layer_norm_eps=1e-6)
@@ -128,20 +128,6 @@ def test_the_loss_is_float32_in_a_bfloat16_model():
     objective, model = build()
     loss, _ = run(objective.bfloat16(), model.bfloat16(), torch.randn(4, LENGTH, WIDTH).bfloat16(), HIDDEN)
     assert loss.dtype == torch.float32
-
-
-SOUNDS = dict(dog="barks", cat="meows", cow="moos", duck="quacks", lion="roars", bee="hums", horse="neighs", wolf="howls")
-SENTENCES = [f"{start} {animal} {sound}" for animal, sound in SOUNDS.items() for start in ("the", "a")]
-TASK = Task(
-    name="words", source=Source(path="sentences", text="text"), views=Views(text=TextView(length=6)),
-    objectives=[MaskedLanguage(rate=0.34)], batch_size=16,
-)  # fmt: skip
-
-
-def small_model(vocab_size: int) -> ImpForPreTraining:
-    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_experts=2, text_max=8)
-    torch.manual_seed(0)
-    return ImpForPreTraining(ModelSettings(moe_layers="last:1", **shape).to_config(vocab_size, [TASK]))
 
 
 def batch_of(tokenizer, step: int) -> Batch:

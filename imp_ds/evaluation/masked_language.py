@@ -1,0 +1,92 @@
+"""How well the hidden words of a split's texts are found, by the head of a masked language task.
+
+Shapes: B texts of a batch, K tokens of a text that are computed.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.modalities import text
+from imp_ds.modalities.masking import IGNORED
+from imp_ds.objectives.masked_language import MaskedLanguageObjective
+from imp_ds.parallel.gather import gather_rows
+from imp_ds.parallel.groups import on_main, rank, world_size
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch, Evaluation, Task
+
+_SEED = 0  # the same words are hidden in every run, at every step, on any number of ranks
+
+
+class MaskedLanguageEvaluator:
+    """`run(model)` yields (name, value), over all hidden tokens of the split:
+
+    masked_language/{name}/accuracy: share whose best word is the right one;
+    masked_language/{name}/perplexity: exp of their mean cross-entropy.
+
+    Here each token counts the same, as is usual where models are compared; in training each text does.
+
+    Args:
+        record: the evaluation, of modality text.
+        task: the one of the record's name, whose rate and head are used.
+        captions: one of each row; a row with an empty one is left out, and counted as left_out/{name} where there are any.
+        tokenizer: of the model.
+        batch_size: texts of a batch of each rank. Every rank encodes equally many batches.
+
+    Raises UserError for a record without a text view, a task that hides no words, and when there is nothing to measure.
+    """
+
+    def __init__(self, record: Evaluation, task: Task, captions: list[str], tokenizer, *, batch_size: int = 64):
+        _check(record, task, captions)
+        self.record, self.task, self.tokenizer, self.batch_size = record, task, tokenizer, batch_size
+        self.left_out = sum(not caption for caption in captions)
+        self._rows = [(row, caption) for row, caption in enumerate(captions) if caption]
+
+    def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
+        """All ranks call this together and get the same values. Raises UserError, on all of them, for a text without tokens."""
+        objective = next(part for part in model.objectives[self.task.name].parts if isinstance(part, MaskedLanguageObjective))
+        device = next(model.parameters()).device
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        for turn in range(-(-len(self._rows) // (self.batch_size * world_size()))):
+            # a rank that cannot make its batch tells the others, which would wait for it in the next exchange
+            batch = on_main(partial(self._batch, turn), "a batch cannot be made", every_rank=True).to(device)
+            tokens_BLD = model.encode(batch)["text"].tokens_BLD
+            loss_BK, found_BK, hidden_BK = objective.answers(model.imp, tokens_BLD, batch.targets["words"])
+            sums += torch.stack([loss_BK.double().sum(), found_BK.sum(), hidden_BK.sum()])
+        loss, found, hidden = gather_rows(sums[None]).sum(0)
+        name = self.record.name
+        if not hidden:
+            raise UserError(
+                f"evaluation {name}: no word of its texts can be hidden", fix="see that data.tokenizer knows their script"
+            )
+        if self.left_out:
+            yield f"left_out/{name}", float(self.left_out)
+        yield f"masked_language/{name}/accuracy", (found / hidden).item()
+        yield f"masked_language/{name}/perplexity", (loss / hidden).exp().item()
+
+    def _batch(self, turn: int) -> Batch:
+        """This rank's texts of a turn. What fills the last batch up is the last text, of which nothing is to be found."""
+        first = (turn * world_size() + rank()) * self.batch_size
+        places = np.arange(first, first + self.batch_size)
+        rows, texts = zip(*(self._rows[min(place, len(self._rows) - 1)] for place in places))
+        rngs = [np.random.default_rng([_SEED, row]) for row in rows]
+        made = text.preprocess_masked(list(texts), self.tokenizer, self.record.views.text.length, self.task.mask_rate, rngs)
+        made["words"][places >= len(self._rows)] = IGNORED
+        made = {name: torch.from_numpy(values) for name, values in made.items()}
+        return Batch(self.task.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"words": made["words"]})
+
+
+def _check(record: Evaluation, task: Task, captions: list[str]) -> None:
+    where = f"evaluation {record.name}"
+    if record.views.text is None:
+        raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()) or "none", allowed="views.text")
+    if not task.mask_rate:
+        raise UserError(
+            f"{where}: the task {task.name} hides no words", got=", ".join(objective.kind for objective in task.objectives),
+            allowed="an objective of kind masked_language", fix="give the evaluation the name of a task that has one",
+        )  # fmt: skip
+    if not any(captions):
+        raise UserError(f"{where} measures nothing", got="no text that can be read", fix="see to source.text")
