@@ -1,9 +1,9 @@
-"""The readers of a run: every distinct source of its tasks, opened once."""
+"""The readers of a run: every distinct source of its tasks, opened once; and all of their captions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from imp_ds.data.samples import Reader
-from imp_ds.data.sources import open_reader
+from imp_ds.data.sources import captions, open_reader
 
 
 def open_corpus(run, split: str = "train", progress: Callable | None = None) -> dict[str, list[Reader]]:
@@ -21,3 +21,15 @@ def open_corpus(run, split: str = "train", progress: Callable | None = None) -> 
         return readers[known]
 
     return {task.name: [reader_of(source) for source in task.sources] for task in run.tasks}
+
+
+def text_readers(readers: dict[str, list[Reader]]) -> list[Reader]:
+    """Of the readers of `open_corpus` the distinct ones whose source has captions."""
+    distinct = {id(reader): reader for of_task in readers.values() for reader in of_task}
+    return [reader for reader in distinct.values() if "text" in reader.source.roles()]
+
+
+def all_captions(readers: dict[str, list[Reader]]) -> Iterator[str]:
+    """Every caption of every distinct source that has some."""
+    for reader in text_readers(readers):
+        yield from captions(reader)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from imp_ds.config import RunConfig
+from imp_ds.data.corpus import all_captions
 from imp_ds.data.decoding import decode
 from imp_ds.data.samples import BadSample, Reader
-from imp_ds.data.sources import captions
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
@@ -54,14 +54,6 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
         feature_extractor=build_extractor(run, config, readers),
         tokenizer=tokenizer,
     )
-
-
-def all_captions(readers: dict[str, list[Reader]]) -> Iterable[str]:
-    """Every caption of every distinct source that has some."""
-    distinct = {id(reader): reader for of_task in readers.values() for reader in of_task}
-    for reader in distinct.values():
-        if "text" in reader.source.roles():
-            yield from captions(reader)
 
 
 def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]]) -> ImpFeatureExtractor:
