@@ -9,13 +9,14 @@ Traffic is counted in passes over a tensor, read or written, as an eager run wit
 prediction of time (`imp_ds.train.plan_time`), not the FLOPs.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L tokens, D width, F feed-forward width, E experts, P values of a
-patch, C width of a common space, N samples of all ranks.
+patch, C width of a common space, N samples of all ranks, V words of the vocabulary.
 """
 
 import math
 from dataclasses import dataclass
 
 from imp_ds.config import AudioSettings
+from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.moe.layer import examples_per_group
 from imp_ds.moe.routing import capacity
@@ -54,11 +55,14 @@ def step_kernels(
     of `value_bytes` bytes."""
     samples = task.batch_size // world
     kernels = []
-    for modality, length in task_tokens(task, config, audio).items():
+    lengths = task_tokens(task, config, audio)
+    for modality, length in lengths.items():
         kernels += _encoder(modality, config, samples, length, value_bytes, ep_size)
     for objective in task.objectives:
         if objective.kind == "classification":
             kernels.append(product(samples, config.hidden_size, objective.num_classes, value_bytes))
+        elif objective.kind == "masked_language":
+            kernels += _masked_language(config, samples, lengths["text"], objective.rate, value_bytes)
         else:
             kernels += _contrastive(len(objective.pairs), config, samples, samples * world, value_bytes)
     return kernels
@@ -175,3 +179,20 @@ def _contrastive(pairs: int, config: ImpConfig, samples: int, everyone: int, siz
         passes("copy", 20 * samples * everyone * FLOAT32, 8),
     ]
     return side * (2 * pairs)
+
+
+def _masked_language(config: ImpConfig, samples: int, length: int, rate: float, size: int) -> list[Kernel]:
+    """The head on as many tokens of each text as may be hidden, and the cross-entropy of all words, in float32."""
+    width, words = config.hidden_size, config.vocab_size
+    rows = samples * most_hidden(length, rate)
+    chosen = (3 * samples * length + 3 * rows) * width  # the gradient of all tokens is filled with zeros, written into and added
+    table = 3 * words * width  # its gradient is added to that of the words that are read
+    # bias and its gradient, to float32 and back; softmax, best word, the gradients of both parts of the loss
+    scores = rows * words * (5 * size + 9 * FLOAT32)
+    return [
+        product(rows, width, width, size),
+        passes("gelu", 5 * rows * width * size, 1),
+        passes("norm", 5 * rows * width * size, 1),
+        product(rows, width, words, size),
+        passes("copy", (chosen + table) * size + scores, 9),
+    ]

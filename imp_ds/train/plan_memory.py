@@ -5,12 +5,14 @@ of 25 M where communication overlaps (ZeRO 1 and 2), else one of 500 M. A GPU al
 written takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay whole through forward and
 backward.
 
-Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch.
+Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch, V words of the
+vocabulary.
 """
 
 from dataclasses import dataclass
 
 from imp_ds.config import AudioSettings
+from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
 from imp_ds.tokens import task_tokens
@@ -82,7 +84,8 @@ def activation_bytes(
         else:
             kept += (layers - moe) * dense + moe * sparse
         most = max(most, passing)
-    return (kept + most) * size + similarity_values(task, config, samples, world) * FLOAT32
+    losses = similarity_values(task, config, samples, world) + word_score_values(task, config, samples)
+    return (kept + most) * size + losses * FLOAT32
 
 
 def block_values(config: ImpConfig, samples: int, length: int) -> tuple[float, float]:
@@ -103,3 +106,10 @@ def similarity_values(task: Task, config: ImpConfig, samples: int, world: int) -
     pairs = sum(len(objective.pairs) for objective in task.objectives if objective.kind == "contrastive")
     everyone = samples * world * task.pieces
     return 2 * pairs * (4 * samples * everyone + everyone * config.common_dim + 6 * samples * config.common_dim)
+
+
+def word_score_values(task: Task, config: ImpConfig, samples: int) -> float:
+    """Masked language modelling has the scores of all words for the tokens that may be hidden: three times at the head of the
+    backward, where the softmax and the gradients of loss and scores are there together."""
+    rates = [objective.rate for objective in task.objectives if objective.kind == "masked_language"]
+    return sum(3 * samples * most_hidden(task.views.text.length, rate) * config.vocab_size for rate in rates)

@@ -15,6 +15,7 @@ from imp_ds.tasks import Batch
 from imp_ds.train.flops import expert_rows, step_flops, step_kernels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+from masked_language_worker import words_batch, words_run  # noqa: E402
 from small_run import ORDER, make_batch, make_config, make_run  # noqa: E402
 
 DENSE = dict(num_experts=0)
@@ -42,6 +43,21 @@ def test_flops_are_those_that_torch_counts(model, step, monkeypatch):
         net(batch)[0].backward()
     expected = step_flops(run.task(batch.task), config, run.data.audio, world=1)
     assert expected == counter.get_total_flops() > 1e6
+
+
+def test_flops_of_hidden_words_are_those_that_torch_counts():
+    run, batch = words_run(), words_batch(0)
+    config = make_config(run)
+    net = ImpForPreTraining(config)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(batch)[0].backward()
+    task = run.task("words")
+    assert step_flops(task, config, run.data.audio, world=1) == counter.get_total_flops() > 1e6
+    # 8 texts, of which at most 8 of 12 tokens are hidden, 32 wide; 50 words. Two ranks do it in two halves
+    head = 6 * 8 * 8 * 32 * (32 + 50)
+    without = task.model_copy(update={"objectives": []})
+    for world in (1, 2):
+        assert step_flops(task, config, run.data.audio, world) - step_flops(without, config, run.data.audio, world) == head
 
 
 def test_flops_of_a_large_dense_step_by_hand():
