@@ -3,6 +3,7 @@
 Shapes: B texts, L tokens of a text, D width, V words of the vocabulary.
 """
 
+import json
 from math import log
 from types import SimpleNamespace
 
@@ -13,6 +14,10 @@ from torch import nn
 
 from grammar import SENTENCES, TASK, small_model
 from imp_ds import ImpForPreTraining
+from imp_ds.config import DataSettings
+from imp_ds.data.collation import Collator
+from imp_ds.data.corpus import all_captions, open_corpus
+from imp_ds.data.step_batches import StepBatches
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED, most_hidden
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
@@ -137,14 +142,22 @@ def batch_of(tokenizer, step: int) -> Batch:
     return Batch(TASK.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"words": made["words"]})
 
 
-def test_a_task_of_text_alone_learns_a_grammar():
-    """One of three words is hidden: an animal tells its sound, and the sound its animal; article or not is a toss-up."""
-    tokenizer = train_tokenizer(SENTENCES, 80)
+def test_a_task_of_text_alone_learns_a_grammar(tmp_path):
+    """One of three words is hidden: an animal tells its sound, and the sound its animal; article or not is a toss-up. The batches
+    are those of training, read from a file of texts."""
+    (tmp_path / "sentences" / "train").mkdir(parents=True)
+    lines = (json.dumps({"text": sentence}) for sentence in SENTENCES)
+    (tmp_path / "sentences" / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    data = DataSettings(root=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    readers = open_corpus(SimpleNamespace(data=data, tasks=[TASK]))
+    tokenizer = train_tokenizer(all_captions(readers), 80)
+    schedule, collator = SimpleNamespace(at=lambda step: (TASK.name, step)), Collator(SimpleNamespace(tokenizer=tokenizer))
+    batches = StepBatches([TASK], schedule, readers, collator, seed=0)
     model = small_model(len(tokenizer)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for step in range(150):
-        loss, metrics, _ = model(batch_of(tokenizer, step))
+        loss, metrics, _ = model(batches[step])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
