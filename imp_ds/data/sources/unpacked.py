@@ -1,0 +1,18 @@
+"""Rows unpacked to Arrow files in the cache, from which any of them is read by its place, without a copy in memory."""
+
+import mmap
+from typing import BinaryIO
+
+import pyarrow as pa
+
+
+def mapped_table(kept: BinaryIO) -> pa.Table:
+    """The table of an Arrow file, mapped; the file is closed."""
+    with kept:
+        mapped = mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+
+
+def row_of(table: pa.Table, row: int) -> dict:
+    """column -> value of a row, as Python has it."""
+    return {name: table.column(name)[row].as_py() for name in table.schema.names}

@@ -1,0 +1,146 @@
+"""Tar shards in the WebDataset convention: members with one name up to the first dot are one sample, their extensions its fields.
+
+Read by our own index and by pread: no command is run, nothing is unpickled, nothing is unpacked to disk.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+from imp_ds.data.recent import Recent
+from imp_ds.data.samples import BadSample, Media
+from imp_ds.data.sources.classes import class_names
+from imp_ds.data.sources.rows import RowReader
+from imp_ds.data.sources.splits import Wanted, shards
+from imp_ds.data.sources.values import shown, written_label
+from imp_ds.data.storage import File
+from imp_ds.data.tar_index import CUT, UNSAFE, TarIndex, make_indexes, open_index
+
+_OPEN = 64  # shards that are open at a time
+_MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
+_MOST_MEDIA = 1 << 31  # bytes of an image, a film or a sound
+_TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}
+
+
+def find(wanted: Wanted) -> None:
+    """Raises NoSplit when there is no such split, and Unreachable."""
+    shards(wanted, ".tar")
+
+
+def open_split(wanted: Wanted) -> RowReader:
+    """The reader of a split; indexes that are missing are made. Raises UserError and Unreachable."""
+    files = shards(wanted, ".tar")
+    make_indexes(wanted.storage, files, f"indexing {wanted.name}, shards", wanted.progress)
+    return TarReader(wanted, files, class_names(wanted, wanted.folder(".tar")))
+
+
+class TarReader(RowReader):
+    """The samples of tar shards. Args: as RowReader, and `files`."""
+
+    def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
+        self.storage, self.files = wanted.storage, files
+        self._shards, self._indexes = Recent(_OPEN), Recent(_OPEN)
+        super().__init__(wanted, [len(self._index(place)) for place in range(len(files))], class_names)
+        self._start_F = np.concatenate([[0], np.cumsum(self.shard_rows)])
+
+    def key(self, row: int) -> str:
+        """The shard, and the name that the sample's members share."""
+        place, number = self._place(row)
+        return f"{self.files[place].name}/{self._index(place).key(number)}"
+
+    def fields(self, row: int) -> Mapping:
+        place, number = self._place(row)
+        index = self._index(place)
+        state = index.state_N[number]
+        if state == UNSAFE:
+            raise BadSample("unsafe name", f"{self.files[place].address}: {index.key(number)} is a link or leads out")
+        if state == CUT:
+            raise BadSample("cut off", f"{self.files[place].address}: {index.key(number)}")
+        read = partial(self._read, place)
+        return Members(index.members(number), read, self.source.label, self.class_places, f"{self.key(row)}")
+
+    def media(self, row: int, column: str, value) -> Media:
+        place, _ = self._place(row)
+        extension, offset, size = value
+        return Media(
+            f"{self.files[place].address}/{self.key(row)}.{extension}", read=partial(self._read, place, offset, size, _MOST_MEDIA)
+        )
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """(shard, sample in it)."""
+        place = int(np.searchsorted(self._start_F, row, side="right")) - 1
+        return place, row - int(self._start_F[place])
+
+    def _index(self, place: int) -> TarIndex:
+        return self._indexes.get(place, lambda: open_index(self.storage, self.files[place]))
+
+    def _read(self, place: int, offset: int, size: int, most: int) -> bytes:
+        if size > most:
+            raise BadSample("too large", f"{self.files[place].address}: a member of {size} bytes")
+        shard = self._shards.get(place, lambda: self.storage.open(self.files[place]))
+        data = os.pread(shard.fileno(), size, offset)
+        if len(data) < size:
+            raise BadSample("cut off", f"{self.files[place].address}: {len(data)} of {size} bytes at {offset}")
+        return data
+
+
+class Members(Mapping):
+    """column -> value of one sample. A column is an extension, several ("jpg;png": whichever is there), or a field of a JSON
+    member ("json.caption"). Texts and numbers are read; media are (extension, offset, size)."""
+
+    def __init__(self, members: dict[str, tuple[int, int]], read, label: str | None, class_places, where: str):
+        self._members, self._read_bytes, self._label, self._class_places = members, read, label, class_places
+        self._where, self._objects = where, {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, column) -> bool:
+        extension, field = self._resolved(column)
+        return extension is not None and (field is None or field in self._object(extension))
+
+    def __getitem__(self, column: str):
+        extension, field = self._resolved(column)
+        if extension is None:
+            raise KeyError(column)
+        if field is not None:
+            return self._object(extension)[field]
+        offset, size = self._members[extension]
+        if extension.rpartition(".")[2] not in _TEXTS:
+            return extension, offset, size
+        text = self._text(extension)
+        return written_label(text, self._class_places) if column == self._label else text.strip()
+
+    def _resolved(self, column: str) -> tuple[str | None, str | None]:
+        """(extension, field of its object) of a column; (None, None) when it is not there."""
+        for name in column.split(";"):
+            if name in self._members:
+                return name, None
+            extension, dot, field = name.partition(".")
+            if dot and extension == "json" and extension in self._members:
+                return extension, field
+        return None, None
+
+    def _object(self, extension: str) -> dict:
+        if extension not in self._objects:
+            try:
+                found = json.loads(self._text(extension))
+            except (ValueError, RecursionError) as error:
+                raise BadSample("bad JSON", f"{self._where}.{extension}: {error}") from None
+            if not isinstance(found, dict):
+                raise BadSample("bad JSON", f"{self._where}.{extension} is not an object: {shown(found)}")
+            self._objects[extension] = found
+        return self._objects[extension]
+
+    def _text(self, extension: str) -> str:
+        try:
+            return self._read_bytes(*self._members[extension], _MOST_TEXT).decode("utf-8")
+        except UnicodeDecodeError as error:
+            kind = "bad JSON" if extension == "json" else "wrong column"
+            raise BadSample(kind, f"{self._where}.{extension} is not UTF-8: {error}") from None

@@ -1,0 +1,188 @@
+"""Where the samples of a tar shard are: an index, so that any of them is read without the others.
+
+A sample is a run of members whose names are equal up to the first dot after the last slash (the WebDataset convention). The
+index stands beside the shard as NAME.idx, or in the cache where that cannot be: for a remote shard, or a folder that is not ours
+to write in. It is made again when the shard's size or time has changed.
+
+Shapes: N samples, M members.
+"""
+
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from imp_ds.data.index import Index, IndexWriter
+from imp_ds.data.samples import BadSample
+from imp_ds.data.sources.named_files import check_name
+from imp_ds.data.sources.tar_headers import Damaged, Member, members
+from imp_ds.data.storage import File, Storage, local_path
+
+FORMAT = "1"  # of the index
+WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a name that leads out; not all there
+_IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
+_BLOCK = 4096  # samples that are written together
+_COLUMNS = dict(
+    state="uint8", key_end="int64", names="uint8", member_end="int64", extension="uint16", offset="int64", size="int64"
+)  # fmt: skip
+
+
+class TarIndex:
+    """The samples of one shard, mapped from its index.
+
+    keys: `key(n)`; members: `members(n)` gives {extension: (offset, size)}; state_N: WHOLE, UNSAFE or CUT.
+    """
+
+    def __init__(self, index: Index):
+        columns = index.columns
+        self.extensions = json.loads(index.facts["extensions"])
+        self.state_N, self._key_end_N, self._names = columns["state"], columns["key_end"], columns["names"]
+        self._member_end_N, self._extension_M = columns["member_end"], columns["extension"]
+        self._offset_M, self._size_M = columns["offset"], columns["size"]
+
+    def __len__(self) -> int:
+        return len(self.state_N)
+
+    def key(self, number: int) -> str:
+        """Folder and name of a sample, without extensions."""
+        begin = int(self._key_end_N[number - 1]) if number else 0
+        return os.fsdecode(self._names[begin : int(self._key_end_N[number])].tobytes())
+
+    def members(self, number: int) -> dict[str, tuple[int, int]]:
+        """Extension -> (offset, size) of a sample's members."""
+        begin, end = int(self._member_end_N[number - 1]) if number else 0, int(self._member_end_N[number])
+        return {
+            self.extensions[self._extension_M[m]]: (int(self._offset_M[m]), int(self._size_M[m])) for m in range(begin, end)
+        }
+
+
+def open_index(storage: Storage, file: File) -> TarIndex:
+    """The index of a shard, made when it is missing or of an older shard. Raises what opening the shard raises."""
+    beside = _beside(file)
+    if beside is not None:
+        found = _read(beside, file)
+        if found is not None:
+            return found
+        try:
+            return _write_beside(storage, file, beside)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+                raise
+    with storage.open(file) as shard:
+        return TarIndex(Index(storage.kept.open(f"tar {FORMAT} {file.address} {file.stamp}", partial(write_index, shard, file))))
+
+
+def make_indexes(storage: Storage, files: list[File], stage: str, progress: Callable | None) -> None:
+    """Make the indexes that are missing, in several processes where that pays; `progress(stage, done, total)` counts shards."""
+    missing = [file for file in files if _beside(file) is None or _read(_beside(file), file) is None]
+    workers = min(len(missing), os.cpu_count() or 1)
+    done, total = len(files) - len(missing), len(files)
+    if workers > 1 and sum(max(0, file.size) for file in missing) > _IN_PARALLEL:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            ready = pool.map(partial(_make_one, storage), missing)
+            for number, _ in enumerate(ready, 1):
+                _tell(progress, stage, done + number, total)
+        return
+    for number, file in enumerate(missing, 1):
+        _make_one(storage, file)
+        _tell(progress, stage, done + number, total)
+
+
+def _make_one(storage: Storage, file: File) -> None:
+    open_index(storage, file)
+
+
+def _tell(progress: Callable | None, stage: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(stage, done, total)
+
+
+def _beside(file: File) -> Path | None:
+    """Where the index of a local shard stands; None where nothing may be written (root, who may write everywhere, is asked not
+    to change a folder that is closed to all)."""
+    path = local_path(file.address)
+    if path is None or not path.parent.stat().st_mode & 0o222:
+        return None
+    return path.with_name(path.name + ".idx")
+
+
+def _read(path: Path, file: File) -> TarIndex | None:
+    """The index in a file; None when there is none, it is damaged, or belongs to another shard."""
+    try:
+        index = Index(open(path, "rb"))
+        return TarIndex(index) if index.facts.get("stamp") == file.stamp and index.facts.get("format") == FORMAT else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _write_beside(storage: Storage, file: File, path: Path) -> TarIndex:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with storage.open(file) as shard:
+            write_index(shard, file, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return TarIndex(Index(open(path, "rb")))
+
+
+def write_index(shard: BinaryIO, file: File, path: Path) -> None:
+    """Write the index of an open shard to `path`."""
+    writer, extensions, key_end, member_end = IndexWriter(path, **_COLUMNS), {}, 0, 0
+    samples = _samples(shard)
+    while block := list(itertools.islice(samples, _BLOCK)):
+        names = [os.fsencode(key) for key, _, _ in block]
+        entries = [entry for _, _, found in block for entry in found.items()]
+        key_ends = key_end + np.cumsum([len(name) for name in names])
+        member_ends = member_end + np.cumsum([len(found) for _, _, found in block])
+        key_end, member_end = int(key_ends[-1]), int(member_ends[-1])
+        writer.append("state", [state for _, state, _ in block])
+        writer.append("key_end", key_ends)
+        writer.append("member_end", member_ends)
+        writer.append("names", np.frombuffer(b"".join(names), np.uint8))
+        writer.append("extension", [extensions.setdefault(extension, len(extensions)) for extension, _ in entries])
+        writer.append("offset", [member.offset for _, member in entries])
+        writer.append("size", [member.size for _, member in entries])
+    writer.close(extensions=json.dumps(list(extensions)), stamp=file.stamp, format=FORMAT)
+
+
+def _samples(shard: BinaryIO) -> Iterator[tuple[str, int, dict[str, Member]]]:
+    """(key, state, {extension: member}) of each sample; what stands after a damaged header is one more, CUT."""
+    end = os.fstat(shard.fileno()).st_size
+    key, state, found = None, WHOLE, {}
+    try:
+        for member in members(shard.fileno()):
+            if member.kind == "folder":
+                continue
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            if folder + slash + stem != key:
+                if key is not None:
+                    yield key, state, found
+                key, state, found = folder + slash + stem, WHOLE, {}
+            state = max(state, _state(member, end))
+            found[extension.lower()] = member
+    except Damaged as error:
+        if key is not None:
+            yield key, state, found
+        key, state, found = f"after {key}: {error}", CUT, {}
+    if key is not None:
+        yield key, state, found
+
+
+def _state(member: Member, end: int) -> int:
+    try:
+        check_name(str(PurePosixPath(member.name)), "")
+    except BadSample:
+        return UNSAFE
+    if member.kind != "file":
+        return UNSAFE
+    return CUT if member.offset + member.size > end else WHOLE

@@ -1,0 +1,343 @@
+"""Parquet files, tar shards and data sets of Hugging Face: what is read, from where, and every way in which it can be wrong."""
+
+import io
+import json
+import pickle
+import tarfile
+from types import SimpleNamespace
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from imp_ds.data.samples import BadSample
+from imp_ds.data.sources import captions, has_split, labels, open_reader
+from imp_ds.data.sources.tar_headers import members
+from imp_ds.errors import UserError
+from imp_ds.tasks import Source
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return SimpleNamespace(cache_dir=str(tmp_path / "cache"), cache_gb=1.0, retries=0, window=1024)
+
+
+def picture(value):
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, 0, 0)).save(out, "PNG")
+    return out.getvalue()
+
+
+def shade(media):
+    with media.open() as file:
+        return Image.open(file).getpixel((0, 0))[0]
+
+
+def rows(count, start=0):
+    return [
+        dict(image=dict(bytes=picture(i), path=f"{i}.png"), caption=f"number {i}", label=i % 3)
+        for i in range(start, start + count)
+    ]
+
+
+# --- Parquet
+
+
+PARQUET = Source(path="p", format="parquet", vision="image", text="caption", label="label")
+
+
+def write_parquet(folder, *parts, group=4, name="train-{}.parquet"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(parts):
+        pq.write_table(pa.Table.from_pylist(part), folder / name.format(number), row_group_size=group)
+
+
+def test_row_groups_are_shards_and_any_row_is_read_by_its_place(tmp_path, settings):
+    write_parquet(tmp_path / "p", rows(10), rows(3, 10))
+    reader = open_reader(tmp_path, PARQUET, "train", settings)
+    assert len(reader) == 13 and reader.shard_rows.tolist() == [4, 4, 2, 3] and reader.name == "p[train]"
+    for row in (12, 0, 9, 4, 11):
+        sample = reader.read(row)
+        assert shade(sample["vision"]) == row and sample["text"] == [f"number {row}"] and sample["label"] == row % 3
+        assert sample["vision"].suffix == ".png"
+    assert labels(reader).tolist() == [i % 3 for i in range(13)]
+    assert list(captions(reader)) == [f"number {i}" for i in range(13)]
+    assert [reader.key(row) for row in (0, 9, 10)] == ["train-0.parquet/0", "train-0.parquet/9", "train-1.parquet/0"]
+    copy = pickle.loads(pickle.dumps(reader))
+    assert shade(copy.read(7)["vision"]) == 7
+    with pytest.raises(UserError, match="no shards of the split validation"):
+        open_reader(tmp_path, PARQUET, "validation", settings)
+    assert has_split(tmp_path, PARQUET, "train") and not has_split(tmp_path, PARQUET, "test")
+
+
+def test_plain_bytes_and_names_of_files_in_parquet(tmp_path, settings):
+    folder = tmp_path / "p"
+    write_parquet(folder, [dict(image=picture(7), caption="a", label=0)], name="bytes-{}.parquet")
+    write_parquet(folder, [dict(image="x.png", caption="a", label=0), dict(image="../x.png", caption="a", label=0)],
+                  name="names-{}.parquet")  # fmt: skip
+    (folder / "x.png").write_bytes(picture(9))
+    source = PARQUET.model_copy(update={"splits": {"train": "bytes-*.parquet", "test": "names-*.parquet"}})
+    media = open_reader(tmp_path, source, "train", settings).read(0)["vision"]
+    assert shade(media) == 7 and media.suffix == ".png"  # told by the first bytes
+    named = open_reader(tmp_path, source, "test", settings)
+    assert shade(named.read(0)["vision"]) == 9
+    with pytest.raises(BadSample, match="unsafe name"):
+        named.read(1)
+
+
+def test_bad_rows_of_parquet_are_bad_samples(tmp_path, settings):
+    good = rows(1)[0]
+    changes = [dict(image=None), dict(caption=None), dict(caption="  "), dict(label=-1), dict(image=dict(bytes=None, path="gone.png"))]
+    write_parquet(tmp_path / "p", [good, *({**good, **change} for change in changes), good])
+    reader = open_reader(tmp_path, PARQUET, "train", settings)
+    reasons = []
+    for row in range(1, 6):
+        with pytest.raises(BadSample) as error:
+            reader.read(row)
+        reasons.append(error.value.reason)
+    assert reasons == ["empty", "no text", "no text", "no such class", "missing file"]
+
+
+@pytest.mark.parametrize("change, match", [(dict(text="title"), "missing column"), (dict(path="q"), "no shards|not exist")])
+def test_mistakes_in_the_source_are_told_at_once(tmp_path, settings, change, match):
+    write_parquet(tmp_path / "p", rows(2))
+    with pytest.raises(UserError, match=match):
+        open_reader(tmp_path, PARQUET.model_copy(update=change), "train", settings)
+
+
+def test_what_is_no_parquet_is_named(tmp_path, settings):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/train-0.parquet").write_bytes(b"hello" * 100)
+    with pytest.raises(UserError, match="not Parquet"):
+        open_reader(tmp_path, PARQUET, "train", settings)
+
+
+def test_parquet_on_a_remote_file_system(tmp_path, settings):
+    write_parquet(tmp_path / "p", rows(5))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/p/train-0.parquet", (tmp_path / "p/train-0.parquet").read_bytes())
+    try:
+        reader = open_reader("memory://bucket", PARQUET, "train", settings)
+        assert [shade(reader.read(row)["vision"]) for row in range(5)] == list(range(5))
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+# --- tar shards
+
+
+TAR = Source(path="t", format="webdataset", vision="jpg;png", text="json.caption", label="cls")
+
+
+def add(tar, name, data=b"", **fields):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def add_sample(tar, i, key=None, **changes):
+    key = key or f"folder/{i:04d}"
+    fields = {"png": picture(i), "json": json.dumps(dict(caption=f"number {i}")).encode(), "cls": str(i % 3).encode(), **changes}
+    for extension, data in fields.items():
+        if data is not None:
+            add(tar, f"{key}.{extension}", data)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_with_one_name_are_a_sample(tmp_path, settings, form):
+    (tmp_path / "t").mkdir()
+    for shard in (0, 1):
+        with tarfile.open(tmp_path / f"t/train-{shard:05d}.tar", "w", format=form) as tar:
+            for i in range(shard * 3, shard * 3 + 3):
+                add_sample(tar, i, key=f"{'long/' * 30 if form != tarfile.USTAR_FORMAT else ''}{i:04d}")
+    reader = open_reader(tmp_path, TAR, "train", settings)
+    assert reader.shard_rows.tolist() == [3, 3]
+    for row in (5, 0, 3):
+        sample = reader.read(row)
+        assert shade(sample["vision"]) == row and sample["text"] == [f"number {row}"] and sample["label"] == row % 3
+        assert sample["vision"].suffix == ".png"
+    assert reader.key(4).endswith("0004") and reader.key(4).startswith("train-00001.tar/")
+    assert (tmp_path / "t/train-00001.tar.idx").is_file()
+    copy = pickle.loads(pickle.dumps(reader))
+    assert shade(copy.read(2)["vision"]) == 2
+
+
+def test_an_index_is_made_again_for_another_shard(tmp_path, settings):
+    (tmp_path / "t").mkdir()
+    path = tmp_path / "t/train-0.tar"
+    for count in (2, 5):
+        with tarfile.open(path, "w") as tar:
+            for i in range(count):
+                add_sample(tar, i)
+        assert len(open_reader(tmp_path, TAR, "train", settings)) == count
+    (tmp_path / "t/train-0.tar.idx").write_bytes(b"torn")
+    assert len(open_reader(tmp_path, TAR, "train", settings)) == 5
+    (tmp_path / "t/train-0.tar.idx").unlink()
+    (tmp_path / "t").chmod(0o555)
+    try:
+        assert len(open_reader(tmp_path, TAR, "train", settings)) == 5
+        assert not (tmp_path / "t/train-0.tar.idx").exists()  # a folder that is closed stays as it is
+    finally:
+        (tmp_path / "t").chmod(0o755)
+
+
+def bad_tar(path):
+    """Nine samples, of which 0 and 8 are good."""
+    with tarfile.open(path, "w") as tar:
+        add_sample(tar, 0)
+        add_sample(tar, 1, json=b"{not json")
+        add_sample(tar, 2, cls=b"dog")
+        add_sample(tar, 3, png=None)
+        add_sample(tar, 4, json=b"[1]")
+        add(tar, "folder/0005.png", type=tarfile.SYMTYPE, linkname="/etc/hostname")
+        add_sample(tar, 6, key="../0006")
+        add_sample(tar, 7, png=b"")
+        add_sample(tar, 8)
+
+
+def test_bad_samples_of_a_tar_are_told_one_by_one(tmp_path, settings):
+    (tmp_path / "t").mkdir()
+    bad_tar(tmp_path / "t/train-0.tar")
+    reader = open_reader(tmp_path, TAR, "train", settings)
+    reasons = []
+    for row in range(len(reader)):
+        try:
+            reader.read(row)["vision"].open().close()
+            reasons.append(None)
+        except BadSample as error:
+            reasons.append(error.reason)
+    assert reasons == [
+        None, "bad JSON", "wrong column", "missing column", "bad JSON", "unsafe name", "unsafe name", "empty", None
+    ]  # fmt: skip
+
+
+def test_a_tar_that_was_cut_has_its_whole_samples(tmp_path, settings):
+    (tmp_path / "t").mkdir()
+    path = tmp_path / "t/train-0.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(4):
+            add_sample(tar, i, png=picture(i) + bytes(2000))
+    with tarfile.open(path) as tar:
+        inside = next(m.offset_data + 100 for m in tar if m.name == "folder/0003.png")
+    path.write_bytes(path.read_bytes()[:inside])
+    reader = open_reader(tmp_path, TAR, "train", settings)
+    assert [shade(reader.read(row)["vision"]) for row in range(3)] == [0, 1, 2]
+    with pytest.raises(BadSample, match="cut off"):
+        reader.read(3)
+
+
+def test_headers_are_read_as_tarfile_reads_them(tmp_path):
+    """Long names, folders, links, empty files and a name of 99 letters, in all three formats."""
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / f"{form}.tar"
+        with tarfile.open(path, "w", format=form) as tar:
+            add(tar, "folder", type=tarfile.DIRTYPE)
+            for name in ("a.txt", "x" * 99, "d/" * 60 + "b.txt", "ü/ä.txt"):
+                add(tar, name, b"1" * (len(name) * 7))
+            add(tar, "link", type=tarfile.SYMTYPE, linkname="a.txt")
+            add(tar, "empty.txt")
+        with tarfile.open(path) as tar, open(path, "rb") as file:
+            expected = [(m.name, m.offset_data, m.size, m.isfile()) for m in tar if not m.isdir()]
+            found = [(m.name, m.offset, m.size, m.kind == "file") for m in members(file.fileno()) if m.kind != "folder"]
+        assert found == expected
+
+
+def test_no_command_is_run_for_a_tar(tmp_path, settings):
+    for path in (f"pipe:touch {tmp_path}/ran", "pipe:cat train.tar"):
+        with pytest.raises(UserError, match="unknown protocol"):
+            open_reader(tmp_path, TAR.model_copy(update={"path": path}), "train", settings)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tar_shards_on_a_remote_file_system(tmp_path, settings):
+    (tmp_path / "t").mkdir()
+    with tarfile.open(tmp_path / "t/train-0.tar", "w") as tar:
+        for i in range(3):
+            add_sample(tar, i)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/t/train-0.tar", (tmp_path / "t/train-0.tar").read_bytes())
+    try:
+        reader = open_reader("memory://bucket", TAR, "train", settings)
+        assert [shade(reader.read(row)["vision"]) for row in (2, 0)] == [2, 0]
+        assert len(open_reader(f"file://{tmp_path}", TAR, "train", settings)) == 3
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_texts_of_classes_by_templates(tmp_path, settings):
+    (tmp_path / "t").mkdir()
+    with tarfile.open(tmp_path / "t/train-0.tar", "w") as tar:
+        for i in range(3):
+            add_sample(tar, i)
+    (tmp_path / "t/names.json").write_text('["cat", "dog", "owl"]')
+    source = TAR.model_copy(update=dict(text=None, label_names="names.json", templates=["a {}", "the {} here"]))
+    reader = open_reader(tmp_path, source, "train", settings)
+    assert reader.read(1)["text"] == ["a dog", "the dog here"] and reader.class_names == ["cat", "dog", "owl"]
+
+
+# --- data sets of Hugging Face
+
+
+FACE = Source(path="saved", format="huggingface", vision="image", text="caption", label="label")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """saved/: by save_to_disk, with train and test; files/: Parquet; lines/: two JSON files; tars/: a shard."""
+    folder = tmp_path_factory.mktemp("hub")
+    features = datasets.Features(
+        dict(image=datasets.Image(), caption=datasets.Value("string"), label=datasets.ClassLabel(names=["cat", "dog", "owl"]))
+    )
+    whole = datasets.Dataset.from_list([{**row, "image": Image.new("RGB", (4, 4), (i, 0, 0))} for i, row in enumerate(rows(9))], features)
+    datasets.DatasetDict(train=whole, test=whole.select(range(2))).save_to_disk(folder / "saved")
+    (folder / "files").mkdir()
+    whole.to_parquet(folder / "files/train-0.parquet")
+    (folder / "lines").mkdir()
+    for part in (0, 1):
+        lines = (json.dumps(dict(caption=f"{part} {i}", label=i % 3)) + "\n" for i in range(4 + part))
+        (folder / f"lines/train-{part}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("change", [dict(), dict(path="files"), dict(path="files", streaming=True)])
+def test_a_data_set_by_path(hub, settings, change):
+    reader = open_reader(hub, FACE.model_copy(update=change), "train", settings)
+    assert len(reader) == 9 and reader.class_names == ["cat", "dog", "owl"]
+    for row in (8, 0, 4):
+        sample = reader.read(row)
+        assert shade(sample["vision"]) == row and sample["text"] == [f"number {row}"] and sample["label"] == row % 3
+    assert labels(reader).tolist() == [i % 3 for i in range(9)]
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy.read(3)["text"] == ["number 3"] and copy.key(3) == reader.key(3)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_other_files_are_streamed_shard_by_shard(hub, settings, streaming):
+    source = Source(path="lines", format="huggingface", text="caption", label="label", streaming=streaming)
+    expected = [f"0 {i}" for i in range(4)] + [f"1 {i}" for i in range(5)]
+    told = []
+    reader = open_reader(hub, source, "train", settings, lambda *what: told.append(what))
+    assert [reader.read(row)["text"][0] for row in (8, 0, 4)] == [expected[8], expected[0], expected[4]]
+    assert list(captions(reader)) == expected
+    assert reader.shard_rows.tolist() == ([4, 5] if streaming else [9])
+    assert told == ([("counting lines[train], shards", n, 2) for n in (1, 2)] if streaming else [])
+    again = open_reader(hub, source, "train", settings)
+    assert again.read(8)["text"] == ["1 4"] and np.array_equal(again.shard_rows, reader.shard_rows)
+
+
+def test_splits_that_are_not_there(hub, settings):
+    assert has_split(hub, FACE, "test") and not has_split(hub, FACE, "validation")
+    with pytest.raises(UserError, match="no split validation"):
+        open_reader(hub, FACE, "validation", settings)
+    renamed = FACE.model_copy(update={"splits": {"validation": "test"}})
+    assert len(open_reader(hub, renamed, "validation", settings)) == 2
+    with pytest.raises(UserError, match="missing column"):
+        open_reader(hub, FACE.model_copy(update={"text": "title"}), "train", settings)
