@@ -8,7 +8,7 @@ import math
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.moe.layer import examples_per_group
+from imp_ds.moe.grouping import examples_per_group
 from imp_ds.tasks import Task
 from imp_ds.tokens import task_tokens
 

@@ -2,7 +2,8 @@
 
 Each sample of a global batch has a key. What is random about the sample inside the model (dropout, the noise of a router) is a
 function of that key, the site in the model and the element, so that it depends neither on the number of ranks, nor on
-pieces, checkpointing or resuming, and there is no state to save.
+pieces, checkpointing or resuming, and there is no state to save. What is random about a whole step (the noise of a gate that asks
+for nothing but the task) is a function of the step's key in the same way, which every sample's key knows.
 
 A key is the state of SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", figure 17),
 whose outputs can be computed in any order: element i of what is drawn from a key is the output i steps after it, and the keys
@@ -19,13 +20,24 @@ import math
 import torch
 
 _STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the generator's constants
+_SAMPLE = 24  # bits of a sample's place in its batch
 _FRACTION = 24  # bits that a float32 below 1 holds exactly
 
 
 def sample_keys(seed: int, step: int, first: int, count: int) -> torch.Tensor:
-    """The keys of samples first .. first+count-1 of the global batch of a step: int64 [count]."""
-    key_1 = derive(torch.tensor([_signed(seed)]), step)
-    return derive(key_1, torch.arange(first, first + count))
+    """The keys of samples first .. first+count-1 of the global batch of a step: int64 [count]; samples beyond 2^24 of a batch
+    would have the next step's.
+
+    All keys of a step differ in the lower 24 bits alone, so that any of them says which step it is of (`step_key`).
+    """
+    step_1 = derive(torch.tensor([_signed(seed)]), 0) + step
+    return (step_1 << _SAMPLE) + torch.arange(first, first + count)
+
+
+def step_key(key_B: torch.Tensor) -> torch.Tensor:
+    """The key of the step that samples belong to: int64 [1]. It is the same for each of them, on whichever rank, in whichever
+    piece."""
+    return key_B[:1] >> _SAMPLE
 
 
 def derive(key_B: torch.Tensor, number: int | torch.Tensor) -> torch.Tensor:

@@ -200,7 +200,7 @@ def test_token_counts_by_hand(run):
         (["tasks.image_text.views.vision.height=128"], 1, ZERO2, ["larger than", "16 x 64 x 64"]),
         (["tasks.image_text.views.text.length=33"], 1, ZERO2, ["task image_text", "33", "text_max = 32"]),
         (["model.group_tokens=50"], 1, ZERO2, ["task film_text", "54 tokens", "group_tokens = 50"]),
-        (["model.moe_layers=first:2"], 1, ZERO2, ["moe_layers", "first:2", "last:N"]),
+        (["model.moe_layers=middle:2"], 1, ZERO2, ["moe_layers", "middle:2", "last:N"]),
     ],
 )
 def test_layouts_that_cannot_be_right_are_refused(run, overrides, world, ds, parts):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from imp_ds import randomness
-from imp_ds.randomness import derive, dropout, normal, sample_keys, uniform
+from imp_ds.randomness import derive, dropout, normal, sample_keys, step_key, uniform
 
 # Each statistic of the seeds below is a fixed number, so these tests cannot flicker; a bound of 5 standard deviations would
 # be passed by all but one in 1.7 million seeds.
@@ -67,8 +67,17 @@ class TestAgainstBigIntegers:
 
     @pytest.mark.parametrize("seed", [0, 9, MASK, 2**70 + 3])
     def test_the_keys_of_samples(self, seed):
-        step_key = splitmix(seed & MASK, -2 - 12)
-        assert unsigned(sample_keys(seed, 12, 30, 4)) == [splitmix(step_key, -2 - i) for i in range(30, 34)]
+        # the place of the seed's step 12 above, that of the sample in the lower 24 bits
+        step = (splitmix(seed & MASK, -2) + 12) & MASK
+        assert unsigned(sample_keys(seed, 12, 30, 4)) == [((step << 24) + i) & MASK for i in range(30, 34)]
+
+    def test_every_sample_knows_the_key_of_its_step(self):
+        keys = {(seed, step): step_key(sample_keys(seed, step, 0, 1)) for seed in (0, 2**63) for step in range(64)}
+        assert len({key.item() for key in keys.values()}) == 2 * 64
+        for (seed, step), key in keys.items():
+            for first in (5, (1 << 24) - 3):
+                assert torch.equal(step_key(sample_keys(seed, step, first, 3)), key)
+        assert key.shape == (1,)
 
     def test_no_two_keys_of_a_run_are_alike(self):
         keys = torch.cat([sample_keys(seed, step, 0, 64) for seed in range(4) for step in range(64)])
@@ -123,7 +132,8 @@ class TestDistributions:
         if source == "elements":
             words = randomness._bits(many_keys(1), (count,))[0]
         else:
-            words = many_keys(count) if source == "samples" else derive(many_keys(count), 7)
+            # a sample's key itself only counts; what is drawn and derived from it has to be random
+            words = randomness._bits(many_keys(count), (1,))[:, 0] if source == "samples" else derive(many_keys(count), 7)
         bits_NB = (words[:, None] >> torch.arange(64)) & 1
         ones_B = bits_NB.sum(0).double()
         alone = ((ones_B - count / 2).square() / (count / 4)).sum()

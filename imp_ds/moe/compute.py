@@ -4,7 +4,8 @@ The only place that chooses by device: the CPU has a pass over the experts of it
 kernels (gpu_experts.py), everything else plain torch: batched products when all experts have equally many rows, grouped ones
 when they have not.
 
-Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width.
+Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width, I inputs
+and O outputs of a linear map.
 `count` is the number of rows of each expert as `rows_of_experts` gives it: a list on the CPU, elsewhere a tensor [E] that the
 host never reads; None when all have N / E of them.
 """
@@ -44,7 +45,7 @@ def mixture(
         token_index_N: the token of each row; a token may have many rows, or none (then its answer is zero).
         weight_N: the row's weight. Zero means an empty slot, which gives nothing and gets no gradient.
     """
-    weight_N = torch.where(weight_N == 0, weight_N.detach(), weight_N)
+    weight_N = _only_filled(weight_N)
     weights = _weights_for(x_TD, len(token_index_N), count, w1_EDF, w2_EFD, w3_EDF)
     if _has_kernels(x_TD):
         return gpu_experts.gpu_mixture(x_TD, token_index_N, weight_N, count, *weights)
@@ -68,6 +69,25 @@ def experts_forward(
     if x_ND.device.type == "cpu":
         return cpu_experts(x_ND, _counts(len(x_ND), count, w1_EDF), *weights)
     return stacked_experts(x_ND, count, *weights)
+
+
+def linear_mixture(x_TI: Tensor, token_index_N: Tensor, weight_N: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
+    """As `mixture`, [T, I] -> [T, O], where an expert is one linear map."""
+    y_NO = linear_forward(take_rows(x_TI, token_index_N), count, w_EIO)
+    return sum_rows(y_NO * _only_filled(weight_N).to(y_NO.dtype).unsqueeze(1), token_index_N, len(x_TI))
+
+
+def linear_forward(x_NI: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
+    """Each row times the matrix of its expert, [N, I] -> [N, O], in the type of x. Experts without rows get gradients of zeros."""
+    (w_EIO,) = _weights_for(x_NI, len(x_NI), count, w_EIO)
+    if isinstance(count, list):
+        return torch.cat([rows @ w_IO for rows, w_IO in zip(x_NI.split(count), w_EIO.unbind())])
+    return stacked_product(x_NI, count, w_EIO)
+
+
+def _only_filled(weight_N: Tensor) -> Tensor:
+    """The weights, of which those that are 0, of empty slots, get no gradient."""
+    return torch.where(weight_N == 0, weight_N.detach(), weight_N)
 
 
 def take_rows(x_TD: Tensor, token_index_N: Tensor) -> Tensor:
@@ -118,17 +138,15 @@ def stacked_experts(x_ND: Tensor, count: Count, w1_EDF: Tensor, w2_EFD: Tensor, 
 
     Grouped products want rows and weights whose strides are multiples of 16 bytes: D and F multiples of 8 in bfloat16.
     """
-    if count is None:
-        rows = x_ND.view(w1_EDF.shape[0], -1, x_ND.shape[1])
-        product = torch.bmm
-    else:
-        rows = x_ND
-        ends_E = torch.as_tensor(count, device=x_ND.device).cumsum(0, dtype=torch.int32)
-
-        def product(rows, weight):
-            return F.grouped_mm(rows, weight, offs=ends_E)
-
-    hidden = F.gelu(product(rows, w1_EDF), approximate="tanh")
+    hidden = F.gelu(stacked_product(x_ND, count, w1_EDF), approximate="tanh")
     if w3_EDF is not None:
-        hidden = hidden * product(rows, w3_EDF)
-    return product(hidden, w2_EFD).reshape(x_ND.shape)
+        hidden = hidden * stacked_product(x_ND, count, w3_EDF)
+    return stacked_product(hidden, count, w2_EFD)
+
+
+def stacked_product(x_NI: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
+    """Each row times the matrix of its expert, [N, I] -> [N, O], batched or grouped."""
+    if count is None:
+        return torch.bmm(x_NI.view(len(w_EIO), -1, x_NI.shape[1]), w_EIO).flatten(0, 1)
+    ends_E = torch.as_tensor(count, device=x_NI.device).cumsum(0, dtype=torch.int32)
+    return F.grouped_mm(x_NI, w_EIO, offs=ends_E)

@@ -1,41 +1,56 @@
-"""The experts' feed-forwards as stacked weights.
+"""The experts' weights, stacked: what they compute of rows of tokens.
 
-Shapes: T flat tokens, N rows in expert order, E experts held here, D width, F feed-forward width.
+Shapes: T flat tokens, N rows in expert order, E experts held here, D width, F feed-forward width, I inputs and O outputs of a
+linear map.
 """
 
 import torch
 from torch import nn
 
-from imp_ds.moe.compute import Count, experts_forward, mixture
+from imp_ds.moe.compute import Count, experts_forward, linear_forward, linear_mixture, mixture
 
 
-class Experts(nn.Module):
-    """`num_experts` of the layer's experts, from number `first` on.
+class ExpertWeights(nn.Module):
+    """Weights of which each is a stack over experts, [E, ...].
+
+    num_experts: held here; a number of its own, since ZeRO 3 takes the weights' shapes away between calls.
+    first: the index of the first one among all of the layer's: with expert parallelism a rank holds a slice.
+    """
+
+    def __init__(self, num_experts: int, first: int):
+        super().__init__()
+        self.num_experts, self.first = num_experts, first
+
+    def part(self, num_experts: int, first: int) -> "ExpertWeights":
+        """A fresh module of the same kind and shape with that many experts."""
+        raise NotImplementedError
+
+    def slice(self, first: int, count: int) -> "ExpertWeights":
+        """Experts first .. first + count as a module of its own, on the same device; weights are copied."""
+        like, part = next(self.parameters()), self.part(count, self.first + first)
+        part.to(device=like.device, dtype=like.dtype)
+        with torch.no_grad():
+            for name, parameter in part.named_parameters():
+                parameter.copy_(self.get_parameter(name)[first : first + count])
+        return part
+
+
+class Experts(ExpertWeights):
+    """`num_experts` feed-forwards of the layer's, from number `first` on.
 
     "gelu" is two matrices, gelu(x w1) w2, as the IMP release has it; "geglu" is three, (gelu(x w1) * x w3) w2.
-    `first` is the index of the first expert held here among all of the layer's: with expert parallelism a rank holds a slice.
     """
 
     def __init__(self, width: int, feed_forward: int, num_experts: int, activation: str, *, first: int = 0):
-        super().__init__()
-        self.width, self.feed_forward, self.activation, self.first = width, feed_forward, activation, first
+        super().__init__(num_experts, first)
+        self.width, self.feed_forward, self.activation = width, feed_forward, activation
         self.w1 = nn.Parameter(torch.empty(num_experts, width, feed_forward))
         self.w2 = nn.Parameter(torch.empty(num_experts, feed_forward, width))
         if activation == "geglu":
             self.w3 = nn.Parameter(torch.empty(num_experts, width, feed_forward))
 
-    @property
-    def num_experts(self) -> int:
-        return self.w1.shape[0]
-
-    def slice(self, first: int, count: int) -> "Experts":
-        """Experts first .. first + count as a module of its own, on the same device; weights are copied."""
-        part = Experts(self.width, self.feed_forward, count, self.activation, first=self.first + first)
-        part.to(device=self.w1.device, dtype=self.w1.dtype)
-        with torch.no_grad():
-            for name, parameter in part.named_parameters():
-                parameter.copy_(self.get_parameter(name)[first : first + count])
-        return part
+    def part(self, num_experts: int, first: int) -> "Experts":
+        return Experts(self.width, self.feed_forward, num_experts, self.activation, first=first)
 
     def forward(
         self,
@@ -52,3 +67,26 @@ class Experts(nn.Module):
         if token_index_N is None:
             return experts_forward(x, rows, *weights)
         return mixture(x, token_index_N, weight_N, rows, *weights)
+
+
+class LinearExperts(ExpertWeights):
+    """`num_experts` matrices of one linear map, from number `first` on. forward as that of Experts, [., I] -> [., O]."""
+
+    def __init__(self, inward: int, outward: int, num_experts: int, *, first: int = 0):
+        super().__init__(num_experts, first)
+        self.inward, self.outward = inward, outward
+        self.w = nn.Parameter(torch.empty(num_experts, inward, outward))
+
+    def part(self, num_experts: int, first: int) -> "LinearExperts":
+        return LinearExperts(self.inward, self.outward, num_experts, first=first)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rows: Count = None,
+        token_index_N: torch.Tensor | None = None,
+        weight_N: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if token_index_N is None:
+            return linear_forward(x, rows, self.w)
+        return linear_mixture(x, token_index_N, weight_N, rows, self.w)

@@ -15,21 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imp_ds.moe.context import ContextPool
 from imp_ds.randomness import normal
 
 
 class Condition(NamedTuple):
-    """What is known of all tokens of a segment alike, for gates that ask nothing else.
+    """What is known of all tokens of a segment alike, for gates that ask for nothing else (`imp_ds.moe.blending`).
 
-    modality_1, task_1: ids, int64 [1]; attribute_1A: named bits, 0 or 1, float32 [1, A]; None where no gate asks for it.
+    known: what they ask for: an id, int64 [1], or named bits, 0 or 1, float32 [1, A]; None where no gate asks.
     key_1S: a random key for each random site of a block, int64 [1, S], of the step and so the same on all ranks; None: nothing
         is random.
     copy: which of the copies of a merged model is this condition's.
     """
 
-    modality_1: torch.Tensor
-    task_1: torch.Tensor | None = None
-    attribute_1A: torch.Tensor | None = None
+    known: torch.Tensor | None = None
     key_1S: torch.Tensor | None = None
     copy: int = 0
 
@@ -48,11 +47,15 @@ class RoutingContext:
     group_tokens: S, tokens that compete with each other; T is a multiple of it and groups are contiguous.
     valid_T: bool [T], False where a token is padding; None when nothing is.
     key_B: int64 [B], the samples' random keys (`imp_ds.randomness`); None when nothing is random.
+    length: L; None where nobody asks for it: without it a router cannot see a token's context.
+    mask_LL: bool, True where the token of the row may see that of the column; None: everywhere.
     """
 
     group_tokens: int
     valid_T: torch.Tensor | None = None
     key_B: torch.Tensor | None = None
+    length: int | None = None
+    mask_LL: torch.Tensor | None = None
 
 
 class RouterReport(NamedTuple):
@@ -120,18 +123,24 @@ def balance_loss(probability_GSE: torch.Tensor, share_GSE: torch.Tensor, valid_G
 class Router(nn.Module):
     """A linear map to one logit for each expert, and a decision on their softmax by `choose`, which subclasses have.
 
-    noise: standard deviation of the Gaussian noise on the logits in units of 1 / E (V-MoE, Riquelme et al., 2021,
-    arXiv 2106.05974, section 2.1); drawn where samples have random keys.
+    Args:
+        noise: standard deviation of the Gaussian noise on the logits in units of 1 / E (V-MoE, Riquelme et al., 2021,
+            arXiv 2106.05974, section 2.1); drawn where samples have random keys.
+        sees_context: the map is of the token and the pooled tokens of its sequence, [E, 2 D], not of the token alone, [E, D]
+            (the context router of Uni-Perceiver-MoE, arXiv 2206.04674).
     """
 
-    def __init__(self, width: int, num_experts: int, capacity_factor: float, noise: float = 0.0):
+    def __init__(
+        self, width: int, num_experts: int, capacity_factor: float, noise: float = 0.0, *, sees_context: bool = False
+    ):
         super().__init__()
         self.num_experts, self.capacity_factor, self.noise = num_experts, capacity_factor, noise
-        self.weight = nn.Parameter(torch.empty(num_experts, width))
+        self.weight = nn.Parameter(torch.empty(num_experts, 2 * width if sees_context else width))
+        self.pool = ContextPool(width) if sees_context else None
 
     def forward(self, x_TD: torch.Tensor, context: RoutingContext) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = F.linear(x_TD.float(), self.weight.float())
+            logits_TE = self._logits(x_TD.float(), context)
         if self.noise and context.key_B is not None:
             noise_BLE = normal(context.key_B, len(x_TD) // len(context.key_B), self.num_experts)
             logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
@@ -149,6 +158,17 @@ class Router(nn.Module):
                 confidence=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
             )
         return Routing(index_N, weight_N, count_E, report)
+
+    def _logits(self, x_TD: torch.Tensor, context: RoutingContext) -> torch.Tensor:
+        weight = self.weight.float()
+        if self.pool is None:
+            return F.linear(x_TD, weight)
+        width, length = x_TD.shape[1], context.length
+        valid_BL = None if context.valid_T is None else context.valid_T.view(-1, length)
+        pooled = self.pool(x_TD.view(-1, length, width), valid_BL, context.mask_LL)
+        # the map of both side by side, without laying them side by side
+        logits_BLE = F.linear(x_TD, weight[:, :width]).view(-1, length, self.num_experts) + F.linear(pooled, weight[:, width:])
+        return logits_BLE.flatten(0, 1)
 
     def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
         """(token_index_N, weight_N, count_E) as in Routing, and the balance loss, a scalar."""

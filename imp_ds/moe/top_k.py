@@ -17,20 +17,27 @@ import torch
 from imp_ds.moe.routing import Router, balance_loss, capacity, take_best
 
 
+def best_experts(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From logits [..., E]: the probabilities [..., E], and the weights and the indices of the most probable, [..., K]."""
+    probability = logits.softmax(-1)
+    weight, expert = probability.topk(experts_per_token, dim=-1)
+    if experts_per_token > 1:
+        weight = weight / weight.sum(-1, keepdim=True)
+    return probability, weight, expert
+
+
 class TopKRouter(Router):
     """Each token takes its `experts_per_token` best experts; with `drop_tokens` an expert has a capacity."""
 
     def __init__(
-        self, width: int, num_experts: int, capacity_factor: float, noise: float, experts_per_token: int, drop_tokens: bool
-    ):
-        super().__init__(width, num_experts, capacity_factor, noise)
+        self, width: int, num_experts: int, capacity_factor: float, noise: float, experts_per_token: int, drop_tokens: bool,
+        **options,
+    ):  # fmt: skip
+        super().__init__(width, num_experts, capacity_factor, noise, **options)
         self.experts_per_token, self.drop_tokens = experts_per_token, drop_tokens
 
     def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
-        probability_GSE = logits_GSE.softmax(-1)
-        weight_GSK, expert_GSK = probability_GSE.topk(self.experts_per_token, dim=-1)
-        if self.experts_per_token > 1:
-            weight_GSK = weight_GSK / weight_GSK.sum(-1, keepdim=True)
+        probability_GSE, weight_GSK, expert_GSK = best_experts(logits_GSE, self.experts_per_token)
         share_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0 / self.experts_per_token)
         keep = self._keep_best if self.drop_tokens else self._keep_all
         return *keep(weight_GSK, expert_GSK, valid_GS), balance_loss(probability_GSE, share_GSE, valid_GS)

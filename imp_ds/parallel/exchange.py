@@ -1,5 +1,5 @@
-"""All-to-all among the ranks of a group, with gradient; of equal parts also in two halves, so that something else is computed
-while rows travel.
+"""All-to-all and sums among the ranks of a group, with gradient; all-to-all of equal parts also in two halves, so that something
+else is computed while rows travel.
 
     travelling = start(x, group);  ...;  rows = arrive(travelling, group)
 
@@ -33,6 +33,11 @@ def arrive(travelling: torch.Tensor, group) -> torch.Tensor:
     return _Arrive.apply(travelling, _name(group), _equal_parts(travelling, group))
 
 
+def sum_over_ranks(x: torch.Tensor, group) -> torch.Tensor:
+    """The sum of all ranks' tensors; its gradient is the sum of what all ranks' results have got."""
+    return _Sum.apply(x, _name(group))
+
+
 def _name(group) -> str:
     return (group or dist.group.WORLD).group_name
 
@@ -48,6 +53,17 @@ def _send(x: torch.Tensor, group: str, sent: list[int], received: list[int]) -> 
 
 def _wait(travelling: torch.Tensor) -> torch.Tensor:
     return torch.ops._c10d_functional.wait_tensor(travelling)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return _wait(torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", group))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _wait(torch.ops._c10d_functional.all_reduce(grad.contiguous(), "sum", ctx.group)), None
 
 
 class _Exchange(torch.autograd.Function):

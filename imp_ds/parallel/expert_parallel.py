@@ -28,11 +28,13 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import nn
 
+from imp_ds.moe.blending import Blend, BlendedExperts
 from imp_ds.moe.compute import rows_of_experts, sum_rows, take_rows
-from imp_ds.moe.experts import Experts
+from imp_ds.moe.conditional import BlendedMap, RoutedMap
+from imp_ds.moe.experts import Experts, LinearExperts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import Routing
-from imp_ds.parallel.exchange import arrive, exchange, start
+from imp_ds.parallel.exchange import arrive, exchange, start, sum_over_ranks
 
 
 class AllToAllDispatcher:
@@ -49,7 +51,7 @@ class AllToAllDispatcher:
         self.ep_size, self.parts = ep_size, parts
         self.group = None  # set by DeepSpeed through set_deepspeed_parallelism, once groups exist
 
-    def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> torch.Tensor:
+    def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts | LinearExperts) -> torch.Tensor:
         way = self._equal if routing.count_E is None else self._uneven
         y_ND, token_index_N, weight_N = way(x_TD, routing, experts)
         return sum_rows(y_ND * weight_N.to(y_ND.dtype).unsqueeze(-1), token_index_N, len(x_TD))
@@ -70,8 +72,9 @@ class AllToAllDispatcher:
     def _answers(self, rows_ND: torch.Tensor, experts: Experts) -> torch.Tensor:
         """Blocks arrive by rank, then by expert: [R, L, C, D]; experts want them by expert, then by rank."""
         local, width = experts.num_experts, rows_ND.shape[1]
-        y_ND = experts(rows_ND.view(self.ep_size, local, -1, width).transpose(0, 1).reshape(-1, width))
-        return y_ND.view(local, self.ep_size, -1, width).transpose(0, 1).reshape(-1, width)
+        y_NO = experts(rows_ND.view(self.ep_size, local, -1, width).transpose(0, 1).reshape(-1, width))
+        width = y_NO.shape[1]
+        return y_NO.view(local, self.ep_size, -1, width).transpose(0, 1).reshape(-1, width)
 
     def _uneven(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         local = experts.num_experts
@@ -91,21 +94,36 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class ExpertParallelMoE(MoELayer, AutoEPMoELayer):
-    """A MoELayer whose experts are spread over `ep_size` ranks; this one is the `ep_rank`-th of its group.
+class GroupBlender:
+    """Each rank sums its own experts, and the group sums the parts: a matrix travels, whatever the number of tokens.
 
-    It is an AutoEPMoELayer for the engine's sake alone: that class's constructor (which converts a foreign layer) is not
-    run, its attributes are set here, and MoELayer.forward computes.
+    Every rank of the group must call with the same task, hence with the same decision. The gradient of a part is the sum over the
+    group's ranks, each of which has used the matrix on tokens of its own, as experts have that tokens are sent to.
     """
 
-    def __init__(self, layer: MoELayer, ep_size: int, ep_rank: int):
+    def __init__(self, ep_size: int):
+        self.ep_size = ep_size
+        self.group = None  # set by DeepSpeed through set_deepspeed_parallelism, once groups exist
+
+    def __call__(self, blend: Blend, experts: BlendedExperts) -> torch.Tensor:
+        return sum_over_ranks(experts(blend), self.group)
+
+
+class ExpertParallelLayer(AutoEPMoELayer):
+    """What is expert-parallel of a layer whose experts are spread over `ep_size` ranks; this one is the `ep_rank`-th of its group.
+
+    It is an AutoEPMoELayer for the engine's sake alone: that class's constructor (which converts a foreign layer) is not
+    run, its attributes are set here, and the forward of the other parent computes.
+    """
+
+    def __init__(self, layer: nn.Module, ep_size: int, ep_rank: int):
         nn.Module.__init__(self)
-        self.group_tokens, self.group_examples = layer.group_tokens, layer.group_examples
-        self.router = layer.router
+        # all that the layer is; what is replaced below must not change the layer itself
+        self.__dict__.update({**layer.__dict__, "_modules": dict(layer._modules)})
         self.num_experts = layer.experts.num_experts
         self.num_local_experts = self.num_experts // ep_size
         self.experts = layer.experts.slice(ep_rank * self.num_local_experts, self.num_local_experts)
-        self.dispatcher = AllToAllDispatcher(ep_size)
+        self.dispatcher = self.spread_dispatcher(ep_size)
         self.ep_size, self.ep_rank = ep_size, ep_rank
         self.ep_group_name, self.ep_group = f"ep_size_{ep_size}", None
         self.folding_group_handles = self.tp_group = None
@@ -145,10 +163,34 @@ class ExpertParallelMoE(MoELayer, AutoEPMoELayer):
         self.dispatcher.group = self.ep_group
 
 
+class ExpertParallelMoE(ExpertParallelLayer, MoELayer):
+    """A MoELayer whose experts are spread over ranks: tokens travel."""
+
+    spread_dispatcher = AllToAllDispatcher
+    forward = MoELayer.forward
+
+
+class ExpertParallelRoutedMap(ExpertParallelLayer, RoutedMap):
+    """A RoutedMap whose experts are spread over ranks: tokens travel."""
+
+    spread_dispatcher = AllToAllDispatcher
+    forward = RoutedMap.forward
+
+
+class ExpertParallelBlendedMap(ExpertParallelLayer, BlendedMap):
+    """A BlendedMap whose experts are spread over ranks: parts of a matrix travel."""
+
+    spread_dispatcher = GroupBlender
+    forward = BlendedMap.forward
+
+
+SPREAD = {MoELayer: ExpertParallelMoE, RoutedMap: ExpertParallelRoutedMap, BlendedMap: ExpertParallelBlendedMap}
+
+
 def spread_experts(model: nn.Module, ep_size: int, rank: int) -> nn.Module:
-    """Replace every MoELayer of `model` by its expert-parallel form, in place. The model may be on the meta device."""
+    """Replace every layer of `model` that holds experts by its expert-parallel form, in place. The model may be on meta."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is MoELayer:
-                setattr(parent, name, ExpertParallelMoE(child, ep_size, rank % ep_size))
+            if type(child) in SPREAD:
+                setattr(parent, name, SPREAD[type(child)](child, ep_size, rank % ep_size))
     return model

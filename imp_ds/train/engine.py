@@ -20,7 +20,8 @@ from torch import nn
 
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
-from imp_ds.moe.experts import Experts
+from imp_ds.moe.blending import BlendRouter
+from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.routing import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelMoE, spread_experts
 from imp_ds.parallel.groups import rank
@@ -63,7 +64,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     kernels, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            matrix = isinstance(module, (Experts, Router)) or (isinstance(module, nn.Linear) and name == "weight")
+            matrix = isinstance(module, (ExpertWeights, Router, BlendRouter)) or (isinstance(module, nn.Linear) and name == "weight")
             (kernels if matrix else others).append(parameter)
     return [
         {"params": kernels, "name": "kernels", "weight_decay": weight_decay},

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from imp_ds.config import AudioSettings
 from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.moe.layer import examples_per_group
+from imp_ds.moe.grouping import examples_per_group
 from imp_ds.moe.routing import capacity
 from imp_ds.tasks import Task
 from imp_ds.tokens import task_tokens

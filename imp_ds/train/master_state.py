@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import nn
 
-from imp_ds.moe.experts import Experts
+from imp_ds.moe.experts import ExpertWeights
 from imp_ds.parallel.groups import rank, world_size
 
 WEIGHT = "weight"
@@ -46,7 +46,7 @@ def whole_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]
     found = {name: (tuple(getattr(p, "ds_shape", p.shape)), 0) for name, p in model.named_parameters()}
     for path, layer in model.named_modules():
         experts = getattr(layer, "experts", None)
-        if isinstance(experts, Experts):
+        if isinstance(experts, ExpertWeights):
             for name, _ in experts.named_parameters(recurse=False):
                 key = f"{path}.experts.{name}"
                 held, *rest = found[key][0]

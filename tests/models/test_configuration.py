@@ -62,7 +62,9 @@ def test_the_placement_is_where_the_experts_are():
     assert [block.is_moe for block in model.blocks] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("moe_layers", ["last:0", "last:13", "every:", "first:2", "last:-1", "last:2.5", "", [12], [-1], []])
+@pytest.mark.parametrize("moe_layers", [
+    "last:0", "last:13", "every:", "first:0", "first:13", "middle:2", "last:-1", "last:2.5", "", [12], [-1], []
+])  # fmt: skip
 def test_placements_that_name_no_layer_are_refused(moe_layers):
     with pytest.raises(UserError, match="moe_layers"):
         ImpConfig(num_experts=4, moe_layers=moe_layers)

@@ -17,6 +17,7 @@ from imp_ds.modalities import vision
 from imp_ds.modalities.positions import grid_positions
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.models.imp.modeling_imp import masked_mean
+from imp_ds.moe.conditional import SequenceFacts
 from imp_ds.moe.experts import Experts
 
 SMALL = dict(
@@ -106,11 +107,11 @@ class TestPadding:
 class TestInputs:
     def test_an_image_is_a_clip_of_one_step(self):
         image_THWC = np.random.default_rng(0).integers(0, 256, (1, 16, 8, 3), dtype=np.uint8)
-        as_image = vision.preprocess(image_THWC, 1, 16, 8, (2, 4, 4))
-        as_film = vision.preprocess(np.repeat(image_THWC, 2, axis=0), 2, 16, 8, (2, 4, 4))
+        as_image = vision.preprocess([image_THWC], 1, (16, 8), (2, 4, 4))
+        as_film = vision.preprocess([np.repeat(image_THWC, 2, axis=0)], 2, (16, 8), (2, 4, 4))
         model = small_model()
         images, films = (
-            model.encode("vision", {name: torch.from_numpy(value)[None] for name, value in inputs.items()}).pooled_BD
+            model.encode("vision", {name: torch.from_numpy(value) for name, value in inputs.items()}).pooled_BD
             for inputs in (as_image, as_film)
         )
         assert torch.equal(images, films)
@@ -197,7 +198,9 @@ class TestBlocks:
         )
         scores = (query @ key.transpose(2, 3) / 8**0.5).masked_fill(~valid_BL[:, None, None], float("-inf"))
         mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        assert_near(attention(x_BLD, valid_BL), mixed @ attention.out.weight.T)
+        found_BLD, reports = attention(x_BLD, SequenceFacts(valid_BL))
+        assert_near(found_BLD, mixed @ attention.out.weight.T)
+        assert not reports
 
     def test_only_the_last_norm_and_the_maps_around_the_blocks_have_biases(self):
         model = small_model(**EXPERTS)

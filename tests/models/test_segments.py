@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from test_modeling import EXPERTS, assert_near, clip_inputs, small_model, text_inputs
 
+from imp_ds.moe.conditional import SequenceFacts
 from imp_ds.randomness import sample_keys
 
 IMAGE = clip_inputs(3, 1, 2, 2)  # four tokens
@@ -67,7 +68,7 @@ def test_attention_under_a_mask_is_that_of_the_definition():
     x_BLD = torch.randn(2, 5, 32, dtype=torch.float64, generator=generator)
     valid_BL = torch.tensor([[True] * 5, [True, True, True, False, False]])
     mask_LL = torch.ones(5, 5).tril().bool()
-    found_BLD = attention(x_BLD, valid_BL, mask_LL)
+    found_BLD, _ = attention(x_BLD, SequenceFacts(valid_BL, mask_LL))
     for sample in range(2):
         query, key, value = (x_BLD[sample] @ attention.qkv.weight.T).view(5, 3, 4, 8).unbind(1)
         for row in range(int(valid_BL[sample].sum())):

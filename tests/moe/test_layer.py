@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.moe.layer import MoELayer, examples_per_group
+from imp_ds.moe.grouping import examples_per_group
+from imp_ds.moe.layer import MoELayer
 
 WIDTH, HIDDEN, EXPERTS = 6, 10, 4
 

@@ -15,6 +15,7 @@ from deepspeed.moe.utils import is_moe_param, split_params_into_different_moe_gr
 from deepspeed.utils import groups
 
 from imp_ds import ImpConfig, ImpModel
+from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
 from imp_ds.parallel.expert_parallel import AllToAllDispatcher, ExpertParallelMoE, spread_experts
 
@@ -124,7 +125,7 @@ def test_all_expert_layers_of_a_model_are_replaced_and_no_other():
     assert kinds == ["ExpertParallelMoE", "FeedForward", "ExpertParallelMoE"]
     assert set(model.state_dict()) == names  # weights keep their names, whatever ep_size
     layer = model.blocks[2].feed_forward
-    assert (layer.ep_rank, layer.group_tokens, layer.group_examples) == (1, 128, 3)  # rank 3 is the second of its group
+    assert (layer.ep_rank, layer.grouping) == (1, Grouping(128, 3))  # rank 3 is the second of its group
     assert isinstance(layer.dispatcher, AllToAllDispatcher) and layer.experts.w1.device.type == "meta"
     before = list(model.modules())
     spread_experts(model, EP_SIZE, rank=3)

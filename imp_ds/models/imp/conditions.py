@@ -4,12 +4,15 @@ Uni-Perceiver-MoE (arXiv 2206.04674; release, `datasets/moe_embeddings.py`) desc
 reads, what it looks for, and what the segment's own tokens are. Here the bits have names; a task's are composed from what its
 objectives say of inputs and targets, so that a task that was never trained has a description without new parameters.
 
-Adding a kind of objective is its line in SIDES.
+Adding a kind of objective is its line in SIDES. Shapes: A attributes.
 """
 
 from typing import NamedTuple
 
+import torch
+
 from imp_ds.errors import UserError
+from imp_ds.moe.routing import Condition
 
 MODALITIES = ("vision", "audio", "text")
 ATTRIBUTES = (
@@ -55,6 +58,11 @@ def task_sides(task: str, objectives: list[dict]) -> Sides:
     return Sides(*(frozenset().union(*part) for part in zip(*sides)))
 
 
+def causal_tasks(objectives: dict[str, dict]) -> list[str]:
+    """Of ImpConfig.objectives the tasks in which something is read word by word."""
+    return [task for task, entry in objectives.items() if task_sides(task, entry["objectives"]).causal]
+
+
 def segment_attributes(modality: str, sides: Sides, target: bool | None = None) -> tuple[str, ...]:
     """The names of the attributes of a segment of `modality` in a task of these sides, in the order of ATTRIBUTES.
 
@@ -66,9 +74,61 @@ def segment_attributes(modality: str, sides: Sides, target: bool | None = None) 
     return tuple(name for name in ATTRIBUTES if name in true)
 
 
-def attribute_bits(names: tuple[str, ...], task: str) -> list[float]:
-    """1.0 for each of ATTRIBUTES that is among `names`, else 0.0. Raises UserError, naming the task, for an unknown name."""
-    unknown = sorted(set(names) - set(ATTRIBUTES))
-    if unknown:
+def condition_name(
+    config, modality: str, task: str | None, target: bool | None = None, attributes: tuple[str, ...] | None = None
+) -> str:
+    """What the gate of an encoder tells a segment's condition by: its modality, its task, or its attributes joined by "+".
+
+    Arguments as those of `ImpModel.condition`; "" for gates that ask for nothing. Raises UserError, naming the task, for what the
+    encoder does not know.
+    """
+    if config.gate == "modality":
+        return modality
+    if config.gate == "task":
+        return _known(task, config.gate_tasks, config.gate)
+    if config.gate != "attribute":
+        return ""
+    if attributes is None:
+        task = _known(task, list(config.objectives), config.gate)
+        attributes = segment_attributes(modality, task_sides(task, config.objectives[task]["objectives"]), target)
+    if unknown := sorted(set(attributes) - set(ATTRIBUTES)):
         raise UserError(f"task {task}: unknown attribute", got=", ".join(unknown), allowed=", ".join(ATTRIBUTES))
-    return [float(name in names) for name in ATTRIBUTES]
+    return "+".join(name for name in ATTRIBUTES if name in attributes)
+
+
+def _known(task: str | None, tasks: list[str], gate: str) -> str:
+    if task is None:
+        raise UserError(f"the encoder's {gate} gates have to be told the task", got="no task", allowed=", ".join(tasks))
+    if task not in tasks:
+        fix = "of another task, give the attributes" if gate == "attribute" else "its id has never been trained"
+        raise UserError(f"the encoder's {gate} gates do not know this task", got=task, allowed=", ".join(tasks), fix=fix)
+    return task
+
+
+def task_conditions(config, task: str) -> list[str]:
+    """The names of all conditions that segments of a task can have, those of what it reads first, each once."""
+    sides = task_sides(task, config.objectives[task]["objectives"])
+    segments = [(m, False) for m in MODALITIES if m in sides.inputs] + [(m, True) for m in MODALITIES if m in sides.targets]
+    return list(dict.fromkeys(condition_name(config, modality, task, target) for modality, target in segments))
+
+
+def build_condition(config, name: str, device: torch.device) -> Condition:
+    """The condition of that name for the gates of an encoder, or its copy in a merged one.
+
+    Raises UserError when a merged model has no copy for it.
+    """
+    if config.merged_conditions:
+        if name not in config.merged_conditions:
+            raise UserError(
+                "the model was merged for other conditions", got=name, allowed="; ".join(config.merged_conditions),
+                fix="export it again with this task among --tasks",
+            )  # fmt: skip
+        return Condition(copy=config.merged_conditions.index(name))
+    if not name or not config.num_experts:
+        return Condition()
+    # numbers from the device itself: a tensor made of Python's would be a copy from the host, which waits
+    if config.gate == "attribute":
+        code = sum(1 << place for place, attribute in enumerate(ATTRIBUTES) if attribute in name.split("+"))
+        bits_1A = (torch.full((1, 1), code, device=device) >> torch.arange(len(ATTRIBUTES), device=device)) & 1
+        return Condition(bits_1A.float())
+    return Condition(torch.full((1,), (MODALITIES if config.gate == "modality" else config.gate_tasks).index(name), device=device))

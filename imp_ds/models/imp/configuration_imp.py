@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
-from imp_ds.models.imp.conditions import MODALITIES
+from imp_ds.models.imp.conditions import MODALITIES, causal_tasks
 
 # width, feed-forward width, layers, heads: the released configurations (`imp/max/projects/imp/config/model.py`);
 # `tiny` is ours, for two CPU cores.
@@ -15,6 +15,13 @@ SIZES = {
     "L": (1024, 4096, 24, 16),
 }
 EXPERT_ACTIVATIONS = ("gelu", "geglu")
+# what a gate decides by: what differs from token to token, or what is known of a whole segment
+DATA_GATES = ("token", "context")
+CONSTANT_GATES = ("modality", "task", "attribute")
+ROUTERS = ("expert_choice", "top_k")
+# the linear maps of a block that may be conditional, in pairs of which the second may share the first one's decision
+MAP_PAIRS = (("qkv", "out"), ("up", "down"))
+MAPS = tuple(name for pair in MAP_PAIRS for name in pair)
 
 
 class ImpConfig(PreTrainedConfig):
@@ -31,10 +38,20 @@ class ImpConfig(PreTrainedConfig):
         common_dim: width of the common spaces in which two modalities meet.
         pairs: unordered modality pairs; each owns two projections, one for each direction.
         num_experts: experts in each MoE layer; 0 makes a dense encoder.
-        moe_layers: which layers are MoE: "last:N", "every:N" (the N-th, 2N-th, ...), or a list of layer indices from 0.
+        moe_layers: which layers are MoE: "all", "first:N", "last:N", "every:N" (the N-th, 2N-th, ...), "four" (0, 4, 8, ...: every
+            fourth as Uni-Perceiver-MoE counts), or a list of layer indices from 0.
+        gate: what the choice of experts hangs on (Uni-Perceiver-MoE, arXiv 2206.04674): "token", "context" (the token and the
+            pooled tokens of its sequence), or, the same for all tokens of a segment, its "modality", its "task", or its
+            "attribute"s (see `imp_ds.models.imp.conditions`).
+        conditional_maps: None: experts are whole feed-forwards (token and context gates); else which linear maps have experts
+            instead: of "qkv", "out" (of the attention), "up", "down" (of the feed-forward). Published are all four. With a
+            gate that is the same for a segment None means "up" and "down".
+        share_decisions: "out" takes the decision of "qkv", and "down" that of "up"; else each map has a gate.
+        gate_tasks: the tasks that a "task" gate knows, in the order of their ids; None: those of `objectives`, sorted.
         expert_intermediate_size: feed-forward width of one expert; None means intermediate_size.
         expert_activation: "gelu" (two matrices, as released) or "geglu" (three, gated).
-        router: "expert_choice" or "top_k" (see `imp_ds.moe`).
+        router: "expert_choice" or "top_k" (see `imp_ds.moe`); None: "expert_choice", or "top_k" under a gate that is the same for
+            all tokens of a segment.
         experts_per_token: choices of a token under "top_k"; drop_tokens: whether an expert keeps at most its capacity of them.
         capacity_factor: slots of all experts together, as a multiple of the tokens ("expert_choice": the mean number of
             experts per token) or of the tokens' choices ("top_k").
@@ -44,6 +61,8 @@ class ImpConfig(PreTrainedConfig):
         router_balance: coefficient of the load-balancing loss of each "top_k" layer (Switch Transformer: 0.01).
         router_noise: in training, Gaussian noise on the router's logits, in units of 1 / num_experts (V-MoE: 1.0).
         objectives: task name -> the objectives trained on it (see `imp_ds.objectives`); used by ImpForPreTraining.
+        merged_conditions: the conditions of a merged model (`imp_ds.models.imp.merging`), which has no experts (num_experts is 0):
+            each of its conditional maps is one plain map for each of them.
     """
 
     model_type = "imp"
@@ -70,7 +89,11 @@ class ImpConfig(PreTrainedConfig):
         pairs=(("vision", "text"), ("vision", "audio"), ("audio", "text")),
         num_experts=0,
         moe_layers="last:6",
-        router="expert_choice",
+        gate="token",
+        conditional_maps=None,
+        share_decisions=True,
+        gate_tasks=None,
+        router=None,
         experts_per_token=2,
         drop_tokens=True,
         expert_intermediate_size=None,
@@ -82,6 +105,7 @@ class ImpConfig(PreTrainedConfig):
         router_balance=0.01,
         router_noise=0.0,
         objectives=None,
+        merged_conditions=(),
         **kwargs,
     ):
         self.hidden_size = hidden_size
@@ -104,7 +128,12 @@ class ImpConfig(PreTrainedConfig):
         self.pairs = [list(pair) for pair in pairs]
         self.num_experts = num_experts
         self.moe_layers = moe_layers if isinstance(moe_layers, str) else list(moe_layers)
-        self.router = router
+        self.gate = gate
+        constant = gate in CONSTANT_GATES
+        self.conditional_maps = ["up", "down"] if conditional_maps is None and constant else conditional_maps
+        self.share_decisions = share_decisions
+        self.gate_tasks = sorted(objectives or {}) if gate_tasks is None else list(gate_tasks)
+        self.router = router or ("top_k" if constant else "expert_choice")
         self.experts_per_token = experts_per_token
         self.drop_tokens = drop_tokens
         self.expert_intermediate_size = expert_intermediate_size or intermediate_size
@@ -116,6 +145,7 @@ class ImpConfig(PreTrainedConfig):
         self.router_balance = router_balance
         self.router_noise = router_noise
         self.objectives = dict(objectives or {})
+        self.merged_conditions = list(merged_conditions)
         self._check()
         super().__init__(**kwargs)
 
@@ -130,30 +160,38 @@ class ImpConfig(PreTrainedConfig):
 
     @property
     def moe_layer_indices(self) -> list[int]:
-        """Indices (from 0) of the layers whose feed-forward is a mixture of experts; empty for a dense encoder."""
-        layers = self.num_hidden_layers
-        if not self.num_experts:
+        """Indices (from 0) of the layers that hold experts; empty for a dense or merged encoder."""
+        return placed_layers(self.moe_layers, self.num_hidden_layers) if self.num_experts else []
+
+    def conditional_maps_of(self, layer: int) -> list[str]:
+        """Which of MAPS are conditional in a layer: they have experts, or are merged copies."""
+        if not (self.conditional_maps and (self.num_experts or self.merged_conditions)):
             return []
-        if isinstance(self.moe_layers, str):
-            kind, _, count = self.moe_layers.partition(":")
-            if kind not in ("last", "every") or not count.isdigit() or not 1 <= int(count) <= layers:
-                raise UserError(
-                    "moe_layers names no layers",
-                    got=self.moe_layers,
-                    allowed=f'"last:N", "every:N" with N in 1..{layers}, or a list of indices in 0..{layers - 1}',
-                )
-            return list(range(layers - int(count), layers)) if kind == "last" else list(range(int(count) - 1, layers, int(count)))
-        wrong = [i for i in self.moe_layers if not 0 <= i < layers]
-        if wrong or not self.moe_layers:
-            raise UserError("moe_layers names unknown layers", got=self.moe_layers, allowed=f"indices in 0..{layers - 1}")
-        return sorted(set(self.moe_layers))
+        return self.conditional_maps if layer in placed_layers(self.moe_layers, self.num_hidden_layers) else []
+
+    def decides(self, name: str) -> bool:
+        """Whether a conditional map has a router of its own."""
+        first = next(pair[0] for pair in MAP_PAIRS if name in pair)
+        return name == first or not self.share_decisions or first not in self.conditional_maps
+
+    @property
+    def has_constant_gate(self) -> bool:
+        """Whether one decision holds for all tokens of a segment."""
+        return self.gate in CONSTANT_GATES
+
+    @property
+    def tokens_compete(self) -> bool:
+        """Whether an expert may pass a token by for the sake of another one: of what follows a word, too."""
+        competing = self.router == "expert_choice" or self.drop_tokens
+        return bool(self.num_experts) and not self.has_constant_gate and competing
 
     @property
     def router_options(self) -> dict:
-        """The options of the chosen router's class, beside those that all routers have."""
+        """The options of the chosen router's class, beside those that all routers have; of token and context gates."""
+        options = {"sees_context": True} if self.gate == "context" else {}
         if self.router == "top_k":
-            return {"experts_per_token": self.experts_per_token, "drop_tokens": self.drop_tokens}
-        return {}
+            options |= {"experts_per_token": self.experts_per_token, "drop_tokens": self.drop_tokens}
+        return options
 
     def _check(self):
         if self.hidden_size % self.num_attention_heads:
@@ -162,15 +200,80 @@ class ImpConfig(PreTrainedConfig):
             )
         if self.expert_activation not in EXPERT_ACTIVATIONS:
             raise UserError("unknown expert_activation", got=self.expert_activation, allowed=", ".join(EXPERT_ACTIVATIONS))
-        if self.router == "top_k" and self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
-            raise UserError(
-                "a token cannot choose that many experts", got=f"experts_per_token = {self.experts_per_token}",
-                allowed=f"1 to num_experts = {self.num_experts}",
-            )  # fmt: skip
         unknown = {m for pair in self.pairs for m in pair} - set(MODALITIES)
         if unknown:
             raise UserError("a pair names an unknown modality", got=", ".join(sorted(unknown)), allowed=", ".join(MODALITIES))
         for name, largest, patch in (("vision", self.vision_max, self.vision_patch), ("audio", self.audio_max, self.audio_patch)):
             if any(a % b for a, b in zip(largest, patch)):
                 raise UserError(f"{name}_max is not a multiple of {name}_patch", got=f"{largest} and {patch}")
-        self.moe_layer_indices  # raises on a placement that names no layers
+        if self.num_experts:
+            self.moe_layer_indices  # raises on a placement that names no layers
+            self._check_gate()
+            self._check_maps()
+
+    def _check_gate(self):
+        if self.gate not in (*DATA_GATES, *CONSTANT_GATES):
+            raise UserError("unknown gate", got=self.gate, allowed=", ".join((*DATA_GATES, *CONSTANT_GATES)))
+        if self.has_constant_gate and self.router == "expert_choice":
+            raise UserError(
+                f"a {self.gate} gate with expert choice: all tokens of a segment look alike to it, so an expert has nothing to "
+                "choose among them", got="router = expert_choice", allowed="router = top_k, or a token or context gate",
+            )  # fmt: skip
+        if self.router == "top_k" and not 1 <= self.experts_per_token <= self.num_experts:
+            raise UserError(
+                "a token cannot choose that many experts", got=f"experts_per_token = {self.experts_per_token}",
+                allowed=f"1 to num_experts = {self.num_experts}",
+            )  # fmt: skip
+        if self.gate == "task" and not self.gate_tasks:
+            raise UserError("a task gate without tasks", got="gate_tasks and objectives are empty", fix="name them in gate_tasks")
+        causal = causal_tasks(self.objectives)
+        if causal and self.tokens_compete:
+            raise UserError(
+                "words would see what follows them: whether an expert takes a word hangs on all words of its group",
+                got=f"task {', '.join(causal)} with {self._selection()}",
+                allowed="router = top_k with drop_tokens = false, or a modality, task or attribute gate",
+            )  # fmt: skip
+
+    def _check_maps(self):
+        if self.conditional_maps is None:
+            return
+        unknown = [name for name in self.conditional_maps if name not in MAPS]
+        if unknown or not self.conditional_maps:
+            raise UserError("conditional_maps names no linear maps", got=self.conditional_maps, allowed=f"some of {', '.join(MAPS)}")
+        attention = [name for name in MAP_PAIRS[0] if name in self.conditional_maps]
+        if attention and self.tokens_compete:
+            raise UserError(
+                f"{' and '.join(attention)} of a token that no expert took would be zeros: it would have no query and no answer",
+                got=f"conditional_maps = {self.conditional_maps} with {self._selection()}",
+                allowed="router = top_k with drop_tokens = false, or conditional_maps of up and down alone",
+            )  # fmt: skip
+        if self.expert_activation != "gelu" or self.expert_intermediate_size != self.intermediate_size:
+            raise UserError(
+                "conditional maps are those of the dense feed-forward: it has no gate, and one width",
+                got=f"expert_activation = {self.expert_activation}, expert_intermediate_size = {self.expert_intermediate_size}",
+                allowed=f"gelu, and intermediate_size = {self.intermediate_size}",
+            )  # fmt: skip
+
+    def _selection(self) -> str:
+        dropping = ", drop_tokens = true" if self.router == "top_k" else ""
+        return f"router = {self.router}{dropping}"
+
+
+def placed_layers(where: str | list[int], layers: int) -> list[int]:
+    """The layer indices that `moe_layers` means in an encoder of that many layers. Raises UserError when it means none."""
+    if isinstance(where, str):
+        kind, _, count = where.partition(":")
+        if where in ("all", "four"):
+            return list(range(0, layers, 1 if where == "all" else 4))
+        if kind not in ("first", "last", "every") or not count.isdigit() or not 1 <= int(count) <= layers:
+            raise UserError(
+                "moe_layers names no layers", got=where,
+                allowed=f'"all", "four", "first:N", "last:N", "every:N" with N in 1..{layers}, or a list of indices in '
+                f"0..{layers - 1}",
+            )  # fmt: skip
+        number = int(count)
+        return list({"first": range(number), "last": range(layers - number, layers), "every": range(number - 1, layers, number)}[kind])
+    wrong = [i for i in where if not 0 <= i < layers]
+    if wrong or not where:
+        raise UserError("moe_layers names unknown layers", got=where, allowed=f"indices in 0..{layers - 1}")
+    return sorted(set(where))

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from imp_ds.moe.experts import Experts
+from imp_ds.moe.blending import BlendRouter
+from imp_ds.moe.context import ContextPool
+from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.routing import Router
 
 GeneratorFor = Callable[[str], torch.Generator | None]
@@ -39,9 +41,11 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
         init.ones_(module.weight)
         if module.bias is not None:
             init.zeros_(module.bias)
-    elif isinstance(module, Router):
+    elif isinstance(module, (Router, BlendRouter)):
         init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
-    elif isinstance(module, Experts):
+    elif isinstance(module, ContextPool):
+        init.normal_(module.query, mean=0.0, std=std, generator=generator_for("query"))
+    elif isinstance(module, ExpertWeights):
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):  # loaded; its slices below do not carry the mark
                 continue

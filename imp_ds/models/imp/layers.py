@@ -1,5 +1,8 @@
 """The encoder's blocks: pre-norm, bias-free, tanh-GELU (IMP release, `modeling/transformers.py`, `attention.py`).
 
+Any of a block's four linear maps may be conditional (`imp_ds.moe.conditional`), or the feed-forward as a whole be a mixture of
+experts.
+
 Shapes: B batch, L tokens of an example, D width, H heads, S random sites of a block.
 """
 
@@ -8,64 +11,103 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
+from imp_ds.moe.blending import BlendRouter
+from imp_ds.moe.conditional import BlendedMap, ConditionalMap, MergedMap, RoutedMap, SequenceFacts, layer_report
+from imp_ds.moe.context import visible
+from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
-from imp_ds.moe.routing import Segment
+from imp_ds.moe.routers import build_router
+from imp_ds.moe.routing import RouterReport, Segment
 from imp_ds.randomness import dropout
 
-RANDOM_SITES = 3  # of a block: dropout after the attention, the router's noise, dropout after the feed-forward
+# where something may be random in a block: dropout after the attention and after the feed-forward, the noise of routers
+ATTENTION_DROPOUT, FEED_FORWARD_DROPOUT, EXPERTS_NOISE = range(3)
+MAP_NOISE = {"qkv": 3, "out": 4, "up": 5, "down": 6}
+RANDOM_SITES = 7
 
 
-def visible(valid_BL: torch.Tensor | None, mask_LL: torch.Tensor | None) -> torch.Tensor | None:
-    """What attention may look at, bool [B or 1, 1, L or 1, L]: True where a row's token sees a column's; None: everything."""
-    if mask_LL is None:
-        return None if valid_BL is None else valid_BL[:, None, None, :]
-    return mask_LL[None, None] if valid_BL is None else valid_BL[:, None, None, :] & mask_LL
+def linear_map(config, layer: int, name: str, inward: int, outward: int) -> nn.Linear | ConditionalMap:
+    """The linear map of that name in a layer: plain, or as the configuration makes it hang on the condition."""
+    if name not in config.conditional_maps_of(layer):
+        return nn.Linear(inward, outward, bias=False)
+    if config.merged_conditions:
+        return MergedMap(inward, outward, len(config.merged_conditions))
+    decides, experts, site = config.decides(name), config.num_experts, MAP_NOISE[name]
+    if not config.has_constant_gate:
+        router = build_router(
+            config.router, inward, experts, config.capacity_factor, config.router_noise, **config.router_options
+        ) if decides else None  # fmt: skip
+        return RoutedMap(
+            inward, outward, experts, router, Grouping(config.group_tokens, config.group_examples), site=site
+        )
+    known = {"modality": dict(ids=len(MODALITIES)), "task": dict(ids=len(config.gate_tasks))}
+    known["attribute"] = dict(attributes=len(ATTRIBUTES))
+    router = BlendRouter(
+        config.hidden_size, experts, experts_per_token=config.experts_per_token, noise=config.router_noise, **known[config.gate]
+    ) if decides else None  # fmt: skip
+    return BlendedMap(inward, outward, experts, router, site=site)
+
+
+def answer(linear: nn.Module, x_BLI: torch.Tensor, facts: SequenceFacts, decision=None):
+    """y [B, L, O] of a map, with the decision that it goes by and its report; None and None of a plain one."""
+    if isinstance(linear, ConditionalMap):
+        return linear(x_BLI, facts, decision)
+    return linear(x_BLI), None, None
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention through torch SDPA. QK-norm is a bias-free LayerNorm over the head width, shared by heads."""
+    """Multi-head self-attention through torch SDPA. QK-norm is a bias-free LayerNorm over the head width, shared by heads.
 
-    def __init__(self, config):
+    forward: (x [B, L, D], what is known of the sequence) -> ([B, L, D], the reports of what routers it has).
+    """
+
+    def __init__(self, config, layer: int):
         super().__init__()
         self.heads = config.num_attention_heads
         head_width = config.hidden_size // self.heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv = linear_map(config, layer, "qkv", config.hidden_size, 3 * config.hidden_size)
+        self.out = linear_map(config, layer, "out", config.hidden_size, config.hidden_size)
         if config.qk_norm:
             self.query_norm = nn.LayerNorm(head_width, eps=config.layer_norm_eps, bias=False)
             self.key_norm = nn.LayerNorm(head_width, eps=config.layer_norm_eps, bias=False)
         else:
             self.query_norm = self.key_norm = nn.Identity()
 
-    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None, mask_LL: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x_BLD: torch.Tensor, facts: SequenceFacts) -> tuple[torch.Tensor, list[RouterReport]]:
         batch, length, width = x_BLD.shape
-        query, key, value = self.qkv(x_BLD).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = visible(valid_BL, mask_LL)
+        qkv_BLD, decision, first = answer(self.qkv, x_BLD, facts)
+        query, key, value = qkv_BLD.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = visible(facts.valid_BL, facts.mask_LL)
+        mask = None if seen is None else seen.unsqueeze(1)  # the same for all heads
         mixed = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        y_BLD, _, second = answer(self.out, mixed.transpose(1, 2).reshape(batch, length, width), facts, decision)
+        return y_BLD, [report for report in (first, second) if report is not None]
 
 
 class FeedForward(nn.Module):
-    """The dense feed-forward of the layers that hold no experts."""
+    """The feed-forward of the layers where it is no mixture of experts as a whole. forward as that of Attention."""
 
-    def __init__(self, config):
+    def __init__(self, config, layer: int):
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.up = linear_map(config, layer, "up", config.hidden_size, config.intermediate_size)
+        self.down = linear_map(config, layer, "down", config.intermediate_size, config.hidden_size)
 
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(x_BLD), approximate="tanh"))
+    def forward(self, x_BLD: torch.Tensor, facts: SequenceFacts) -> tuple[torch.Tensor, list[RouterReport]]:
+        hidden_BLF, decision, first = answer(self.up, x_BLD, facts)
+        y_BLD, _, second = answer(self.down, F.gelu(hidden_BLF, approximate="tanh"), facts, decision)
+        return y_BLD, [report for report in (first, second) if report is not None]
 
 
 class ImpBlock(GradientCheckpointingLayer):
-    """x += attention(norm(x)); x += feed_forward(norm(x)). forward: -> (x [B, L, D], RouterReport, or None when dense)."""
+    """x += attention(norm(x)); x += feed_forward(norm(x)). forward: -> (x [B, L, D], RouterReport, or None without routers)."""
 
     def __init__(self, config, index: int):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
-        self.attention = Attention(config)
+        self.attention = Attention(config, index)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
-        self.is_moe = index in config.moe_layer_indices
+        self.is_moe = index in config.moe_layer_indices and not config.conditional_maps
         self.dropout_rate = config.hidden_dropout
         if self.is_moe:
             self.feed_forward = MoELayer(
@@ -81,7 +123,7 @@ class ImpBlock(GradientCheckpointingLayer):
                 **config.router_options,
             )
         else:
-            self.feed_forward = FeedForward(config)
+            self.feed_forward = FeedForward(config, index)
 
     def forward(
         self,
@@ -92,15 +134,17 @@ class ImpBlock(GradientCheckpointingLayer):
         mask_LL: torch.Tensor | None = None,
     ):
         """valid_BL: False at padding; None: there is none. mask_LL: True where the token of the row sees that of the column;
-        None: everywhere. segments: whose lengths sum to L. key_BS: a random key of each sample for each site, int64
-        [B, RANDOM_SITES]; None: nothing is random.
+        None: everywhere. segments: whose lengths sum to L; conditional maps of a constant gate ask for them. key_BS: a random
+        key of each sample for each site, int64 [B, RANDOM_SITES]; None: nothing is random.
         """
-        attention_B, router_B, feed_forward_B = (None,) * RANDOM_SITES if key_BS is None else key_BS.unbind(1)
-        attended_BLD = self.attention(self.attention_norm(x_BLD), valid_BL, mask_LL)
-        x_BLD = x_BLD + dropout(attended_BLD, self.dropout_rate, attention_B)
+        facts = SequenceFacts(valid_BL, mask_LL, segments, key_BS)
+        attended_BLD, reports = self.attention(self.attention_norm(x_BLD), facts)
+        x_BLD = x_BLD + dropout(attended_BLD, self.dropout_rate, facts.key_B(ATTENTION_DROPOUT))
         normed_BLD = self.feed_forward_norm(x_BLD)
         if self.is_moe:
-            y_BLD, report = self.feed_forward(normed_BLD, valid_BL, router_B)
+            y_BLD, report = self.feed_forward(normed_BLD, valid_BL, facts.key_B(EXPERTS_NOISE), mask_LL)
+            reports = [report]
         else:
-            y_BLD, report = self.feed_forward(normed_BLD), None
-        return x_BLD + dropout(y_BLD, self.dropout_rate, feed_forward_B), report
+            y_BLD, further = self.feed_forward(normed_BLD, facts)
+            reports = reports + further
+        return x_BLD + dropout(y_BLD, self.dropout_rate, facts.key_B(FEED_FORWARD_DROPOUT)), layer_report(reports)

@@ -5,6 +5,7 @@ V words of the vocabulary.
 """
 
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,13 @@ from transformers.utils import ModelOutput
 
 from imp_ds.errors import UserError
 from imp_ds.modalities import EMBEDDINGS
-from imp_ds.models.imp.configuration_imp import MODALITIES, ImpConfig
+from imp_ds.models.imp.conditions import MODALITIES, build_condition, condition_name
+from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
 from imp_ds.models.imp.layers import RANDOM_SITES, ImpBlock
+from imp_ds.moe.conditional import join
 from imp_ds.moe.routing import Condition, RouterReport, Segment
-from imp_ds.randomness import derive
+from imp_ds.randomness import derive, step_key
 
 
 @dataclass
@@ -85,9 +88,14 @@ def join_tokens(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[
     return tokens_BLD, join([all_valid(tokens) if valid_BL is None else valid_BL for tokens, valid_BL in parts])
 
 
-def join(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors [B, L, ...] side by side along L; a single one as it is, not a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def join_segments(parts: Iterable[tuple[int, Condition]]) -> tuple[Segment, ...]:
+    """Segments of those lengths and conditions; neighbours that were given the very same condition are one."""
+    found = []
+    for length, condition in parts:
+        if found and found[-1].condition is condition:
+            length += found.pop().length
+        found.append(Segment(length, condition))
+    return tuple(found)
 
 
 class ImpPreTrainedModel(PreTrainedModel):
@@ -156,7 +164,10 @@ class ImpModel(ImpPreTrainedModel):
 
         Raises UserError for a task or an attribute that the model does not know, naming the task.
         """
-        return Condition(torch.tensor([MODALITIES.index(modality)], device=self.device))
+        if not (self.config.num_experts or self.config.merged_conditions):
+            return Condition()
+        name = condition_name(self.config, modality, task, target, attributes)
+        return build_condition(self.config, name, self.device)
 
     def encode(
         self,
@@ -169,6 +180,8 @@ class ImpModel(ImpPreTrainedModel):
 
         key_B: the samples' random keys (`imp_ds.randomness`), int64, from which dropout and the routers' noise are drawn;
         nothing is random without them, nor outside of training. condition: as `condition` gives it; None: of the modality alone.
+
+        Raises UserError when there is no condition and the gates ask for the task.
         """
         return self.encode_segments([(modality, inputs, condition)], key_B)
 
@@ -183,28 +196,46 @@ class ImpModel(ImpPreTrainedModel):
         mask_LL: bool, True where the token of the row may see that of the column, L being all segments' tokens in their
         order; None: everyone sees everyone. Padding is seen by nobody, whatever the mask says.
 
-        Each segment has its own positions, from 0, and its modality's own maps before and after the blocks. The encoding is of
-        the whole sequence; its `lengths` say where the segments end.
+        Each segment has its own positions, from 0, and its modality's own maps before and after the blocks. Neighbours that are
+        given the very same condition, not an equal one, cost a constant gate one decision. The encoding is of the whole
+        sequence; its `lengths` say where the segments end.
+
+        Raises UserError for a mask when experts would tell a token of those that it hides.
         """
+        if mask_LL is not None and self.config.tokens_compete:
+            raise UserError(
+                "experts that choose among tokens, or drop some, tell each token of those that its mask hides",
+                got=f"a mask with router = {self.config.router}", allowed="router = top_k with drop_tokens = false, or a constant gate",
+            )  # fmt: skip
         embedded = [self._embed(modality, inputs) for modality, inputs, _ in parts]
+        modalities, lengths = [modality for modality, _, _ in parts], [tokens.shape[1] for tokens, _ in embedded]
+        segments = join_segments(
+            (length, self.condition(modality) if condition is None else condition)
+            for (modality, _, condition), length in zip(parts, lengths)
+        )
         x_BLD, valid_BL = join_tokens(embedded)
-        lengths = tuple(tokens.shape[1] for tokens, _ in embedded)
-        conditions = [self.condition(m) if condition is None else condition for m, _, condition in parts]
-        random = key_B is not None and self.training
         reports = []
-        keys = self._block_keys([m for m, _, _ in parts], key_B) if random else None
-        for index, block in enumerate(self.blocks):
-            segments = tuple(map(Segment, lengths, conditions))
-            x_BLD, report = block(x_BLD, valid_BL, keys and keys[index], segments, mask_LL)
+        for block, (key_BS, keyed) in zip(self.blocks, self._keyed(modalities, key_B, segments), strict=True):
+            x_BLD, report = block(x_BLD, valid_BL, key_BS, keyed, mask_LL)
             if report is not None:
                 reports.append(report)
         states = self.norm(x_BLD).split(lengths, dim=1)
-        tokens_BLD = join([self.post_encoder[m](states_BLD) for (m, _, _), states_BLD in zip(parts, states)])
-        return Encoding(tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports, lengths)
+        tokens_BLD = join([self.post_encoder[modality](states_BLD) for modality, states_BLD in zip(modalities, states)])
+        return Encoding(tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports, tuple(lengths))
 
     def _embed(self, modality: str, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens_BLD, valid_BL = self.embeddings[modality](**inputs)
         return self.pre_encoder[modality](tokens_BLD), valid_BL
+
+    def _keyed(self, modalities: list[str], key_B: torch.Tensor | None, segments: tuple[Segment, ...]) -> Iterator[tuple]:
+        """For each block the keys of its random sites, [B, S], and the segments, whose keys are the step's, [1, S]; None where
+        nothing is random."""
+        if key_B is None or not self.training:
+            yield from [(None, segments)] * len(self.blocks)
+            return
+        of_samples, of_step = self._block_keys(modalities, key_B), self._block_keys(modalities, step_key(key_B))
+        for key_BS, key_1S in zip(of_samples, of_step):
+            yield key_BS, tuple(Segment(length, condition._replace(key_1S=key_1S)) for length, condition in segments)
 
     def _block_keys(self, modalities: list[str], key_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The keys of the random sites of each block, [B, S]. Each sequence of modalities has its own."""
@@ -247,16 +278,20 @@ class ImpModel(ImpPreTrainedModel):
         feature_positions: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        task: str | None = None,
         **kwargs,
     ) -> ImpOutput:
-        """Encode whatever is given, as `ImpProcessor` returns it, and project it towards every modality it is paired with."""
+        """Encode whatever is given, as `ImpProcessor` returns it, and project it towards every modality it is paired with.
+
+        task: one of config.objectives, whose condition all of it has; task and attribute gates have to be told.
+        """
         given = {
             "vision": dict(pixel_values=pixel_values, pixel_positions=pixel_positions),
             "audio": dict(input_features=input_features, feature_positions=feature_positions),
             "text": dict(input_ids=input_ids, attention_mask=attention_mask),
         }
         encodings = {
-            modality: self.encode(modality, inputs)
+            modality: self.encode(modality, inputs, condition=self.condition(modality, task))
             for modality, inputs in given.items()
             if inputs[EMBEDDINGS[modality][1][0]] is not None
         }
