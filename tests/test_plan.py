@@ -7,8 +7,8 @@ from rich.console import Console
 
 from imp_ds.errors import UserError
 from imp_ds.recipes import RECIPES, get_recipe
-from imp_ds.train.plan import count_parameters, expert_groups, parameter_sizes, plan, plan_tasks
 from imp_ds.tasks import MaskedLanguage, Source, Task, TextView, Views
+from imp_ds.train.plan import count_parameters, expert_groups, parameter_sizes, plan, plan_tasks
 from imp_ds.train.plan_memory import activation_bytes, memory_of_rank
 from imp_ds.train.plan_table import show
 from imp_ds.train.rates import h200

@@ -1,4 +1,5 @@
-"""Evaluation: every modality against text, by zero-shot classification and retrieval, exact over the whole split.
+"""Evaluation, exact over the whole split: every modality against text by zero-shot classification and retrieval, and text by its
+hidden words.
 
 An evaluator has `run(model) -> iterator of (name, value)`; names are flat, such as zero_shot/image/top1.
 """
@@ -14,41 +15,47 @@ from imp_ds.data.samples import BadSample, Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.evaluator import TextEvaluator
+from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Evaluation, Views
 
 
-def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> list[TextEvaluator]:
+Evaluator = TextEvaluator | MaskedLanguageEvaluator
+
+
+def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> list[Evaluator]:
     """The evaluators of `run.evaluations` on a split ("train", "validation", "test") of the corpus at `run.data.root`.
 
     `batch_size` is that of each rank. Raises UserError when the corpus or its class names are missing or unusable.
     """
-    collator = Collator(processor)
     evaluators = []
     for record in run.evaluations:
         reader = open_reader(run.data.root, record.source, split, run.data)
-        shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
-
-        def batches(reader=reader, views=_used_views(record), shape=shape):
-            return evaluation_batches(reader, collator, views, **shape)
-
-        def frames(row, reader=reader, views=Views(vision=record.views.vision)):
-            return decode(reader.read(row), views)["vision"]
-
-        evaluators.append(
-            TextEvaluator(
-                record,
-                batches,
-                processor.tokenizer,
-                labels=None if record.source.label is None else torch.from_numpy(labels(reader)),
-                classes=_class_prompts(run, record, reader),
-                captions=None if record.source.text is None else first_captions(reader),
-                batch_size=batch_size,
-                frames=frames if record.modality == "vision" else None,
-            )
-        )
+        if record.modality == "text":
+            task, captions = run.task(record.name), first_captions(reader)
+            evaluators.append(MaskedLanguageEvaluator(record, task, captions, processor.tokenizer, batch_size=batch_size))
+        else:
+            evaluators.append(_text_evaluator(run, processor, record, reader, batch_size))
     return evaluators
+
+
+def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> TextEvaluator:
+    shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
+
+    def frames(row):
+        return decode(reader.read(row), Views(vision=record.views.vision))["vision"]
+
+    return TextEvaluator(
+        record,
+        lambda: evaluation_batches(reader, Collator(processor), _used_views(record), **shape),
+        processor.tokenizer,
+        labels=None if record.source.label is None else torch.from_numpy(labels(reader)),
+        classes=_class_prompts(run, record, reader),
+        captions=None if record.source.text is None else first_captions(reader),
+        batch_size=batch_size,
+        frames=frames if record.modality == "vision" else None,
+    )
 
 
 def first_captions(reader: Reader) -> list[str]:
@@ -82,8 +89,10 @@ def _used_views(record: Evaluation) -> Views:
     return Views(**used, text=record.views.text if record.source.text is not None else None)
 
 
-def evaluate(model, evaluators) -> dict[str, float]:
+def evaluate(model, evaluators: list[Evaluator]) -> dict[str, float]:
     """All values of all evaluators by name. Every rank calls this and gets the same; the model's mode is restored.
+
+    model: an ImpForPreTraining, or an ImpModel where no evaluator reads heads.
 
     Gradients are off by no_grad, not inference_mode: what an engine keeps from a forward (ZeRO 3 keeps small parameters
     gathered) must stay usable in training.
@@ -92,7 +101,9 @@ def evaluate(model, evaluators) -> dict[str, float]:
     model.eval()
     try:
         with torch.no_grad():
-            return {name: value for evaluator in evaluators for name, value in evaluator.run(model)}
+            encoder = getattr(model, "imp", model)
+            runs = (evaluator.run(model if evaluator.reads_heads else encoder) for evaluator in evaluators)
+            return {name: value for run in runs for name, value in run}
     finally:
         model.train(training)
 

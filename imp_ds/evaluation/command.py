@@ -14,6 +14,7 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.models.imp import ImpModel, ImpProcessor  # and with them what the Auto classes know
+from imp_ds.pretraining import ImpForPreTraining
 
 SPLITS = ("train", "validation", "test")
 
@@ -46,7 +47,8 @@ def evaluate(
         run.data.root = str(data)
     if not run.evaluations:
         raise UserError("the model's run names no evaluations", got=Path(model_path) / FILE_NAME, fix="add them to that file")
-    model, processor = load_model(Path(model_path))
+    heads = any(record.modality == "text" for record in run.evaluations)
+    model, processor = load_model(Path(model_path), heads)
     results = run_evaluators(model, build_evaluators(run, processor, split, batch_size=batch_size))
     Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
     if output is not None:
@@ -54,11 +56,13 @@ def evaluate(
     return results
 
 
-def load_model(folder: Path) -> tuple[ImpModel, ImpProcessor]:
-    """Model and processor of an exported folder, on the GPU if there is one. Raises UserError when they do not load."""
+def load_model(folder: Path, heads: bool = False) -> tuple[ImpModel | ImpForPreTraining, ImpProcessor]:
+    """Model, with the tasks' heads if they are asked for, and processor of an exported folder, on the GPU if there is one.
+    Raises UserError when they do not load."""
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True)
+        kind = ImpForPreTraining if heads else AutoModel
+        model = kind.from_pretrained(folder, local_files_only=True)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except UserError:
         raise
@@ -81,7 +85,8 @@ def results_table(results: dict[str, float], title: str) -> Table:
             table.add_section()
         previous = (kind, evaluation)
         what = f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}".strip()
-        table.add_row(what, evaluation, f"{value:.0f}" if kind == "left_out" else f"{100 * value:.1f} %")
+        plain = {"left_out": f"{value:.0f}"}.get(kind, f"{value:.2f}" if measure == ["perplexity"] else None)
+        table.add_row(what, evaluation, plain or f"{100 * value:.1f} %")
     return table
 
 

@@ -39,6 +39,8 @@ class TextEvaluator:
     Raises UserError when there is nothing to measure or a label has no class.
     """
 
+    reads_heads = False  # the encoder is enough
+
     def __init__(
         self,
         record: Evaluation,

@@ -39,9 +39,12 @@ class MaskedLanguageEvaluator:
     Raises UserError for a record without a text view, a task that hides no words, and when there is nothing to measure.
     """
 
+    reads_heads = True  # of the model for pre-training, beside the encoder
+
     def __init__(self, record: Evaluation, task: Task, captions: list[str], tokenizer, *, batch_size: int = 64):
         _check(record, task, captions)
         self.record, self.task, self.tokenizer, self.batch_size = record, task, tokenizer, batch_size
+        self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
         self.left_out = sum(not caption for caption in captions)
         self._rows = [(row, caption) for row, caption in enumerate(captions) if caption]
 

@@ -8,7 +8,7 @@ from imp_ds.config import RunConfig
 from imp_ds.models.imp.configuration_imp import ImpConfig
 
 PICTURE = "results.png"
-_MEASURES = ("zero_shot/", "retrieval/")
+_MEASURES = ("zero_shot/", "retrieval/", "masked_language/")
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -127,11 +127,12 @@ def _learned(objective) -> str:
 
 
 def _scores(results: dict[str, float], split: str) -> str:
-    rows = [(f"`{name}`", f"{100 * value:.1f} %") for name, value in results.items() if name.startswith(_MEASURES)]
+    measured = {name: value for name, value in results.items() if name.startswith(_MEASURES)}
+    rows = [(f"`{name}`", f"{v:.2f}" if name.endswith("/perplexity") else f"{100 * v:.1f} %") for name, v in measured.items()]
     if not rows:
         return "Not measured."
     table = _table(("measure", "value"), rows)
-    return f"On the {split} split; zero-shot by prompts, retrieval against the whole split.\n\n{table}"
+    return f"On the {split} split; zero-shot by prompts, retrieval against the whole split, hidden words by the task's head.\n\n{table}"
 
 
 def _table(headings: tuple, rows: list) -> str:

@@ -253,7 +253,7 @@ class Trainer:
         """All evaluations on the validation split; every rank gets the results."""
         self.watchdog.progress(self.step, "evaluating")
         with uncompiled():
-            results = evaluate(self.engine.model.imp, self.evaluators)
+            results = evaluate(self.engine.model, self.evaluators)
         self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
         return results
 
@@ -278,7 +278,7 @@ class Trainer:
         if all(has_split(self.run.data.root, entry.source, "test") for entry in self.run.evaluations):
             evaluators = build_evaluators(self.run, self.processor, "test")
             with uncompiled():
-                results = evaluate(self.engine.model.imp, evaluators)
+                results = evaluate(self.engine.model, evaluators)
             self.monitor.record_evaluation(self.step, results, expert_usage(evaluators), split="test")
         peak = torch.tensor([memory_gib()], device=self.engine.device)
         if world_size() > 1:
@@ -290,7 +290,7 @@ class Trainer:
 
     def _write_results(self, results: dict[str, float]) -> None:
         (self.output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
-        for evaluator in self.evaluators:
+        for evaluator in (found for found in self.evaluators if found.vectors_NC is not None):
             rows = min(PROJECTED_ROWS, len(evaluator.vectors_NC))
             labels, pictures = evaluator.label_names(), evaluator.thumbnails(rows)
             vectors_NC = evaluator.vectors_NC[:rows]

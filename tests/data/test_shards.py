@@ -62,6 +62,7 @@ def test_row_groups_are_shards_and_any_row_is_read_by_its_place(tmp_path, settin
     write_parquet(tmp_path / "p", rows(10), rows(3, 10))
     reader = open_reader(tmp_path, PARQUET, "train", settings)
     assert len(reader) == 13 and reader.shard_rows.tolist() == [4, 4, 2, 3] and reader.name == "p[train]"
+    assert next(captions(reader)) == "number 0"  # what is read for captions alone is not taken for whole rows
     for row in (12, 0, 9, 4, 11):
         sample = reader.read(row)
         assert shade(sample["vision"]) == row and sample["text"] == [f"number {row}"] and sample["label"] == row % 3

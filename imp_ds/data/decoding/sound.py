@@ -15,7 +15,7 @@ from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.container import opened
 from imp_ds.data.samples import BadSample, Media
 
-_SNDFILE = {".wav", ".flac", ".ogg", ".mp3", ".opus"}  # every other sound, and all films, by FFmpeg
+BY_LIBSNDFILE = {".wav", ".flac", ".ogg", ".mp3", ".opus"}  # every other sound, and all films, by FFmpeg
 MAX_SOUND_SAMPLES = 1 << 28  # an hour and a half at 48 kHz, 1 GiB as float32
 _SPEEDS = 100  # steps of a speed of 1: the resampler designs a filter for each
 
@@ -82,7 +82,7 @@ def _window(media: Media, seconds: float, place: float) -> Sound:
 
 @contextmanager
 def _sound(media: Media):
-    if media.suffix in _SNDFILE:
+    if media.suffix in BY_LIBSNDFILE:
         with media.open() as file:
             try:
                 with soundfile.SoundFile(file) as sound:

@@ -67,7 +67,8 @@ class ParquetReader(RowReader):
 
     def fields(self, row: int) -> Mapping:
         group = int(np.searchsorted(self._start_G, row, side="right")) - 1
-        return row_of(self._groups.get(group, lambda: self._unpacked(group)), row - int(self._start_G[group]))
+        table = self._groups.get((group, *self.roles), lambda: self._unpacked(group))  # `only` shares what is kept
+        return row_of(table, row - int(self._start_G[group]))
 
     def media(self, row: int, column: str, value) -> Media:
         place, inside = self._place(row)

@@ -1,0 +1,99 @@
+"""The command `data check`: what a recipe's sources hold, how fast they are read, and how many workers a plan needs."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from imp_ds.config import RunConfig
+from imp_ds.data.check import look
+from imp_ds.data.collation import Collator
+from imp_ds.data.corpus import open_corpus
+from imp_ds.data.samples import Reader
+from imp_ds.data.subset import Subset, spread_over
+from imp_ds.data.worker_speed import worker_speed
+from imp_ds.errors import UserError
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.stage_progress import StageProgress
+from imp_ds.train.check_report import CheckReport, SourceReport
+from imp_ds.train.check_table import show
+from imp_ds.train.needed_workers import needs
+from imp_ds.train.plan import Plan
+from imp_ds.train.processor import FOLDER, build_processor
+
+_WIDTH = 140  # of a table that goes to a file
+
+
+def check(
+    run: RunConfig,
+    plan: Plan,
+    split: str,
+    samples: int | None,
+    processes: int | None,
+    trained: Path | None,
+    output: Path | None,
+) -> bool:
+    """Look at a recipe's corpus and print what was found; whether a run would bear its broken samples.
+
+    Args:
+        plan: what is to be fed.
+        samples: looked at of each source, spread over it; None for all.
+        processes: that look; None: one for each core; 0: this one.
+        trained: folder of a run whose processor is taken; None makes one.
+        output: file for the same as JSON.
+
+    Raises UserError for a source that cannot be opened.
+    """
+    with StageProgress() as progress:
+        report = examine(run, plan, split, samples, processes, trained, progress)
+    show(report, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+    if output is not None:
+        output.write_text(json.dumps(report.record(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return not report.broken()
+
+
+def examine(
+    run: RunConfig,
+    plan: Plan,
+    split: str,
+    samples: int | None,
+    processes: int | None,
+    trained: Path | None,
+    progress: Callable,
+) -> CheckReport:
+    """As `check`, without printing."""
+    cores = len(os.sched_getaffinity(0))
+    readers = open_corpus(run, split, progress)
+    subsets = {id(reader): _rows(reader, samples) for of_task in readers.values() for reader in of_task}
+    few = {name: [subsets[id(reader)] for reader in of_task] for name, of_task in readers.items()}
+    processor = load_processor(run, few, trained)
+    sources = []
+    for number, subset in subsets.items():
+        tasks = [task for task in run.tasks if any(id(reader) == number for reader in readers[task.name])]
+        found = look(subset, tasks, processor.tokenizer, cores if processes is None else processes, progress)
+        sources.append(SourceReport(subset, [task.name for task in tasks], found))
+    speeds, views = [], [(task, view) for task in run.tasks for view in range(len(task.all_views))]
+    for task, view in views:
+        settings = dict(seed=run.data.seed, window=run.data.window)
+        speeds.append(worker_speed(task, readers[task.name], Collator(processor), view, **settings))
+        progress("timing a worker", len(speeds), len(views))
+    own_tokens = (
+        trained is not None or run.data.tokenizer is not None or all(len(s.rows) == len(s.reader) for s in subsets.values())
+    )
+    return CheckReport(run, split, sources, needs(plan, speeds), plan, cores, own_tokens)
+
+
+def load_processor(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ImpProcessor:
+    """The processor of a trained run, or one made of these readers. Raises UserError for a folder that has none."""
+    if trained is None:
+        return build_processor(run, readers)
+    if not (trained / FOLDER / "processor_config.json").is_file():
+        raise UserError("the run has no processor", got=trained, allowed=f"an output folder of train, with {FOLDER}/ in it")
+    return ImpProcessor.from_pretrained(trained / FOLDER, local_files_only=True)
+
+
+def _rows(reader: Reader, samples: int | None) -> Subset:
+    return spread_over(reader, len(reader) if samples is None else samples)

@@ -1,0 +1,119 @@
+"""What a check of the data found, as one record: of each source, of each task in each of its views, and of all together."""
+
+from dataclasses import dataclass
+
+from imp_ds.config import RunConfig
+from imp_ds.data.check import Findings
+from imp_ds.data.subset import Subset
+from imp_ds.data.tallies import Contents
+from imp_ds.train.needed_workers import Need, needed_workers
+from imp_ds.train.plan import Plan
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """One source: the rows that were looked at, the names of the tasks that read it, what was found."""
+
+    subset: Subset
+    tasks: list[str]
+    found: Findings
+
+    @property
+    def name(self) -> str:
+        return self.subset.name
+
+    @property
+    def samples(self) -> int:
+        """Of the whole source."""
+        return len(self.subset.reader)
+
+    @property
+    def share_left_out(self) -> float:
+        """Of the task that can use the fewest of the samples."""
+        return self.found.most_left_out / self.found.rows
+
+    def class_name(self, label: int) -> str:
+        names = self.subset.class_names
+        return names[label] if names is not None and label < len(names) else str(label)
+
+    def keys(self, contents: Contents) -> list[tuple[str, str]]:
+        """Pairs of samples of one content."""
+        return [(self.subset.key(row), self.subset.key(same)) for row, same in contents.examples]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All of it. `needs` are those of `plan`'s tasks; `cores` are this machine's; `own_tokens`: whether tokens were counted by the
+    tokenizer that the run will have."""
+
+    run: RunConfig
+    split: str
+    sources: list[SourceReport]
+    needs: list[Need]
+    plan: Plan
+    cores: int
+    own_tokens: bool
+
+    @property
+    def workers(self) -> int | None:
+        """Of each rank."""
+        return needed_workers(self.needs)
+
+    def broken(self) -> list[SourceReport]:
+        """The sources of which more is broken than a run bears."""
+        return [source for source in self.sources if source.share_left_out > self.run.data.max_rejected]
+
+    def warnings(self) -> list[str]:
+        """Labels that a task has no class for."""
+        found = []
+        for source in self.sources:
+            largest = max(source.found.labels, default=-1)
+            for task in source.tasks:
+                for objective in self.run.task(task).objectives:
+                    if objective.kind == "classification" and largest >= objective.num_classes:
+                        what = f"{source.name} has a class {largest}, but task {task} has num_classes = {objective.num_classes}"
+                        found.append(f"{what}: training would fail at its first such sample")
+        return found
+
+    def record(self) -> dict:
+        """As JSON has it."""
+        plan = self.plan
+        return {
+            "recipe": self.run.name, "split": self.split, "max_rejected": self.run.data.max_rejected, "cores": self.cores,
+            "sources": [_source_record(source) for source in self.sources],
+            "tokens_of_the_run": self.own_tokens,
+            "tasks": [_need_record(need) for need in self.needs],
+            "plan": {
+                "nodes": plan.nodes, "gpus": plan.gpus, "machine": plan.rates.machine if plan.rates else None,
+                "precision": plan.precision, "workers_of_a_rank": self.workers,
+            },
+            "too_many_left_out": [source.name for source in self.broken()], "warnings": self.warnings(),
+        }  # fmt: skip
+
+
+def _source_record(source: SourceReport) -> dict:
+    found = source.found
+    return {
+        "source": source.name, "tasks": source.tasks, "samples": source.samples, "looked_at": found.rows,
+        "left_out": {task: dict(reasons) for task, reasons in found.left_out.items()},
+        "examples": [{"key": e.key, "reason": e.reason, "detail": e.detail} for e in found.examples],
+        "numbers": {name: spread.summary() for name, spread in found.spreads.items()},
+        "kinds": {role: dict(kinds) for role, kinds in found.kinds.items()},
+        "scripts": dict(found.scripts),
+        "classes": {source.class_name(label): found.labels[label] for label in sorted(found.labels)},
+        "media": _contents_record(source, found.media), "captions": _contents_record(source, found.captions),
+    }  # fmt: skip
+
+
+def _contents_record(source: SourceReport, contents: Contents) -> dict:
+    return {
+        "different": contents.different, "copies": contents.copies, "estimated": contents.every > 1,
+        "same": source.keys(contents),
+    }  # fmt: skip
+
+
+def _need_record(need: Need) -> dict:
+    return {
+        "task": need.name, "share_of_steps": need.share_of_steps, "samples_per_s_of_a_worker": need.speed,
+        "samples_per_s_wanted_by_a_rank": need.wanted,
+    }  # fmt: skip
