@@ -42,21 +42,20 @@ def main() -> None:
 def engines(run, ranks: int, device) -> tuple[dict, object]:
     """Name -> (engine, batches by task, tokens by task) for both encoders, and the processor."""
     from imp_ds.data.collation import Collator
-    from imp_ds.data.loader import RotatingLoader
+    from imp_ds.data.step_batches import StepBatches
     from imp_ds.parallel.groups import rank
     from imp_ds.train import ds_config
     from imp_ds.train.engine import Engine, build_model
     from imp_ds.train.processor import build_processor
     from imp_ds.train.schedule import build_schedule
-    from imp_ds.train.trainer import count_tokens, open_sources
+    from imp_ds.train.start import open_readers
+    from imp_ds.train.trainer import count_tokens
 
-    sources = open_sources(run)
-    processor = build_processor(run, sources)
+    readers = open_readers(run)
+    processor = build_processor(run, readers)
     schedule = build_schedule("rotation", run.tasks, 0)
-    loader = RotatingLoader(
-        run.tasks, schedule, sources, Collator(processor), seed=0, rank=rank(), world=ranks, stop_step=len(run.tasks), workers=0
-    )
-    batches = {batch.task: batch.to(device) for batch in loader}
+    steps = StepBatches(run.tasks, schedule, readers, Collator(processor), seed=0, rank=rank(), world=ranks)
+    batches = {batch.task: batch.to(device) for batch in (steps[step] for step in range(len(run.tasks)))}
     tokens = {name: count_tokens(batch) * ranks for name, batch in batches.items()}
     made = {}
     for name, experts in (("dense", 0), ("experts", run.model.num_experts)):

@@ -182,6 +182,27 @@ def rates(
 
 
 @app.command()
+def interference(
+    run: Annotated[Path, typer.Argument(help="output folder of a training run")],
+    step: Annotated[int | None, typer.Option("--step", min=0, help="of the checkpoint; default: the last")] = None,
+    task: Annotated[list[str], typer.Option("--task", help="name of a task of the run; repeatable; default: all")] = [],
+    weight: Annotated[
+        list[str], typer.Option("--weight", help="parameters, with * for anything; repeatable; default: three feed-forwards")
+    ] = [],
+    samples: Annotated[int, typer.Option("--samples", min=2, help="gradients of each task; published: 100")] = 100,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="examples of each gradient")] = 32,
+    data_: Annotated[Path | None, typer.Option("--data", help="folder of the corpus; default: that of the run")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="JSON file; a picture beside it; default: in the run")] = None,
+):
+    """Measure how the tasks of a run help or hinder each other in its weights (Uni-Perceiver-MoE), as a matrix and a picture."""
+    from imp_ds.train.interference_command import interference as measure
+
+    measure(
+        run, step=step, tasks=task, weights=weight, samples=samples, batch_size=batch_size, data=data_, output=output
+    )  # fmt: skip
+
+
+@app.command()
 def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None):
     """Say what this machine has and lacks. Exit code 1 when training cannot work here."""
     from imp_ds.doctor import examine

@@ -93,7 +93,7 @@ class DataSettings(Settings):
     cache_mb: int = Field(512, ge=0, description="decoded samples kept by each worker, in MiB; 0 keeps none")
     seed: int = Field(0, ge=0, description="of the order, the captions, the dropped tokens, dropout and the routers' noise")
     window: int = Field(65536, ge=1, description="samples that are shuffled among each other, after the shards have been")
-    max_rejected: float = Field(0.05, ge=0, le=1, description="largest share of a source's samples that may be left out as unreadable")
+    max_rejected: float = Field(0.05, ge=0, le=1, description="largest share of a source's samples that may be unusable")
     cache_dir: str | None = Field(None, description="for indexes and copies of remote files; default: ~/.cache/imp_ds")
     cache_gb: float = Field(50.0, gt=0, description="copies of remote files that are kept, in GiB, by all processes of a machine")
     retries: int = Field(5, ge=0, description="attempts to read a remote file after the first has failed")

@@ -85,9 +85,11 @@ class Source(Record):
     text: str | None = Field(None, description="column of a caption or a list of captions (one drawn per visit)")
     label: str | None = Field(None, description="column of the class: an index, or a name among label_names")
     label_names: list[str] | str | None = Field(
-        None, description="class names in the order of the indices, or the JSON file that lists them, relative to the path's folder"
+        None, description="class names in the order of the indices, or the JSON file that lists them, beside the data"
     )
-    templates: list[str] = Field([], description='texts made of the class name, such as "a photo of a {}.", where text names no column')
+    templates: list[str] = Field(
+        [], description='texts made of the class name, such as "a photo of a {}.", where text names no column'
+    )
     weight: float = Field(1.0, gt=0, description="relative share of a task's samples, where it lists several sources")
     captions_ignore: list[Literal["sides", "colours"]] = Field(
         [], description="what no caption speaks of, so that pictures may be mirrored (sides) or recoloured (colours)"
@@ -95,8 +97,8 @@ class Source(Record):
 
     def roles(self) -> list[str]:
         """What a sample of it has: "vision", "audio", "text", "label", those that are read."""
-        has_text = self.text is not None or bool(self.templates)
-        return [role for role in ("vision", "audio", "text", "label") if getattr(self, role) is not None or role == "text" and has_text]
+        has = {role: getattr(self, role) is not None for role in ("vision", "audio", "text", "label")}
+        return [role for role, there in has.items() if there or role == "text" and self.templates]
 
 
 class Augmentation(Record):
@@ -182,7 +184,7 @@ class Task(Record):
         return [self.views, *self.further_views]
 
     def draw_view(self, seed: int, visit: int) -> int:
-        """Which of `all_views` the task's step number `visit`, from 0, takes: a pure function, so that all ranks draw the same."""
+        """Which of `all_views` the task's step number `visit`, from 0, takes: a pure function, so all ranks draw the same."""
         if not self.further_views:
             return 0
         draw = np.random.default_rng([_VIEWS, seed, zlib.crc32(self.name.encode()), visit]).random()
@@ -257,8 +259,8 @@ class Rejection(NamedTuple):
 
 
 class BatchReport(NamedTuple):
-    """What the loader tells of a batch: which of its task's views it is seen in, the samples' keys, those that were left out on the
-    way, the share of padding by modality."""
+    """What the loader tells of a batch: which of its task's views it is seen in, the samples' keys, those that were left out on
+    the way, the share of padding by modality."""
 
     view: int = 0
     keys: tuple[str, ...] = ()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imp_ds.data.loader import StepBatches
-from imp_ds.data.sources import FolderSource
+from imp_ds.data.corpus import open_corpus
+from imp_ds.data.step_batches import StepBatches
 from imp_ds.recipes import get_recipe
 from imp_ds.train.ds_config import FOLDER
 from imp_ds.train.schedule import build_schedule
@@ -132,23 +132,21 @@ def corpus(digits_corpus, tmp_path) -> Path:
     return shutil.copytree(digits_corpus, tmp_path / "corpus")
 
 
-def _bad_line(corpus: Path) -> None:
+def _bad_lines(corpus: Path) -> None:
     file = corpus / "speech" / "train" / "metadata.jsonl"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines[:6], '{"file_name": "a.flac", ', *lines[7:]]) + "\n")
+    file.write_text('{"file_name": "a.flac", \n' * len(file.read_text().splitlines()))
 
 
-def _last_film(corpus: Path) -> Path:
-    row = (corpus / "films" / "train" / "metadata.jsonl").read_text().splitlines()[-1]
-    return corpus / "films" / "train" / json.loads(row)["file_name"]
+def _no_column(corpus: Path) -> None:
+    file = corpus / "images" / "train" / "metadata.jsonl"
+    file.write_text(file.read_text().replace('"captions"', '"titles"'))
 
 
 DAMAGE = {
-    "a line that is not JSON": (_bad_line, "speech/train/metadata.jsonl, line 7 is not JSON"),
+    "lines that are not JSON": (_bad_lines, "speech[train]: its samples cannot be read: bad JSON"),
+    "a column that is missing": (_no_column, "images[train]: its samples cannot be read: missing column"),
     "no metadata": (lambda c: (c / "images/train/metadata.jsonl").unlink(), "images/train has no metadata.jsonl"),
     "a folder that is missing": (lambda c: shutil.rmtree(c / "films"), "films/train does not exist"),
-    "a file that is missing": (lambda c: _last_film(c).unlink(), "names a file that is not there"),
-    "a file that is empty": (lambda c: _last_film(c).write_bytes(b""), "is empty"),
 }
 
 
@@ -160,42 +158,59 @@ def test_a_damaged_corpus_is_refused_before_anything_is_written(damage: Callable
     assert not (tmp_path / "run").exists()
 
 
-def image_of_rank_1_only(corpus: Path) -> tuple[Path, int]:
+def image_of_rank_1_only(corpus: Path) -> tuple[str, int]:
     """An image that is not touched before some step in the middle of the run, and then by rank 1; and that step, from 0."""
-    run = get_recipe("digits_debug")
-    sources = {task.name: FolderSource(corpus, task.source, "train") for task in run.tasks}
+    run = get_recipe("digits_debug").override([f"data.root={corpus}", f"data.cache_dir={corpus / 'cache'}"])
+    readers = open_corpus(run)
     schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
     first = {}
     for step in range(BASE["train.steps"]):
         for rank in (0, 1):
-            batches = StepBatches(run.tasks, schedule, sources, None, seed=run.data.seed, rank=rank, world=2, cache_mb=0)
-            source = sources[schedule.at(step).name]
-            if source.source.path == "images":
-                for _, row in batches.samples(step):
-                    first.setdefault(source.path(row, "vision"), (step, rank))
-    return next((path, step) for path, (step, rank) in first.items() if 5 <= step < 11 and rank == 1)
+            batches = StepBatches(run.tasks, schedule, readers, None, seed=run.data.seed, rank=rank, world=2, cache_mb=0)
+            reader = readers[schedule.at(step).name][0]
+            if reader.source.path == "images":
+                for spot in batches.spots(step):
+                    first.setdefault(reader.key(spot.row), (step, rank))
+    return next((key, step) for key, (step, rank) in first.items() if 5 <= step < 11 and rank == 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_file_that_one_rank_meets_in_the_middle_stops_both(workers, corpus, tmp_path):
-    path, step = image_of_rank_1_only(corpus)
+def test_a_damaged_file_that_one_rank_meets_is_left_out_and_named(workers, corpus, tmp_path):
+    key, step = image_of_rank_1_only(corpus)
+    path = corpus / "images" / "train" / key
     path.write_bytes(path.read_bytes()[:60])
-    message = refused(train_line(tmp_path / "run", corpus, data__workers=workers), tmp_path / "logs")
-    assert "a file cannot be decoded" in message.splitlines()[0] and path.name in message and "fix: " in message
-    # the batch of a step is fetched while the step before it is computed: that one is not done
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, step))
-    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step_00000004\n"
+    line = train_line(tmp_path / "run", corpus, data__workers=workers)
+    ended = Ranks(command, *line, ranks=2, folder=tmp_path / "logs").wait(LIMIT_S)
+    assert ended.codes == [0, 0], str(ended)
+    assert "left out: images[train]" in ended.outputs[0] and "unreadable image" in ended.outputs[0]
+    (found,) = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert (found["key"], found["step"], found["reason"]) == (key, step + 1, "unreadable image")
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if line["kind"] == "train"] == list(range(1, 13))
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["data/images[train]/left_out"] == 1
+
+
+def test_too_many_damaged_files_stop_both_ranks(corpus, tmp_path):
+    for path in sorted((corpus / "images" / "train").glob("*.png"))[::4]:
+        path.write_bytes(path.read_bytes()[:60])
+    changes = {"tasks__image_text__batch_size": 64, "train__steps": 30}
+    message = refused(train_line(tmp_path / "run", corpus, **changes), tmp_path / "logs")
+    assert message.startswith("error: too many samples of images[train] cannot be used") and "fix: " in message
+    assert "data.max_rejected = 0.05" in message and "rejected.jsonl" in message
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_a_damaged_file_that_one_rank_meets_in_an_evaluation_stops_both(split, corpus, tmp_path):
-    # 10 images in batches of 64 all fit into rank 0's first batch, and rank 1's only repeats the last one
+def test_a_damaged_file_that_one_rank_meets_in_an_evaluation_is_counted(split, corpus, tmp_path):
+    # 10 images in batches of 64 all fit into rank 0's first batch, and rank 1 has none of its own
     row = (corpus / "images" / split / "metadata.jsonl").read_text().splitlines()[0]
     path = corpus / "images" / split / json.loads(row)["file_name"]
     path.write_bytes(path.read_bytes()[:60])
-    message = refused(train_line(tmp_path / "run", corpus, train__steps=2, train__eval_every=1), tmp_path / "logs")
-    assert "a file cannot be decoded" in message.splitlines()[0] and path.name in message
+    line = train_line(tmp_path / "run", corpus, train__steps=2, train__eval_every=1)
+    ended = Ranks(command, *line, ranks=2, folder=tmp_path / "logs").wait(LIMIT_S)
+    assert ended.codes == [0, 0], str(ended)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if line["kind"] == "evaluation" and line["split"] == split]
+    assert found and all(line["results"]["left_out/image"] == 1 for line in found)
 
 
 # --- the output folder

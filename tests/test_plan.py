@@ -20,8 +20,11 @@ def test_shares_and_tokens_of_the_released_recipe():
     tasks = {task.name: task for task in plan_tasks(run, run.model.to_config(32100, run.tasks))}
     assert tasks["image_text"].share_of_steps == pytest.approx(1 / 2.4916667, rel=1e-6)  # 40.13 %
     assert tasks["video_class"].share_of_steps == pytest.approx(0.2 / 2.4916667, rel=1e-6)  # 8.03 %
-    assert tasks["video_text"].tokens == {"vision": 256, "text": 16}  # 16 x 256 x 256: 1024 tokens, three quarters dropped
-    assert tasks["video_audio_text"].tokens_per_step == 8192 * (256 + 64 + 16)  # 2.75 M
+    # 16 x 256 x 256: 1024 tokens, three quarters dropped; 16 x 128 x 128: 4 x 8 x 8; 4 x 256 x 256: 1 x 16 x 16
+    for view in range(3):
+        assert tasks[f"video_text, view {view}"].tokens == {"vision": 256, "text": 16}
+        assert tasks[f"video_text, view {view}"].share_of_steps == pytest.approx(1 / 12 / 2.4916667 / 3, rel=1e-6)
+    assert tasks["video_audio_text, view 0"].tokens_per_step == 8192 * (256 + 64 + 16)  # 2.75 M
     assert tasks["audio_class"].tokens_per_step == 2048 * 64
     assert sum(task.share_of_tokens for task in tasks.values()) == pytest.approx(1)
 

@@ -22,7 +22,7 @@ class MediaCache:
         return len(self._kept)
 
     def get(self, key: Hashable, read: Callable):
-        """The value of `key`: an array, or (array or None, rate), made by `read()` when it is not kept. It may not be written to."""
+        """The value of `key`: an array, or (array or None, rate), made by `read()` when it is not kept. It is read-only."""
         if key in self._kept:
             return self._kept[key]
         value = read()

@@ -12,7 +12,7 @@ import torch
 from imp_ds.modalities import audio, text, vision
 from imp_ds.modalities.augmentation import SpecMasks
 from imp_ds.models.imp.image_processing_imp import size_pair
-from imp_ds.tasks import Augmentation, AudioView, Batch, BatchReport, TextView, Views, VisionView
+from imp_ds.tasks import AudioView, Augmentation, Batch, BatchReport, TextView, Views, VisionView
 
 _UNCHANGED = Augmentation()
 _LABEL = "label"

@@ -40,8 +40,7 @@ class KeptFiles:
         `make` may not ask for another kept file. Raises what it raises, and UserError when the folder cannot be written, is
         full, or the file is larger than the bound.
         """
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        path = self.folder / name[:2] / name
+        path = self._path(key)
         file = self._find(path)
         if file is not None:
             return file
@@ -53,6 +52,14 @@ class KeptFiles:
             return self._find(path) or self._make(path, make)  # another process may have made it meanwhile
         finally:
             lock.release()
+
+    def has(self, key: str) -> bool:
+        """Whether the file of `key` is there now."""
+        return self._path(key).exists()
+
+    def _path(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self.folder / name[:2] / name
 
     def _find(self, path: Path) -> BinaryIO | None:
         with _writable(self.folder):

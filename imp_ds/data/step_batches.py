@@ -40,7 +40,7 @@ class StepBatches(Dataset):
         window: samples that are shuffled among each other.
         cache_mb: decoded media that each process keeps, in MiB.
 
-    Raises UserError for a batch size that the ranks cannot share, and a source that is smaller than one batch that has to be full.
+    Raises UserError for a batch size that the ranks cannot share, and a source smaller than a batch that must be full.
     """
 
     def __init__(self, tasks: list[Task], schedule, readers: dict[str, list[Reader]], collator: Collator, *, seed: int,
@@ -102,7 +102,8 @@ class StepBatches(Dataset):
                 row = int(np.random.default_rng([_SUBSTITUTE, *stream, attempt]).integers(len(reader)))
         last = rejected[-1]
         raise UserError(
-            f"task {task.name}: {_ATTEMPTS} samples one after another cannot be used", got=f"{reader.name}: {last.key}: {last.reason}",
+            f"task {task.name}: {_ATTEMPTS} samples one after another cannot be used",
+            got=f"{reader.name}: {last.key}: {last.reason}",
             fix="python -m imp_ds data check RECIPE tells what is wrong with a source",
         )  # fmt: skip
 

@@ -77,12 +77,12 @@ def open_index(storage: Storage, file: File) -> TarIndex:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 raise
     with storage.open(file) as shard:
-        return TarIndex(Index(storage.kept.open(f"tar {FORMAT} {file.address} {file.stamp}", partial(write_index, shard, file))))
+        return TarIndex(Index(storage.kept.open(_key(file), partial(write_index, shard, file))))
 
 
 def make_indexes(storage: Storage, files: list[File], stage: str, progress: Callable | None) -> None:
     """Make the indexes that are missing, in several processes where that pays; `progress(stage, done, total)` counts shards."""
-    missing = [file for file in files if _beside(file) is None or _read(_beside(file), file) is None]
+    missing = [file for file in files if not _is_there(storage, file)]
     workers = min(len(missing), os.cpu_count() or 1)
     done, total = len(files) - len(missing), len(files)
     if workers > 1 and sum(max(0, file.size) for file in missing) > _IN_PARALLEL:
@@ -94,6 +94,16 @@ def make_indexes(storage: Storage, files: list[File], stage: str, progress: Call
     for number, file in enumerate(missing, 1):
         _make_one(storage, file)
         _tell(progress, stage, done + number, total)
+
+
+def _is_there(storage: Storage, file: File) -> bool:
+    beside = _beside(file)
+    return beside is not None and _read(beside, file) is not None or storage.kept.has(_key(file))
+
+
+def _key(file: File) -> str:
+    """Of an index in the cache."""
+    return f"tar {FORMAT} {file.address} {file.stamp}"
 
 
 def _make_one(storage: Storage, file: File) -> None:

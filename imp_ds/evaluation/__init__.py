@@ -20,7 +20,6 @@ from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Evaluation, Views
 
-
 Evaluator = TextEvaluator | MaskedLanguageEvaluator
 
 

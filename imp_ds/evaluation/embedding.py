@@ -1,9 +1,9 @@
 """Embedding a whole split on all ranks: every rank encodes equally many equally shaped batches, then the rows are joined.
 
 Equal calls on every rank are what expert parallelism and ZeRO 3 need: a rank that is through repeats its last batch until all
-are. Entries that only fill a batch are marked (`valid`) and left out, so the joined table holds each usable row of the split once,
-in its order, whatever the number of ranks. A row with several entries (the windows of a long recording) has the mean of their
-vectors, made a unit vector again.
+are. Entries that only fill a batch are marked (`valid`) and left out, so the joined table holds each usable row of the split
+once, in its order, whatever the number of ranks. A row with several entries (the windows of a long recording) has the mean of
+their vectors, made a unit vector again.
 A row's vector depends on the rows of its routing group if a group holds several examples (`config.group_examples`), and
 so on the batch size; with one example in a group it depends on nothing else.
 

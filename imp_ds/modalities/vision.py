@@ -108,7 +108,7 @@ def clip_frames(frames_THWC: np.ndarray, frames: int) -> np.ndarray:
 
 
 def patches(clip_THWC: np.ndarray, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> np.ndarray:
-    """A view of the clip by patches: [steps, rows, columns, frames, height, width, C]. One frame serves as all frames of a step."""
+    """A view of the clip by patches: [steps, rows, columns, frames, height, width, C]. One frame serves as all of a step."""
     (steps, rows, columns), (depth, high, wide), channels = grid, patch, clip_THWC.shape[-1]
     if len(clip_THWC) == 1:
         clip_THWC = np.broadcast_to(clip_THWC, (depth, *clip_THWC.shape[1:]))

@@ -1,8 +1,8 @@
 """Gates that ask for nothing but the condition of a segment, and experts that are blended before any token meets them.
 
 Uni-Perceiver-MoE (arXiv 2206.04674, section 3.3 and appendix; release, `gate.py`, `experts.py`): where the decision is the same
-for all tokens, sum_e g_e (x W_e) = x (sum_e g_e W_e), so the experts of a linear map become one matrix for each condition: routing
-costs the sum of k matrices, whatever the number of tokens, and where experts are spread over ranks, no token moves.
+for all tokens, sum_e g_e (x W_e) = x (sum_e g_e W_e), so the experts of a linear map become one matrix for each condition:
+routing costs the sum of k matrices, whatever the number of tokens, and where experts are spread over ranks, no token moves.
 
 Shapes: E experts, K experts of a condition, A attributes, D width, I inputs and O outputs of a linear map.
 """
@@ -20,7 +20,7 @@ from imp_ds.randomness import normal
 
 
 class Blend(NamedTuple):
-    """A decision: the weights of all experts, float32 [E], and those that are not 0 with their experts, [K]. A tuple, as Routing is.
+    """A decision: the weights of all experts, float32 [E], and those that are not 0 with their experts, [K]. A tuple, as Routing.
 
     Weights sum to 1, or are the probability of the best expert where there is one alone, as in `imp_ds.moe.top_k`.
     """

@@ -4,8 +4,8 @@ The only place that chooses by device: the CPU has a pass over the experts of it
 kernels (gpu_experts.py), everything else plain torch: batched products when all experts have equally many rows, grouped ones
 when they have not.
 
-Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width, I inputs
-and O outputs of a linear map.
+Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width,
+I inputs and O outputs of a linear map.
 `count` is the number of rows of each expert as `rows_of_experts` gives it: a list on the CPU, elsewhere a tensor [E] that the
 host never reads; None when all have N / E of them.
 """
@@ -78,7 +78,7 @@ def linear_mixture(x_TI: Tensor, token_index_N: Tensor, weight_N: Tensor, count:
 
 
 def linear_forward(x_NI: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
-    """Each row times the matrix of its expert, [N, I] -> [N, O], in the type of x. Experts without rows get gradients of zeros."""
+    """Each row times the matrix of its expert, [N, I] -> [N, O], in the type of x. Experts without rows have gradients of 0."""
     (w_EIO,) = _weights_for(x_NI, len(x_NI), count, w_EIO)
     if isinstance(count, list):
         return torch.cat([rows @ w_IO for rows, w_IO in zip(x_NI.split(count), w_EIO.unbind())])

@@ -110,7 +110,7 @@ class GroupBlender:
 
 
 class ExpertParallelLayer(AutoEPMoELayer):
-    """What is expert-parallel of a layer whose experts are spread over `ep_size` ranks; this one is the `ep_rank`-th of its group.
+    """What is expert-parallel of a layer whose experts are spread over `ep_size` ranks; this is the `ep_rank`-th of its group.
 
     It is an AutoEPMoELayer for the engine's sake alone: that class's constructor (which converts a foreign layer) is not
     run, its attributes are set here, and the forward of the other parent computes.

@@ -10,8 +10,8 @@ its captions, and each by its class.
 from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.recipes.digits import audio, matching
 from imp_ds.tasks import (
-    Augmentation,
     AudioView,
+    Augmentation,
     Classification,
     Evaluation,
     Source,

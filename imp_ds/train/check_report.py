@@ -43,8 +43,8 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All of it. `needs` are those of `plan`'s tasks; `cores` are this machine's; `own_tokens`: whether tokens were counted by the
-    tokenizer that the run will have."""
+    """All of it. `needs` are those of `plan`'s tasks; `cores` are this machine's; `own_tokens`: whether tokens were counted by
+    the tokenizer that the run will have."""
 
     run: RunConfig
     split: str

@@ -55,8 +55,9 @@ class CompiledBlocks:
         return self._backend(graph, inputs)
 
     def warm(self, engine, batches: Iterable[Batch], pieces: dict[str, int], count: int) -> None:
-        """Make the graphs of every task from `count` batches, one of each of its shapes: a step with `engine` (imp_ds.train.engine.Engine) that is
-        discarded, so that weights and optimizer are what they were. All ranks call it with the same tasks.
+        """Make the graphs of every task from `count` batches, one of each of its shapes: a step with `engine`
+        (imp_ds.train.engine.Engine) that is discarded, so that weights and optimizer are what they were. All ranks call it with
+        the same tasks.
 
         pieces: by task, how many its batch is cut into.
         """

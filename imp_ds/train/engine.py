@@ -64,7 +64,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     kernels, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            matrix = isinstance(module, (ExpertWeights, Router, BlendRouter)) or (isinstance(module, nn.Linear) and name == "weight")
+            matrix = isinstance(module, (ExpertWeights, Router, BlendRouter))
+            matrix = matrix or (isinstance(module, nn.Linear) and name == "weight")
             (kernels if matrix else others).append(parameter)
     return [
         {"params": kernels, "name": "kernels", "weight_decay": weight_decay},

@@ -1,4 +1,4 @@
-"""Files of JSON lines that a run adds to, each line with its step: what lies beyond the step that a run goes on from is removed."""
+"""Files of JSON lines that a run adds to, each line with its step: what lies beyond the step a run goes on from is removed."""
 
 import json
 import os
@@ -22,7 +22,8 @@ def cut_lines(path: Path, last_step: int) -> list[dict]:
             if entry["step"] <= last_step:
                 kept.append(entry)
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"a line of {path.name} cannot be read", got=f"{path}, line {number}", fix="delete the line") from None
+            where = f"{path}, line {number}"
+            raise UserError(f"a line of {path.name} cannot be read", got=where, fix="delete the line") from None
     staged = path.with_suffix(".partial")
     staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
     os.replace(staged, path)

@@ -38,8 +38,8 @@ class Interval:
         self.records.append(record)
 
     def summary(self, peak_flops: float = 0.0) -> dict:
-        """{"tasks": {task: {"steps", name: mean, "data_wait_share", "mfu"}}, "experts": {modality: [{field of a report: mean}]}, "examples_per_s",
-        "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together.
+        """{"tasks": {task: {"steps", name: mean, "data_wait_share", "mfu"}}, "experts": {modality: [{field of a report: mean}]},
+        "examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together.
 
         "mfu" is the model FLOPs of a task's steps over what `peak_flops` a second, of all ranks, would have done in their time;
         it is absent where either is not known.

@@ -132,7 +132,8 @@ def _scores(results: dict[str, float], split: str) -> str:
     if not rows:
         return "Not measured."
     table = _table(("measure", "value"), rows)
-    return f"On the {split} split; zero-shot by prompts, retrieval against the whole split, hidden words by the task's head.\n\n{table}"
+    how = "zero-shot by prompts, retrieval against the whole split, hidden words by the task's head"
+    return f"On the {split} split; {how}.\n\n{table}"
 
 
 def _table(headings: tuple, rows: list) -> str:

@@ -100,7 +100,8 @@ class Monitor:
         self.board.scalars(step, {"optimizer/skipped_steps": skipped})
 
     def record_rejections(self, step: int, new: list[Rejection], counts: dict[str, dict[str, int]]) -> None:
-        """Samples that were left out for the first time; `counts` of all so far, by source and reason. The first of each kind is told."""
+        """Samples that were left out for the first time, of which the first of each kind is told; `counts` of all so far, by
+        source and reason."""
         if not self.enabled:
             return
         for rejection in new:

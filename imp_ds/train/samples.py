@@ -18,9 +18,12 @@ SMALLEST = 96  # pixels: pictures are enlarged to at least this height, to be se
 
 def clips_BTHW3(inputs: dict, view, patch: list[int]) -> np.ndarray:
     """Frames of each sample, uint8 [B, T, H, W, 3], from `pixel_values` (uint8, patches in the order frame, row, column,
-    channel) and `pixel_positions`. An image has one frame, however deep its patches are."""
+    channel) and `pixel_positions`. An image has one frame, however deep its patches are. Under `keep_aspect` only the samples of
+    one batch that have the same grid can be shown together: give one."""
     deep, high, wide = patch
     grid = (max(1, view.frames // deep), view.height // high, view.width // wide)
+    if view.keep_aspect:
+        grid = (grid[0], *(_steps(inputs["pixel_positions"].numpy()[..., axis]) for axis in (1, 2)))
     values = inputs["pixel_values"].numpy()
     cells = np.full((len(values), *grid, deep, high, wide, 3), GREY, dtype=np.uint8)
     index = np.rint(inputs["pixel_positions"].numpy() * np.array(grid)).astype(int)
@@ -34,14 +37,18 @@ def spectrograms_BFM(inputs: dict, patch: list[int], mel_bins: int) -> np.ndarra
     """Spectrogram of each sample, float32 [B, F, M], from `input_features` and `feature_positions`; NaN where dropped."""
     long, high = patch
     values, positions = inputs["input_features"].float().numpy(), inputs["feature_positions"].numpy()
-    times = np.unique(positions[..., 0])
-    # coordinates are index / steps, so the smallest distance between two tells how many steps there are
-    steps = round(1 / np.diff(times).min()) if len(times) > 1 else 1
+    steps = _steps(positions[..., 0])
     cells = np.full((len(values), steps, mel_bins // high, long, high), np.nan, dtype=np.float32)
     index = np.rint(positions * np.array([steps, mel_bins // high])).astype(int)
     rows = np.arange(len(values))[:, None]
     cells[rows, index[..., 0], index[..., 1]] = values.reshape(*values.shape[:2], long, high)
     return cells.transpose(0, 1, 3, 2, 4).reshape(len(values), steps * long, mel_bins)
+
+
+def _steps(coordinates: np.ndarray) -> int:
+    """Steps of an axis: coordinates are index / steps, so the smallest distance between two tells."""
+    places = np.unique(coordinates)
+    return round(1 / np.diff(places).min()) if len(places) > 1 else 1
 
 
 def coloured(spectrogram_FM: np.ndarray) -> np.ndarray:
@@ -74,7 +81,8 @@ def batch_pictures(batch: Batch, views: Views, processor, count: int) -> dict[st
     found = {}
     if "vision" in batch.inputs:
         inputs = {name: tensor[:count] for name, tensor in batch.inputs["vision"].items()}
-        clips = clips_BTHW3(inputs, views.vision, processor.image_processor.patch)
+        each = [{name: tensor[i : i + 1] for name, tensor in inputs.items()} for i in range(len(inputs["pixel_values"]))]
+        clips = [clips_BTHW3(one, views.vision, processor.image_processor.patch)[0] for one in each]
         if views.vision.frames == 1:
             found["pictures"] = side_by_side([enlarged(clip[0]) for clip in clips])
         else:

@@ -80,8 +80,8 @@ class Trainer:
     """All that a run holds while it trains."""
 
     def __init__(
-        self, run: RunConfig, output_dir: Path, ds: dict, readers: dict[str, list[Reader]], device: torch.device, resume: str | None,
-        preemption: Preemption, watchdog: Watchdog, hostfile: Path | None,
+        self, run: RunConfig, output_dir: Path, ds: dict, readers: dict[str, list[Reader]], device: torch.device,
+        resume: str | None, preemption: Preemption, watchdog: Watchdog, hostfile: Path | None,
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.processor = settle_processor(run, readers, output_dir)
@@ -100,9 +100,8 @@ class Trainer:
         )  # fmt: skip
         self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
-        self.flops = {
-            task.name: [step_flops(seen, self.config, run.data.audio, world_size()) for seen in task.variants()] for task in run.tasks
-        }
+        flops = lambda seen: step_flops(seen, self.config, run.data.audio, world_size())  # noqa: E731
+        self.flops = {task.name: [flops(seen) for seen in task.variants()] for task in run.tasks}
         self.rejections = Rejections(
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
         )  # fmt: skip

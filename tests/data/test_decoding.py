@@ -18,7 +18,7 @@ from imp_ds.data.decoding import film as films
 from imp_ds.data.decoding import image as images
 from imp_ds.data.decoding import sound as sounds
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.tasks import Augmentation, AudioView, TextView, Views, VisionView
+from imp_ds.tasks import AudioView, Augmentation, TextView, Views, VisionView
 
 NOTHING = MediaCache(0)
 

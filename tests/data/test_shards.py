@@ -94,7 +94,8 @@ def test_plain_bytes_and_names_of_files_in_parquet(tmp_path, settings):
 
 def test_bad_rows_of_parquet_are_bad_samples(tmp_path, settings):
     good = rows(1)[0]
-    changes = [dict(image=None), dict(caption=None), dict(caption="  "), dict(label=-1), dict(image=dict(bytes=None, path="gone.png"))]
+    gone = dict(bytes=None, path="gone.png")
+    changes = [dict(image=None), dict(caption=None), dict(caption="  "), dict(label=-1), dict(image=gone)]
     write_parquet(tmp_path / "p", [good, *({**good, **change} for change in changes), good])
     reader = open_reader(tmp_path, PARQUET, "train", settings)
     reasons = []
@@ -297,7 +298,8 @@ def hub(tmp_path_factory):
     features = datasets.Features(
         dict(image=datasets.Image(), caption=datasets.Value("string"), label=datasets.ClassLabel(names=["cat", "dog", "owl"]))
     )
-    whole = datasets.Dataset.from_list([{**row, "image": Image.new("RGB", (4, 4), (i, 0, 0))} for i, row in enumerate(rows(9))], features)
+    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(9)]
+    whole = datasets.Dataset.from_list([{**row, "image": one} for row, one in zip(rows(9), pictures)], features)
     datasets.DatasetDict(train=whole, test=whole.select(range(2))).save_to_disk(folder / "saved")
     (folder / "files").mkdir()
     whole.to_parquet(folder / "files/train-0.parquet")

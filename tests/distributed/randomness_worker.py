@@ -12,6 +12,7 @@ from small_run import full_parameters
 from imp_ds.config import RunConfig
 from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
+from imp_ds.data.step_batches import StepBatches
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.randomness import derive
 from imp_ds.recipes import get_recipe
@@ -19,7 +20,7 @@ from imp_ds.train import ds_config
 from imp_ds.train.engine import Engine, build_model, start_process_group
 from imp_ds.train.processor import settle_processor
 from imp_ds.train.schedule import build_schedule
-from imp_ds.train.trainer import open_sources
+from imp_ds.train.start import open_readers
 
 STEPS = 10
 
@@ -44,13 +45,14 @@ def train(folder: str, corpus: str, cases: dict[str, dict]) -> None:
     device = start_process_group(60)
     for name, case in cases.items():
         run = make_run(corpus, case.get("ep_size", 1), case.get("checkpointing", False))
-        sources = open_sources(run)
-        processor = settle_processor(run, sources, Path(folder))
+        readers = open_readers(run)
+        processor = settle_processor(run, readers, Path(folder))
         engine = _engine(run, run.model.to_config(len(processor.tokenizer), run.tasks), case.get("ds", "cpu_zero2.json"), device)
-        loader = RotatingLoader(
-            run.tasks, build_schedule("rotation", run.tasks, 0), sources, Collator(processor), seed=run.data.seed, rank=rank(),
-            world=world_size(), stop_step=STEPS, workers=0,
+        batches = StepBatches(
+            run.tasks, build_schedule("rotation", run.tasks, 0), readers, Collator(processor), seed=run.data.seed, rank=rank(),
+            world=world_size(),
         )  # fmt: skip
+        loader = RotatingLoader(batches, stop_step=STEPS, workers=0)
         losses = [_step(engine, batch, case) for batch in loader]
         weights = full_parameters(engine)
         if is_main():

@@ -106,7 +106,8 @@ def test_random_crops_differ_and_repeat_with_the_seed():
 def test_drop_token_keeps_true_places_of_each_sound():
     sounds = [tone(440, 16000, 1.0), tone(880, 16000, 1.0)]
     whole = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16))
-    part = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rngs=[np.random.default_rng(0), np.random.default_rng(1)])
+    rngs = [np.random.default_rng(0), np.random.default_rng(1)]
+    part = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rngs=rngs)
     assert part["input_features"].shape == (2, 14, 256)
     for row in range(2):
         kept = np.rint(part["feature_positions"][row] @ [28, 4]).astype(int)  # (step / 7, band / 4) to 4 step + band

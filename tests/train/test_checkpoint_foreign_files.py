@@ -16,9 +16,11 @@ from plain_engine import fill, make_engine
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel, ImpProcessor
-from imp_ds.config import RunConfig
-from imp_ds.data import decoding
-from imp_ds.data.sources import FolderSource
+from imp_ds.config import DataSettings, RunConfig
+from imp_ds.data.cache import MediaCache
+from imp_ds.data.decoding import read_film, read_image, read_sound
+from imp_ds.data.samples import BadSample, Media
+from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model
 from imp_ds.evaluation.zero_shot import load_classes
@@ -27,7 +29,7 @@ from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.tokenization_imp import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import Source
+from imp_ds.tasks import Source, VisionView
 from imp_ds.train import checkpoint, ds_config
 
 
@@ -199,16 +201,27 @@ def test_corpora_and_configurations(tmp_path, mark, form):
     data = form(mark)
     for name in ("metadata.jsonl", "0.png", "0.mp4", "0.wav", "classes.json", "ds.json", "run_config.json"):
         (folder / name).write_bytes(data)
+    for name in ("train-0.parquet", "train-0.tar", "train-0.tar.idx", "train-1.tar"):
+        (folder / name).write_bytes(data)
+    settings = DataSettings(cache_dir=str(tmp_path / "cache"))
+    view, raw = VisionView(frames=8), lambda name: Media(name, path=folder / name)
+
+    def open_it(source_format: str):
+        return lambda: open_reader(tmp_path, Source(path="birds/train", format=source_format, vision="png"), "train", settings)
+
     readers = {
-        "metadata": lambda: FolderSource(tmp_path, Source(path="birds", vision="file_name"), "train"),
-        "image": lambda: decoding.read_image(folder / "0.png"),
-        "film": lambda: decoding.read_film(folder / "0.mp4", 8),
-        "sound": lambda: decoding.read_sound(folder / "0.wav"),
+        "metadata": lambda: open_reader(tmp_path, Source(path="birds", vision="file_name"), "train", settings),
+        "Parquet": open_it("parquet"),
+        "tar": open_it("webdataset"),
+        "data set": open_it("huggingface"),
+        "image": lambda: read_image(raw("0.png")),
+        "film": lambda: read_film(raw("0.mp4"), view, None, MediaCache(0)),
+        "sound": lambda: read_sound(raw("0.wav"), 1.0, None, MediaCache(0)),
         "classes": lambda: load_classes(folder / "classes.json", "digits"),
         "DeepSpeed": lambda: ds_config.load(folder / "ds.json"),
         "run": lambda: RunConfig.load(folder),
     }
     for name, read in readers.items():
-        with pytest.raises((UserError, decoding.DecodeError)):  # refused by us, in words
+        with pytest.raises((UserError, BadSample)):  # refused by us, in words
             read()
             pytest.fail(name)

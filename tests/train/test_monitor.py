@@ -17,7 +17,8 @@ from imp_ds.modalities.positions import grid_positions
 from imp_ds.moe.routing import RouterReport
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch, VisionView
-from imp_ds.train.monitor import Monitor, cut_history
+from imp_ds.train.history import cut_lines
+from imp_ds.train.monitor import Monitor
 from imp_ds.train.progress import Progress, duration
 
 RESULTS = {"zero_shot/image/top1": 0.5, "retrieval/image/image_to_text/R@1": 0.25}
@@ -163,7 +164,7 @@ def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path):
 def test_a_damaged_history_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(UserError, match="line 2"):
-        cut_history(tmp_path / "metrics.jsonl", 5)
+        cut_lines(tmp_path / "metrics.jsonl", 5)
 
 
 def image_batch() -> tuple[Batch, np.ndarray]:

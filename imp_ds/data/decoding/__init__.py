@@ -10,7 +10,7 @@ import numpy as np
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.film import FILMS, read_film
-from imp_ds.data.decoding.image import IMAGES, read_image
+from imp_ds.data.decoding.image import read_image
 from imp_ds.data.decoding.picture import augmented, pixels_needed
 from imp_ds.data.decoding.sound import read_sound, read_windows
 from imp_ds.data.samples import BadSample, Media, RawSample

@@ -8,7 +8,6 @@ Shapes: N frames of the film, T wanted ones, H height, W width.
 
 from typing import NamedTuple
 
-import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.models.imp.image_processing_imp import to_rgb
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_IMAGE_PIXELS = 1 << 27  # 128 M, 384 MiB as RGB
 

@@ -1,7 +1,7 @@
 """Parquet files with embedded media, or with the names of files beside them.
 
-Parquet is made to be read a row group at a time, but rows are wanted one by one, in the order of a shuffled window. So a row group
-is unpacked once, with the columns that are needed, to an Arrow file in the cache, from which any row is read by its place.
+Parquet is made to be read a row group at a time, but rows are wanted one by one, in the order of a shuffled window. So a row
+group is unpacked once, with the columns that are needed, to an Arrow file in the cache, from which any row is read by its place.
 """
 
 import json

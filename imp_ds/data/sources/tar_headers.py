@@ -19,7 +19,7 @@ _MOST_EXTRA = 1 << 20  # bytes of a long name or a pax header
 
 
 class Member(NamedTuple):
-    """An entry: its name, where its bytes begin, how many they are, and whether it is a "file", a "folder" or something "other"."""
+    """An entry: its name, where its bytes begin, how many they are, and whether it is a "file", a "folder" or of "other" kind."""
 
     name: str
     offset: int

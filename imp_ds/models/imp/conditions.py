@@ -131,4 +131,5 @@ def build_condition(config, name: str, device: torch.device) -> Condition:
         code = sum(1 << place for place, attribute in enumerate(ATTRIBUTES) if attribute in name.split("+"))
         bits_1A = (torch.full((1, 1), code, device=device) >> torch.arange(len(ATTRIBUTES), device=device)) & 1
         return Condition(bits_1A.float())
-    return Condition(torch.full((1,), (MODALITIES if config.gate == "modality" else config.gate_tasks).index(name), device=device))
+    names = MODALITIES if config.gate == "modality" else config.gate_tasks
+    return Condition(torch.full((1,), names.index(name), device=device))

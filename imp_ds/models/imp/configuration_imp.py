@@ -38,8 +38,8 @@ class ImpConfig(PreTrainedConfig):
         common_dim: width of the common spaces in which two modalities meet.
         pairs: unordered modality pairs; each owns two projections, one for each direction.
         num_experts: experts in each MoE layer; 0 makes a dense encoder.
-        moe_layers: which layers are MoE: "all", "first:N", "last:N", "every:N" (the N-th, 2N-th, ...), "four" (0, 4, 8, ...: every
-            fourth as Uni-Perceiver-MoE counts), or a list of layer indices from 0.
+        moe_layers: which layers are MoE: "all", "first:N", "last:N", "every:N" (the N-th, 2N-th, ...), "four" (0, 4, 8, ...:
+            every fourth as Uni-Perceiver-MoE counts), or a list of layer indices from 0.
         gate: what the choice of experts hangs on (Uni-Perceiver-MoE, arXiv 2206.04674): "token", "context" (the token and the
             pooled tokens of its sequence), or, the same for all tokens of a segment, its "modality", its "task", or its
             "attribute"s (see `imp_ds.models.imp.conditions`).
@@ -61,8 +61,8 @@ class ImpConfig(PreTrainedConfig):
         router_balance: coefficient of the load-balancing loss of each "top_k" layer (Switch Transformer: 0.01).
         router_noise: in training, Gaussian noise on the router's logits, in units of 1 / num_experts (V-MoE: 1.0).
         objectives: task name -> the objectives trained on it (see `imp_ds.objectives`); used by ImpForPreTraining.
-        merged_conditions: the conditions of a merged model (`imp_ds.models.imp.merging`), which has no experts (num_experts is 0):
-            each of its conditional maps is one plain map for each of them.
+        merged_conditions: the conditions of a merged model (`imp_ds.models.imp.merging`), which has no experts (num_experts is
+            0): each of its conditional maps is one plain map for each of them.
     """
 
     model_type = "imp"
@@ -239,7 +239,8 @@ class ImpConfig(PreTrainedConfig):
             return
         unknown = [name for name in self.conditional_maps if name not in MAPS]
         if unknown or not self.conditional_maps:
-            raise UserError("conditional_maps names no linear maps", got=self.conditional_maps, allowed=f"some of {', '.join(MAPS)}")
+            allowed = f"some of {', '.join(MAPS)}"
+            raise UserError("conditional_maps names no linear maps", got=self.conditional_maps, allowed=allowed)
         attention = [name for name in MAP_PAIRS[0] if name in self.conditional_maps]
         if attention and self.tokens_compete:
             raise UserError(
@@ -272,7 +273,8 @@ def placed_layers(where: str | list[int], layers: int) -> list[int]:
                 f"0..{layers - 1}",
             )  # fmt: skip
         number = int(count)
-        return list({"first": range(number), "last": range(layers - number, layers), "every": range(number - 1, layers, number)}[kind])
+        spans = {"first": range(number), "last": range(layers - number, layers), "every": range(number - 1, layers, number)}
+        return list(spans[kind])
     wrong = [i for i in where if not 0 <= i < layers]
     if wrong or not where:
         raise UserError("moe_layers names unknown layers", got=where, allowed=f"indices in 0..{layers - 1}")
