@@ -99,7 +99,7 @@ def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
     engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device)
     batches = {task.name: made_up(run, task, config).to(device) for task in run.tasks}
     blocks = CompiledBlocks(engine.model, shapes=3 * len(run.tasks))
-    blocks.warm(engine, batches.values(), {name: 1 for name in batches})
+    blocks.warm(engine, batches.values(), {name: 1 for name in batches}, len(batches))
 
     def step(task: str, mode: str) -> None:
         if mode == "compiled":

@@ -107,11 +107,15 @@ def export(
     run: Annotated[Path, typer.Argument(help="output folder of a training run")],
     out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained")],
     step: Annotated[int | None, typer.Option("--step", min=0, help="checkpoint to export; default: the last")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="blend the experts of constant gates: a dense model")] = False,
+    task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
 ):
     """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load."""
     from imp_ds.train.export import export as run_export
 
-    run_export(run, out, step=step)
+    if task and not merge:
+        raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
+    run_export(run, out, step=step, merge_tasks=task if merge else None)
 
 
 @app.command()

@@ -44,7 +44,16 @@ class ModelSettings(Settings):
     text_max: int | None = Field(None, ge=1, description="the longest text in tokens")
     common_dim: int | None = Positive
     num_experts: int | None = Field(None, ge=0, description="experts of each MoE layer; 0 is a dense encoder")
-    moe_layers: str | list[int] | None = Field(None, description='"last:N", "every:N" or a list of indices from 0')
+    moe_layers: str | list[int] | None = Field(
+        None, description='"all", "first:N", "last:N", "every:N", "four" (every fourth) or a list of indices from 0'
+    )
+    gate: Literal["token", "context", "modality", "task", "attribute"] | None = Field(
+        None, description="what the choice of experts hangs on"
+    )
+    conditional_maps: list[Literal["qkv", "out", "up", "down"]] | None = Field(
+        None, description="linear maps that have experts; None: the whole feed-forward; up and down of a constant gate"
+    )
+    share_decisions: bool | None = Field(None, description="out goes by the choice of qkv, down by that of up")
     router: Literal["expert_choice", "top_k"] | None = None
     experts_per_token: int | None = Field(None, ge=1, description="choices of a token under top_k")
     drop_tokens: bool | None = Field(None, description="top_k: whether an expert keeps at most its capacity")

@@ -309,6 +309,7 @@ class Evaluation(Record):
     modality: Modality
     source: Source
     views: Views
+    task: str | None = Field(None, description="a task of the run that task and attribute gates are told it is")
     classes: str | None = Field(None, description="entry of {data.root}/classes.json with class names and prompt templates")
     templates: list[str] = Field(
         [], description='prompts with one {} for the class name, where source.label_names has the names instead of `classes`'

@@ -31,8 +31,9 @@ class Embedded:
     usage: dict[str, list[list[float]]]
 
 
-def embed_rows(model, batches: Iterable[Batch], routes: list[tuple[str, str]]) -> Embedded:
+def embed_rows(model, batches: Iterable[Batch], routes: list[tuple[str, str]], task: str | None = None) -> Embedded:
     """Encode every batch by each route (source, target): `source` is read from the batch and projected towards `target`.
+    `task` is what gates that ask for one are told.
 
     Each batch has targets "index" (row of the split, int64 [B]) and "valid" (bool [B]). All ranks call this together.
     A UserError that one rank meets in making a batch is raised on all.
@@ -45,7 +46,7 @@ def embed_rows(model, batches: Iterable[Batch], routes: list[tuple[str, str]]) -
         index.append(batch.targets["index"])
         valid.append(batch.targets["valid"])
         for source, target in routes:
-            encoding = model.encode(source, batch.inputs[source])
+            encoding = model.encode(source, batch.inputs[source], condition=model.condition(source, task))
             vectors[source].append(model.project(encoding.pooled_BD, source, target))
             shares[source].append([report.usage_E for report in encoding.reports])
     index, valid = gather_rows(torch.cat(index)), gather_rows(torch.cat(valid))

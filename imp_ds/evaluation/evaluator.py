@@ -67,7 +67,7 @@ class TextEvaluator:
     def run(self, model) -> Iterator[tuple[str, float]]:
         modality, name = self.record.modality, self.record.name
         routes = [(modality, "text")] + ([("text", modality)] if self.captions is not None else [])
-        found = embed_rows(model, self._batches, routes)
+        found = embed_rows(model, self._batches, routes, self.record.task)
         self.rows_N, self.vectors_NC, self.usage = found.rows_N, found.vectors[modality], found.usage
         if len(self.rows_N) < self.rows:
             yield f"left_out/{name}", float(self.rows - len(self.rows_N))
@@ -83,7 +83,7 @@ class TextEvaluator:
     def _class_vectors(self, model) -> torch.Tensor:
         shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
         prompts = prompt_batches(self.tokenizer, self.classes.prompts(), self.record.views.text.length, **shape)
-        embedded = embed_rows(model, prompts, [("text", self.record.modality)])
+        embedded = embed_rows(model, prompts, [("text", self.record.modality)], self.record.task)
         self.usage.setdefault("text", embedded.usage["text"])
         return class_vectors(embedded.vectors["text"], len(self.classes.templates))
 

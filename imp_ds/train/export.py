@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import RunConfig
+from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import model_card
@@ -15,20 +16,25 @@ from imp_ds.train.trained_run import open_run
 from imp_ds.train.trainer import RESULTS
 
 
-def export(run_dir: Path, out: Path, step: int | None = None) -> Path:
+def export(run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[str] | None = None) -> Path:
     """Write model, processor, run configuration, scores and model card of a run's checkpoint to the folder `out`.
 
     Args:
         run_dir: a run's output folder.
         out: a new or empty folder; written beside itself first, so it is whole or not there.
         step: the checkpoint of that step; None takes the newest whole one.
+        merge_tasks: write the dense model of these tasks' conditions (`imp_ds.models.imp.merging`; []: of all tasks); None: the
+            model as it is.
 
-    Raises UserError when there is no such run or checkpoint, it is damaged, or `out` cannot be written.
+    Raises UserError when there is no such run or checkpoint, it is damaged or cannot be merged, or `out` cannot be written.
     """
     run_dir, out = Path(run_dir), Path(out)
     with staged_folder(out, "export") as staging:
         trained = open_run(run_dir, step)
-        _write(staging, run_dir, trained.run, trained.reader.state, trained.load_model().eval(), trained.processor)
+        model = trained.load_model().eval()
+        if merge_tasks is not None:
+            model = merge(model, merge_tasks or None)
+        _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor)
     return out
 
 

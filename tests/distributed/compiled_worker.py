@@ -60,7 +60,7 @@ def _engine(case: dict, device: torch.device, *, compiled: bool) -> tuple[Engine
         return engine, None, 0.0
     before = full_parameters(engine)
     blocks = CompiledBlocks(engine.model, shapes=9, backend="aot_eager")
-    blocks.warm(engine, _batches(0), {task: case.get("pieces", 1) for task in ORDER})
+    blocks.warm(engine, _batches(0), {task: case.get("pieces", 1) for task in ORDER}, len(ORDER))
     return engine, blocks, largest_difference(before, full_parameters(engine))
 
 

@@ -92,7 +92,7 @@ def test_compiled_steps_are_plain_ones_and_nothing_is_compiled_again():
         if compiled:
             torch.compiler.reset()
             blocks = CompiledBlocks(engine.model, shapes=2)
-            blocks.warm(engine, [batch], {"image_text": 1})
+            blocks.warm(engine, [batch], {"image_text": 1}, 1)
             made = blocks.graphs
         for _ in range(6):
             loss, _, _ = engine.forward(batch)
