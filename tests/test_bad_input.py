@@ -72,7 +72,7 @@ CASES = {
     "unknown recipe": Case("unknown recipe", recipe="digit", got="digit", allowed="did you mean digits"),
     "unknown key": Case("unknown key in --set: train.step", {"train.step": 3}, got="step", allowed="did you mean steps"),
     "wrong type": Case("wrong value for train.steps", {"train.steps": "many"}, got="'many'", allowed="integer, at least 1"),
-    "missing corpus": Case("the data folder nowhere does not exist", {"data.root": "nowhere"}, fix="corpus digits"),
+    "missing corpus": Case("the data folder /nowhere does not exist", {"data.root": "/nowhere"}, fix="corpus digits"),
     "experts": Case(
         "the experts cannot be shared out equally", {"model.num_experts": 3},
         got="3 experts over train.ep_size = 2", allowed="1, 3",

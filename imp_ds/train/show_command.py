@@ -3,10 +3,10 @@
 import base64
 import html
 import io
+import wave
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from PIL import Image
 
 from imp_ds.config import RunConfig
@@ -124,5 +124,7 @@ def _picture(picture_HW3: np.ndarray) -> str:
 
 def _sound(samples_N: np.ndarray, rate: int) -> str:
     out = io.BytesIO()
-    soundfile.write(out, np.clip(samples_N, -1, 1), rate, format="WAV", subtype="PCM_16")
+    with wave.open(out, "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes((np.clip(samples_N, -1, 1) * 32767).astype("<i2").tobytes())
     return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
