@@ -54,6 +54,7 @@ class ModelSettings(Settings):
         None, description="linear maps that have experts; None: the whole feed-forward; up and down of a constant gate"
     )
     share_decisions: bool | None = Field(None, description="out goes by the choice of qkv, down by that of up")
+    gate_tasks: list[str] | None = Field(None, description="tasks that a task gate knows, in order; None: those of the run")
     router: Literal["expert_choice", "top_k"] | None = None
     experts_per_token: int | None = Field(None, ge=1, description="choices of a token under top_k")
     drop_tokens: bool | None = Field(None, description="top_k: whether an expert keeps at most its capacity")

@@ -21,8 +21,10 @@ def check_layout(run: RunConfig, world_size: int, ds: dict) -> None:
         raise UserError("no task has a weight to be sampled by", got="all tasks have weight 0", fix="--set tasks.NAME.weight=1")
     _check_experts(run, world_size, config.num_experts)
     _check_batches(run, world_size)
-    if config.num_experts:
+    if config.routes_tokens:
         _check_groups(seen, world_size, config)
+    if config.num_experts and config.gate in ("task", "attribute"):
+        _check_evaluations(run, config)
     _check_engine(run, ds, bool(config.num_experts))
 
 
@@ -78,6 +80,17 @@ def _check_groups(seen: list[tuple[Task, dict[str, int]]], world_size: int, conf
                     allowed="groups that each rank holds whole",
                     fix=f"--set model.group_examples={most}, or another batch_size, fewer pieces or fewer ranks",
                 )  # fmt: skip
+
+
+def _check_evaluations(run: RunConfig, config: ImpConfig) -> None:
+    """Gates that ask for the task have to be told it by evaluations too; those of texts have a task's name already."""
+    for evaluation in run.evaluations:
+        if evaluation.modality != "text" and evaluation.task not in config.objectives:
+            raise UserError(
+                f"evaluation {evaluation.name}: the encoder's {config.gate} gates have to be told a task of the run",
+                got=evaluation.task or "no task", allowed=", ".join(config.objectives),
+                fix=f"--set evaluations.{evaluation.name}.task={next(iter(config.objectives))}",
+            )  # fmt: skip
 
 
 def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:

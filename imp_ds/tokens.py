@@ -34,7 +34,7 @@ def task_tokens(task: Task, config: ImpConfig, audio: AudioSettings) -> dict[str
     except UserError as error:
         raise UserError(f"task {task.name}: {error}") from None
     longest = max(counts, key=counts.get)
-    if config.num_experts and counts[longest] > config.group_tokens:
+    if config.routes_tokens and counts[longest] > config.group_tokens:
         raise UserError(
             f"task {task.name}: an example is longer than a routing group",
             got=f"{counts[longest]} tokens of {longest}",

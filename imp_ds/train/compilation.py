@@ -6,7 +6,7 @@ dataset, objective and resolution, so that no step pads). What surrounds the blo
 runs as it is.
 
 Evaluation has other shapes and runs uncompiled (`uncompiled`). A drop-free router makes rows whose number is known to the
-device alone: there the feed-forward stays outside, and the block becomes the graphs before and after it.
+device alone: there what has experts stays outside, and the block becomes the graphs before, between and after it.
 """
 
 import logging
@@ -19,13 +19,16 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 
 from imp_ds.models.imp.layers import ImpBlock
+from imp_ds.moe.conditional import RoutedMap
+from imp_ds.moe.layer import MoELayer
+from imp_ds.moe.top_k import TopKRouter
 from imp_ds.parallel.groups import is_main
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 
 SAMPLES = 4  # of a task that are read for its warm-up: it is shapes that count
 
-_GRAPHS_OF_A_SHAPE = 12  # of two kinds of blocks, with and without gradient, each in at most three parts
+_GRAPHS_OF_A_SHAPE = 20  # of two kinds of blocks, with and without gradient, each in at most five parts
 
 
 class CompiledBlocks:
@@ -41,11 +44,11 @@ class CompiledBlocks:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
         torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
         for block in model.imp.blocks:
-            whole = not _has_unknown_rows(block)
-            if not whole:
-                block.feed_forward.forward = torch.compiler.disable(block.feed_forward.forward)
+            outside = _with_unknown_rows(block)
+            for layer in outside:
+                layer.forward = torch.compiler.disable(layer.forward)
             # the same function for all: graphs are shared among blocks that have one backend
-            block.compile(backend=self._count, dynamic=False, fullgraph=whole)
+            block.compile(backend=self._count, dynamic=False, fullgraph=not outside)
 
     def _count(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
         self.graphs += 1
@@ -94,8 +97,10 @@ def tile(batch: Batch, samples: int) -> Batch:
     return batch.map(lambda x: x[index])
 
 
-def _has_unknown_rows(block: ImpBlock) -> bool:
-    return block.is_moe and getattr(block.feed_forward.router, "drop_tokens", True) is False
+def _with_unknown_rows(block: ImpBlock) -> list[torch.nn.Module]:
+    """The layers whose experts have as many rows as a drop-free router gives them; it may be the router of another one."""
+    drop_free = any(isinstance(module, TopKRouter) and not module.drop_tokens for module in block.modules())
+    return [module for module in block.modules() if isinstance(module, (MoELayer, RoutedMap))] if drop_free else []
 
 
 def _is_weight(x: torch.Tensor) -> bool:

@@ -23,7 +23,7 @@ from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.routing import Router
-from imp_ds.parallel.expert_parallel import ExpertParallelMoE, spread_experts
+from imp_ds.parallel.expert_parallel import ExpertParallelLayer, spread_experts
 from imp_ds.parallel.groups import rank
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.pretraining import ImpForPreTraining
@@ -84,7 +84,7 @@ class Engine:
         self.stage = self.deepspeed.zero_optimization_stage()
         if self.stage > 0:
             self._judge_within_step()
-        self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelMoE)), 1)
+        self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelLayer)), 1)
         master_state.prepare(self, adam_steps=0)
 
     @property
@@ -173,7 +173,7 @@ class Engine:
         total = torch.stack([g.float().square().sum() for g in own]).sum()
         if experts:
             theirs = torch.stack([g.float().square().sum() for g in experts]).sum()
-            name = next(m for m in self.model.modules() if isinstance(m, ExpertParallelMoE)).ep_group_name
+            name = next(m for m in self.model.modules() if isinstance(m, ExpertParallelLayer)).ep_group_name
             dist.all_reduce(theirs, group=deepspeed_groups._get_expert_parallel_group(name))
             total = total + theirs
         return float(total.sqrt())

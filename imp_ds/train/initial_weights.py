@@ -20,7 +20,10 @@ from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train.master_state import whole_parameters
 
 # "moe_layer_indices" is compared, and called by the name of its setting
-_SETTINGS = (*ENCODER_SETTINGS, "num_experts", "moe_layer_indices", "expert_intermediate_size", "expert_activation")
+_SETTINGS = (
+    *ENCODER_SETTINGS, "num_experts", "moe_layer_indices", "expert_intermediate_size", "expert_activation", "gate",
+    "conditional_maps", "share_decisions", "gate_tasks",
+)  # fmt: skip
 _HEADS = ("imp.projections.", "objectives.")
 
 

@@ -16,6 +16,7 @@ from imp_ds.errors import UserError  # noqa: E402
 from imp_ds.layout import check_layout  # noqa: E402
 from imp_ds.models.imp.initialization import initialize_seeded  # noqa: E402
 from imp_ds.pretraining import ImpForPreTraining  # noqa: E402
+from imp_ds.randomness import sample_keys  # noqa: E402
 from imp_ds.train.compilation import CompiledBlocks, tile, uncompiled  # noqa: E402
 
 IMAGES = 2  # the step of small_run whose batch is of images alone
@@ -68,6 +69,28 @@ def test_the_compiler_changes_results_by_rounding_alone():
         torch.testing.assert_close(
             compiled.get_parameter(name).grad, plain.get_parameter(name).grad, rtol=1e-4, atol=1e-5, msg=name
         )
+
+
+MAPS = dict(conditional_maps=["qkv", "out", "up", "down"], router_noise=1.0, hidden_dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings, graphs",
+    # a decision of the segment is part of the one graph; rows whose number is not known lie between five
+    [(dict(gate="attribute"), 1), (dict(gate="context", router="top_k", drop_tokens=False), 5)],
+    ids=["attribute", "context, drop-free"],
+)
+def test_conditional_maps_are_compiled(settings, graphs):
+    plain, compiled = build(**settings, **MAPS), build(**settings, **MAPS)
+    blocks = CompiledBlocks(compiled, shapes=1, backend="aot_eager")
+    for step in (IMAGES, IMAGES + 3):
+        batch = make_batch(step)
+        batch.key_B = sample_keys(0, step, 0, 8)
+        losses = [model(batch)[0] for model in (plain, compiled)]
+        assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
+    losses[1].backward()
+    assert blocks.graphs == graphs
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in compiled.imp.blocks.parameters())
 
 
 def test_a_graph_after_the_warm_up_is_told_and_evaluation_makes_none(capsys):

@@ -92,7 +92,8 @@ def condition_name(
         task = _known(task, list(config.objectives), config.gate)
         attributes = segment_attributes(modality, task_sides(task, config.objectives[task]["objectives"]), target)
     if unknown := sorted(set(attributes) - set(ATTRIBUTES)):
-        raise UserError(f"task {task}: unknown attribute", got=", ".join(unknown), allowed=", ".join(ATTRIBUTES))
+        of = f"task {task}" if task else f"a segment of {modality}"
+        raise UserError(f"{of}: unknown attribute", got=", ".join(unknown), allowed=", ".join(ATTRIBUTES))
     return "+".join(name for name in ATTRIBUTES if name in attributes)
 
 

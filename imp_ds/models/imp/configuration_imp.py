@@ -47,7 +47,8 @@ class ImpConfig(PreTrainedConfig):
             instead: of "qkv", "out" (of the attention), "up", "down" (of the feed-forward). Published are all four. With a
             gate that is the same for a segment None means "up" and "down".
         share_decisions: "out" takes the decision of "qkv", and "down" that of "up"; else each map has a gate.
-        gate_tasks: the tasks that a "task" gate knows, in the order of their ids; None: those of `objectives`, sorted.
+        gate_tasks: the tasks that a "task" gate knows, in the order of their ids; None: those of `objectives`, sorted. Empty for
+            other gates.
         expert_intermediate_size: feed-forward width of one expert; None means intermediate_size.
         expert_activation: "gelu" (two matrices, as released) or "geglu" (three, gated).
         router: "expert_choice" or "top_k" (see `imp_ds.moe`); None: "expert_choice", or "top_k" under a gate that is the same for
@@ -132,7 +133,8 @@ class ImpConfig(PreTrainedConfig):
         constant = gate in CONSTANT_GATES
         self.conditional_maps = ["up", "down"] if conditional_maps is None and constant else conditional_maps
         self.share_decisions = share_decisions
-        self.gate_tasks = sorted(objectives or {}) if gate_tasks is None else list(gate_tasks)
+        known_tasks = sorted(objectives or {}) if gate_tasks is None else list(gate_tasks)
+        self.gate_tasks = known_tasks if gate == "task" else []
         self.router = router or ("top_k" if constant else "expert_choice")
         self.experts_per_token = experts_per_token
         self.drop_tokens = drop_tokens
@@ -180,10 +182,14 @@ class ImpConfig(PreTrainedConfig):
         return self.gate in CONSTANT_GATES
 
     @property
+    def routes_tokens(self) -> bool:
+        """Whether each token gets a decision of its own, inside routing groups."""
+        return bool(self.num_experts) and not self.has_constant_gate
+
+    @property
     def tokens_compete(self) -> bool:
         """Whether an expert may pass a token by for the sake of another one: of what follows a word, too."""
-        competing = self.router == "expert_choice" or self.drop_tokens
-        return bool(self.num_experts) and not self.has_constant_gate and competing
+        return self.routes_tokens and (self.router == "expert_choice" or self.drop_tokens)
 
     @property
     def router_options(self) -> dict:
@@ -224,14 +230,23 @@ class ImpConfig(PreTrainedConfig):
                 "a token cannot choose that many experts", got=f"experts_per_token = {self.experts_per_token}",
                 allowed=f"1 to num_experts = {self.num_experts}",
             )  # fmt: skip
-        if self.gate == "task" and not self.gate_tasks:
-            raise UserError("a task gate without tasks", got="gate_tasks and objectives are empty", fix="name them in gate_tasks")
+        if self.gate == "task":
+            self._check_gate_tasks()
         causal = causal_tasks(self.objectives)
         if causal and self.tokens_compete:
             raise UserError(
                 "words would see what follows them: whether an expert takes a word hangs on all words of its group",
                 got=f"task {', '.join(causal)} with {self._selection()}",
                 allowed="router = top_k with drop_tokens = false, or a modality, task or attribute gate",
+            )  # fmt: skip
+
+    def _check_gate_tasks(self):
+        if not self.gate_tasks:
+            raise UserError("a task gate without tasks", got="gate_tasks and objectives are empty", fix="name them in gate_tasks")
+        if unknown := sorted(self.objectives.keys() - set(self.gate_tasks)):
+            raise UserError(
+                "the task gate does not know a task that is trained", got=", ".join(unknown),
+                allowed=f"gate_tasks = {', '.join(self.gate_tasks)}", fix="add it to gate_tasks, or leave gate_tasks out",
             )  # fmt: skip
 
     def _check_maps(self):

@@ -31,7 +31,7 @@ def merge(model: nn.Module, tasks: list[str] | None = None) -> nn.Module:
     check_mergeable(config)
     conditions = merged_conditions(config, tasks)
     merged_config = ImpConfig.from_dict({**config.to_dict(), "num_experts": 0, "merged_conditions": conditions})
-    merged = type(model)(merged_config).to(next(model.parameters()).device)
+    merged = type(model)(merged_config).to(device=model.device, dtype=model.dtype)
     found = {name: tensor for name, tensor in model.state_dict().items() if name in merged.state_dict()}
     with torch.no_grad():
         for path, block in _blocks(model):
