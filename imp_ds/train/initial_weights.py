@@ -66,6 +66,11 @@ def load_initial(model: ImpForPreTraining, folder: str | Path, tokenizer: PreTra
 
 def check_encoder(source: ImpConfig, target: ImpConfig, folder: Path) -> None:
     """Raise UserError, naming the settings, unless both configurations are of encoders with the same parameters."""
+    if source.merged_conditions:
+        raise UserError(
+            "train.init_from holds a merged model: its experts are no more, and training goes on with experts", got=folder,
+            fix="export the run without --merge, and start from that",
+        )  # fmt: skip
     differing = [name for name in _SETTINGS if getattr(source, name) != getattr(target, name)]
     if not differing:
         return

@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from imp_ds.config import RunConfig
+from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 
 PICTURE = "results.png"
@@ -25,7 +26,7 @@ processor = AutoProcessor.from_pretrained(folder)
 
 image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; films: videos=, sounds: audio=, sampling_rate=
 inputs = processor(images=[image], text=["a caption", "another caption"])
-embeddings = model(**inputs).embeddings
+embeddings = model(**inputs{task}).embeddings
 scores = embeddings["vision_to_text"] @ embeddings["text_to_vision"].T  # one row for each image
 ```
 """
@@ -66,7 +67,9 @@ def write(
         f"# {run.name}",
         _ABOUT.format(experts=_experts(config)),
         "## Loading",
-        _LOADING.format(folder=name_or_path or ".", height=config.vision_patch[1] * 4, width=config.vision_patch[2] * 4),
+        _LOADING.format(
+            folder=name_or_path or ".", height=config.vision_patch[1] * 4, width=config.vision_patch[2] * 4, task=_task(config)
+        ),
         "## Training",
         _training(run, config, steps, world_size, parameters, examples, tokens, seconds),
         _tasks(run),
@@ -82,11 +85,29 @@ def write(
 
 
 def _experts(config: ImpConfig) -> str:
+    layers = [layer for layer in range(config.num_hidden_layers) if config.conditional_maps_of(layer)] or config.moe_layer_indices
+    where = f"layers {', '.join(map(str, layers))} (of {config.num_hidden_layers}, from 0)"
+    maps = f"the linear maps {', '.join(config.conditional_maps or ())} of {where}"
+    if config.merged_conditions:
+        names = ", ".join(f"`{name}`" for name in config.merged_conditions)
+        return f"The encoder is dense; of {maps} it has a copy for each {config.gate}, merged from experts: {names}."
     if not config.num_experts:
         return "The encoder is dense."
-    layers = ", ".join(map(str, config.moe_layer_indices))
-    of = f"(of {config.num_hidden_layers}, from 0)"
-    return f"The feed-forward of layers {layers} {of} is a mixture of {config.num_experts} experts."
+    chosen = f"that a {config.gate} gate chooses"
+    if config.conditional_maps:
+        return f"Each of {maps} has {config.num_experts} experts {chosen}."
+    return f"The feed-forward of {where} is a mixture of {config.num_experts} experts {chosen}."
+
+
+def _task(config: ImpConfig) -> str:
+    """What the example has to say of the task, where the gates ask for it: one that has an image and a text if there is one."""
+    if config.gate not in ("task", "attribute") or not (config.num_experts or config.merged_conditions):
+        return ""
+    merged = config.merged_conditions
+    served = [task for task in config.objectives if not merged or set(task_conditions(config, task)) <= set(merged)]
+    sides = {task: task_sides(task, config.objectives[task]["objectives"]) for task in served}
+    both = [task for task in served if {"vision", "text"} <= sides[task].inputs | sides[task].targets]
+    return f", task={(both or served)[0]!r}"
 
 
 def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, parameters: int, examples, tokens, seconds) -> str:

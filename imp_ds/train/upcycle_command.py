@@ -19,10 +19,9 @@ from imp_ds.train.staged_folder import staged_folder
 _CARD = """\
 # {name}
 
-Upcycled from the dense model `{dense}` (sparse upcycling, [arXiv 2212.05055](https://arxiv.org/abs/2212.05055)): the feed-forward
-of layers {layers} (of {depth}, from 0) became {experts} experts of width {width}, {made}; noise {noise:g}, seed {seed}. All other
-weights are the dense model's, the routers are new. It has not been trained since, and its scores have not been measured.
-Start a run from it with `--set train.init_from=FOLDER`.
+Upcycled from the dense model `{dense}` (sparse upcycling, [arXiv 2212.05055](https://arxiv.org/abs/2212.05055)): {became},
+{made}; noise {noise:g}, seed {seed}. All other weights are the dense model's, the routers are new. It has not been trained since,
+and its scores have not been measured. Start a run from it with `--set train.init_from=FOLDER`.
 """
 
 
@@ -97,10 +96,11 @@ def _write(staging: Path, folder: Path, sparse: ImpPreTrainedModel, settings: di
 def _write_card(staging: Path, config, *, name: str, **facts) -> None:
     tags = ["imp", "multimodal", "deepspeed", "mixture-of-experts"]
     data = ModelCardData(library_name="transformers", pipeline_tag="feature-extraction", model_name=name, tags=tags)
-    text = _CARD.format(
-        name=name, layers=", ".join(map(str, config.moe_layer_indices)), depth=config.num_hidden_layers,
-        experts=config.num_experts, width=config.expert_intermediate_size, **facts,
-    )  # fmt: skip
+    layers = f"layers {', '.join(map(str, config.moe_layer_indices))} (of {config.num_hidden_layers}, from 0)"
+    became = f"the feed-forward of {layers} became {config.num_experts} experts of width {config.expert_intermediate_size}"
+    if config.conditional_maps:
+        became = f"each of the linear maps {', '.join(config.conditional_maps)} of {layers} became {config.num_experts} experts"
+    text = _CARD.format(name=name, became=became, **facts)
     (staging / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
     for path in staging.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone

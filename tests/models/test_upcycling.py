@@ -40,9 +40,9 @@ def some_inputs() -> dict[str, torch.Tensor]:
     )  # fmt: skip
 
 
-def outputs(model) -> dict[str, torch.Tensor]:
+def outputs(model, task: str | None = None) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        out = model(**some_inputs())
+        out = model(**some_inputs(), task=task)
     return {f"{m}_pooled": out[f"{m}_pooled"] for m in ("vision", "audio", "text")} | out.embeddings
 
 
@@ -110,6 +110,30 @@ class TestOutputs:
         assert max(difference(outputs(dense), outputs(loaded)).values()) < 1e-6
 
 
+MAPS = ["qkv", "out", "up", "down"]
+DROP_FREE = dict(router="top_k", drop_tokens=False)
+GATES = {"token": DROP_FREE, "context": DROP_FREE, "modality": {}, "task": {}, "attribute": {}}
+
+
+class TestMaps:
+    @pytest.mark.parametrize("gate", GATES)
+    def test_equal_the_dense_model_where_weights_sum_to_one(self, gate):
+        objectives = {"any": {"objectives": [{"kind": "contrastive", "pairs": [["vision", "text"], ["audio", "text"]]}]}}
+        dense = dense_model(objectives=objectives)
+        sparse = upcycle(dense, num_experts=4, gate=gate, conditional_maps=MAPS, **GATES[gate])
+        for index, block in enumerate(sparse.blocks):
+            for name in MAPS if index > 1 else ():
+                assert all(torch.equal(w, dense.blocks[index].linear(name).weight.T) for w in block.linear(name).experts.w)
+        assert max(difference(outputs(dense), outputs(sparse, task="any")).values()) < 1e-6
+
+    def test_noise_tells_the_copies_apart(self):
+        sparse = upcycle(dense_model(), num_experts=4, gate="modality", noise=0.1)
+        base_OI, experts = dense_model().blocks[3].feed_forward.up.weight, sparse.blocks[3].feed_forward.up.experts.w
+        noises = [(w - base_OI.T) / base_OI.std() for w in experts]
+        assert [noise.std().item() for noise in noises] == pytest.approx([0.1] * 4, rel=0.08)
+        assert len({tuple(noise[0, :4].tolist()) for noise in noises}) == 4
+
+
 class TestExperts:
     def test_are_the_dense_feed_forward(self):
         dense = dense_model()
@@ -169,6 +193,7 @@ REFUSED = {
     "layers that are not there": ({}, dict(num_experts=4, moe_layers="last:5"), "moe_layers names no layers"),
     "a gate": ({}, dict(num_experts=4, expert_activation="geglu"), "no gate to copy"),
     "another encoder": ({}, dict(num_experts=4, hidden_size=64), "cannot change these settings\n  got: +hidden_size"),
+    "slices of maps": ({}, dict(num_experts=4, slices=2, gate="modality"), "a slice is of a whole feed-forward"),
     "an unknown setting": ({}, dict(num_experts=4, capacity=2), "cannot change these settings\n  got: +capacity\n"),
 }  # fmt: skip
 
@@ -214,12 +239,16 @@ class TestFolder:
         torch.testing.assert_close(*both, rtol=0, atol=1e-6)
         _, found = ImpForPreTraining.from_pretrained(out, output_loading_info=True)
         assert not found["missing_keys"] and not found["unexpected_keys"]
-        card = (out / "README.md").read_text()
+        card = (out / "README.md").read_text().replace("\n", " ")
         assert "layers 2, 3 (of 4, from 0) became 4 experts of width 24, each one of 2 slices" in card and "{" not in card
         assert not list(tmp_path.glob(".staging*")) and not [p for p in out.iterdir() if p.is_dir()]
 
-    def test_its_run_configuration_builds_this_model(self, exported, tmp_path):
-        out = upcycle_folder(exported, tmp_path / "out", num_experts=4, slices=2, capacity_factor=2.0)
+    @pytest.mark.parametrize(
+        "settings", [dict(slices=2, capacity_factor=2.0), dict(gate="task"), dict(gate="attribute", conditional_maps=MAPS)]
+    )
+    def test_its_run_configuration_builds_this_model(self, exported, tmp_path, settings):
+        out = upcycle_folder(exported, tmp_path / "out", num_experts=4, **settings)
+        assert ("of the linear maps" in (out / "README.md").read_text()) == ("gate" in settings)
         run, config = RunConfig.load(out), ImpConfig.from_pretrained(out)
         built = run.model.to_config(config.vocab_size, run.tasks)
         bookkeeping = {"architectures", "dtype", "transformers_version", "_name_or_path"}

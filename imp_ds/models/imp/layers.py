@@ -12,6 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
+from imp_ds.models.imp.configuration_imp import MAP_PAIRS
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.conditional import BlendedMap, ConditionalMap, MergedMap, RoutedMap, SequenceFacts, layer_report
 from imp_ds.moe.context import visible
@@ -124,6 +125,10 @@ class ImpBlock(GradientCheckpointingLayer):
             )
         else:
             self.feed_forward = FeedForward(config, index)
+
+    def linear(self, name: str) -> nn.Module:
+        """The linear map of that name (`configuration_imp.MAPS`), of a block whose feed-forward is no mixture as a whole."""
+        return getattr(self.attention if name in MAP_PAIRS[0] else self.feed_forward, name)
 
     def forward(
         self,

@@ -15,8 +15,6 @@ from imp_ds.models.imp.layers import ImpBlock
 from imp_ds.moe.blending import Blend
 from imp_ds.moe.conditional import BlendedMap
 
-_HOLDERS = {"qkv": "attention", "out": "attention", "up": "feed_forward", "down": "feed_forward"}
-
 
 def merge(model: nn.Module, tasks: list[str] | None = None) -> nn.Module:
     """A merged model of the same class (ImpModel or ImpForPreTraining), in evaluation mode; equal outputs but for rounding.
@@ -32,11 +30,12 @@ def merge(model: nn.Module, tasks: list[str] | None = None) -> nn.Module:
     conditions = merged_conditions(config, tasks)
     merged_config = ImpConfig.from_dict({**config.to_dict(), "num_experts": 0, "merged_conditions": conditions})
     merged = type(model)(merged_config).to(device=model.device, dtype=model.dtype)
-    found = {name: tensor for name, tensor in model.state_dict().items() if name in merged.state_dict()}
+    missing, _ = merged.load_state_dict(model.state_dict(), strict=False)
+    assert all(".copies." in name for name in missing), missing
+    known = [build_condition(config, condition, model.device).known for condition in conditions]
     with torch.no_grad():
-        for path, block in _blocks(model):
-            found |= {f"{path}.{name}": tensor for name, tensor in _merged_maps(config, block, conditions).items()}
-    merged.load_state_dict(found)
+        for block, into in zip(model.base_model.blocks, merged.base_model.blocks):
+            _merge_block(block, into, known)
     return merged.eval()
 
 
@@ -60,23 +59,14 @@ def merged_conditions(config: ImpConfig, tasks: list[str] | None) -> list[str]:
     return list(dict.fromkeys(name for task in wanted for name in task_conditions(config, task)))
 
 
-def _blocks(model: nn.Module) -> list[tuple[str, ImpBlock]]:
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, ImpBlock)]
-
-
-def _merged_maps(config: ImpConfig, block: ImpBlock, conditions: list[str]) -> dict[str, torch.Tensor]:
-    """The weights of a block's merged maps, by their names in the merged block."""
-    found = {}
+def _merge_block(block: ImpBlock, into: ImpBlock, known: list[torch.Tensor]) -> None:
+    """Fill the copies of a block's maps, in the order of the conditions, of which `known` is what their gates ask for."""
     for pair in MAP_PAIRS:
         decisions: list[Blend] = []
-        for name in pair:
-            linear = getattr(getattr(block, _HOLDERS[name]), name)
+        for linear, copies in ((block.linear(name), into.linear(name)) for name in pair):
             if not isinstance(linear, BlendedMap):
                 continue
             if linear.router is not None:
-                device = linear.experts.w.device
-                decisions = [linear.router(build_condition(config, condition, device).known) for condition in conditions]
-            for place, decision in enumerate(decisions):
-                matrix_IO = linear.dispatcher(decision, linear.experts)
-                found[f"{_HOLDERS[name]}.{name}.copies.{place}.weight"] = matrix_IO.T.contiguous()
-    return found
+                decisions = [linear.router(condition) for condition in known]
+            for decision, copy in zip(decisions, copies.copies, strict=True):
+                copy.weight.copy_(linear.dispatcher(decision, linear.experts).T)

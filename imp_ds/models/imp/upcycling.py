@@ -1,9 +1,10 @@
 """Sparse upcycling: a dense encoder becomes one with experts (Komatsuzaki et al., 2023, arXiv 2212.05055).
 
-The feed-forward of the chosen layers becomes a mixture of experts, the routers are fresh, every other weight is the dense
-model's. With `slices` = 1 each expert is a copy of the dense feed-forward. With G slices, experts are fine-grained (virtual
-groups of He et al., 2024, arXiv 2410.07524): the feed-forward width F is cut into G parts f_g of F / G, whose sum is the dense
-feed-forward; G consecutive experts hold one copy of it, and share one row of the router, so that they are chosen together.
+The feed-forward of the chosen layers becomes a mixture of experts, or each of their conditional maps gets experts; the routers
+are fresh, every other weight is the dense model's. With `slices` = 1 each expert is a copy of the dense feed-forward or map.
+With G slices, which feed-forwards alone have, experts are fine-grained (virtual groups of He et al., 2024, arXiv 2410.07524):
+the feed-forward width F is cut into G parts f_g of F / G, whose sum is the dense feed-forward; G consecutive experts hold one
+copy of it, and share one row of the router, so that they are chosen together.
 
 What becomes of the combine weights p_e: experts of one copy weigh the same, so where the weights of a token sum to 1, each
 slice gets 1 / G of them, and the output matrix of a slice is multiplied by G: sum_e p_e G f_(e mod G)(x) = sum_g f_g(x). The
@@ -21,7 +22,7 @@ import inspect
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.configuration_imp import CONSTANT_GATES, ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.models.imp.layers import FeedForward
 from imp_ds.models.imp.modeling_imp import ImpPreTrainedModel
@@ -55,7 +56,7 @@ def upcycle(
         noise: standard deviation of Gaussian noise on the experts' matrices, in units of their own; drawn from (seed, layer,
             expert).
         seed: of the routers and the noise.
-        routing: other fields of ImpConfig, for example router or capacity_factor; not those of the encoder.
+        routing: other fields of ImpConfig, for example gate, router or capacity_factor; not those of the encoder.
 
     Raises UserError for a model that has experts already, for counts that do not divide, and for fields that may not change.
     """
@@ -71,27 +72,38 @@ def upcycle(
         if name in kept:
             parameter.copy_(kept[name])
     for index in config.moe_layer_indices:
-        layer = sparse.base_model.blocks[index].feed_forward
-        _fill(layer.experts, dense.base_model.blocks[index].feed_forward, slices, noise)
-        rows_ED = layer.router.weight
-        rows_ED.copy_(rows_ED[::slices].repeat_interleave(slices, 0))
+        block, old = sparse.base_model.blocks[index], dense.base_model.blocks[index]
+        for name in config.conditional_maps_of(index):
+            for expert_IO in block.linear(name).experts.w:
+                _set(expert_IO, old.linear(name).weight.T, noise)
+        if not config.conditional_maps:
+            _fill(block.feed_forward.experts, old.feed_forward, slices, noise)
+            rows_ED = block.feed_forward.router.weight
+            rows_ED.copy_(rows_ED[::slices].repeat_interleave(slices, 0))
     return sparse.to(dense.dtype).train(dense.training)
 
 
 def _fill(experts: Experts, dense: FeedForward, slices: int, noise: float) -> None:
-    """Every expert its slice. Its fresh weights are standard normal numbers over sqrt(fan in), seeded: they serve as noise."""
-    up_FD, down_DF = dense.up.weight.to(experts.w1), dense.down.weight.to(experts.w1)
+    """Every expert its slice."""
     width = experts.feed_forward
     for e in range(experts.num_experts):
         part = slice(e % slices * width, (e % slices + 1) * width)
-        for weight, value in ((experts.w1[e], up_FD[part].T), (experts.w2[e], slices * down_DF[:, part].T)):
-            weight.mul_(noise * value.std() * weight.shape[0] ** 0.5).add_(value)
+        _set(experts.w1[e], dense.up.weight[part].T, noise)
+        _set(experts.w2[e], slices * dense.down.weight[:, part].T, noise)
+
+
+def _set(weight_IO: torch.Tensor, value_IO: torch.Tensor, noise: float) -> None:
+    """An expert's fresh weights are standard normal numbers over sqrt(fan in), seeded: they serve as noise."""
+    value_IO = value_IO.to(weight_IO)
+    weight_IO.mul_(noise * value_IO.std() * weight_IO.shape[0] ** 0.5).add_(value_IO)
 
 
 def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices: int = 1, **routing) -> ImpConfig:
     """The configuration of the upcycled model; arguments and errors as in `upcycle`."""
     if dense.num_experts:
         raise UserError("the model has experts already", got=f"num_experts = {dense.num_experts}", allowed="a dense model")
+    if dense.merged_conditions:
+        raise UserError("a merged model has a copy for each condition, not one to start from", allowed="a dense model")
     if num_experts < 2:
         raise UserError("too few experts", got=f"num_experts = {num_experts}", allowed="2 or more")
     if slices < 1 or num_experts % slices or dense.intermediate_size % slices:
@@ -99,6 +111,8 @@ def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices
             "the experts cannot be slices of the dense feed-forward", got=f"slices = {slices}",
             allowed=f"a divisor of num_experts = {num_experts} and of intermediate_size = {dense.intermediate_size}",
         )  # fmt: skip
+    if slices > 1 and (routing.get("conditional_maps") or routing.get("gate") in CONSTANT_GATES):
+        raise UserError("a slice is of a whole feed-forward, not of a map", got=f"slices = {slices}", allowed="slices = 1")
     free = [n for n in inspect.signature(ImpConfig).parameters if n not in ENCODER_SETTINGS and n != "kwargs"]
     if wrong := sorted(routing.keys() - set(free)):
         raise UserError("upcycling cannot change these settings", got=", ".join(wrong), allowed=", ".join(free))
@@ -106,7 +120,9 @@ def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices
         num_experts=num_experts, expert_intermediate_size=dense.intermediate_size // slices,
         moe_layers=f"last:{max(1, dense.num_hidden_layers // 2)}" if moe_layers is None else moe_layers,
     )  # fmt: skip
-    config = ImpConfig.from_dict({**dense.to_dict(), **routing, **changes})
+    # what a dense model says of routing means nothing, and would hold against the defaults of a gate
+    kept = {name: value for name, value in dense.to_dict().items() if name not in ("router", "gate_tasks", "conditional_maps")}
+    config = ImpConfig.from_dict({**kept, **routing, **changes})
     if config.expert_activation != "gelu":
         raise UserError("a dense feed-forward has no gate to copy", got=config.expert_activation, allowed="gelu")
     if slices == num_experts and not _all_take_all(config):
