@@ -70,6 +70,7 @@ def test_the_command_line_itself_loads_nothing_heavy():
         (["plan", "digits", "--set", "train.ep_size=3", "--gpus", "3"], ["4 experts", "ep_size = 3", "1, 2, 4"]),
         (["plan", "digits", "--gpus", "5"], ["task image_text", "batch_size 32 over 5 ranks", "multiples of 5"]),
         (["doctor", "--hostfile", "does-not-exist"], ["hostfile", "does-not-exist"]),
+        (["export", "run", "out", "--task", "birds"], ["--task chooses what a merged model serves", "birds", "--merge"]),
     ],
 )
 def test_bad_input_gives_one_message(command, arguments, parts):

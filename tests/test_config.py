@@ -201,6 +201,9 @@ def test_token_counts_by_hand(run):
         (["tasks.image_text.views.text.length=33"], 1, ZERO2, ["task image_text", "33", "text_max = 32"]),
         (["model.group_tokens=50"], 1, ZERO2, ["task film_text", "54 tokens", "group_tokens = 50"]),
         (["model.moe_layers=middle:2"], 1, ZERO2, ["moe_layers", "middle:2", "last:N"]),
+        (["model.gate=task"], 1, ZERO2, ["evaluation image: ", "task gates", "no task", "evaluations.image.task=image_text"]),
+        (["model.gate=attribute", "evaluations.image.task=birds"], 1, ZERO2, ["evaluation image: ", "birds", "film_text"]),
+        (["model.gate=modality", "model.router=expert_choice"], 1, ZERO2, ["modality gate with expert choice", "top_k"]),
     ],
 )
 def test_layouts_that_cannot_be_right_are_refused(run, overrides, world, ds, parts):
@@ -215,6 +218,10 @@ def test_layouts_that_are_right_pass(run):
         check_layout(run.override([f"train.ep_size={ep_size}"]), world, ZERO2)
     check_layout(run.override(["optimizer.clip=0"]), 2, {})
     check_layout(run.override(["model.num_experts=0"]), 2, {})
+    # a gate that knows no tokens has no groups of them, and evaluations may be told a task
+    check_layout(run.override(["model.gate=modality", "model.group_examples=32", "model.group_tokens=8"]), 2, ZERO2)
+    told = [f"evaluations.{name}.task=image_text" for name in ("image", "video", "audio")]
+    check_layout(run.override(["model.gate=task", *told]), 2, ZERO2)
 
 
 def test_sampling_needs_a_weight(run):
