@@ -4,7 +4,7 @@ import pytest
 
 from imp_ds.errors import UserError
 from imp_ds.recipes import get_recipe
-from imp_ds.train.flops import Kernel
+from imp_ds.train.kernels import Kernel
 from imp_ds.train.plan import parameter_sizes, plan
 from imp_ds.train.plan_choice import Choice, advice, best
 from imp_ds.train.plan_time import (
@@ -102,6 +102,19 @@ def test_tokens_and_vectors_that_are_exchanged():
     vectors = 2 * 8192 * 1024 * 4
     assert contrastive_seconds(run.task("image_text"), config, 4, NETWORK) == pytest.approx(2 * vectors * 3 / 4 / 100)
     assert contrastive_seconds(run.task("image_class"), config, 4, NETWORK) == 0
+
+
+def test_what_conditional_maps_send():
+    run = get_recipe("imp_moe_b").override(["train.ep_size=4", 'model.conditional_maps=["up","down"]'])
+    tokens = 8192 // 4 * 256
+    # expert choice at capacity 1: as many rows as tokens; 768 values go to the experts of up, 3072 come back, and the other way
+    # round for down, forward and backward, in 6 layers, 2 bytes each, of which 3/4 leave the rank
+    sent = run, run.model.to_config(32100, run.tasks), 4, 4, False, "bf16", NETWORK
+    assert token_seconds(run.task("image_class"), *sent) == pytest.approx(6 * 2 * 2 * tokens * (768 + 3072) * 2 * 3 / 4 / 100)
+    # one decision for a segment: two matrices of 768 x 3072 all-reduced forward and backward, whatever the tokens
+    blended = run.override(["model.gate=modality", "model.router=top_k"])
+    sent = blended, blended.model.to_config(32100, blended.tasks), 4, 4, False, "bf16", NETWORK
+    assert token_seconds(run.task("image_class"), *sent) == pytest.approx(6 * 2 * 2 * 768 * 3072 * 2 * 2 * 3 / 4 / 100)
 
 
 def choice(ep_size: int, seconds: float, gib: float) -> Choice:

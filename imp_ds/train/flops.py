@@ -5,42 +5,22 @@ multiply-and-add: forward once and backward twice (gradients of both factors), o
 gradient (raw patches). Attention counts its two L x L products. Experts count the rows that they really compute, so
 capacity_factor and experts_per_token show. What gradient checkpointing computes again is not counted.
 
-Traffic is counted in passes over a tensor, read or written, as an eager run without fusion makes them. It serves the
-prediction of time (`imp_ds.train.plan_time`), not the FLOPs.
+Traffic serves the prediction of time (`imp_ds.train.plan_time`), not the FLOPs. What has experts is in `flops_experts`.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L tokens, D width, F feed-forward width, E experts, P values of a
 patch, C width of a common space, N samples of all ranks, V words of the vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from imp_ds.config import AudioSettings
 from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.moe.grouping import examples_per_group
-from imp_ds.moe.routing import capacity
 from imp_ds.tasks import Task
 from imp_ds.tokens import task_tokens
-
-FLOAT32 = 4
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """All kernels of one kind and shape in a step of one rank, forward and backward together.
-
-    kind: "product", "experts" (products batched by expert), "attention", "routing", "norm", "gelu" or "copy" (any other pass
-    over a tensor); width: the narrow side of a product, 0 for others; flops: of products; bytes: read and written;
-    calls: how often it is started, a forward with its backward being one; in_block: run again under gradient checkpointing.
-    """
-
-    kind: str
-    width: int
-    flops: float
-    bytes: float
-    calls: int
-    in_block: bool = False
+from imp_ds.train.flops_experts import conditional_map, map_widths, mixture
+from imp_ds.train.kernels import FLOAT32, Kernel, passes, product
 
 
 def step_flops(task: Task, config: ImpConfig, audio: AudioSettings, world: int) -> float:
@@ -74,40 +54,19 @@ def patch_values(modality: str, config: ImpConfig) -> int:
     return channels * math.prod(config.vision_patch if modality == "vision" else config.audio_patch)
 
 
-def expert_rows(config: ImpConfig, samples: int, length: int) -> int:
-    """Rows that the experts of one MoE layer compute for `samples` samples of `length` tokens. Drop-free routing has a row for
-    each choice, padding left out, which is taken as no padding here."""
-    tokens = samples * length
-    if config.router == "top_k" and not config.drop_tokens:
-        return tokens * config.experts_per_token
-    factor = config.capacity_factor * (config.experts_per_token if config.router == "top_k" else 1)
-    group = length * examples_per_group(samples, length, config.group_tokens, config.group_examples)
-    return tokens // group * config.num_experts * capacity(group, config.num_experts, factor)
-
-
-def product(rows: int, inward: int, outward: int, size: int, *, input_gradient: bool = True, in_block: bool = False) -> Kernel:
-    """A linear map of `rows` rows: each of its products reads two matrices and writes the third."""
-    times = 3 if input_gradient else 2
-    flops, moved = 2 * rows * inward * outward, rows * inward + inward * outward + rows * outward
-    return Kernel("product", min(inward, outward), times * flops, times * moved * size, 1, in_block)
-
-
-def passes(kind: str, values: float, calls: int, *, in_block: bool = False) -> Kernel:
-    """`values` bytes in all, over `calls` kernels."""
-    return Kernel(kind, 0, 0.0, values, calls, in_block)
-
-
 def _encoder(modality: str, config: ImpConfig, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
     """One modality from its raw values to its pooled encoding."""
     tokens, width = samples * length, config.hidden_size
-    layers, moe = config.num_hidden_layers, len(config.moe_layer_indices)
     kernels = _embedding(modality, config, tokens, size)
     kernels += [product(tokens, width, width, size)] * 2  # before and after the blocks
     kernels += [passes("norm", 5 * tokens * width * size, 1), passes("copy", 6 * tokens * width * size, 4)]  # biases, mean
-    kernels += attention(config, samples, length, size) * layers
-    kernels += _feed_forward(config, tokens, size) * (layers - moe)
-    kernels += mixture(config, samples, length, size, ep_size) * moe if moe else []
-    return kernels
+    shape, sparse = (config, samples, length, size), len(config.moe_layer_indices)
+    kernels += (attention(*shape) + _feed_forward(*shape)) * (config.num_hidden_layers - sparse)
+    if not sparse:
+        return kernels
+    maps = config.conditional_maps or ()
+    last = _feed_forward(*shape, maps, ep_size) if maps else mixture(*shape, ep_size)
+    return kernels + (attention(*shape, maps, ep_size) + last) * sparse
 
 
 def _embedding(modality: str, config: ImpConfig, tokens: int, size: int) -> list[Kernel]:
@@ -123,47 +82,43 @@ def _embedding(modality: str, config: ImpConfig, tokens: int, size: int) -> list
     return [product(tokens, values, width, size, input_gradient=False), raw, places, norm]
 
 
-def attention(config: ImpConfig, samples: int, length: int, size: int) -> list[Kernel]:
-    """Norm, queries, keys and values, attention, output, and the residual sum."""
+def _linear(
+    name: str, config: ImpConfig, samples: int, length: int, size: int, maps: Sequence[str], ep_size: int
+) -> list[Kernel]:
+    """A linear map of a block, plain or, when it is among `maps`, conditional."""
+    if name in maps:
+        return conditional_map(config, name, samples, length, size, ep_size)
+    return [product(samples * length, *map_widths(config, name), size, in_block=True)]
+
+
+def attention(
+    config: ImpConfig, samples: int, length: int, size: int, maps: Sequence[str] = (), ep_size: int = 1
+) -> list[Kernel]:
+    """Norm, queries, keys and values, attention, output, and the residual sum; `maps` are conditional."""
     tokens, width = samples * length, config.hidden_size
     norms = 3 if config.qk_norm else 1
     # forward reads 3 and writes 1 tensor of the width, backward reads 5 and writes 3
     scores = Kernel("attention", 0, 12 * samples * length**2 * width, 12 * tokens * width * size, 1, True)
     return [
         passes("norm", 5 * norms * tokens * width * size, norms, in_block=True),
-        product(tokens, width, 3 * width, size, in_block=True),
+        *_linear("qkv", config, samples, length, size, maps, ep_size),
         scores,
-        product(tokens, width, width, size, in_block=True),
+        *_linear("out", config, samples, length, size, maps, ep_size),
         # heads laid side by side again (2 + 2), three gradients joined to one (6), the residual's two sums (6)
         passes("copy", 16 * tokens * width * size, 4, in_block=True),
     ]
 
 
-def _feed_forward(config: ImpConfig, tokens: int, size: int) -> list[Kernel]:
-    width, hidden = config.hidden_size, config.intermediate_size
-    return [
-        passes("norm", 5 * tokens * width * size, 1, in_block=True),
-        product(tokens, width, hidden, size, in_block=True),
-        passes("gelu", 5 * tokens * hidden * size, 1, in_block=True),
-        product(tokens, hidden, width, size, in_block=True),
-        passes("copy", 6 * tokens * width * size, 2, in_block=True),
-    ]
-
-
-def mixture(config: ImpConfig, samples: int, length: int, size: int, ep_size: int = 1) -> list[Kernel]:
-    """A MoE feed-forward: a rank computes as many rows as it sends, with the weights of its own experts."""
+def _feed_forward(
+    config: ImpConfig, samples: int, length: int, size: int, maps: Sequence[str] = (), ep_size: int = 1
+) -> list[Kernel]:
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
-    rows, matrices = expert_rows(config, samples, length), 3 if config.expert_activation == "geglu" else 2
-    router = product(tokens, width, config.num_experts, FLOAT32, in_block=True)
-    moved = rows * (width + hidden) + config.num_experts // ep_size * width * hidden
-    sums = 6 * tokens * width  # the residual's
-    exchanged = 8 * rows * width if ep_size > 1 else 0  # rows put in the order of ranks, and of experts again
     return [
         passes("norm", 5 * tokens * width * size, 1, in_block=True),
-        Kernel("routing", 0, router.flops, router.bytes + (10 * rows + 4 * tokens) * width * size, 1, True),
-        Kernel("experts", width, 6 * matrices * rows * width * hidden, 3 * matrices * moved * size, 1, True),
-        passes("gelu", (5 if matrices == 2 else 10) * rows * hidden * size, matrices - 1, in_block=True),
-        passes("copy", (sums + exchanged) * size, 6 if ep_size > 1 else 2, in_block=True),
+        *_linear("up", config, samples, length, size, maps, ep_size),
+        passes("gelu", 5 * tokens * hidden * size, 1, in_block=True),
+        *_linear("down", config, samples, length, size, maps, ep_size),
+        passes("copy", 6 * tokens * width * size, 2, in_block=True),
     ]
 
 

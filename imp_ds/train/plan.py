@@ -13,7 +13,7 @@ from imp_ds.layout import check_layout
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tokens import task_tokens
-from imp_ds.train.flops import expert_rows
+from imp_ds.train.flops_experts import expert_rows
 from imp_ds.train.plan_choice import Case, Choice
 from imp_ds.train.plan_memory import PRECISIONS, Memory
 from imp_ds.train.plan_time import Network, TaskTime

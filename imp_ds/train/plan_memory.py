@@ -16,7 +16,9 @@ from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
 from imp_ds.tokens import task_tokens
-from imp_ds.train.flops import FLOAT32, expert_rows, patch_values
+from imp_ds.train.flops import patch_values
+from imp_ds.train.flops_experts import expert_rows, map_widths
+from imp_ds.train.kernels import FLOAT32
 
 # bytes of a parameter: weights, gradients, optimizer. bf16: gradients accumulate in float32; DeepSpeed keeps a float32 master
 # copy of what a rank updates, in float32 training too, and AdamW two moments
@@ -94,11 +96,24 @@ def block_values(config: ImpConfig, samples: int, length: int) -> tuple[float, f
     enters their activation and gate, and their answers; the rest they compute again (`imp_ds.moe.cpu_experts`)."""
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
     shared = tokens * width * (10 if config.qk_norm else 8)
+    dense = shared + 2 * tokens * hidden
     if not config.num_experts:
-        return shared + 2 * tokens * hidden, 0.0
+        return dense, 0.0
+    if config.conditional_maps:
+        return dense, dense + sum(map_values(config, name, samples, length) for name in config.conditional_maps)
     entering = 2 if config.expert_activation == "geglu" else 1
     rows = expert_rows(config, samples, length)
-    return shared + 2 * tokens * hidden, shared + rows * (width + entering * hidden) + 4 * tokens * config.num_experts
+    return dense, shared + rows * (width + entering * hidden) + 4 * tokens * config.num_experts
+
+
+def map_values(config: ImpConfig, name: str, samples: int, length: int) -> float:
+    """Values that a conditional map keeps beside its input: the experts' matrices that are summed, and their sum; or the rows
+    that the experts get and give, and what the router knows of each token."""
+    inward, outward = map_widths(config, name)
+    if config.has_constant_gate:
+        return (config.experts_per_token + 1) * inward * outward
+    decided = 4 * samples * length * config.num_experts if config.decides(name) else 0
+    return expert_rows(config, samples, length) * (inward + outward) + decided
 
 
 def similarity_values(task: Task, config: ImpConfig, samples: int, world: int) -> float:

@@ -11,7 +11,8 @@ reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. Wha
     ZeRO 0        all-reduce of the gradients of the task's parameters
     ZeRO 1, 2     the same, and all-gather of all weights after the update
     ZeRO 3        reduce-scatter of these gradients; all-gather of the weights twice (forward, backward) for each modality
-    MoE layer     two all-to-alls of the experts' rows forward and two backward, for each modality; two more when run again
+    MoE layer     two all-to-alls of the experts' rows forward and two backward, for each modality; two more when run again;
+                  so has each conditional map, or, of a gate that is the same for a segment, an all-reduce of its matrix each way
     contrastive   all-gather of both sides' vectors, and reduce-scatter of their gradients
     each step     a few numbers: the norm, and whether all ranks are well
 
@@ -27,7 +28,9 @@ from imp_ds.config import RunConfig
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
 from imp_ds.tokens import task_tokens
-from imp_ds.train.flops import FLOAT32, expert_rows, step_flops, step_kernels
+from imp_ds.train.flops import step_flops, step_kernels
+from imp_ds.train.flops_experts import expert_rows, map_widths
+from imp_ds.train.kernels import FLOAT32
 from imp_ds.train.rates import Link, Rates
 
 VALUE_BYTES = {"bf16": 2, "float32": 4}
@@ -155,12 +158,18 @@ def weight_seconds(
 def token_seconds(
     task: Task, run: RunConfig, config: ImpConfig, world: int, ep_size: int, again: bool, precision: str, network: Network
 ) -> float:
-    """The experts' rows, there and back, of all MoE layers."""
-    layers, calls, total = len(config.moe_layer_indices), 6 if again else 4, 0.0
+    """The experts' rows, there and back, of all MoE layers and conditional maps; or, where one decision holds for a segment, the
+    parts of the maps' matrices."""
+    layers, rounds, total = len(config.moe_layer_indices), 3 if again else 2, 0.0
+    ways = [map_widths(config, name) for name in config.conditional_maps or ()] or [(config.hidden_size, config.hidden_size)]
     for length in task_tokens(task, config, run.data.audio).values() if layers else ():
         rows = expert_rows(config, task.batch_size // world, length)
-        size = rows * config.hidden_size * VALUE_BYTES[precision]
-        total += network.seconds("all_to_all", calls * layers * size, calls * layers, ep_size)
+        for inward, outward in ways:
+            if config.has_constant_gate:
+                operation, calls, values = "all_reduce", rounds * layers, inward * outward
+            else:
+                operation, calls, values = "all_to_all", 2 * rounds * layers, rows * (inward + outward)
+            total += network.seconds(operation, rounds * layers * values * VALUE_BYTES[precision], calls, ep_size)
     return total
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from imp_ds.errors import UserError
 from imp_ds.overrides import parse_record
 from imp_ds.tasks import Record
-from imp_ds.train.flops import Kernel
+from imp_ds.train.kernels import Kernel
 
 KINDS = ("product", "experts", "attention", "routing", "norm", "gelu", "copy")
 OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")

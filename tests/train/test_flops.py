@@ -12,7 +12,8 @@ from imp_ds.moe import compute
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch
-from imp_ds.train.flops import expert_rows, step_flops, step_kernels
+from imp_ds.train.flops import step_flops, step_kernels
+from imp_ds.train.flops_experts import expert_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from masked_language_worker import words_batch, words_run  # noqa: E402
@@ -43,6 +44,51 @@ def test_flops_are_those_that_torch_counts(model, step, monkeypatch):
         net(batch)[0].backward()
     expected = step_flops(run.task(batch.task), config, run.data.audio, world=1)
     assert expected == counter.get_total_flops() > 1e6
+
+
+ALL = ["qkv", "out", "up", "down"]
+DROP_FREE = dict(router="top_k", drop_tokens=False, conditional_maps=ALL)
+CONDITIONAL = {
+    "modality": dict(gate="modality"),
+    "task": dict(gate="task", conditional_maps=ALL, experts_per_token=3),
+    "attribute": dict(gate="attribute", conditional_maps=ALL, share_decisions=False),
+    "token": dict(conditional_maps=["up", "down"], capacity_factor=1.5),
+    "token, drop-free": dict(DROP_FREE, experts_per_token=1),
+    "context": dict(gate="context", conditional_maps=["up", "down"], share_decisions=False),
+    "context, whole": dict(gate="context"),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+@pytest.mark.parametrize("step", range(3), ids=ORDER)
+def test_flops_of_conditional_maps_are_those_that_torch_counts(name, step, monkeypatch):
+    plain = lambda x, index, weight, count, *weights: compute.stacked_mixture(x, index, weight, None, *weights)  # noqa: E731
+    monkeypatch.setattr(compute, "cpu_mixture", plain)
+    run = make_run(**CONDITIONAL[name])
+    config, batch = make_config(run), audio_as_it_is_seen(make_batch(step))
+    if "text" in batch.inputs:
+        batch.inputs["text"]["attention_mask"].fill_(1)  # drop-free rows are counted as of texts without padding
+    net = ImpForPreTraining(config)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(batch)[0].backward()
+    # torch counts no product with a vector: of every token with the query of a context pool, three times
+    tokens = sum(inputs[next(iter(inputs))].shape[:2].numel() for inputs in batch.inputs.values())
+    pools = {"context": 32 + 64, "context, whole": 32}.get(name, 0)
+    expected = counter.get_total_flops() + 6 * tokens * pools
+    assert step_flops(run.task(batch.task), config, run.data.audio, world=1) == expected > 1e6
+
+
+def test_a_blended_map_costs_its_sum_and_one_product():
+    # width 32, feed-forward 64, one of two layers; images of 16 tokens, 8 of them; 4 experts of which 2 are summed
+    run = make_run(gate="modality")
+    config, task = make_config(run), run.task("image_class")
+    dense = make_run(num_experts=0, qk_norm=True)
+    extra = 6 * 2 * 2 * 32 * 64 + 6 * 32 * 4  # two maps' sums of two matrices, and one gate for both
+    plain = step_flops(task, make_config(dense), run.data.audio, 1)
+    assert step_flops(task, config, run.data.audio, 1) == plain + extra
+    # a rank that holds two of four experts sums both, whoever is chosen
+    spread = sum(kernel.flops for kernel in step_kernels(task, config, run.data.audio, 1, 4, ep_size=2))
+    assert spread == plain + extra
 
 
 def test_flops_of_hidden_words_are_those_that_torch_counts():
@@ -90,6 +136,7 @@ def test_similarities_count_the_whole_batch_on_every_rank():
         ({"router": "top_k", "experts_per_token": 2, "capacity_factor": 1.25}, 4 * 4 * 10),
         ({"router": "top_k", "experts_per_token": 2, "drop_tokens": False}, 64 * 2),
         ({"router": "top_k", "experts_per_token": 2, "drop_tokens": False, "capacity_factor": 9.0}, 64 * 2),
+        ({"gate": "modality", "experts_per_token": 3}, 64),  # each token meets one blended matrix
     ],
 )
 def test_rows_that_experts_compute(changes, rows):

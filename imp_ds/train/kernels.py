@@ -1,0 +1,37 @@
+"""A kernel: what a rank runs of one kind and shape in a step, with its matrix products and its traffic.
+
+Traffic is counted in passes over a tensor, read or written, as an eager run without fusion makes them.
+"""
+
+from dataclasses import dataclass
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """All kernels of one kind and shape in a step of one rank, forward and backward together.
+
+    kind: "product", "experts" (products batched by expert), "attention", "routing", "norm", "gelu" or "copy" (any other pass
+    over a tensor); width: the narrow side of a product, 0 for others; flops: of products; bytes: read and written;
+    calls: how often it is started, a forward with its backward being one; in_block: run again under gradient checkpointing.
+    """
+
+    kind: str
+    width: int
+    flops: float
+    bytes: float
+    calls: int
+    in_block: bool = False
+
+
+def product(rows: int, inward: int, outward: int, size: int, *, input_gradient: bool = True, in_block: bool = False) -> Kernel:
+    """A linear map of `rows` rows: each of its products reads two matrices and writes the third."""
+    times = 3 if input_gradient else 2
+    flops, moved = 2 * rows * inward * outward, rows * inward + inward * outward + rows * outward
+    return Kernel("product", min(inward, outward), times * flops, times * moved * size, 1, in_block)
+
+
+def passes(kind: str, values: float, calls: int, *, in_block: bool = False) -> Kernel:
+    """`values` bytes in all, over `calls` kernels."""
+    return Kernel(kind, 0, 0.0, values, calls, in_block)
