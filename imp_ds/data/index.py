@@ -1,10 +1,10 @@
-"""Indexes on disk: long columns of numbers, written in memory that does not grow and mapped when they are read.
+"""Indexes on disk: long columns of numbers, written and read in memory that does not grow.
 
 The file is a safetensors file of one-dimensional arrays, so that any tool can look into it.
 """
 
 import json
-import mmap
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -52,36 +52,61 @@ class IndexWriter:
                 self._files[name].close()
 
 
+class Column:
+    """One array of an index, of which no more is read than is asked for: `column[n]` and `column[m:n]`.
+
+    Read rather than mapped: around each place that is touched the kernel would map a stretch of the file, which counts as memory
+    of the process, and with a few thousand random samples that is all of a large index.
+    """
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype, count: int, start: int):
+        self._file, self._dtype, self._count, self._start = file, dtype, count, start
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int | slice) -> np.ndarray | np.generic:
+        if isinstance(place, slice):
+            begin, end, _ = place.indices(self._count)
+            return self._read(begin, max(0, end - begin))
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return self._read(int(place), 1)[0]
+
+    def _read(self, begin: int, count: int) -> np.ndarray:
+        size = self._dtype.itemsize
+        data = os.pread(self._file.fileno(), count * size, self._start + begin * size)
+        if len(data) < count * size:
+            raise OSError(f"an index became shorter while it was read: {self._file.name}")
+        return np.frombuffer(data, self._dtype)
+
+
 class Index:
-    """The columns of such a file as attributes of `columns`, mapped and read-only, and its `facts`.
+    """The columns of such a file by name, in `columns`, and its `facts`.
 
     Args:
-        file: closed when it is mapped.
+        file: kept open.
 
     Raises ValueError for a file that is none.
     """
 
     def __init__(self, file: BinaryIO):
-        with file:
-            try:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError:
-                raise ValueError("an empty file is no index") from None
-        length = int.from_bytes(mapped[:8], "little")
-        if not 0 < length <= min(_MOST_HEADER, len(mapped) - 8):
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+        if not 0 < length <= min(_MOST_HEADER, size - 8):
             raise ValueError("not an index: its header is cut")
         try:
-            header = json.loads(mapped[8 : 8 + length])
+            header = json.loads(os.pread(file.fileno(), length, 8))
             self.facts: dict[str, str] = header.pop("__metadata__")
-            self.columns = {name: _column(mapped, 8 + length, entry) for name, entry in header.items()}
+            self.columns = {name: _column(file, 8 + length, size, entry) for name, entry in header.items()}
         except (AttributeError, KeyError, TypeError, RecursionError, ValueError) as error:
             raise ValueError(f"not an index: {error!r}") from None
 
 
-def _column(mapped: mmap.mmap, start: int, entry: dict) -> np.ndarray:
+def _column(file: BinaryIO, start: int, end: int, entry: dict) -> Column:
     dtype, (count,), begin = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"][0]
     if not (isinstance(begin, int) and isinstance(count, int) and begin >= 0 and count >= 0):
         raise ValueError("its offsets are no numbers")
-    if not count:
-        return np.empty(0, dtype)
-    return np.frombuffer(mapped, dtype, count, start + begin)  # raises ValueError past the end
+    if start + begin + count * dtype.itemsize > end:
+        raise ValueError("its arrays are cut")
+    return Column(file, dtype, count, start + begin)

@@ -36,7 +36,7 @@ _COLUMNS = dict(
 
 
 class TarIndex:
-    """The samples of one shard, mapped from its index.
+    """The samples of one shard, read from its index.
 
     keys: `key(n)`; members: `members(n)` gives {extension: (offset, size)}; state_N: WHOLE, UNSAFE or CUT.
     """
@@ -59,9 +59,8 @@ class TarIndex:
     def members(self, number: int) -> dict[str, tuple[int, int]]:
         """Extension -> (offset, size) of a sample's members."""
         begin, end = int(self._member_end_N[number - 1]) if number else 0, int(self._member_end_N[number])
-        return {
-            self.extensions[self._extension_M[m]]: (int(self._offset_M[m]), int(self._size_M[m])) for m in range(begin, end)
-        }
+        found = (column[begin:end].tolist() for column in (self._extension_M, self._offset_M, self._size_M))
+        return {self.extensions[extension]: (offset, size) for extension, offset, size in zip(*found)}
 
 
 def open_index(storage: Storage, file: File) -> TarIndex:

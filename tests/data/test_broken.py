@@ -1,0 +1,192 @@
+"""A tenth of a corpus broken in twelve kinds and more: every step is fed, what was left out is told exactly, nothing else changes."""
+
+import io
+import json
+import os
+import tarfile
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from media_files import write_film
+from PIL import Image
+from test_decoding import bomb
+from test_loader import processor
+
+from imp_ds.config import DataSettings
+from imp_ds.data.collation import Collator
+from imp_ds.data.loader import RotatingLoader
+from imp_ds.data.sources import open_reader
+from imp_ds.data.step_batches import StepBatches
+from imp_ds.tasks import AudioView, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+from imp_ds.train.schedule import build_schedule
+
+SHARDS = Source(path="shards", format="webdataset", vision="png", text="json.caption", label="cls", label_names=["a", "b"])
+MEDIA = Source(path="media", audio="file_name", text="caption", label="label")
+TASKS = [
+    Task(name="pictures", source=SHARDS, batch_size=8, views=Views(vision=VisionView(height=32, width=32), text=TextView()),
+         objectives=[Contrastive(pairs=[("vision", "text")], positives="equal")]),
+    Task(name="sounds", source=MEDIA, batch_size=8, views=Views(audio=AudioView(seconds=0.32)),
+         objectives=[Classification(modality="audio", num_classes=2)]),
+]  # fmt: skip
+
+
+def picture(i: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def add(tar, name: str, data: bytes, **fields) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(data))
+
+
+# number of a sample -> what is wrong with it, and the reason that is to be told
+BROKEN_SHARD = {
+    3: (dict(png=picture(3)[:50]), "unreadable image"),  # cut in the middle
+    17: (dict(png=b"GIF89a, or not"), "unreadable image"),  # of another type than it says
+    20: (dict(png=b""), "empty"),
+    31: (dict(png=bomb("x.png")), "too large"),  # 100,000 x 100,000
+    40: (dict(json=b'{"caption": '), "bad JSON"),
+    55: (dict(json=b'{"title": "x"}'), "missing column"),
+    58: (dict(json=b'{"caption": 7}'), "wrong column"),
+    61: (dict(cls=b"c"), "no such class"),
+    70: (dict(png=None), "missing column"),
+    75: ("link", "unsafe name"),
+    78: ("leads out", "unsafe name"),
+}
+BROKEN_MEDIA = {
+    2: "missing file", 9: "unsafe name", 14: "unreadable sound", 21: "unreadable sound", 30: "no such class", 38: "no sound",
+    39: "bad JSON",
+}  # fmt: skip
+
+
+def write_shards(folder) -> None:
+    folder.mkdir()
+    for shard in (0, 1):
+        with tarfile.open(folder / f"train-{shard}.tar", "w") as tar:
+            for i in range(shard * 40, shard * 40 + 40):
+                wrong = BROKEN_SHARD.get(i, ({}, None))[0]
+                key = f"../{i:03d}" if wrong == "leads out" else f"{i:03d}"
+                if wrong == "link":
+                    add(tar, f"{key}.png", b"", type=tarfile.SYMTYPE, linkname="/etc/hostname")
+                    continue
+                caption = json.dumps(dict(caption=f"number {i}")).encode()
+                fields = dict(png=picture(i), json=caption, cls=b"ab"[i % 2 : i % 2 + 1])
+                for extension, data in (fields | (wrong if isinstance(wrong, dict) else {})).items():
+                    if data is not None:
+                        add(tar, f"{key}.{extension}", data)
+
+
+def write_media(folder) -> None:
+    folder.mkdir(parents=True)
+    lines = []
+    for i in range(40):
+        name, label = f"{i}.wav", i % 2
+        tone = np.sin(np.arange(5120) * (i + 1) / 50).astype(np.float32) / 2
+        soundfile.write(folder / name, tone, 16000, subtype="FLOAT")
+        if i == 2:
+            (folder / name).unlink()
+        if i == 9:
+            (folder / name).unlink()
+            os.symlink("/etc/hostname", folder / name)
+        if i == 14:
+            soundfile.write(folder / name, np.full(5120, np.nan, np.float32), 16000, subtype="FLOAT")
+        if i == 21:
+            (folder / name).write_bytes((folder / name).read_bytes()[:30])
+        if i == 30:
+            label = -1
+        if i == 38:
+            name = "38.mp4"
+            write_film(folder / name, np.zeros((3, 32, 32, 3), np.uint8))
+        lines.append("{" if i == 39 else json.dumps(dict(file_name=name, label=label, caption=f"tone {i}")))
+    # the last row is looked at when the source is opened: a good one stands there
+    order = [39, *range(39)]
+    (folder / "metadata.jsonl").write_text("".join(lines[i] + "\n" for i in [order[1], order[0], *order[2:]]))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("broken")
+    write_shards(root / "shards")
+    write_media(root / "media" / "train")
+    return root
+
+
+def loader(root, stop_step, workers=0, rank=0, world=1, window=65536) -> RotatingLoader:
+    data = DataSettings(root=str(root), cache_dir=str(root / "cache"))
+    readers = {task.name: [open_reader(root, task.source, "train", data)] for task in TASKS}
+    schedule = build_schedule("rotation", TASKS, 0)
+    batches = StepBatches(TASKS, schedule, readers, Collator(processor()), seed=3, rank=rank, world=world, window=window, cache_mb=0)
+    return RotatingLoader(batches, stop_step=stop_step, workers=workers, timeout_s=60)
+
+
+def planted() -> set[tuple[str, str]]:
+    """(number of the sample, reason)"""
+    shards = {(f"s{i:03d}", reason) for i, (_, reason) in BROKEN_SHARD.items()}
+    return shards | {(f"m{i}", reason) for i, reason in BROKEN_MEDIA.items()}
+
+
+def named(rejection) -> tuple[str, str]:
+    if rejection.source.startswith("shards"):
+        return f"s{rejection.key.rpartition('/')[2]}", rejection.reason
+    number = "39" if rejection.reason == "bad JSON" else rejection.key.partition(".")[0]
+    return f"m{number}", rejection.reason
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_broken_is_told_exactly_and_the_run_goes_on(root, workers):
+    # 80 pictures are ten batches of 8 and 40 sounds five: 20 steps in turn are an epoch of the one and two of the other
+    found = list(loader(root, 20, workers))
+    assert [batch.task for batch in found] == ["pictures", "sounds"] * 10
+    rejected = {named(rejection) for batch in found for rejection in batch.report.rejected}
+    assert rejected == planted() and len(rejected) == 18  # of 120 samples
+    used = {key for batch in found for key in batch.report.keys}
+    left_out = {rejection.key for batch in found for rejection in batch.report.rejected}
+    assert not used & left_out and len(used) == 120 - 18
+
+
+def test_nobody_else_notices(root):
+    """Every sample that is used is what it is alone, and every place whose own sample is sound has that one."""
+    batches = loader(root, 20).batches
+    for step in range(20):
+        batch, task = batches[step], batches.tasks[batches.schedule.at(step).name]
+        (reader,) = batches.readers[task.name]
+        bad = {rejection.key for rejection in batch.report.rejected}
+        for place, spot in enumerate(batches.spots(step)):
+            own = reader.key(spot.row)
+            assert (batch.report.keys[place] == own) == (own not in bad)
+            if own not in bad:
+                sample, rng, _ = batches.sample(task, task.views, spot, [])
+                alone = batches.collator(task.name, task.views, [sample], [rng])
+                for modality, inputs in alone.inputs.items():
+                    for name, tensor in inputs.items():
+                        assert torch.equal(tensor[0], batch.inputs[modality][name][place])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_takes_a_place_does_not_depend_on_the_ranks(root, world):
+    whole = [batch.report.keys for batch in loader(root, 20)]
+    ranks = [[batch.report.keys for batch in loader(root, 20, rank=rank, world=world)] for rank in range(world)]
+    assert [sum(parts, ()) for parts in zip(*ranks)] == whole
+
+
+def test_memory_stays_flat(root):
+    batches = loader(root, 200).batches
+    for step in range(20):
+        batches[step]
+    tracemalloc.start()
+    for step in range(20, 40):
+        batches[step]
+    before = tracemalloc.get_traced_memory()[0]
+    for step in range(40, 160):
+        batches[step]
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 2**19
