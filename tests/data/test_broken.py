@@ -1,4 +1,4 @@
-"""A tenth of a corpus broken in twelve kinds and more: every step is fed, what was left out is told exactly, nothing else changes."""
+"""A tenth of a corpus broken in twelve kinds and more: every step is fed, what is left out is told, nothing else changes."""
 
 import io
 import json
@@ -123,7 +123,8 @@ def loader(root, stop_step, workers=0, rank=0, world=1, window=65536) -> Rotatin
     data = DataSettings(root=str(root), cache_dir=str(root / "cache"))
     readers = {task.name: [open_reader(root, task.source, "train", data)] for task in TASKS}
     schedule = build_schedule("rotation", TASKS, 0)
-    batches = StepBatches(TASKS, schedule, readers, Collator(processor()), seed=3, rank=rank, world=world, window=window, cache_mb=0)
+    shape = dict(seed=3, rank=rank, world=world, window=window, cache_mb=0)
+    batches = StepBatches(TASKS, schedule, readers, Collator(processor()), **shape)
     return RotatingLoader(batches, stop_step=stop_step, workers=workers, timeout_s=60)
 
 

@@ -26,8 +26,12 @@ def test_columns_come_back(tmp_path):
     assert {name: column[:].tolist() for name, column in index.columns.items()} == dict(
         large=[2**40, 0, 1], middle=[-7], empty=[], small=[1, 2, 3, 4]
     )
-    assert not index.columns["large"].flags.writeable and index.columns["large"].dtype == np.int64
-    assert not index.columns["large"].flags.owndata  # mapped, not read
+    large = index.columns["large"]
+    assert large[0] == 2**40 and large[0].dtype == np.int64 and large[1:].tolist() == [0, 1] and large[2:2].tolist() == []
+    assert len(large) == 3
+    for outside in (3, -1):
+        with pytest.raises(IndexError):
+            large[outside]
 
 
 def test_safetensors_reads_it(tmp_path):
