@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from imp_ds.errors import UserError
+from imp_ds.modalities.masking import mask_id
+from imp_ds.modalities.text import end_id
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.overrides import apply_overrides, parse_record
 from imp_ds.tasks import Evaluation, Record, Task
@@ -66,14 +68,23 @@ class ModelSettings(Settings):
     router_z_loss: float | None = Field(None, ge=0)
     router_balance: float | None = Field(None, ge=0, description="top_k: coefficient of the load-balancing loss")
     router_noise: float | None = Field(None, ge=0, description="noise on the router's logits, in units of 1 / num_experts")
+    prompt_length: int | None = Field(None, ge=0, description="deep prompts of each layer; 0: none")
+    prompt_sides: Literal["shared", "separate"] | None = Field(None, description="separate: candidates have prompts of their own")
+    merged_conditions: list[str] | None = Field(None, description="of a merged model: the conditions that it has copies for")
 
-    def to_config(self, vocab_size: int, tasks: list[Task]) -> ImpConfig:
-        """The ImpConfig of these settings, with the objectives of `tasks`. Raises UserError when they contradict each other."""
+    def to_config(self, vocab_size: int, tasks: list[Task], tokenizer=None) -> ImpConfig:
+        """The ImpConfig of these settings, with the objectives of `tasks`.
+
+        tokenizer: the run's, from which likelihood objectives have the tokens of their candidates; without it a model can be
+        built and measured, but these objectives not computed. Raises UserError when the settings contradict each other.
+        """
         changes = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
         objectives = {
-            task.name: {"objectives": [o.model_dump(mode="json") for o in task.objectives], "reduction": task.reduction}
+            task.name: {"objectives": [_spec(task, o, tokenizer) for o in task.objectives], "reduction": task.reduction}
             for task in tasks
         }
+        if tokenizer is not None and any("family" in spec for entry in objectives.values() for spec in entry["objectives"]):
+            changes |= {"mask_token_id": mask_id(tokenizer), "end_token_id": end_id(tokenizer)}
         config = ImpConfig.from_size(self.size, vocab_size=vocab_size, objectives=objectives, **changes)
         spaces = [set(pair) for pair in config.pairs]
         for task in tasks:
@@ -81,6 +92,23 @@ class ModelSettings(Settings):
                 if set(pair) not in spaces:
                     raise UserError(f"task {task.name}: the model has no common space for a pair", got=pair, allowed=config.pairs)
         return config
+
+
+def _spec(task: Task, objective, tokenizer) -> dict:
+    """An objective as a model knows it, with the tokens of its candidates."""
+    spec = objective.model_dump(mode="json")
+    if tokenizer is None or objective.kind != "likelihood" or not objective.among_names:
+        return spec
+    if objective.candidates == "label_names":
+        raise UserError(
+            f"task {task.name}: the names of its classes have not been read", got="candidates = label_names",
+            fix="open the corpus first: imp_ds.data.class_names.with_class_names(run, readers)",
+        )  # fmt: skip
+    ids = [tokenizer(texts)["input_ids"] for texts in objective.candidate_texts()]
+    empty = [text for texts, found in zip(objective.candidate_texts(), ids) for text, tokens in zip(texts, found) if not tokens]
+    if empty:
+        raise UserError(f"task {task.name}: the text of a candidate has no tokens", got=repr(empty[0]), fix="name the class")
+    return {**spec, "candidate_ids": ids}
 
 
 class AudioSettings(Settings):
@@ -118,10 +146,18 @@ class TrainSettings(Settings):
 
     steps: int = Field(ge=1, description="optimizer steps of the run, over all tasks")
     seed: int = Field(0, ge=0, description="of the weights and of the sampled schedule")
-    schedule: Literal["rotation", "sampling"] = "rotation"
+    schedule: Literal["rotation", "sampling", "sampling_per_rank"] = Field(
+        "rotation",
+        description="tasks by their intervals, or drawn by their weights, the same on all ranks; or each rank draws its own, but "
+        "ranks that share experts one: then a rank takes its share of a task's batch, the gradient is the mean over the ranks, "
+        "and samples are compared with those of the same rank alone",
+    )
     ep_size: int = Field(1, ge=1, description="ranks that share one set of experts")
     gradient_checkpointing: bool = False
     compile: bool = Field(False, description="compile the encoder's blocks, once for each task's shapes, before the first step")
+    trainable: list[str] | None = Field(
+        None, description="names of the parameters that are trained, with * for anything; None: all"
+    )
     init_from: str | None = Field(None, description="folder of an exported model whose weights the run starts from")
     spike_deviations: float = Field(6.0, ge=0, description="a loss or norm further above its task's mean is skipped; 0: off")
     max_bad_steps: int = Field(10, ge=1, description="steps skipped since the last checkpoint before the run goes back to it")
@@ -129,9 +165,16 @@ class TrainSettings(Settings):
     hang_timeout_s: float = Field(1800.0, gt=0, description="a rank that makes no progress for so long ends the run")
     log_every: int = Field(50, ge=1)
     eval_every: int = Field(1000, ge=0, description="0: at the end only")
+    interference_every: int = Field(0, ge=0, description="steps from one measurement of how tasks interfere to the next; 0: none")
+    interference_samples: int = Field(100, ge=2, description="gradients of each task in such a measurement; published: 100")
     save_every: int = Field(1000, ge=0, description="0: at the end only")
     keep_checkpoints: int = Field(2, ge=1, description="the newest ones that are kept")
     milestone_every: int = Field(0, ge=0, description="checkpoints at multiples of it are kept for ever; 0: none")
+
+    @property
+    def mixed(self) -> bool:
+        """Whether ranks may train different tasks in one step."""
+        return self.schedule == "sampling_per_rank"
 
 
 class OptimizerSettings(Settings):
@@ -152,6 +195,7 @@ class OptimizerSettings(Settings):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-7, gt=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
+    task_normalisation: bool = Field(False, description="every gradient gets the norm that its task is given, gradient_norm")
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of optimizer step `step`, from 0, of a run of `total_steps`: a pure function."""

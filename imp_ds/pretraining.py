@@ -7,17 +7,15 @@ from torch import nn
 from transformers import AutoModelForPreTraining
 
 from imp_ds.errors import UserError
+from imp_ds.modalities import EMBEDDINGS
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedModel
 from imp_ds.objectives import build_objective
+from imp_ds.objectives.captioning import CaptioningObjective
 
 
 class TaskObjectives(nn.Module):
-    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator).
-
-    An objective says by `compares_samples` whether a sample's loss depends on the others of its batch; where not, its loss is
-    the mean over the samples.
-    """
+    """The objectives of one task on one batch, weighted, and summed or averaged (release: ObjectiveAggregator)."""
 
     def __init__(self, specs: list[dict], reduction: str, config: ImpConfig):
         super().__init__()
@@ -31,6 +29,14 @@ class TaskObjectives(nn.Module):
     @property
     def compares_samples(self) -> bool:
         return any(part.compares_samples for part in self.parts)
+
+    def encode(self, model: ImpModel, batch, encodings: dict[str, Encoding] | None = None) -> dict[str, Encoding]:
+        """Every sequence that the objectives ask for, once, and those of `encodings` as they are: by a modality's name it alone,
+        others by names that the objectives know."""
+        encodings = dict(encodings or {})
+        for part in self.parts:
+            part.encode(model, batch, encodings)
+        return encodings
 
     def forward(self, model: ImpModel, encodings: dict, targets: dict[str, torch.Tensor], compares_samples: bool | None = None):
         """The loss and the metrics of all objectives, or of those alone that compare samples, or do not."""
@@ -66,7 +72,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
         """The loss of one task's batch (an `imp_ds.tasks.Batch`).
 
         Returns the loss (this rank's share of the global mean, router losses included), metrics by name (detached), and
-        the router reports of each modality; or what `way(model, batch)` returns, which is called from here because ZeRO 3
+        the router reports of each sequence; or what `way(model, batch)` returns, which is called from here because ZeRO 3
         finds the weights of what runs inside a forward.
         """
         if batch.task not in self.objectives:
@@ -77,14 +83,51 @@ class ImpForPreTraining(ImpPreTrainedModel):
         loss, metrics = self.objectives[batch.task](self.imp, encodings, batch.targets)
         router_loss = self.imp.router_loss(*encodings.values())
         metrics["loss/router"] = router_loss.detach()
-        return loss + router_loss, metrics, {modality: encoding.reports for modality, encoding in encodings.items()}
+        return loss + router_loss, metrics, {name: encoding.reports for name, encoding in encodings.items()}
 
-    def encode(self, batch) -> dict[str, Encoding]:
-        """Each modality of a batch through the encoder."""
-        return {
-            modality: self.imp.encode(modality, inputs, batch.key_B, self.imp.condition(modality, batch.task))
-            for modality, inputs in batch.inputs.items()
-        }
+    def encode(self, batch, encodings: dict[str, Encoding] | None = None) -> dict[str, Encoding]:
+        """What the objectives of a batch's task read, through the encoder, by name; what is in `encodings` is there already."""
+        return self.objectives[batch.task].encode(self.imp, batch, encodings)
+
+    def captioner(self, task: str | None = None) -> tuple[str, CaptioningObjective]:
+        """The name of a task that says captions, and its objective. task: None: the only one. Raises UserError when there is no
+        such task, and where None could mean several."""
+        found = {name: part for name, of in self.objectives.items() for part in of.parts if isinstance(part, CaptioningObjective)}
+        if task is None and len(found) == 1:
+            task = next(iter(found))
+        if task not in found:
+            raise UserError("no task that says captions", got=f"task = {task}", allowed=", ".join(found) or "the model has none")
+        return task, found[task]
+
+    @torch.no_grad()
+    def generate_captions(
+        self, task: str | None = None, *, beam: int = 4, longest: int = 32, length_penalty: float = 1.0, **inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """Captions of images, films or sounds by beam search: int64 [B, L], the end token at the end and wherever a caption is
+        shorter; `processor.batch_decode(ids, skip_special_tokens=True)` makes texts of them.
+
+        Args:
+            task: of those that say captions, which may be that of another modality; None: the only one.
+            beam: beginnings that are kept; 1 is greedy search.
+            longest: words of a caption at most, the end with them.
+            length_penalty: 0 prefers short captions; the larger, the longer.
+            inputs: of one modality, as `ImpProcessor` gives them.
+
+        Raises UserError for inputs of no modality or of several, a task that says no captions, and as `beam_search`.
+        """
+        task, objective = self.captioner(task)
+        given = [modality for modality, (_, names) in EMBEDDINGS.items() if inputs.get(names[0]) is not None]
+        if given not in (["vision"], ["audio"]):
+            allowed = "pixel_values, or input_features"
+            raise UserError("captions are said of one modality", got=", ".join(inputs) or "no inputs", allowed=allowed)
+        (modality,) = given
+        named = {name: inputs[name] for name in EMBEDDINGS[modality][1] if name in inputs}
+        vectors_VC = objective.candidates.vectors(self.imp, objective.candidates.encode(self.imp, task))
+        ids_BL, _ = objective.generate(
+            self.imp, objective.pictured(self.imp, task, modality, named), vectors_VC, size=beam,
+            longest=min(longest, self.config.text_max), length_penalty=length_penalty,
+        )  # fmt: skip
+        return ids_BL
 
 
 AutoModelForPreTraining.register(ImpConfig, ImpForPreTraining)

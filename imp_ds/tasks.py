@@ -91,9 +91,18 @@ class Source(Record):
         [], description='texts made of the class name, such as "a photo of a {}.", where text names no column'
     )
     weight: float = Field(1.0, gt=0, description="relative share of a task's samples, where it lists several sources")
+    fraction: float = Field(
+        1.0, gt=0.0, le=1.0, description="share of each class's training samples that is used, drawn by data.seed; 1: all"
+    )
     captions_ignore: list[Literal["sides", "colours"]] = Field(
         [], description="what no caption speaks of, so that pictures may be mirrored (sides) or recoloured (colours)"
     )
+
+    @model_validator(mode="after")
+    def _a_fraction_has_classes(self):
+        if self.fraction < 1 and self.label is None:
+            raise ValueError(f"{self.path}: a fraction is drawn from each class, but label names no column")
+        return self
 
     def roles(self) -> list[str]:
         """What a sample of it has: "vision", "audio", "text", "label", those that are read."""
@@ -141,6 +150,25 @@ class Classification(Record):
     weight: float = Field(1.0, ge=0)
 
 
+class ContrastNames(Record):
+    """How the common space of a modality and text scores the names of classes."""
+
+    prompts: list[list[list[int]]] = Field(min_length=2, description="tokens of each class in each template")
+    length: int = Field(ge=1, description="tokens that a prompt is padded to")
+    temperature: float = Field(gt=0, description="that the cosines are divided by")
+
+
+class NamedClasses(Record):
+    """Classification among named classes by a model that knows their names (`imp_ds.objectives.named_classes`): what
+    `imp_ds tune` makes. Without `contrast` it is a linear probe."""
+
+    kind: Literal["named_classes"] = "named_classes"
+    modality: Literal["vision", "audio"]
+    names: list[str] = Field(min_length=2, description="of the classes, in the order of the labels")
+    contrast: ContrastNames | None = None
+    weight: float = Field(1.0, ge=0)
+
+
 class MaskedLanguage(Record):
     """Masked language modelling (BERT, arXiv 1810.04805): whole words, of which 80% become the mask token, 10% another token."""
 
@@ -149,7 +177,102 @@ class MaskedLanguage(Record):
     weight: float = Field(1.0, ge=0)
 
 
-Objective = Annotated[Contrastive | Classification | MaskedLanguage, Field(discriminator="kind")]
+def _family(fields: dict) -> str:
+    """Tasks that look for answers of one sort share a scale, as in the release: its img_cls, text_mlm, retrieve and so on."""
+    candidates, inputs = fields.get("candidates"), fields.get("inputs") or ["text"]
+    if candidates == "batch":
+        return "retrieval"
+    if candidates == "vocabulary":
+        return "masked_language"
+    return f"{inputs[0]}_classes" if len(inputs) == 1 else "answers"
+
+
+class Likelihood(Record):
+    """The unified formulation of Uni-Perceiver (arXiv 2112.01522): the answer is the candidate nearest to what is read, by one
+    head and the encoder for both sides.
+
+    Where the candidates come from decides what is learned: "label_names" or a list, the class or answer that source.label tells;
+    "vocabulary", hidden words; "batch", which samples belong together, in both directions.
+    """
+
+    kind: Literal["likelihood"] = "likelihood"
+    inputs: list[Modality] = Field(min_length=1, description="what is read, as one sequence in this order")
+    candidates: Literal["label_names", "vocabulary", "batch"] | list[str | list[str]] = Field(
+        "label_names",
+        description="where the answer is looked for: the class names of the source, these names (a list of names for one class: "
+        "each step of training draws one), all words of the vocabulary, or the batch of all ranks",
+    )
+    templates: list[str] = Field(
+        ["{}"], min_length=1, description='texts made of a class name, such as "a photo of a {}."; a step of training draws one'
+    )
+    answer_at: Literal["start", "mark"] = Field(
+        "start",
+        description="whose state is compared: that of a token before the sequence, or of the mark in its text, which is [MASK], "
+        "or, where a text has none, is put at its end",
+    )
+    target: Modality = Field("text", description="batch: what is looked for; texts otherwise")
+    positives: Literal["diagonal", "equal"] = Field(
+        "diagonal", description='batch: "diagonal": the other half of the same sample; "equal": every sample of equal label'
+    )
+    rate: float = Field(0.15, gt=0.0, lt=1.0, description="vocabulary: share of the words that are to be found")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="names: share of the answer that all candidates have")
+    family: str = Field(
+        default_factory=_family, pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature"
+    )
+    weight: float = Field(1.0, ge=0)
+
+    @property
+    def among_names(self) -> bool:
+        """Whether the answer is a class, looked for among texts."""
+        return self.candidates not in ("vocabulary", "batch")
+
+    def candidate_texts(self, names: list[str] | None = None) -> list[list[str]]:
+        """The texts of each candidate, [class][name and template]. `names`: those of the source, for "label_names"."""
+        listed = names if self.candidates == "label_names" else self.candidates
+        several = [[name] if isinstance(name, str) else name for name in listed]
+        return [[template.replace("{}", name) for name in of_class for template in self.templates] for of_class in several]
+
+    @model_validator(mode="after")
+    def _is_whole(self):
+        mistake = None
+        if isinstance(self.candidates, list) and (len(self.candidates) < 2 or not all(self.candidates)):
+            mistake = "candidates lists at least two names, or lists of names, none of them empty"
+        if any("{}" not in template for template in self.templates):
+            mistake = "each of templates needs a {} for the class name"
+        if len(set(self.inputs)) < len(self.inputs):
+            mistake = "a modality stands twice in inputs"
+        if self.target != "text" and self.candidates != "batch":
+            mistake = f'target = {self.target}, but candidates other than "batch" are texts'
+        if self.candidates == "batch" and self.target in self.inputs:
+            mistake = f"the target {self.target} is among the inputs, which would tell it"
+        if "text" not in self.inputs and (self.candidates == "vocabulary" or self.answer_at == "mark"):
+            mistake = 'candidates = "vocabulary" and answer_at = "mark" need text among the inputs'
+        if self.candidates == "vocabulary" and self.answer_at == "mark":
+            mistake = 'candidates = "vocabulary" compares the hidden words themselves: answer_at = "mark" has no meaning'
+        if mistake:
+            raise ValueError(f"likelihood: {mistake}")
+        return self
+
+
+class Captioning(Record):
+    """Captions that are said word by word, each found among all words of the vocabulary by the likelihood head (Uni-Perceiver).
+    The text view's length is the most words that are said, the end with them."""
+
+    kind: Literal["captioning"] = "captioning"
+    modality: Literal["vision", "audio"] = Field(description="what the captions are said of")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each word that all words have")
+    family: str = Field("caption", pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature")
+    weight: float = Field(1.0, ge=0)
+
+
+Objective = Annotated[
+    Contrastive | Classification | NamedClasses | MaskedLanguage | Likelihood | Captioning, Field(discriminator="kind")
+]
+
+
+def hides_words(objective) -> bool:
+    """Whether an objective is to find hidden words."""
+    return objective.kind == "masked_language" or objective.kind == "likelihood" and objective.candidates == "vocabulary"
 
 
 class Task(Record):
@@ -169,6 +292,7 @@ class Task(Record):
     reduction: Literal["sum", "mean"] = Field("sum", description="how several objectives on one batch are combined")
     interval: int = Field(1, ge=1, description="rotation: the task trains on every interval-th visit")
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
+    gradient_norm: float = Field(1.0, gt=0, description="with optimizer.task_normalisation: norm that its gradients are given")
     batch_size: int = Field(ge=1, description="samples of one optimizer step, over all ranks")
     pieces: int = Field(1, ge=1, description="parts of a rank's batch that are in memory one at a time; the gradient is the same")
     drop_last: bool = Field(False, description="leave out what does not fill a batch at the end of an epoch")
@@ -207,12 +331,26 @@ class Task(Record):
     @property
     def needs_label(self) -> bool:
         """Whether a sample must have a class."""
-        return any(o.kind == "classification" or o.kind == "contrastive" and o.positives == "equal" for o in self.objectives)
+        classes = ("classification", "named_classes")
+        return any(
+            o.kind in classes or getattr(o, "among_names", False) or getattr(o, "positives", None) == "equal"
+            for o in self.objectives
+        )
 
     @property
     def mask_rate(self) -> float:
         """Share of the words that are hidden from the model; 0 where none are."""
-        return next((o.rate for o in self.objectives if o.kind == "masked_language"), 0.0)
+        return next((o.rate for o in self.objectives if hides_words(o)), 0.0)
+
+    @property
+    def says_captions(self) -> bool:
+        """Whether captions are to be said word by word."""
+        return any(o.kind == "captioning" for o in self.objectives)
+
+    @property
+    def marks_text(self) -> bool:
+        """Whether each text has a mark where the answer is read."""
+        return any(o.kind == "likelihood" and o.answer_at == "mark" for o in self.objectives)
 
     @model_validator(mode="after")
     def _objectives_are_fed(self):
@@ -224,8 +362,14 @@ class Task(Record):
                 used.update(m for pair in objective.pairs for m in pair)
                 if any(a == b for a, b in objective.pairs):
                     raise ValueError(f"task {self.name}: a contrastive pair needs two different modalities")
+            elif objective.kind == "likelihood":
+                used.update([*objective.inputs, *([objective.target] if objective.candidates == "batch" else [])])
+            elif objective.kind == "captioning":
+                used.update([objective.modality, "text"])
             else:
                 used.add("text" if objective.kind == "masked_language" else objective.modality)
+        if self.marks_text and self.mask_rate:
+            raise ValueError(f"task {self.name}: an answer is read at a mark, but another objective hides words behind marks")
         for source in self.sources:
             for modality in sorted(used):
                 if modality not in self.modalities:
@@ -271,7 +415,8 @@ class BatchReport(NamedTuple):
 class Batch:
     """What one rank feeds in one step: inputs {modality: {input name: Tensor}}, targets {name: Tensor}; two levels, never more.
 
-    `targets["label"]` holds class indices, int64 [B]; `targets["words"]` the tokens to be found, int64 [B, L], -100 elsewhere.
+    `targets["label"]` holds class indices, int64 [B]; `targets["words"]` the tokens to be found, int64 [B, L], -100 elsewhere;
+    `targets["caption"]` those to be said, the end with them, int64 [B, L], -100 after it.
     `key_B` holds the samples' random keys (`imp_ds.randomness`), int64 [B]; None, as in evaluation: nothing is random.
     """
 
@@ -299,17 +444,24 @@ class Evaluation(Record):
 
     With `classes` it classifies: the class names, put through prompt templates, are the text. With `source.text` it
     retrieves captions from the modality and the modality from captions. With modality text it hides words of `source.text`
-    as the task of the evaluation's name does, and has them found by that task's head.
+    as the task of the evaluation's name does, and has them found by that task's head. With `captioner` it has captions said of the
+    modality, and compares them with `source.text`.
     """
 
     name: str = Field(
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="in results: zero_shot/{name}/top1, retrieval/{name}/..., masked_language/{name}/..., where it names a task",
+        description="in results: zero_shot/{name}/top1, retrieval/{name}/..., captioning/{name}/bleu4, masked_language/{name}/..., "
+        "where it names a task",
     )
     modality: Modality
     source: Source
     views: Views
     task: str | None = Field(None, description="a task of the run that task and attribute gates are told it is")
+    captioner: str | None = Field(
+        None, description="a task of the run that says captions, of this modality or of another one; it says those that are measured"
+    )
+    beam: int = Field(4, ge=1, description="captioner: beginnings that the search for a caption keeps; 1: greedy search")
+    length_penalty: float = Field(1.0, ge=0.0, description="captioner: 0 prefers short captions; the larger, the longer")
     classes: str | None = Field(None, description="entry of {data.root}/classes.json with class names and prompt templates")
     templates: list[str] = Field(
         [], description='prompts with one {} for the class name, where source.label_names has the names instead of `classes`'

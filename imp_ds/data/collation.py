@@ -9,7 +9,7 @@ to its own type on the device.
 import numpy as np
 import torch
 
-from imp_ds.modalities import audio, text, vision
+from imp_ds.modalities import audio, marking, text, vision
 from imp_ds.modalities.augmentation import SpecMasks
 from imp_ds.models.imp.image_processing_imp import size_pair
 from imp_ds.tasks import AudioView, Augmentation, Batch, BatchReport, TextView, Views, VisionView
@@ -17,6 +17,7 @@ from imp_ds.tasks import AudioView, Augmentation, Batch, BatchReport, TextView, 
 _UNCHANGED = Augmentation()
 _LABEL = "label"
 _WORDS = "words"
+_CAPTION = "caption"
 
 
 class Collator:
@@ -31,7 +32,8 @@ class Collator:
 
     def __call__(
         self, task: str, views: Views, samples: list[dict], rngs: list[np.random.Generator] | None = None, *,
-        augment: Augmentation = _UNCHANGED, mask_rate: float = 0.0,
+        augment: Augmentation = _UNCHANGED, mask_rate: float = 0.0, marked: bool = False,
+        says_captions: bool = False,
     ) -> Batch:  # fmt: skip
         """Batch the samples of `decode`.
 
@@ -40,6 +42,8 @@ class Collator:
                 evaluation, draws nothing, drops no token and hides no word.
             augment: what training changes of spectrograms; pictures have been changed when they were decoded.
             mask_rate: share of the words that are hidden; `targets["words"]` has them then.
+            marked: whether each text is to have a mark where its answer is read (`imp_ds.modalities.marking`).
+            says_captions: whether the texts are to be said word by word; `targets["caption"]` has their words and ends then.
         """
         inputs, targets, padding = {}, {}, {}
         if views.vision is not None:
@@ -49,9 +53,12 @@ class Collator:
             inputs["audio"] = self._audio(views.audio, [sample["audio"] for sample in samples], rngs, augment)
             padding["audio"] = 0.0
         if views.text is not None:
-            found = self._text(views.text, [sample["text"] for sample in samples], rngs, mask_rate)
+            found = self._text(views.text, [sample["text"] for sample in samples], rngs, mask_rate, marked)
             targets |= {name: found.pop(name) for name in (_WORDS,) if name in found}
             inputs["text"] = found
+            if says_captions:
+                captions = text.preprocess_captions([s["text"] for s in samples], self.processor.tokenizer, views.text.length)
+                targets[_CAPTION] = torch.from_numpy(captions)
             padding["text"] = 1.0 - float(found["attention_mask"].float().mean())
         if _LABEL in samples[0]:
             targets[_LABEL] = torch.tensor([sample[_LABEL] for sample in samples], dtype=torch.int64)
@@ -80,8 +87,10 @@ class Collator:
             )
         )  # fmt: skip
 
-    def _text(self, view: TextView, captions: list[str], rngs, mask_rate: float) -> dict[str, torch.Tensor]:
+    def _text(self, view: TextView, captions: list[str], rngs, mask_rate: float, marked: bool) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
+        if marked:
+            return _tensors(marking.preprocess_marked(captions, tokenizer, view.length))
         if mask_rate and rngs is not None:
             return _tensors(text.preprocess_masked(captions, tokenizer, view.length, mask_rate, rngs))
         return _tensors(text.preprocess(captions, tokenizer, view.length))

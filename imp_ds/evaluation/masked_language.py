@@ -12,7 +12,7 @@ import torch
 from imp_ds.errors import UserError
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED
-from imp_ds.objectives.masked_language import MaskedLanguageObjective
+from imp_ds.objectives.candidates import Words
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import on_main, rank, world_size
 from imp_ds.pretraining import ImpForPreTraining
@@ -50,14 +50,16 @@ class MaskedLanguageEvaluator:
 
     def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
         """All ranks call this together and get the same values. Raises UserError, on all of them, for a text without tokens."""
-        objective = next(part for part in model.objectives[self.task.name].parts if isinstance(part, MaskedLanguageObjective))
+        objective = next(part for part in model.objectives[self.task.name].parts if hasattr(part, "hidden"))
+        kept = {}  # the words are encoded once
         device = next(model.parameters()).device
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for turn in range(-(-len(self._rows) // (self.batch_size * world_size()))):
             # a rank that cannot make its batch tells the others, which would wait for it in the next exchange
             batch = on_main(partial(self._batch, turn), "a batch cannot be made", every_rank=True).to(device)
-            tokens_BLD = model.encode(batch)["text"].tokens_BLD
-            loss_BK, found_BK, hidden_BK = objective.answers(model.imp, tokens_BLD, batch.targets["words"])
+            encodings = model.encode(batch, kept)
+            kept = {name: encoding for name, encoding in encodings.items() if name == Words.name}
+            loss_BK, found_BK, hidden_BK = objective.answers(model.imp, encodings, batch.targets["words"])
             sums += torch.stack([loss_BK.double().sum(), found_BK.sum(), hidden_BK.sum()])
         loss, found, hidden = gather_rows(sums[None]).sum(0)
         name = self.record.name
@@ -89,7 +91,7 @@ def _check(record: Evaluation, task: Task, captions: list[str]) -> None:
     if not task.mask_rate:
         raise UserError(
             f"{where}: the task {task.name} hides no words", got=", ".join(objective.kind for objective in task.objectives),
-            allowed="an objective of kind masked_language", fix="give the evaluation the name of a task that has one",
+            allowed="an objective of kind masked_language, or of kind likelihood among the vocabulary", fix="give the evaluation the name of a task that has one",
         )  # fmt: skip
     if not any(captions):
         raise UserError(f"{where} measures nothing", got="no text that can be read", fix="see to source.text")

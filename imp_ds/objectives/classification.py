@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imp_ds.objectives.objective import Objective
 
-class ClassificationObjective(nn.Module):
+
+class ClassificationObjective(Objective):
     """Softmax or sigmoid cross-entropy. forward: (model, encodings by modality, targets) -> (loss, metrics).
 
     targets["label"] is int64 [B], or float [B, N] of class membership: normalised to sum 1 for softmax (as released for
     images of several labels), used as it is for sigmoid. The sigmoid loss is the mean over classes.
     """
-
-    compares_samples = False  # a sample's loss is its own
 
     def __init__(self, config, modality: str, num_classes: int, loss: str = "softmax", label_smoothing: float = 0.0):
         super().__init__()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imp_ds.objectives.objective import Objective
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import rank, world_size
 
@@ -25,6 +26,16 @@ def nce_direction(logits_BN: torch.Tensor, positive_BN: torch.Tensor) -> tuple[t
     loss = (logits_BN.logsumexp(1) - positives_B).mean()
     best_B = logits_BN.detach().argmax(1, keepdim=True)
     return loss, positive_BN.gather(1, best_B).float().mean()
+
+
+def positives(which: str, rows: int, device: torch.device, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Which samples of all ranks match each of this rank's `rows`, bool [B, N]: "diagonal", itself; "equal", those of equal
+    targets["label"]."""
+    if which == "equal":
+        label_B = targets["label"]
+        return label_B[:, None] == gather_rows(label_B)[None, :]
+    mine_B = torch.arange(rows, device=device) + rank() * rows
+    return mine_B[:, None] == torch.arange(rows * world_size(), device=device)
 
 
 class Temperature(nn.Module):
@@ -43,7 +54,7 @@ class Temperature(nn.Module):
         return F.relu(self.value.float()) + 1e-6
 
 
-class ContrastiveObjective(nn.Module):
+class ContrastiveObjective(Objective):
     """NCE over `pairs` of modalities. forward: (model, encodings by modality, targets) -> (loss, metrics).
 
     The returned loss is this rank's mean; averaged over the ranks it is the loss of the joined batch, and so is its gradient.
@@ -57,16 +68,9 @@ class ContrastiveObjective(nn.Module):
         self.positives = positives
         self.temperatures = nn.ModuleDict({f"{a}_{b}": Temperature(temperature) for a, b in self.pairs})
 
-    def _positive_BN(self, rows: int, device: torch.device, targets: dict[str, torch.Tensor]) -> torch.Tensor:
-        if self.positives == "equal":
-            label_B = targets["label"]
-            return label_B[:, None] == gather_rows(label_B)[None, :]
-        mine_B = torch.arange(rows, device=device) + rank() * rows
-        return mine_B[:, None] == torch.arange(rows * world_size(), device=device)
-
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first = encodings[self.pairs[0][0]].pooled_BD
-        positive_BN = self._positive_BN(first.shape[0], first.device, targets)
+        positive_BN = positives(self.positives, first.shape[0], first.device, targets)
         losses, metrics = [], {}
         for a, b in self.pairs:
             z1_BC, z2_BC = model.project(encodings[a].pooled_BD, a, b), model.project(encodings[b].pooled_BD, b, a)

@@ -9,12 +9,16 @@ Shapes: B texts of this rank, L tokens of a text, K tokens of a text that are co
 vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
 from imp_ds.modalities.masking import IGNORED, most_hidden
+from imp_ds.objectives.objective import Objective
 
 
 class WordHead(nn.Module):
@@ -35,35 +39,49 @@ class WordHead(nn.Module):
         return model.score_words(hidden_ND) + self.bias
 
 
-class MaskedLanguageObjective(nn.Module):
-    """Cross-entropy of the hidden words. forward: (model, encodings by modality, targets) -> (loss, metrics).
+class HiddenWords:
+    """What is computed of texts with hidden words, whoever scores the words.
 
-    targets["words"] is int64 [B, L]: the tokens to be found, -100 elsewhere. Of each text `most_hidden(L, rate)` tokens are
-    computed, the hidden ones first: a fixed number, for which no host waits, and seldom more than a third of them. Texts
-    without a hidden token cost nothing and count as one without a hit.
+    Targets are int64 [B, L]: the tokens to be found, -100 elsewhere. Of each text `most_hidden(L, rate)` tokens are computed, the
+    hidden ones first: a fixed number, for which no host waits, and seldom more than a third of them. Texts without a hidden token
+    cost nothing and count as one without a hit.
     """
 
-    compares_samples = False
-
-    def __init__(self, config, rate: float):
-        super().__init__()
+    def __init__(self, rate: float):
         self.rate = rate
-        self.head = WordHead(config)
 
-    def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss_BK, found_BK, hidden_BK = self.answers(model, encodings["text"].tokens_BLD, targets["words"])
+    def loss(self, loss_BK: torch.Tensor, found_BK: torch.Tensor, hidden_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """From the `answers`: the mean loss, and the share of each text's words that were found, [B]."""
         count_B = hidden_BK.sum(1).clamp(min=1)
-        loss = (loss_BK.sum(1) / count_B).mean()
-        return loss, {"accuracy/masked_language": (found_BK.sum(1) / count_B).mean()}
+        return (loss_BK.sum(1) / count_B).mean(), found_BK.sum(1) / count_B
 
-    def answers(self, model, tokens_BLD: torch.Tensor, words_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def answers(
+        self, score: Callable[[torch.Tensor], torch.Tensor], tokens_BLD: torch.Tensor, words_BL: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of each computed token, [B, K]: its cross-entropy (float32), whether its best word is the right one, and whether it
-        was hidden at all; both others are 0 and False where it was not."""
+        was hidden at all; both others are 0 and False where it was not. `score`: states [N, D] -> scores of all words [N, V]."""
         hidden_first_BL = (words_BL == IGNORED).to(torch.int8).argsort(dim=1, stable=True)
         index_BK = hidden_first_BL[:, : most_hidden(words_BL.shape[1], self.rate)]
         word_BK = words_BL.gather(1, index_BK)
         states_BKD = tokens_BLD.take_along_dim(index_BK[..., None], dim=1)
-        scores_NV = self.head(model, states_BKD.flatten(0, 1)).float()
+        scores_NV = score(states_BKD.flatten(0, 1)).float()
         loss_N = F.cross_entropy(scores_NV, word_BK.flatten(), ignore_index=IGNORED, reduction="none")
         best_N = scores_NV.detach().argmax(1)
         return loss_N.view_as(word_BK), best_N.view_as(word_BK) == word_BK, word_BK != IGNORED
+
+
+class MaskedLanguageObjective(Objective):
+    """Cross-entropy of the hidden words of targets["words"], by a head of the task's own."""
+
+    def __init__(self, config, rate: float):
+        super().__init__()
+        self.hidden = HiddenWords(rate)
+        self.head = WordHead(config)
+
+    def answers(self, model, encodings: dict, words_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `HiddenWords.answers`."""
+        return self.hidden.answers(partial(self.head, model), encodings["text"].tokens_BLD, words_BL)
+
+    def forward(self, model, encodings, targets):
+        loss, found_B = self.hidden.loss(*self.answers(model, encodings, targets["words"]))
+        return loss, {"accuracy/masked_language": found_B.mean()}

@@ -1,11 +1,13 @@
 """The processor of a run: made once from the run's configuration and corpus, and saved beside the run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from imp_ds.config import RunConfig
+from imp_ds.data.class_names import with_class_names
 from imp_ds.data.corpus import all_captions
 from imp_ds.data.decoding import decode
 from imp_ds.data.samples import BadSample, Reader
@@ -40,7 +42,8 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
     if run.data.tokenizer is not None:
         tokenizer = load_tokenizer(run.data.tokenizer)
     else:
-        tokenizer = train_tokenizer(all_captions(readers), run.data.vocab_size, seed=run.data.seed)
+        texts = chain(all_captions(readers), _candidate_texts(with_class_names(run, readers)))
+        tokenizer = train_tokenizer(texts, run.data.vocab_size, seed=run.data.seed)
     views = [*(entry.views for entry in run.evaluations), *(view for task in run.tasks for view in task.all_views)]
     image = next((v.vision for v in views if v.vision is not None and v.vision.frames == 1), None)
     film = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
@@ -56,8 +59,15 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
     )
 
 
+def _candidate_texts(run: RunConfig) -> Iterator[str]:
+    """The names of classes, in their templates, among which a task looks for its answer."""
+    for objective in (o for task in run.tasks for o in task.objectives if o.kind == "likelihood" and o.among_names):
+        yield from chain(*objective.candidate_texts())
+
+
 def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]]) -> ImpFeatureExtractor:
-    """The spectrogram of the run, standardised by the mean and spread of the first sounds of its corpus."""
+    """The spectrogram of the run, standardised by the mean and spread of the first sounds of its corpus, or as the model that it
+    starts from hears."""
     audio = run.data.audio
     views = {task.name: task.views.audio for task in run.tasks if task.views.audio is not None}
     seconds = next((view.seconds for view in views.values()), 8.192)
@@ -66,6 +76,10 @@ def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[R
         mel_bins=audio.mel_bins, f_min=audio.min_frequency, f_max=audio.max_frequency,
     )  # fmt: skip
     extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch)
+    if run.train.init_from is not None and (Path(run.train.init_from) / "processor_config.json").is_file():
+        before = ImpProcessor.from_pretrained(run.train.init_from, local_files_only=True).feature_extractor
+        extractor.mean, extractor.std = before.mean, before.std
+        return extractor
     values = []
     for name, view in list(views.items())[:1]:
         for sound, rate in _some_sounds(readers[name][0], Views(audio=view)):

@@ -23,7 +23,8 @@ class TrainedRun:
     def load_model(self) -> ImpForPreTraining:
         """The whole model with all of its experts, on the CPU, in float32 and ready to train."""
         with torch.device("meta"):
-            model = ImpForPreTraining(self.run.model.to_config(len(self.processor.tokenizer), self.run.tasks))
+            tokenizer = self.processor.tokenizer
+            model = ImpForPreTraining(self.run.model.to_config(len(tokenizer), self.run.tasks, tokenizer))
         model.to_empty(device="cpu")
         self.reader.load_weights(model)
         return model

@@ -43,6 +43,9 @@ SIDES = {
     "contrastive": _pairs,
     "classification": lambda spec: Sides(frozenset([spec["modality"]]), frozenset()),  # a head of its own: no tokens to find
     "masked_language": lambda spec: Sides(frozenset(["text"]), frozenset(["text"])),
+    "named_classes": lambda spec: Sides(frozenset([spec["modality"]]), frozenset(["text"])),
+    "likelihood": lambda spec: Sides(frozenset(spec["inputs"]), frozenset([spec["target"]])),
+    "captioning": lambda spec: Sides(frozenset([spec["modality"], "text"]), frozenset(["text"]), causal=frozenset(["text"])),
 }
 
 
@@ -63,6 +66,12 @@ def causal_tasks(objectives: dict[str, dict]) -> list[str]:
     return [task for task, entry in objectives.items() if task_sides(task, entry["objectives"]).causal]
 
 
+def candidate_tasks(objectives: dict[str, dict]) -> list[str]:
+    """Of ImpConfig.objectives the tasks that look for an answer among texts which are encoded for it; not among their batch."""
+    among_texts = lambda spec: "family" in spec and spec.get("candidates") != "batch"  # noqa: E731
+    return [task for task, entry in objectives.items() if any(map(among_texts, entry["objectives"]))]
+
+
 def segment_attributes(modality: str, sides: Sides, target: bool | None = None) -> tuple[str, ...]:
     """The names of the attributes of a segment of `modality` in a task of these sides, in the order of ATTRIBUTES.
 
@@ -72,6 +81,17 @@ def segment_attributes(modality: str, sides: Sides, target: bool | None = None) 
     true = {f"input_{m}" for m in sides.inputs} | {f"target_{m}" for m in sides.targets} | {f"token_{modality}"}
     true |= {"target_side"} if target else {"causal"} if modality in sides.causal else set()
     return tuple(name for name in ATTRIBUTES if name in true)
+
+
+def is_target(config, modality: str, task: str | None, target: bool | None = None) -> bool:
+    """Whether a segment of `modality` is of the candidates, arguments as those of `ImpModel.condition`. A model of one task alone
+    need not be told it; False where nothing tells."""
+    if target is None and task is None and len(config.objectives) == 1:
+        (task,) = config.objectives
+    if target is not None or task not in config.objectives:
+        return bool(target)
+    sides = task_sides(task, config.objectives[task]["objectives"])
+    return modality in sides.targets - sides.inputs
 
 
 def condition_name(

@@ -1,9 +1,12 @@
 """ImpConfig: every number that shapes an IMP encoder (Akbari et al., 2023, arXiv 2305.06324)."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
-from imp_ds.models.imp.conditions import MODALITIES, causal_tasks
+from imp_ds.models.imp.conditions import MODALITIES, candidate_tasks, causal_tasks
+from imp_ds.models.imp.prompts import PROMPT_SIDES, SHARED
 
 # width, feed-forward width, layers, heads: the released configurations (`imp/max/projects/imp/config/model.py`);
 # `tiny` is ours, for two CPU cores.
@@ -35,6 +38,8 @@ class ImpConfig(PreTrainedConfig):
         vision_patch: frames, height and width of a vision patch; vision_max: the largest clip, in the same units.
         audio_patch: spectrogram frames and mel bins of an audio patch; audio_max: the largest spectrogram.
         text_max: the longest text in tokens.
+        mask_token_id: of the token that stands for a hidden word, and for a whole sequence before the likelihood head.
+        end_token_id: of the token that ends a caption.
         common_dim: width of the common spaces in which two modalities meet.
         pairs: unordered modality pairs; each owns two projections, one for each direction.
         num_experts: experts in each MoE layer; 0 makes a dense encoder.
@@ -62,6 +67,8 @@ class ImpConfig(PreTrainedConfig):
         router_balance: coefficient of the load-balancing loss of each "top_k" layer (Switch Transformer: 0.01).
         router_noise: in training, Gaussian noise on the router's logits, in units of 1 / num_experts (V-MoE: 1.0).
         objectives: task name -> the objectives trained on it (see `imp_ds.objectives`); used by ImpForPreTraining.
+        prompt_length: deep prompts of each layer (`imp_ds.models.imp.prompts`); 0: none.
+        prompt_sides: "shared", or "separate": what is of the candidates has prompts of its own.
         merged_conditions: the conditions of a merged model (`imp_ds.models.imp.merging`), which has no experts (num_experts is
             0): each of its conditional maps is one plain map for each of them.
     """
@@ -86,6 +93,8 @@ class ImpConfig(PreTrainedConfig):
         vocab_size=32100,
         text_max=4096,
         pad_token_id=0,
+        mask_token_id=None,
+        end_token_id=None,
         common_dim=1024,
         pairs=(("vision", "text"), ("vision", "audio"), ("audio", "text")),
         num_experts=0,
@@ -106,6 +115,8 @@ class ImpConfig(PreTrainedConfig):
         router_balance=0.01,
         router_noise=0.0,
         objectives=None,
+        prompt_length=0,
+        prompt_sides=SHARED,
         merged_conditions=(),
         **kwargs,
     ):
@@ -125,6 +136,8 @@ class ImpConfig(PreTrainedConfig):
         self.vocab_size = vocab_size
         self.text_max = text_max
         self.pad_token_id = pad_token_id
+        self.mask_token_id = mask_token_id
+        self.end_token_id = end_token_id
         self.common_dim = common_dim
         self.pairs = [list(pair) for pair in pairs]
         self.num_experts = num_experts
@@ -147,6 +160,8 @@ class ImpConfig(PreTrainedConfig):
         self.router_balance = router_balance
         self.router_noise = router_noise
         self.objectives = dict(objectives or {})
+        self.prompt_length = prompt_length
+        self.prompt_sides = prompt_sides
         self.merged_conditions = list(merged_conditions)
         self._check()
         super().__init__(**kwargs)
@@ -159,6 +174,12 @@ class ImpConfig(PreTrainedConfig):
         width, feed_forward, layers, heads = SIZES[size]
         shape = dict(hidden_size=width, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads)
         return cls(**{**shape, **overrides})
+
+    @property
+    def likelihood_families(self) -> list[str]:
+        """The families of tasks that share a scale of the likelihood head; empty where no task uses that head."""
+        specs = (spec for entry in self.objectives.values() for spec in entry["objectives"])
+        return sorted({spec["family"] for spec in specs if "family" in spec})
 
     @property
     def moe_layer_indices(self) -> list[int]:
@@ -212,10 +233,25 @@ class ImpConfig(PreTrainedConfig):
         for name, largest, patch in (("vision", self.vision_max, self.vision_patch), ("audio", self.audio_max, self.audio_patch)):
             if any(a % b for a, b in zip(largest, patch)):
                 raise UserError(f"{name}_max is not a multiple of {name}_patch", got=f"{largest} and {patch}")
+        self._check_prompts()
         if self.num_experts:
             self.moe_layer_indices  # raises on a placement that names no layers
             self._check_gate()
             self._check_maps()
+
+    def _check_prompts(self):
+        if self.prompt_sides not in PROMPT_SIDES:
+            raise UserError("unknown prompt_sides", got=self.prompt_sides, allowed=", ".join(PROMPT_SIDES))
+        positions = {"text": self.text_max}
+        for name, largest, patch in (("vision", self.vision_max, self.vision_patch), ("audio", self.audio_max, self.audio_patch)):
+            positions[name] = math.prod(a // b for a, b in zip(largest, patch))
+        shortest = min(positions, key=positions.get)
+        if not 0 <= self.prompt_length <= positions[shortest]:
+            raise UserError(
+                "the prompts of a layer are longer than the positions: they would outnumber the tokens of every input",
+                got=f"prompt_length = {self.prompt_length}",
+                allowed=f"0 to {positions[shortest]}, the positions of {shortest}; published: 10",
+            )  # fmt: skip
 
     def _check_gate(self):
         if self.gate not in (*DATA_GATES, *CONSTANT_GATES):
@@ -232,6 +268,13 @@ class ImpConfig(PreTrainedConfig):
             )  # fmt: skip
         if self.gate == "task":
             self._check_gate_tasks()
+        candidates = candidate_tasks(self.objectives)
+        if candidates and self.routes_tokens and self.group_examples != 1:
+            raise UserError(
+                "a candidate would be told of the others: their tokens share routing groups, which differ with the number of ranks",
+                got=f"task {', '.join(candidates)} with gate = {self.gate}, group_examples = {self.group_examples}",
+                allowed="group_examples = 1, or a modality, task or attribute gate", fix="--set model.group_examples=1",
+            )  # fmt: skip
         causal = causal_tasks(self.objectives)
         if causal and self.tokens_compete:
             raise UserError(

@@ -16,10 +16,12 @@ from transformers.utils import ModelOutput
 
 from imp_ds.errors import UserError
 from imp_ds.modalities import EMBEDDINGS
-from imp_ds.models.imp.conditions import MODALITIES, build_condition, condition_name
+from imp_ds.models.imp.conditions import MODALITIES, build_condition, condition_name, is_target
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
 from imp_ds.models.imp.layers import RANDOM_SITES, ImpBlock
+from imp_ds.models.imp.likelihood import LikelihoodHead
+from imp_ds.models.imp.prompts import SEPARATE
 from imp_ds.moe.conditional import join
 from imp_ds.moe.routing import Condition, RouterReport, Segment
 from imp_ds.randomness import derive, step_key
@@ -148,12 +150,14 @@ class ImpModel(ImpPreTrainedModel):
         self.post_encoder = nn.ModuleDict({name: nn.Linear(width, width) for name in MODALITIES})
         ordered = [order for a, b in config.pairs for order in ((a, b), (b, a))]
         self.projections = nn.ModuleDict({f"{a}_to_{b}": Projection(config) for a, b in ordered})
+        families = config.likelihood_families
+        self.likelihood = LikelihoodHead(config, families) if families else None
         self.post_init()
 
     def condition(
         self, modality: str, task: str | None = None, *, target: bool | None = None, attributes: tuple[str, ...] | None = None
     ) -> Condition:
-        """The condition of a segment of `modality`, for gates that ask for it.
+        """The condition of a segment of `modality`, for gates that ask for it, and for prompts that tell the sides apart.
 
         Args:
             task: one of config.objectives; gates that ask for modalities alone, or for nothing, do without.
@@ -164,10 +168,13 @@ class ImpModel(ImpPreTrainedModel):
 
         Raises UserError for a task or an attribute that the model does not know, naming the task.
         """
-        if not (self.config.num_experts or self.config.merged_conditions):
-            return Condition()
-        name = condition_name(self.config, modality, task, target, attributes)
-        return build_condition(self.config, name, self.device)
+        found = Condition()
+        if self.config.num_experts or self.config.merged_conditions:
+            name = condition_name(self.config, modality, task, target, attributes)
+            found = build_condition(self.config, name, self.device)
+        if self.config.prompt_length and self.config.prompt_sides == SEPARATE:
+            found = found._replace(target=is_target(self.config, modality, task, target))
+        return found
 
     def encode(
         self,

@@ -1,0 +1,30 @@
+"""Texts with a place where their answer is read: the state of one token, the tokenizer's mask token (Uni-Perceiver, release: its
+`spe_index` in questions and in the texts of GLUE).
+
+Shapes: B texts, L tokens of a text.
+"""
+
+import numpy as np
+
+from imp_ds.modalities import masking
+from imp_ds.modalities.text import preprocess
+
+MARK = "[MASK]"  # in a text, whatever the tokenizer calls its mask token
+
+
+def preprocess_marked(texts: list[str], tokenizer, length: int | None = None) -> dict[str, np.ndarray]:
+    """`text.preprocess` of texts that all have the mask token: in the place of MARK, or at the end of a text without it.
+
+    A text that is so long that its mark would be cut off has it in the place of its last word that is left. Raises UserError as
+    `text.preprocess`, and for a tokenizer without a token that stands for a hidden word.
+    """
+    mask_id = masking.mask_id(tokenizer)
+    token = tokenizer.convert_ids_to_tokens(mask_id)
+    marked = [text.replace(MARK, token) if MARK in text else f"{text} {token}" for text in texts]
+    inputs = preprocess(marked, tokenizer, length)
+    ids_BL, special = inputs["input_ids"], list({*tokenizer.all_special_ids} - {tokenizer.unk_token_id})
+    for ids_L, mask_L in zip(ids_BL, inputs["attention_mask"]):
+        if mask_id not in ids_L:
+            words = np.flatnonzero((mask_L > 0) & ~np.isin(ids_L, special))
+            ids_L[words[-1]] = mask_id
+    return inputs
