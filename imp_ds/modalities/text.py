@@ -28,7 +28,8 @@ class WordTable(nn.Embedding):
 
 
 class TextEmbedding(nn.Module):
-    """Token ids to tokens. forward takes `input_ids` [B, L] and `attention_mask` [B, L] (1 = a word, 0 = padding).
+    """Token ids to tokens. forward takes `input_ids` [B, L], `attention_mask` [B, L] (1 = a word, 0 = padding), and `places` [L]
+    where a word's place in its text, from 0, is not its place in the sequence.
 
     Positions are scaled by the longest text, not by this one, so that a word's place reads the same bucket at any length.
     """
@@ -38,12 +39,16 @@ class TextEmbedding(nn.Module):
         self.words = WordTable(config.vocab_size, config.hidden_size)
         self.positions = FactoredPositions([config.text_max], config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, places: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         length, longest = input_ids.shape[1], self.positions.buckets[0]
-        if length > longest:
-            raise UserError("a text is longer than the model reads", got=f"{length} tokens", allowed=f"at most {longest}")
-        places = torch.arange(length, device=input_ids.device, dtype=torch.float32) / longest
-        tokens = self.words(input_ids) + self.positions(places.view(1, length, 1)).to(self.words.weight.dtype)
+        if places is None:
+            if length > longest:
+                raise UserError("a text is longer than the model reads", got=f"{length} tokens", allowed=f"at most {longest}")
+            places = torch.arange(length, device=input_ids.device)
+        shares = (places.float() / longest).view(1, length, 1)
+        tokens = self.words(input_ids) + self.positions(shares).to(self.words.weight.dtype)
         return tokens, None if attention_mask is None else attention_mask.bool()
 
 
@@ -90,10 +95,45 @@ def preprocess_masked(
     return {**inputs, "words": words_BL}
 
 
-def _encode(texts: list[str], tokenizer, length: int | None):
-    """What the tokenizer gives, and of it the model's inputs."""
+def preprocess_captions(texts: list[str], tokenizer, length: int) -> np.ndarray:
+    """Texts as what is to be said word by word, int64 [B, L]: the ids of the words and of the end, -100 after it. None of the
+    tokenizer's own marks is among them.
+
+    Args:
+        length: L; a longer text is cut, and then has no end.
+
+    Raises:
+        UserError: as `preprocess`.
+    """
+    _check_texts(texts)
+    end, said_BL = end_id(tokenizer), np.full((len(texts), length), masking.IGNORED)
+    found = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
+    for said_L, ids, text in zip(said_BL, found, texts):
+        if not ids:
+            raise _no_tokens(text)
+        said_L[: len(ids) + 1] = [*ids, end][:length]
+    return said_BL
+
+
+def end_id(tokenizer) -> int:
+    """The id of the token that ends a text that is said word by word: the tokenizer's end or separator token, or, where it has
+    neither, the padding token, which is nothing that a text could hold."""
+    ids = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    return next(found for found in ids if found is not None)
+
+
+def _check_texts(texts) -> None:
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError("text must be a string or a list of strings", got=repr(texts)[:200])
+
+
+def _no_tokens(text: str) -> UserError:
+    return UserError("a text has no tokens", got=repr(text), fix="leave samples without a caption out")
+
+
+def _encode(texts: list[str], tokenizer, length: int | None):
+    """What the tokenizer gives, and of it the model's inputs."""
+    _check_texts(texts)
     maximum = length or min(tokenizer.model_max_length, _LONGEST)
     padding = "max_length" if maximum < _LONGEST else "longest"
     encoded = tokenizer(
@@ -102,5 +142,5 @@ def _encode(texts: list[str], tokenizer, length: int | None):
     inputs = {name: encoded[name].astype(np.int64) for name in INPUT_NAMES}
     empty = np.flatnonzero(inputs["attention_mask"].sum(1) == 0)
     if len(empty):
-        raise UserError("a text has no tokens", got=repr(texts[empty[0]]), fix="leave samples without a caption out")
+        raise _no_tokens(texts[empty[0]])
     return encoded, inputs

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import text
+from imp_ds.modalities import masking, text
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
 
@@ -46,3 +47,39 @@ def test_the_embedding_refuses_more_words_than_it_has_places():
 def test_what_is_no_text_is_refused(texts, tokenizer):
     with pytest.raises(UserError):
         text.preprocess(texts, tokenizer)
+
+
+def test_a_caption_is_its_words_and_an_end(tokenizer):
+    ids = tokenizer("a red cat")["input_ids"]
+    said_BL = text.preprocess_captions(["a red cat", "the cat and the dog and the red cat"], tokenizer, len(ids) + 2)
+    # this tokenizer has no end token: padding, which no text holds, ends one
+    assert text.end_id(tokenizer) == tokenizer.pad_token_id == 0
+    assert said_BL.dtype == np.int64 and said_BL[0].tolist() == [*ids, 0, masking.IGNORED]
+    assert said_BL[1].tolist() == tokenizer("the cat and the dog and the red cat")["input_ids"][: len(ids) + 2]  # cut: no end
+    full = text.preprocess_captions(["a red cat"], tokenizer, len(ids) + 1)
+    assert full[0].tolist() == [*ids, 0]
+
+
+def test_a_caption_ends_as_its_tokenizer_ends_texts_and_has_no_other_marks():
+    marking = train_tokenizer(["a red cat", "a blue dog", "the cat and the dog"], 60)
+    marking.add_special_tokens({"eos_token": "</s>", "cls_token": "<s>"})
+    ids = marking("a red cat")["input_ids"]
+    marks = [("<s>", marking.cls_token_id), ("</s>", marking.eos_token_id)]
+    marking.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=marks)
+    assert marking("a red cat")["input_ids"] == [marking.cls_token_id, *ids, marking.eos_token_id]
+    said_BL = text.preprocess_captions(["a red cat"], marking, len(ids) + 1)
+    assert said_BL[0].tolist() == [*ids, marking.eos_token_id]
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["cat", "  "], [3], [None]])
+def test_what_is_no_caption_is_refused(texts, tokenizer):
+    with pytest.raises(UserError):
+        text.preprocess_captions(texts, tokenizer, 5)
+
+
+def test_places_may_be_given():
+    embedding = text.TextEmbedding(ImpConfig.from_size("tiny", vocab_size=9, text_max=4))
+    ids_BL = torch.tensor([[3, 5, 7]])
+    usual, _ = embedding(ids_BL)
+    again, _ = embedding(torch.tensor([[7, 5, 3, 5, 7]]), places=torch.tensor([2, 1, 0, 1, 2]))
+    assert torch.equal(again, usual[:, [2, 1, 0, 1, 2]])

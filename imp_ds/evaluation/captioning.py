@@ -1,0 +1,128 @@
+"""How good a model's captions of a split are: what it says by itself, and how well it knows the words of those that it is told.
+
+Shapes: B entries of a batch, R entries of all batches and ranks, L words of the longest caption of a batch, T words of a caption,
+V words of the vocabulary, D width, C width of the common space.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+
+from imp_ds.errors import UserError
+from imp_ds.evaluation.captions import bleu4, cider
+from imp_ds.evaluation.embedding import in_step
+from imp_ds.evaluation.evaluator import KeptBatches
+from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.text import preprocess_captions
+from imp_ds.models.imp.caption_sequence import Pictured, query_states
+from imp_ds.objectives.captioning import word_log_probabilities
+from imp_ds.parallel.gather import gather_rows
+from imp_ds.parallel.groups import all_agree
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch, Evaluation, Task
+
+
+class CaptioningEvaluator:
+    """`run(model)` yields (name, value):
+
+    captioning/{name}/bleu4 and /cider, of the captions that a beam search finds, against all captions of their rows;
+    captioning/{name}/accuracy: of the words of each row's first caption, the end with them, the share that is most probable after
+    the words before it; captioning/{name}/perplexity: exp of their mean cross-entropy.
+
+    Args:
+        record: the evaluation; its text view's length is the most that is said.
+        task: the record's `captioner`, whose conditions and scale are used; its captions may be of another modality.
+        batches: returns this rank's batches of the split anew (`imp_ds.data.evaluation_batches`).
+        references: the captions of each row.
+        tokenizer: of the model.
+        keep_mb: batches are kept for the next run while they take at most this much.
+
+    A row that cannot be used or has no caption is left out, and counted as left_out/{name} where there are any. Of a row with
+    several entries (the windows of a long recording) the caption that scores best is taken, and the words of each are counted.
+
+    After a run, `said` holds (row, caption) of all rows that were measured. Raises UserError for a record without views or
+    captions, and a task that says none.
+    """
+
+    reads_heads = True  # of the model for pre-training, beside the encoder
+
+    def __init__(
+        self, record: Evaluation, task: Task, batches: Callable[[], Iterable[Batch]], references: list[list[str]], tokenizer, *,
+        keep_mb: int = 256,
+    ):  # fmt: skip
+        _check(record, task, references)
+        self.record, self.task, self.references, self.tokenizer = record, task, references, tokenizer
+        self._batches = KeptBatches(lambda: map(self._with_caption, batches()), keep_mb)
+        self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
+        self.said: list[tuple[int, str]] = []
+
+    def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
+        """All ranks call this together, and get the same values. Raises UserError, on all ranks, for a caption without tokens."""
+        name, (task, objective) = self.record.name, model.captioner(self.task.name)
+        # the words are encoded once for all batches
+        vectors_VC = objective.candidates.vectors(model.imp, objective.candidates.encode(model.imp, task))
+        found = []
+        for batch in in_step(iter(self._batches)):
+            batch = batch.to(vectors_VC.device)
+            of = objective.pictured(model.imp, task, self.record.modality, batch.inputs[self.record.modality])
+            ids_BT, score_B = self._said(model, objective, of, vectors_VC)
+            counted_B3 = _counted(model, objective, of, vectors_VC, batch.targets["caption"])
+            found.append((batch.targets["valid"], batch.targets["index"], ids_BT, score_B, counted_B3))
+        valid_R, *columns = (gather_rows(torch.cat(column)) for column in zip(*found))
+        index_R, ids_RT, score_R, counted_R3 = (column[valid_R] for column in columns)
+        self.said = self._best(index_R, ids_RT, score_R)
+        if len(self.said) < len(self.references):
+            yield f"left_out/{name}", float(len(self.references) - len(self.said))
+        candidates, references = [text for _, text in self.said], [self.references[row] for row, _ in self.said]
+        yield f"captioning/{name}/bleu4", bleu4(candidates, references)
+        yield f"captioning/{name}/cider", cider(candidates, references)
+        words, right, loss = counted_R3.sum(0)
+        yield f"captioning/{name}/accuracy", (right / words).item()
+        yield f"captioning/{name}/perplexity", (loss / words).exp().item()
+
+    def _with_caption(self, batch: Batch) -> Batch:
+        captions = [self.references[row][0] for row in batch.targets["index"].tolist()]
+        said_BT = preprocess_captions(captions, self.tokenizer, self.record.views.text.length)
+        batch.targets["caption"] = torch.from_numpy(said_BT)
+        return batch
+
+    def _said(self, model, objective, of: Pictured, vectors_VC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The captions that are found, filled up with ends to one length, [B, T], and their scores, [B]."""
+        longest = self.record.views.text.length
+        ids_BL, score_B = objective.generate(
+            model.imp, of, vectors_VC, size=self.record.beam, longest=longest, length_penalty=self.record.length_penalty,
+            agree=all_agree,
+        )  # fmt: skip
+        return F.pad(ids_BL, (0, longest - ids_BL.shape[1]), value=model.config.end_token_id), score_B
+
+    def _best(self, index_R: torch.Tensor, ids_RT: torch.Tensor, score_R: torch.Tensor) -> list[tuple[int, str]]:
+        """(row, caption) of each row, in order, of its entry that scores best."""
+        by_score = sorted(zip(score_R.tolist(), index_R.tolist(), ids_RT.tolist()), key=lambda entry: entry[0])
+        best = {row: ids for _, row, ids in by_score}
+        return [(row, self.tokenizer.decode(best[row], skip_special_tokens=True).strip()) for row in sorted(best)]
+
+
+def _counted(model, objective, of: Pictured, vectors_VC: torch.Tensor, said_BT: torch.Tensor) -> torch.Tensor:
+    """Of each caption how many words it has, how many of them are the most probable ones, and the sum of their cross-entropies,
+    float64 [B, 3]."""
+    states_BTD = query_states(objective.encode_said(model.imp, of, said_BT))[:, 0]
+    log_p_BTV = objective.log_probabilities(model.imp, states_BTD, vectors_VC)
+    columns = said_BT != IGNORED, log_p_BTV.argmax(2) == said_BT, -word_log_probabilities(log_p_BTV, said_BT)
+    return torch.stack([column.double().sum(1) for column in columns], dim=1)
+
+
+def _check(record: Evaluation, task: Task, references: list[list[str]]) -> None:
+    where = f"evaluation {record.name}"
+    if record.modality == "text":
+        raise UserError(f"{where}: captions are said of pictures and sounds", got="modality text", allowed="vision, audio")
+    if record.views.text is None or getattr(record.views, record.modality) is None:
+        needed = f"views.{record.modality} and views.text"
+        raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()) or "none", allowed=needed)
+    if not task.says_captions:
+        raise UserError(
+            f"{where}: the task {task.name} says no captions", got=", ".join(objective.kind for objective in task.objectives),
+            allowed="an objective of kind captioning", fix=f"--set evaluations.{record.name}.captioner=TASK, one that has it",
+        )  # fmt: skip
+    if not any(references):
+        raise UserError(f"{where} measures nothing", got="no caption to compare with", fix="set source.text")

@@ -1,0 +1,92 @@
+"""All next words of a caption in one pass: the query construction of Uni-Perceiver (arXiv 2112.01522; release,
+`modeling/encoder/unified_bert_encoder.py`).
+
+    <SPE>, input | words | queries
+
+A query is <SPE>, too: the mask token, which stands for what is asked for. Everyone sees the first <SPE> and the input, which see
+nothing else. A word sees the words up to itself. The query of place i has the position of word i and sees the words before it,
+and itself, but no other query: from its state word i is found. So it is in training, for all words at once, and in generation,
+where the one query is that of the next word.
+
+Several captions of one input may stand side by side. None sees another one, so the input is encoded once for all of them.
+
+Shapes: B samples, K captions of each, W words of a caption, Q queries of a caption, S tokens of <SPE> and input,
+L = S + K * (W + Q), D width.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.modalities import EMBEDDINGS
+from imp_ds.models.imp.likelihood import spe_inputs
+from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
+from imp_ds.moe.routing import Condition
+
+
+class Pictured(NamedTuple):
+    """What captions are said of: its modality, its inputs, and the conditions of it (and <SPE>) and of the words."""
+
+    modality: str
+    inputs: dict[str, torch.Tensor]
+    condition: Condition
+    text_condition: Condition
+
+
+def encode_captions(
+    model: ImpModel, of: Pictured, words_BKW: torch.Tensor, places: range, valid_BKQ: torch.Tensor | None = None,
+    key_B: torch.Tensor | None = None,
+) -> Encoding:  # fmt: skip
+    """The whole sequence through the encoder; `query_states` are what it is read for.
+
+    Args:
+        words_BKW: the words of each caption from the first on, int64; all that the queries are to see.
+        places: of the queries in their captions.
+        valid_BKQ: False at padding, of words and queries alike, where there is a query for each word; None: there is none.
+        key_B: the samples' random keys.
+
+    Raises UserError for a caption that is longer than the model's texts, and a model that knows no <SPE>.
+    """
+    batch, captions, words = words_BKW.shape
+    device, queries = words_BKW.device, len(places)
+    if places.stop > model.config.text_max:
+        allowed = f"at most text_max = {model.config.text_max}"
+        raise UserError("a caption is longer than the model's texts", got=f"{places.stop} tokens", allowed=allowed)
+    spe = spe_inputs(model.config, batch, device)
+    valid = {} if valid_BKQ is None else dict(attention_mask=valid_BKQ.flatten(1))
+    place_W = torch.arange(words, device=device).repeat(captions)
+    place_Q = torch.arange(places.start, places.stop, device=device).repeat(captions)
+    parts = [("text", spe, of.condition), (of.modality, of.inputs, of.condition)]
+    if words:
+        parts.append(("text", dict(input_ids=words_BKW.flatten(1), places=place_W, **valid), of.text_condition))
+    queries_BL = spe["input_ids"].expand(batch, captions * queries)
+    parts.append(("text", dict(input_ids=queries_BL, places=place_Q, **valid), of.text_condition))
+    seen = 1 + of.inputs[EMBEDDINGS[of.modality][1][0]].shape[1]
+    return model.encode_segments(parts, key_B, caption_mask(seen, captions, place_W, place_Q))
+
+
+def query_states(encoding: Encoding, captions: int = 1) -> torch.Tensor:
+    """The states from which the queries' words are found, [B, K, Q, D], of the encoding of `captions` captions side by side."""
+    return encoding.tokens_BLD[:, -encoding.lengths[-1] :].unflatten(1, (captions, -1))
+
+
+def caption_mask(seen: int, captions: int, place_W: torch.Tensor, place_Q: torch.Tensor) -> torch.Tensor:
+    """Who sees whom, bool [L, L], True where the row's token sees the column's.
+
+    Args:
+        seen: S.
+        captions: K.
+        place_W, place_Q: of all words, [K * W], and of all queries, [K * Q], in their captions.
+    """
+    words, queries = len(place_W), len(place_Q)
+    of_captions = torch.arange(captions, device=place_Q.device)
+    caption_W = of_captions.repeat_interleave(words // captions)
+    caption_Q = of_captions.repeat_interleave(queries // captions)
+    before = lambda caption, limit: (caption[:, None] == caption_W) & (place_W < limit[:, None])  # noqa: E731
+    mask_LL = torch.zeros(seen + words + queries, seen + words + queries, dtype=torch.bool, device=place_Q.device)
+    mask_LL[:, :seen] = True
+    mask_LL[seen : seen + words, seen : seen + words] = before(caption_W, place_W + 1)
+    mask_LL[seen + words :, seen : seen + words] = before(caption_Q, place_Q)
+    mask_LL[seen + words :, seen + words :].fill_diagonal_(True)
+    return mask_LL

@@ -1,0 +1,102 @@
+"""Captioning: the next word of a caption is found among all words of the vocabulary, by the head that all tasks share
+(Uni-Perceiver, arXiv 2112.01522; release, `image_text_pair.py` and `embed_cls_predictor.py`).
+
+Training finds all words in one pass (`imp_ds.models.imp.caption_sequence`), the end of the text among them. The loss is the mean
+over a text's words, then over the texts, as in `imp_ds.objectives.masked_language`. Generation finds them one after another.
+
+Shapes: B samples of this rank, K captions of a sample, T words of a caption, L words so far, C width of the common space, V words
+of the vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from imp_ds.modalities.masking import IGNORED
+from imp_ds.models.imp.beam_search import beam_search
+from imp_ds.models.imp.caption_sequence import Pictured, encode_captions, query_states
+from imp_ds.models.imp.conditions import SIDES, segment_attributes
+from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
+from imp_ds.objectives.candidates import Words
+from imp_ds.objectives.likelihood import AmongTexts
+
+
+class CaptioningObjective(AmongTexts):
+    """Cross-entropy of the words of targets["caption"], int64 [B, T]: the ids of a caption and its end, -100 after it.
+
+    Args, as in `imp_ds.tasks.Captioning`:
+        modality: what the captions are said of.
+        family: whose scale is used.
+    """
+
+    def __init__(self, config, modality: str, family: str = "caption", label_smoothing: float = 0.0):
+        super().__init__(config, inputs=[modality], family=family)
+        self.modality, self.label_smoothing = modality, label_smoothing
+        self.sequence = f"caption+{modality}"
+        self.candidates = Words(config.vocab_size)
+
+    def encode(self, model, batch, encodings):
+        if self.sequence not in encodings:
+            of = self.pictured(model, batch.task, self.modality, batch.inputs[self.modality])
+            encodings[self.sequence] = self.encode_said(model, of, batch.targets["caption"], batch.key_B)
+        self.encode_candidates(model, batch, encodings)
+
+    def forward(self, model, encodings, targets):
+        said_BT = targets["caption"]
+        log_p_BTV = self.log_probabilities(model, query_states(encodings[self.sequence])[:, 0], self.vectors(model, encodings))
+        loss_BT = -word_log_probabilities(log_p_BTV, said_BT)
+        if self.label_smoothing:
+            evenly_BT = -log_p_BTV.mean(2) * (said_BT != IGNORED)
+            loss_BT = (1 - self.label_smoothing) * loss_BT + self.label_smoothing * evenly_BT
+        count_B = (said_BT != IGNORED).sum(1).clamp(min=1)
+        right_BT = log_p_BTV.detach().argmax(2) == said_BT
+        return (loss_BT.sum(1) / count_B).mean(), self.found(model, right_BT.sum(1) / count_B)
+
+    def pictured(self, model: ImpModel, task: str, modality: str, inputs: dict[str, torch.Tensor]) -> Pictured:
+        """What captions are to be said of, under the conditions of `task`, whose objective this is; of another modality than its
+        own, attribute gates are told those attributes that such a task would have."""
+        attributes = [None, None]
+        if modality != self.modality:
+            sides = SIDES["captioning"]({"modality": modality})
+            attributes = [segment_attributes(of, sides) for of in (modality, "text")]
+        conditions = [
+            model.condition(of, task, target=False, attributes=told) for of, told in zip((modality, "text"), attributes)
+        ]
+        return Pictured(modality, inputs, *conditions)
+
+    def encode_said(self, model: ImpModel, of: Pictured, said_BT: torch.Tensor, key_B: torch.Tensor | None = None) -> Encoding:
+        """Captions, as targets["caption"] has them, with a query for each word."""
+        valid_BT = said_BT != IGNORED
+        words_BT = said_BT.where(valid_BT, model.config.pad_token_id)
+        places = range(said_BT.shape[1])
+        return encode_captions(model, of, words_BT.unsqueeze(1), places, valid_BT.unsqueeze(1), key_B)
+
+    def log_probabilities(self, model: ImpModel, states: torch.Tensor, vectors_VC: torch.Tensor) -> torch.Tensor:
+        """Of each word in the place of each query, float32 [..., V], from the queries' states, [..., D]."""
+        logits_NV = model.likelihood.logits(model.likelihood(states.flatten(0, -2)), vectors_VC, self.family)
+        return logits_NV.log_softmax(1).unflatten(0, states.shape[:-1])
+
+    def generate(
+        self, model: ImpModel, of: Pictured, vectors_VC: torch.Tensor, *, size: int, longest: int, length_penalty: float = 1.0,
+        agree: Callable[[bool], bool] = bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The best caption of each sample that a beam of `size` finds, int64 [B, L], L <= longest, its end with it and filled up
+        with ends, and its score, float32 [B]. Arguments and errors as those of `beam_search`."""
+
+        def next_words(words_BKL: torch.Tensor) -> torch.Tensor:
+            place, captions = words_BKL.shape[2], words_BKL.shape[1]
+            encoding = encode_captions(model, of, words_BKL, range(place, place + 1))
+            return self.log_probabilities(model, query_states(encoding, captions)[:, :, 0], vectors_VC)
+
+        batch = len(next(iter(of.inputs.values())))
+        return beam_search(
+            next_words, batch, size=size, longest=longest, end_id=model.config.end_token_id, length_penalty=length_penalty,
+            device=vectors_VC.device, agree=agree,
+        )  # fmt: skip
+
+
+def word_log_probabilities(log_p_BTV: torch.Tensor, said_BT: torch.Tensor) -> torch.Tensor:
+    """Those of the words that are said, float32 [B, T]; 0 where none is."""
+    valid_BT = said_BT != IGNORED
+    chosen_BT = log_p_BTV.gather(2, said_BT.where(valid_BT, 0).unsqueeze(2)).squeeze(2)
+    return chosen_BT.where(valid_BT, 0.0)
