@@ -444,21 +444,32 @@ class Evaluation(Record):
 
     With `classes` it classifies: the class names, put through prompt templates, are the text. With `source.text` it
     retrieves captions from the modality and the modality from captions. With modality text it hides words of `source.text`
-    as the task of the evaluation's name does, and has them found by that task's head. With `captioner` it has captions said of the
-    modality, and compares them with `source.text`.
+    as the task of the evaluation's name does, and has them found by that task's head; with head "likelihood" it classifies
+    texts instead. With `captioner` it has captions said of the modality, and compares them with `source.text`.
     """
 
     name: str = Field(
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="in results: zero_shot/{name}/top1, retrieval/{name}/..., captioning/{name}/bleu4, masked_language/{name}/..., "
-        "where it names a task",
+        description="in results: zero_shot/{name}/top1, retrieval/{name}/..., captioning/{name}/bleu4, and "
+        "masked_language/{name}/..., where it names a task",
     )
     modality: Modality
     source: Source
     views: Views
-    task: str | None = Field(None, description="a task of the run that task and attribute gates are told it is")
+    head: Literal["pair", "likelihood"] = Field(
+        "pair", description="what compares: the projections of a pair of modalities, or the head of likelihood tasks"
+    )
+    answer_at: Literal["start", "mark"] = Field(
+        "start", description="likelihood: mark: source.text asks, beside the modality, and the answer is a class"
+    )
+    target: Modality = Field("text", description="likelihood: what is retrieved; rows with equal source.text are equal")
+    task: str | None = Field(
+        None,
+        description="a task of the run that task and attribute gates are told it is; without one likelihood tells attribute "
+        "gates what is read and what is looked for, which no task need have trained",
+    )
     captioner: str | None = Field(
-        None, description="a task of the run that says captions, of this modality or of another one; it says those that are measured"
+        None, description="a task of the run that says captions, of this modality or another; it says those that are measured"
     )
     beam: int = Field(4, ge=1, description="captioner: beginnings that the search for a caption keeps; 1: greedy search")
     length_penalty: float = Field(1.0, ge=0.0, description="captioner: 0 prefers short captions; the larger, the longer")
@@ -466,3 +477,11 @@ class Evaluation(Record):
     templates: list[str] = Field(
         [], description='prompts with one {} for the class name, where source.label_names has the names instead of `classes`'
     )
+
+    @model_validator(mode="after")
+    def _head_fits(self):
+        if self.head == "pair" and (self.answer_at == "mark" or self.target != "text"):
+            raise ValueError(f'evaluation {self.name}: answers at a mark, and targets other than text, need head = "likelihood"')
+        if self.target == self.modality and self.target != "text":
+            raise ValueError(f"evaluation {self.name}: {self.modality} would be retrieved by itself: set another target")
+        return self

@@ -10,12 +10,14 @@ so on the batch size; with one example in a group it depends on nothing else.
 Shapes: B entries of a batch, R entries that one rank encoded, N rows that were encoded, C width of a common space, E experts.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from imp_ds.moe.routing import RouterReport
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import all_agree, on_main
 from imp_ds.tasks import Batch
@@ -31,31 +33,31 @@ class Embedded:
     usage: dict[str, list[list[float]]]
 
 
-def embed_rows(model, batches: Iterable[Batch], routes: list[tuple[str, str]], task: str | None = None) -> Embedded:
-    """Encode every batch by each route (source, target): `source` is read from the batch and projected towards `target`.
-    `task` is what gates that ask for one are told.
+def embed_by(
+    embed: Callable[[Batch], Iterable[tuple[str, torch.Tensor, list[RouterReport]]]],
+    batches: Iterable[Batch],
+    device: torch.device,
+) -> Embedded:
+    """`embed` gives, for each modality that it reads of a batch, its name, its vectors and the reports of the routers.
 
     Each batch has targets "index" (row of the split, int64 [B]) and "valid" (bool [B]). All ranks call this together.
     A UserError that one rank meets in making a batch is raised on all.
     """
-    device = next(model.parameters()).device
-    vectors, shares = {source: [] for source, _ in routes}, {source: [] for source, _ in routes}
-    index, valid = [], []
-    for batch in _in_step(iter(batches)):
+    vectors, shares, index, valid = defaultdict(list), defaultdict(list), [], []
+    for batch in in_step(iter(batches)):
         batch = batch.to(device)
         index.append(batch.targets["index"])
         valid.append(batch.targets["valid"])
-        for source, target in routes:
-            encoding = model.encode(source, batch.inputs[source], condition=model.condition(source, task))
-            vectors[source].append(model.project(encoding.pooled_BD, source, target))
-            shares[source].append([report.usage_E for report in encoding.reports])
+        for source, vectors_BC, reports in embed(batch):
+            vectors[source].append(vectors_BC)
+            shares[source].append([report.usage_E for report in reports])
     index, valid = gather_rows(torch.cat(index)), gather_rows(torch.cat(valid))
     rows_N, place = index[valid].unique(return_inverse=True)
     joined = {m: _mean_of_rows(gather_rows(torch.cat(parts))[valid], place, len(rows_N)) for m, parts in vectors.items()}
     return Embedded(rows_N.cpu(), joined, {source: _mean_usage(parts) for source, parts in shares.items()})
 
 
-def _in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
+def in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
     """This rank's batches, and its last one again, marked as not valid, until every rank has had all of its own."""
     last = None
     while True:

@@ -1,17 +1,20 @@
-"""One evaluation of a modality against text: zero-shot classification and retrieval from one pass over the split.
+"""One evaluation of a modality against text, or another one: zero-shot classification and retrieval from one pass over the split.
 
 Shapes: N rows of the split, C width of a common space, T frames, H height, W width.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
 from imp_ds.errors import UserError
-from imp_ds.evaluation.embedding import embed_rows, prompt_batches
+from imp_ds.evaluation.answers import exact_match
+from imp_ds.evaluation.embedding import Embedded, embed_by, prompt_batches
 from imp_ds.evaluation.retrieval import both_directions
+from imp_ds.evaluation.sides import both, build_sides
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Batch, Evaluation
@@ -21,14 +24,15 @@ class TextEvaluator:
     """How well a modality meets text. `run(model)` yields (name, value):
 
     zero_shot/{name}/top1, and top5 when there are more than 5 classes, if `classes` is given;
-    retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given.
+    answers/{name}/exact_match besides, where the classes are answers that are read at a mark;
+    retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given; of another target its name.
 
     Args:
         record: the evaluation's name, modality and views.
         batches: returns this rank's batches of the split anew (`imp_ds.data.loader.evaluation_batches`).
         tokenizer: makes the prompts' tokens.
         labels: class index of each row of the split, int64 [rows]; needed with `classes`.
-        captions: the first caption of each row; the batches then have "text" inputs.
+        captions: the first caption of each row, by which rows are equal; the batches then have inputs of the target.
         frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
         keep_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
 
@@ -56,8 +60,8 @@ class TextEvaluator:
     ):
         self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
         self.labels, self.classes, self.captions = labels, classes, captions
-        self._frames = frames
-        self._batches = KeptBatches(batches, keep_mb)
+        self._frames, self._sides = frames, build_sides(record)
+        self.batches = KeptBatches(batches, keep_mb)
         self.vectors_NC: torch.Tensor | None = None
         self.usage: dict[str, list[list[float]]] = {}
         _check(record, labels, classes, captions)
@@ -66,8 +70,7 @@ class TextEvaluator:
 
     def run(self, model) -> Iterator[tuple[str, float]]:
         modality, name = self.record.modality, self.record.name
-        routes = [(modality, "text")] + ([("text", modality)] if self.captions is not None else [])
-        found = embed_rows(model, self._batches, routes, self.record.task)
+        found = self._embed(model)
         self.rows_N, self.vectors_NC, self.usage = found.rows_N, found.vectors[modality], found.usage
         if len(self.rows_N) < self.rows:
             yield f"left_out/{name}", float(self.rows - len(self.rows_N))
@@ -76,14 +79,28 @@ class TextEvaluator:
             label_N = self.labels[self.rows_N].to(self.vectors_NC.device)
             for k in (1, 5) if len(classes_KC) > 5 else (1,):
                 yield f"zero_shot/{name}/top{k}", accuracy(self.vectors_NC, classes_KC, label_N, k)
+            if self.record.answer_at == "mark":
+                yield f"answers/{name}/exact_match", self._exact_match(classes_KC, label_N)
         if self.captions is not None:
             captions = [self.captions[row] for row in self.rows_N.tolist()]
-            yield from both_directions(name, self.vectors_NC, found.vectors["text"], captions).items()
+            sought_NC = found.vectors[self._sides.target]
+            yield from both_directions(name, self.vectors_NC, sought_NC, captions, self._sides.target).items()
+
+    def _embed(self, model) -> Embedded:
+        """Each row's vector, and where captions say which rows are equal, that of what it is compared with."""
+        sides = self._sides
+        embed = (lambda batch: [sides.read(model, batch)]) if self.captions is None else partial(both, sides, model)
+        return embed_by(embed, self.batches, next(model.parameters()).device)
+
+    def _exact_match(self, classes_KC: torch.Tensor, label_N: torch.Tensor) -> float:
+        names = self.classes.names
+        best_N = (self.vectors_NC @ classes_KC.T).argmax(1)
+        return exact_match([names[k] for k in best_N.tolist()], [[names[k]] for k in label_N.tolist()])
 
     def _class_vectors(self, model) -> torch.Tensor:
         shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
         prompts = prompt_batches(self.tokenizer, self.classes.prompts(), self.record.views.text.length, **shape)
-        embedded = embed_rows(model, prompts, [("text", self.record.modality)], self.record.task)
+        embedded = embed_by(lambda batch: [self._sides.sought(model, batch)], prompts, next(model.parameters()).device)
         self.usage.setdefault("text", embedded.usage["text"])
         return class_vectors(embedded.vectors["text"], len(self.classes.templates))
 
@@ -128,8 +145,10 @@ def _check(record: Evaluation, labels, classes, captions):
     where = f"evaluation {record.name}"
     if classes is None and captions is None:
         raise UserError(f"{where} measures nothing", fix="set `classes`, `source.text`, or both")
-    if record.views.text is None or getattr(record.views, record.modality) is None:
-        needed = f"views.{record.modality} and views.text"
+    if classes is not None and record.target != "text":
+        raise UserError(f"{where}: classes are texts", got=f"target = {record.target}", allowed='target = "text"')
+    if any(getattr(record.views, modality) is None for modality in ("text", record.modality, record.target)):
+        needed = " and ".join(f"views.{modality}" for modality in dict.fromkeys((record.modality, record.target, "text")))
         raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()), allowed=needed)
     if classes is not None and labels is None:
         raise UserError(f"{where} classifies, but source.label names no column", fix="set source.label")

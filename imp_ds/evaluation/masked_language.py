@@ -91,7 +91,8 @@ def _check(record: Evaluation, task: Task, captions: list[str]) -> None:
     if not task.mask_rate:
         raise UserError(
             f"{where}: the task {task.name} hides no words", got=", ".join(objective.kind for objective in task.objectives),
-            allowed="an objective of kind masked_language, or of kind likelihood among the vocabulary", fix="give the evaluation the name of a task that has one",
+            allowed="an objective of kind masked_language, or of kind likelihood among the vocabulary",
+            fix="give the evaluation the name of a task that has one",
         )  # fmt: skip
     if not any(captions):
         raise UserError(f"{where} measures nothing", got="no text that can be read", fix="see to source.text")

@@ -36,10 +36,13 @@ def recall(query_QC: torch.Tensor, candidate_NC: torch.Tensor, group_Q: torch.Te
     return {k: (better_Q < k).double().mean().item() for k in RECALLS}
 
 
-def both_directions(name: str, media_NC: torch.Tensor, text_NC: torch.Tensor, captions: list[str]) -> dict[str, float]:
-    """`retrieval/{name}/{name}_to_text/R@k` and `retrieval/{name}/text_to_{name}/R@k` of rows that belong together."""
+def both_directions(
+    name: str, media_NC: torch.Tensor, text_NC: torch.Tensor, captions: list[str], target: str = "text"
+) -> dict[str, float]:
+    """`retrieval/{name}/{name}_to_text/R@k` and `retrieval/{name}/text_to_{name}/R@k` of rows that belong together. `target`:
+    what it is, if not a text, that belongs to the media."""
     group_N = caption_groups(captions).to(media_NC.device)
-    ways = {f"{name}_to_text": (media_NC, text_NC), f"text_to_{name}": (text_NC, media_NC)}
+    ways = {f"{name}_to_{target}": (media_NC, text_NC), f"{target}_to_{name}": (text_NC, media_NC)}
     results = {}
     for way, (query, candidate) in ways.items():
         for k, value in recall(query, candidate, group_N, group_N).items():

@@ -1,8 +1,8 @@
 """Sets of texts among which an answer is looked for: class names, answers, or every word of the vocabulary.
 
 The network that reads the question encodes the candidates too, in every step. A set is shared out: of N candidates each of R
-ranks encodes ceil(N / R), and their vectors are gathered with gradient, so that a step costs each rank its share alone. What fills
-up the last rank's share is padding: nobody sees it, no expert takes it, and its vectors are cut off.
+ranks encodes ceil(N / R), and their vectors are gathered with gradient, so that a step costs each rank its share alone. What
+fills up the last rank's share is padding: nobody sees it, no expert takes it, and its vectors are cut off.
 
 Shapes: N candidates, n of this rank, A texts of a candidate, L tokens of a text, D width, C width of the common space.
 """

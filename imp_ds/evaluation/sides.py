@@ -1,0 +1,86 @@
+"""How what is read and what it is compared with become vectors: by the projections of a pair of modalities, or by the likelihood
+head, which compares whatever there is.
+
+Shapes: B entries of a batch, C width of a common space.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.models.imp.conditions import Sides, segment_attributes
+from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
+from imp_ds.moe.routing import Condition, RouterReport
+from imp_ds.tasks import Batch, Evaluation
+
+Vectors = tuple[str, torch.Tensor, list[RouterReport]]  # the modality, unit vectors [B, C], what the routers told
+
+
+class PairSides:
+    """By projections: the record's modality towards text, and text towards it. Gates are told the record's task."""
+
+    def __init__(self, record: Evaluation):
+        self.modality, self.target, self.task = record.modality, "text", record.task
+
+    def read(self, model, batch: Batch) -> Vectors:
+        """What is read."""
+        return self._project(model, batch, self.modality, self.target)
+
+    def sought(self, model, batch: Batch) -> Vectors:
+        """What it is compared with."""
+        return self._project(model, batch, self.target, self.modality)
+
+    def _project(self, model, batch: Batch, source: str, target: str) -> Vectors:
+        encoding = model.encode(source, batch.inputs[source], condition=model.condition(source, self.task))
+        return source, model.project(encoding.pooled_BD, source, target), encoding.reports
+
+
+class LikelihoodSides:
+    """By the likelihood head: the record's modality, or with it a text that has a mark, against candidates of its target.
+
+    Gates are told the record's task; without one those that ask for attributes are told what is read and what is looked for, so
+    that a pair of modalities which no task has trained has a condition too.
+    """
+
+    def __init__(self, record: Evaluation):
+        self.name, self.modality, self.target, self.task = record.name, record.modality, record.target, record.task
+        self.marked = record.answer_at == "mark"
+        self.inputs = [self.modality] + (["text"] if self.marked and self.modality != "text" else [])
+
+    def read(self, model, batch: Batch) -> Vectors:
+        """What is read."""
+        head, parts = self._head(model), [(m, batch.inputs[m], self._condition(model, m, False)) for m in self.inputs]
+        encoding = (encode_at_mark if self.marked else encode_with_spe)(model, parts)
+        return self.modality, head(encoding.pooled_BD), encoding.reports
+
+    def sought(self, model, batch: Batch) -> Vectors:
+        """What it is compared with."""
+        part = (self.target, batch.inputs[self.target], self._condition(model, self.target, True))
+        encoding = encode_with_spe(model, [part])
+        return self.target, self._head(model)(encoding.pooled_BD), encoding.reports
+
+    def _head(self, model):
+        if model.likelihood is None:
+            raise UserError(
+                f"evaluation {self.name}: the model has no likelihood head", got='head = "likelihood"',
+                allowed='head = "pair" for a model of contrastive tasks', fix="or train a task of kind likelihood",
+            )  # fmt: skip
+        return model.likelihood
+
+    def _condition(self, model, modality: str, target: bool) -> Condition:
+        attributes = None
+        if self.task is None and model.config.gate == "attribute":
+            attributes = segment_attributes(modality, Sides(frozenset(self.inputs), frozenset([self.target])), target)
+        return model.condition(modality, self.task, target=target, attributes=attributes)
+
+
+def build_sides(record: Evaluation) -> PairSides | LikelihoodSides:
+    """As the record's `head` says."""
+    return LikelihoodSides(record) if record.head == "likelihood" else PairSides(record)
+
+
+def both(sides: PairSides | LikelihoodSides, model, batch: Batch) -> Iterator[Vectors]:
+    """What is read, then what it is compared with."""
+    yield sides.read(model, batch)
+    yield sides.sought(model, batch)
