@@ -3,21 +3,26 @@
 from collections.abc import Callable, Iterator
 
 from imp_ds.data.samples import Reader
-from imp_ds.data.sources import captions, open_reader
+from imp_ds.data.sources import captions, labels, open_reader
+from imp_ds.data.subset import class_fraction
+from imp_ds.modalities.marking import MARK
 
 
 def open_corpus(run, split: str = "train", progress: Callable | None = None) -> dict[str, list[Reader]]:
     """Task name -> the readers of its sources on a split of the corpus at `run.data.root`.
 
     Tasks that read the same source share its reader. Indexes that are not there yet are built, which may take long: `progress`
-    (stage, done, total) is told how far it is. Raises UserError for a source that cannot be read.
+    (stage, done, total) is told how far it is. Raises UserError for a source that cannot be read, and a fraction of one that
+    leaves a class without samples.
     """
     readers = {}
 
     def reader_of(source) -> Reader:
         known = source.model_dump_json(exclude={"weight", "captions_ignore"})
         if known not in readers:
-            readers[known] = open_reader(run.data.root, source, split, run.data, progress)
+            reader = open_reader(run.data.root, source, split, run.data, progress)
+            some = source.fraction < 1 and split == "train"
+            readers[known] = class_fraction(reader, labels(reader), source.fraction, run.data.seed) if some else reader
         return readers[known]
 
     return {task.name: [reader_of(source) for source in task.sources] for task in run.tasks}
@@ -32,4 +37,5 @@ def text_readers(readers: dict[str, list[Reader]]) -> list[Reader]:
 def all_captions(readers: dict[str, list[Reader]]) -> Iterator[str]:
     """Every caption of every distinct source that has some."""
     for reader in text_readers(readers):
-        yield from captions(reader)
+        for caption in captions(reader):
+            yield caption.replace(MARK, " ")  # a mark is no word

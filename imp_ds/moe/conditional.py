@@ -36,6 +36,11 @@ class SequenceFacts(NamedTuple):
     segments: tuple[Segment, ...] = ()
     key_BS: torch.Tensor | None = None
 
+    @property
+    def target_side(self) -> bool:
+        """Whether the sequence is of the candidates, as its first segment is."""
+        return bool(self.segments) and self.segments[0].condition.target
+
     def key_B(self, site: int) -> torch.Tensor | None:
         return None if self.key_BS is None else self.key_BS[:, site]
 

@@ -26,11 +26,13 @@ class Condition(NamedTuple):
     key_1S: a random key for each random site of a block, int64 [1, S], of the step and so the same on all ranks; None: nothing
         is random.
     copy: which of the copies of a merged model is this condition's.
+    target: whether the segment is of the candidates, for those who treat them differently.
     """
 
     known: torch.Tensor | None = None
     key_1S: torch.Tensor | None = None
     copy: int = 0
+    target: bool = False
 
 
 class Segment(NamedTuple):

@@ -1,7 +1,8 @@
 """`train.init_from`: a run starts from the weights of an exported model, on any number of ranks.
 
 The encoder has to be the same, setting by setting and tensor by tensor, and so has the tokenizer. Heads (projections into the
-common spaces, objectives) are taken where name and shape match, and are fresh where not. safetensors only: nothing is unpickled.
+common spaces, objectives) and deep prompts are taken where name and shape match, and are fresh where not. safetensors only:
+nothing is unpickled.
 """
 
 import json
@@ -24,7 +25,8 @@ _SETTINGS = (
     *ENCODER_SETTINGS, "num_experts", "moe_layer_indices", "expert_intermediate_size", "expert_activation", "gate",
     "conditional_maps", "share_decisions", "gate_tasks",
 )  # fmt: skip
-_HEADS = ("imp.projections.", "objectives.")
+_HEADS = ("imp.projections.", "imp.likelihood.", "objectives.")
+_PROMPTS = ".attention.prompts."
 
 
 def exported_config(folder: Path) -> ImpConfig:
@@ -66,7 +68,7 @@ def load_initial(model: ImpForPreTraining, folder: str | Path, tokenizer: PreTra
 
 def check_encoder(source: ImpConfig, target: ImpConfig, folder: Path) -> None:
     """Raise UserError, naming the settings, unless both configurations are of encoders with the same parameters."""
-    if source.merged_conditions:
+    if source.merged_conditions != target.merged_conditions and source.merged_conditions:
         raise UserError(
             "train.init_from holds a merged model: its experts are no more, and training goes on with experts", got=folder,
             fix="export the run without --merge, and start from that",
@@ -109,7 +111,7 @@ def _load(model: ImpForPreTraining, folder: Path, stored: dict[str, tuple]) -> l
     for name, (shape, _) in wholes.items():
         if name in stored and _view(stored[name]).get_shape() == list(shape):
             loaded.append(name)
-        elif name.startswith(_HEADS):
+        elif name.startswith(_HEADS) or _PROMPTS in name:
             fresh.append(name)
         else:
             raise UserError(

@@ -22,7 +22,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Slice:
     """Elements start .. start + n of a parameter of `shape` (all experts included), flattened.
 
-    `tensors` are views [n] of the optimizer's own float32 memory: "weight", "exp_avg", "exp_avg_sq".
+    `tensors` are views [n] of the optimizer's own float32 memory: "weight", "exp_avg", "exp_avg_sq"; of a frozen parameter
+    "weight" alone, its own memory.
     """
 
     name: str
@@ -56,7 +57,8 @@ def whole_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]
 
 
 def slices(engine) -> list[Slice]:
-    """All that this rank's optimizer holds, by parameter. At ZeRO 0 replicas hold the same."""
+    """All that this rank's optimizer holds, by parameter, and what is frozen. At ZeRO 0, and of what is frozen, replicas hold the
+    same."""
     wholes, found = whole_parameters(engine.model), []
     for name, parameter in engine.model.named_parameters():
         shape, first = wholes[name]
@@ -67,11 +69,12 @@ def slices(engine) -> list[Slice]:
 
 
 def owned_slices(engine) -> list[Slice]:
-    """`slices` such that every element is on exactly one rank: the replicas of ZeRO 0 take a share each."""
-    if engine.stage:
-        return slices(engine)
+    """`slices` such that every element is on exactly one rank: replicas take a share each."""
     found = []
     for piece in slices(engine):
+        if engine.stage and len(piece.tensors) > 1:
+            found.append(piece)
+            continue
         spread = piece.numel < prod(piece.shape)  # experts: each rank of a group holds others
         copies, own = (world_size() // engine.ep_size, rank() // engine.ep_size) if spread else (world_size(), rank())
         start, stop = piece.numel * own // copies, piece.numel * (own + 1) // copies
@@ -82,6 +85,8 @@ def owned_slices(engine) -> list[Slice]:
 
 def _held(engine, parameter: nn.Parameter) -> tuple[int, dict[str, torch.Tensor]]:
     """Where this rank's part of a parameter begins, and its views; no views when it holds nothing of it."""
+    if not parameter.requires_grad:
+        return 0, {WEIGHT: parameter.detach().view(-1)}
     if engine.stage == 0:
         state = engine.deepspeed.basic_optimizer.state[parameter]
         views = {WEIGHT: parameter.detach().view(-1), **{key: state[key].view(-1) for key in MOMENTS}}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from imp_ds.models.imp.prompts import DeepPrompts
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.context import ContextPool
 from imp_ds.moe.experts import ExpertWeights
@@ -43,6 +44,8 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
             init.zeros_(module.bias)
     elif isinstance(module, (Router, BlendRouter)):
         init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
+    elif isinstance(module, DeepPrompts):
+        init.normal_(module.vectors, mean=0.0, std=1.0, generator=generator_for("vectors"))  # they are normed
     elif isinstance(module, ContextPool):
         init.normal_(module.query, mean=0.0, std=std, generator=generator_for("query"))
     elif isinstance(module, ExpertWeights):

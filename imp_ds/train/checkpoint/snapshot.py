@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from imp_ds.train.master_state import MOMENTS, WEIGHT, owned_slices
+from imp_ds.train.master_state import WEIGHT, owned_slices
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Snapshot:
         self._on_gpu = engine.device.type == "cuda"
         self.entries = {"model": {}, "optimizer": {}}  # file -> key -> Entry, in the order of the file
         for piece in owned_slices(engine):
-            for kind in (WEIGHT, *MOMENTS):
+            for kind in piece.tensors:
                 file, key = _place(kind, piece.name)
                 self.entries[file][key] = Entry(piece.shape, piece.start, piece.numel)
         self._buffers, self._views = {}, {}
