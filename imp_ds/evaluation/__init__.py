@@ -1,9 +1,10 @@
 """Evaluation, exact over the whole split: every modality against text by zero-shot classification and retrieval, and text by its
-hidden words.
+hidden words; and captions against those of the corpus.
 
 An evaluator has `run(model) -> iterator of (name, value)`; names are flat, such as zero_shot/image/top1.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,13 +15,15 @@ from imp_ds.data.evaluation_batches import evaluation_batches
 from imp_ds.data.samples import BadSample, Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
+from imp_ds.evaluation.captioning import CaptioningEvaluator
 from imp_ds.evaluation.evaluator import TextEvaluator
 from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
+from imp_ds.evaluation.named_classes import NamedClassesEvaluator
 from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Evaluation, Views
 
-Evaluator = TextEvaluator | MaskedLanguageEvaluator
+Evaluator = TextEvaluator | MaskedLanguageEvaluator | NamedClassesEvaluator | CaptioningEvaluator
 
 
 def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> list[Evaluator]:
@@ -31,45 +34,67 @@ def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> lis
     evaluators = []
     for record in run.evaluations:
         reader = open_reader(run.data.root, record.source, split, run.data)
-        if record.modality == "text":
+        if record.captioner is not None:
+            evaluators.append(_captioning_evaluator(run, processor, record, reader, batch_size))
+        elif record.modality == "text" and record.head == "pair":
             task, captions = run.task(record.name), first_captions(reader)
             evaluators.append(MaskedLanguageEvaluator(record, task, captions, processor.tokenizer, batch_size=batch_size))
         else:
             evaluators.append(_text_evaluator(run, processor, record, reader, batch_size))
+            if _is_tuned(run, record):
+                evaluators.append(NamedClassesEvaluator(evaluators[-1]))
     return evaluators
 
 
 def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> TextEvaluator:
     shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
+    collator = partial(Collator(processor), marked=record.answer_at == "mark")
+    asked = record.modality == "text" or record.answer_at == "mark"  # the text is what is read
 
     def frames(row):
         return decode(reader.read(row), Views(vision=record.views.vision))["vision"]
 
     return TextEvaluator(
         record,
-        lambda: evaluation_batches(reader, Collator(processor), _used_views(record), **shape),
+        lambda: evaluation_batches(reader, collator, _used_views(record), **shape),
         processor.tokenizer,
         labels=None if record.source.label is None else torch.from_numpy(labels(reader)),
-        classes=_class_prompts(run, record, reader),
-        captions=None if record.source.text is None else first_captions(reader),
+        classes=class_prompts(run, record, reader),
+        captions=None if record.source.text is None or asked else first_captions(reader),
         batch_size=batch_size,
         frames=frames if record.modality == "vision" else None,
     )
 
 
+def _captioning_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> CaptioningEvaluator:
+    shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
+    batches = lambda: evaluation_batches(reader, Collator(processor), _used_views(record), **shape)  # noqa: E731
+    return CaptioningEvaluator(record, run.task(record.captioner), batches, all_captions(reader), processor.tokenizer)
+
+
 def first_captions(reader: Reader) -> list[str]:
     """The first caption of each row; an empty text for a row that cannot be read, which is left out of what is measured."""
+    return [captions[0] if captions else "" for captions in all_captions(reader)]
+
+
+def all_captions(reader: Reader) -> list[list[str]]:
+    """The captions of each row; none of a row that cannot be read."""
     found = []
     for row in range(len(reader)):
         try:
-            found.append(reader.read(row)["text"][0])
+            found.append(reader.read(row)["text"])
         except BadSample:
-            found.append("")
+            found.append([])
     return found
 
 
-def _class_prompts(run, record: Evaluation, reader: Reader) -> ClassPrompts | None:
-    """The class names of `classes`, or those of the source in the evaluation's own templates."""
+def _is_tuned(run, record: Evaluation) -> bool:
+    """Whether a task of the run learns the classes of the evaluation by a head of its own, beside their names."""
+    return any(task.name == record.task and any(o.kind == "named_classes" for o in task.objectives) for task in run.tasks)
+
+
+def class_prompts(run, record: Evaluation, reader: Reader) -> ClassPrompts | None:
+    """The class names of `classes`, or those of the source in the evaluation's own templates; None where it names no classes."""
     if record.classes is not None:
         return load_classes(Path(run.data.root) / "classes.json", record.classes)
     if not record.templates:
@@ -83,8 +108,8 @@ def _class_prompts(run, record: Evaluation, reader: Reader) -> ClassPrompts | No
 
 
 def _used_views(record: Evaluation) -> Views:
-    """Only what the evaluation reads is decoded: its modality, and captions where there are any (prompts come later)."""
-    used = {record.modality: getattr(record.views, record.modality)}
+    """Only what the evaluation reads is decoded: its modality and target, captions where there are any (prompts come later)."""
+    used = {modality: getattr(record.views, modality) for modality in {record.modality, record.target} - {"text"}}
     return Views(**used, text=record.views.text if record.source.text is not None else None)
 
 

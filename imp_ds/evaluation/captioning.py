@@ -56,6 +56,7 @@ class CaptioningEvaluator:
         self._batches = KeptBatches(lambda: map(self._with_caption, batches()), keep_mb)
         self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
         self.said: list[tuple[int, str]] = []
+        self._first: Batch | None = None
 
     def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
         """All ranks call this together, and get the same values. Raises UserError, on all ranks, for a caption without tokens."""
@@ -64,6 +65,7 @@ class CaptioningEvaluator:
         vectors_VC = objective.candidates.vectors(model.imp, objective.candidates.encode(model.imp, task))
         found = []
         for batch in in_step(iter(self._batches)):
+            self._first = self._first or batch
             batch = batch.to(vectors_VC.device)
             of = objective.pictured(model.imp, task, self.record.modality, batch.inputs[self.record.modality])
             ids_BT, score_B = self._said(model, objective, of, vectors_VC)
@@ -80,6 +82,12 @@ class CaptioningEvaluator:
         words, right, loss = counted_R3.sum(0)
         yield f"captioning/{name}/accuracy", (right / words).item()
         yield f"captioning/{name}/perplexity", (loss / words).exp().item()
+
+    def examples(self, count: int) -> tuple[Batch, list[tuple[str, str]]]:
+        """After a run, of the first `count` entries of this rank their inputs, and the caption that was said beside the first of
+        those that it was to be."""
+        first, said = self._first.map(lambda x: x[:count]), dict(self.said)
+        return first, [(said.get(row, ""), self.references[row][0]) for row in first.targets["index"].tolist()]
 
     def _with_caption(self, batch: Batch) -> Batch:
         captions = [self.references[row][0] for row in batch.targets["index"].tolist()]

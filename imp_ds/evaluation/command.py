@@ -47,7 +47,7 @@ def evaluate(
         run.data.root = str(data)
     if not run.evaluations:
         raise UserError("the model's run names no evaluations", got=Path(model_path) / FILE_NAME, fix="add them to that file")
-    heads = any(record.modality == "text" for record in run.evaluations)
+    heads = any(record.modality == "text" or record.captioner is not None for record in run.evaluations)
     model, processor = load_model(Path(model_path), heads)
     results = run_evaluators(model, build_evaluators(run, processor, split, batch_size=batch_size))
     Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
@@ -85,7 +85,7 @@ def results_table(results: dict[str, float], title: str) -> Table:
             table.add_section()
         previous = (kind, evaluation)
         what = f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}".strip()
-        plain = {"left_out": f"{value:.0f}"}.get(kind, f"{value:.2f}" if measure == ["perplexity"] else None)
+        plain = {"left_out": f"{value:.0f}"}.get(kind, f"{value:.2f}" if measure[-1:] in (["perplexity"], ["cider"]) else None)
         table.add_row(what, evaluation, plain or f"{100 * value:.1f} %")
     return table
 

@@ -9,7 +9,7 @@ from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 
 PICTURE = "results.png"
-_MEASURES = ("zero_shot/", "retrieval/", "masked_language/")
+_MEASURES = ("zero_shot/", "retrieval/", "captioning/", "masked_language/")
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -28,6 +28,15 @@ image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; film
 inputs = processor(images=[image], text=["a caption", "another caption"])
 embeddings = model(**inputs{task}).embeddings
 scores = embeddings["vision_to_text"] @ embeddings["text_to_vision"].T  # one row for each image
+```
+"""
+_CAPTIONING = """
+```python
+from imp_ds import ImpForPreTraining
+
+captioner = ImpForPreTraining.from_pretrained(folder).eval()
+words = captioner.generate_captions({task}**processor({inputs}), beam=4)
+captions = processor.batch_decode(words, skip_special_tokens=True)
 ```
 """
 
@@ -70,6 +79,7 @@ def write(
         _LOADING.format(
             folder=name_or_path or ".", height=config.vision_patch[1] * 4, width=config.vision_patch[2] * 4, task=_task(config)
         ),
+        *_captioning(config),
         "## Training",
         _training(run, config, steps, world_size, parameters, examples, tokens, seconds),
         _tasks(run),
@@ -110,6 +120,18 @@ def _task(config: ImpConfig) -> str:
     return f", task={(both or served)[0]!r}"
 
 
+def _captioning(config: ImpConfig) -> list[str]:
+    """How to have captions said, where a task does it; of several by the first one."""
+    tasks = {
+        name: spec for name, entry in config.objectives.items() for spec in entry["objectives"] if spec["kind"] == "captioning"
+    }
+    if not tasks:
+        return []
+    name, spec = next(iter(tasks.items()))
+    inputs = "images=[image]" if spec["modality"] == "vision" else "audio=[sound], sampling_rate=rate"
+    return [_CAPTIONING.format(task="" if len(tasks) == 1 else f"{name!r}, ", inputs=inputs)]
+
+
 def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, parameters: int, examples, tokens, seconds) -> str:
     rows = [
         ("recipe", run.name),
@@ -142,6 +164,8 @@ def _tasks(run: RunConfig) -> str:
 def _learned(objective) -> str:
     if objective.kind == "classification":
         return f"{objective.num_classes} classes of {objective.modality}"
+    if objective.kind == "captioning":
+        return f"captions of {objective.modality}"
     if objective.kind == "masked_language":
         return f"hidden words, {100 * objective.rate:g} %"
     return "NCE of " + ", ".join("-".join(pair) for pair in objective.pairs)
@@ -149,11 +173,12 @@ def _learned(objective) -> str:
 
 def _scores(results: dict[str, float], split: str) -> str:
     measured = {name: value for name, value in results.items() if name.startswith(_MEASURES)}
-    rows = [(f"`{name}`", f"{v:.2f}" if name.endswith("/perplexity") else f"{100 * v:.1f} %") for name, v in measured.items()]
+    plain = ("/perplexity", "/cider")
+    rows = [(f"`{name}`", f"{v:.2f}" if name.endswith(plain) else f"{100 * v:.1f} %") for name, v in measured.items()]
     if not rows:
         return "Not measured."
     table = _table(("measure", "value"), rows)
-    how = "zero-shot by prompts, retrieval against the whole split, hidden words by the task's head"
+    how = "zero-shot by prompts, retrieval against the whole split, captions by beam search, hidden words by the task's head"
     return f"On the {split} split; {how}.\n\n{table}"
 
 

@@ -106,6 +106,11 @@ def batch_captions(batch: Batch, tokenizer, count: int) -> str | None:
         columns["label"] = label[:count].tolist()
     if not columns:
         return None
+    return sample_table(columns)
+
+
+def sample_table(columns: dict[str, list]) -> str:
+    """A Markdown table with a row for each sample."""
     lines = ["| sample | " + " | ".join(columns) + " |", "|" + " --- |" * (len(columns) + 1)]
     for number, row in enumerate(zip(*columns.values()), start=1):
         lines.append(f"| {number} | " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |")
