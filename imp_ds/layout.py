@@ -10,14 +10,14 @@ from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.moe.grouping import examples_per_group
 from imp_ds.tasks import Task
-from imp_ds.tokens import task_tokens
+from imp_ds.tokens import Sequences, task_sequences
 
 
 def check_layout(run: RunConfig, world_size: int, ds: dict) -> None:
     """Raise UserError unless `run` can train on `world_size` ranks under the DeepSpeed configuration `ds`."""
     config = run.model.to_config(run.data.vocab_size, run.tasks)
-    seen = [(task, task_tokens(task, config, run.data.audio)) for whole in run.tasks for task in whole.variants()]
-    if run.train.schedule == "sampling" and not any(task.weight for task in run.tasks):
+    seen = [(task, task_sequences(task, config, run.data.audio)) for whole in run.tasks for task in whole.variants()]
+    if run.train.schedule != "rotation" and not any(task.weight for task in run.tasks):
         raise UserError("no task has a weight to be sampled by", got="all tasks have weight 0", fix="--set tasks.NAME.weight=1")
     _check_experts(run, world_size, config.num_experts)
     _check_batches(run, world_size)
@@ -26,6 +26,8 @@ def check_layout(run: RunConfig, world_size: int, ds: dict) -> None:
     if config.num_experts and config.gate in ("task", "attribute"):
         _check_evaluations(run, config)
     _check_engine(run, ds, bool(config.num_experts))
+    _check_steps(run, ds)
+    _check_frozen(run, ds)
 
 
 def _divisors(number: int) -> str:
@@ -65,17 +67,17 @@ def _check_batches(run: RunConfig, world_size: int) -> None:
             )  # fmt: skip
 
 
-def _check_groups(seen: list[tuple[Task, dict[str, int]]], world_size: int, config: ImpConfig) -> None:
+def _check_groups(seen: list[tuple[Task, dict[str, Sequences]]], world_size: int, config: ImpConfig) -> None:
     """Tokens compete inside the same groups as on one rank with the whole batch, so that ranks do not change the results."""
     limits = config.group_tokens, config.group_examples
-    for task, tokens in seen:
+    for task, sequences in seen:
         here = task.batch_size // (world_size * task.pieces)
-        for modality, length in tokens.items():
-            whole, part = (examples_per_group(batch, length, *limits) for batch in (task.batch_size, here))
+        for name, found in sequences.items():
+            whole, part = (examples_per_group(batch, found.length, *limits) for batch in (task.batch_size, here))
             if whole != part:
                 most = math.gcd(whole, part)
                 raise UserError(
-                    f"task {task.name}: the routing groups of {modality} would not be those of one rank",
+                    f"task {task.name}: the routing groups of {name} would not be those of one rank",
                     got=f"groups of {part} among {here} samples of a rank at a time, of {whole} among all {task.batch_size}",
                     allowed="groups that each rank holds whole",
                     fix=f"--set model.group_examples={most}, or another batch_size, fewer pieces or fewer ranks",
@@ -83,9 +85,12 @@ def _check_groups(seen: list[tuple[Task, dict[str, int]]], world_size: int, conf
 
 
 def _check_evaluations(run: RunConfig, config: ImpConfig) -> None:
-    """Gates that ask for the task have to be told it by evaluations too; those of texts have a task's name already."""
+    """Gates that ask for the task have to be told it by evaluations too; those of texts and captions name one already."""
     for evaluation in run.evaluations:
-        if evaluation.modality != "text" and evaluation.task not in config.objectives:
+        composed = config.gate == "attribute" and evaluation.head == "likelihood" and evaluation.task is None
+        named = evaluation.captioner is not None or evaluation.modality == "text" and evaluation.head == "pair"
+        told = named or composed
+        if not told and evaluation.task not in config.objectives:
             raise UserError(
                 f"evaluation {evaluation.name}: the encoder's {config.gate} gates have to be told a task of the run",
                 got=evaluation.task or "no task", allowed=", ".join(config.objectives),
@@ -146,6 +151,58 @@ def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
                 f"ZeRO 2 with experts needs {key}", got=f"zero_optimization.{key} = false", allowed="true", fix="delete the key"
             )
     _check_foreign_sections(ds)
+
+
+def _check_frozen(run: RunConfig, ds: dict) -> None:
+    """A run of which a part is frozen trains little: it needs neither partitioned weights nor spread experts."""
+    stage = ds.get("zero_optimization", {}).get("stage", 0)
+    if run.train.trainable is not None and stage == 3:
+        raise UserError(
+            "frozen parameters at ZeRO 3: their partitions are out of reach of checkpoints",
+            got="train.trainable, zero_optimization.stage = 3", allowed="ZeRO 0, 1 or 2",
+            fix="--deepspeed_config with stage 1 or 2: what is frozen has no optimizer state to be spread",
+        )  # fmt: skip
+    if run.train.trainable is not None and run.train.ep_size > 1:
+        raise UserError(
+            "frozen parameters with spread experts: DeepSpeed wants experts among what is trained",
+            got=f"train.trainable, train.ep_size = {run.train.ep_size}", allowed="train.ep_size = 1",
+            fix="--set train.ep_size=1",
+        )  # fmt: skip
+
+
+def _check_steps(run: RunConfig, ds: dict) -> None:
+    """What is done with the gradients of a step, and beside it."""
+    stage, mixed = ds.get("zero_optimization", {}).get("stage", 0), "train.schedule = sampling_per_rank"
+    if run.train.mixed and stage == 3:
+        raise UserError(
+            "ranks that train different tasks at ZeRO 3, where all of them gather the weights of the same layer at a time",
+            got=f"{mixed}, zero_optimization.stage = 3", allowed="ZeRO 0, 1 or 2, or train.schedule = sampling",
+            fix="--deepspeed_config with stage 1 or 2, or --set train.schedule=sampling",
+        )  # fmt: skip
+    if run.optimizer.task_normalisation and run.optimizer.clip:
+        raise UserError(
+            "clipping beside task normalisation, which gives gradients their norm", got=f"optimizer.clip = {run.optimizer.clip}",
+            allowed="one of the two", fix="--set optimizer.clip=0, or --set optimizer.task_normalisation=false",
+        )  # fmt: skip
+    if run.optimizer.task_normalisation and run.train.mixed and run.train.ep_size > 1:
+        raise UserError(
+            "task normalisation where groups of ranks draw tasks: no group knows its gradient before all ranks are averaged",
+            got=f"optimizer.task_normalisation, {mixed}, train.ep_size = {run.train.ep_size}",
+            allowed="train.ep_size = 1, or a schedule that is the same on all ranks",
+            fix="--set train.ep_size=1, or --set train.schedule=sampling",
+        )  # fmt: skip
+    every = run.train.interference_every
+    if every and stage == 3:
+        raise UserError(
+            "interference cannot be measured in training at ZeRO 3, where no rank has a whole weight",
+            got=f"train.interference_every = {every}, zero_optimization.stage = 3", allowed="ZeRO 0, 1 or 2",
+            fix="--set train.interference_every=0, and measure the checkpoints: python -m imp_ds interference RUN",
+        )  # fmt: skip
+    if every and len(run.tasks) < 2:
+        raise UserError(
+            "interference is between tasks", got=f"train.interference_every = {every}, one task", allowed="two or more tasks",
+            fix="--set train.interference_every=0",
+        )  # fmt: skip
 
 
 def _check_foreign_sections(ds: dict) -> None:

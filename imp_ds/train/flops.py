@@ -18,14 +18,21 @@ from imp_ds.config import AudioSettings
 from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
-from imp_ds.tokens import task_tokens
-from imp_ds.train.flops_experts import conditional_map, map_widths, mixture
+from imp_ds.tokens import candidate_sequences, candidate_set, task_sequences, task_tokens
+from imp_ds.train.flops_experts import blend, conditional_map, map_widths, mixture
 from imp_ds.train.kernels import FLOAT32, Kernel, passes, product
 
 
 def step_flops(task: Task, config: ImpConfig, audio: AudioSettings, world: int) -> float:
     """Model FLOPs of one optimizer step of `task`, summed over `world` ranks."""
     return world * sum(kernel.flops for kernel in step_kernels(task, config, audio, world, FLOAT32))
+
+
+def rank_flops(task: Task, config: ImpConfig, audio: AudioSettings, world: int, alone: bool) -> float:
+    """Those of one of the ranks; `alone`: it compares its own samples only."""
+    if alone:
+        task, world = task.model_copy(update={"batch_size": task.batch_size // world}), 1
+    return step_flops(task, config, audio, world) / world
 
 
 def step_kernels(
@@ -35,15 +42,20 @@ def step_kernels(
     of `value_bytes` bytes."""
     samples = task.batch_size // world
     kernels = []
-    lengths = task_tokens(task, config, audio)
-    for modality, length in lengths.items():
-        kernels += _encoder(modality, config, samples, length, value_bytes, ep_size)
+    lengths, sets = task_tokens(task, config, audio), candidate_sequences(task, config)
+    for sequences in (*task_sequences(task, config, audio).values(), *sets.values()):
+        kernels += _encoder(sequences.segments, config, sequences.of_rank(world), value_bytes, ep_size)
+    for candidates in sets.values():
+        kernels += _likelihood_head(config, candidates.of_rank(world), value_bytes)
     for objective in task.objectives:
         if objective.kind == "classification":
             kernels.append(product(samples, config.hidden_size, objective.num_classes, value_bytes))
         elif objective.kind == "masked_language":
             kernels += _masked_language(config, samples, lengths["text"], objective.rate, value_bytes)
-        else:
+        elif objective.kind in ("likelihood", "captioning"):
+            among = sets[candidate_set(objective)].count if candidate_set(objective) else samples * world
+            kernels += _likelihood(objective, config, samples, among, lengths, value_bytes)
+        elif objective.kind == "contrastive":
             kernels += _contrastive(len(objective.pairs), config, samples, samples * world, value_bytes)
     return kernels
 
@@ -54,17 +66,24 @@ def patch_values(modality: str, config: ImpConfig) -> int:
     return channels * math.prod(config.vision_patch if modality == "vision" else config.audio_patch)
 
 
-def _encoder(modality: str, config: ImpConfig, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
-    """One modality from its raw values to its pooled encoding."""
-    tokens, width = samples * length, config.hidden_size
-    kernels = _embedding(modality, config, tokens, size)
-    kernels += [product(tokens, width, width, size)] * 2  # before and after the blocks
+def _encoder(segments: Sequence[tuple[str, int]], config: ImpConfig, samples: int, size: int, ep_size: int) -> list[Kernel]:
+    """A sequence of segments (modality, tokens) from their raw values to the pooled encoding."""
+    length, width, kernels = sum(length for _, length in segments), config.hidden_size, []
+    for modality, part in segments:
+        kernels += _embedding(modality, config, samples * part, size)
+        kernels += [product(samples * part, width, width, size)] * 2  # before and after the blocks
+    tokens = samples * length
     kernels += [passes("norm", 5 * tokens * width * size, 1), passes("copy", 6 * tokens * width * size, 4)]  # biases, mean
     shape, sparse = (config, samples, length, size), len(config.moe_layer_indices)
     kernels += (attention(*shape) + _feed_forward(*shape)) * (config.num_hidden_layers - sparse)
     if not sparse:
         return kernels
     maps = config.conditional_maps or ()
+    if config.has_constant_gate:
+        # <SPE> has the condition of the segment after it
+        told = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments
+        further = len({modality for modality, _ in told}) - 1
+        kernels += [kernel for name in maps for kernel in blend(config, name, size, ep_size)] * (further * sparse)
     last = _feed_forward(*shape, maps, ep_size) if maps else mixture(*shape, ep_size)
     return kernels + (attention(*shape, maps, ep_size) + last) * sparse
 
@@ -151,3 +170,23 @@ def _masked_language(config: ImpConfig, samples: int, length: int, rate: float, 
         product(rows, width, words, size),
         passes("copy", (chosen + table) * size + scores, 9),
     ]
+
+
+def _likelihood_head(config: ImpConfig, rows: int, size: int) -> list[Kernel]:
+    """From states to unit vectors."""
+    width, common = config.hidden_size, config.common_dim
+    norms = 5 * rows * (width * size + common * FLOAT32)
+    return [passes("norm", norms, 2), product(rows, width, common, size)]
+
+
+def _likelihood(objective, config: ImpConfig, samples: int, among: int, lengths: dict[str, int], size: int) -> list[Kernel]:
+    """The head on what is compared, and the cross-entropy of its cosines with `among` candidates, in float32."""
+    rows, sides = samples, 1
+    if objective.kind == "captioning":
+        rows = samples * lengths["text"]
+    elif objective.candidates == "vocabulary":
+        rows = samples * most_hidden(lengths["text"], objective.rate)
+    elif objective.candidates == "batch":
+        sides = 2
+    scores = [product(rows, config.common_dim, among, FLOAT32), passes("copy", 20 * rows * among * FLOAT32, 8)]
+    return (_likelihood_head(config, rows, size) + scores) * sides

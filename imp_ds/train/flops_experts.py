@@ -66,6 +66,11 @@ def _routed_map(config: ImpConfig, name: str, samples: int, length: int, size: i
 
 def _blended_map(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
     """The sum of the experts' matrices, and the one product with it."""
+    return [*blend(config, name, size, ep_size), product(samples * length, *map_widths(config, name), size, in_block=True)]
+
+
+def blend(config: ImpConfig, name: str, size: int, ep_size: int) -> list[Kernel]:
+    """What one condition costs in a conditional map of a constant gate: the decision, and the sum of the experts' matrices."""
     inward, outward = map_widths(config, name)
     chosen, held = config.experts_per_token, config.num_experts // ep_size
     if ep_size == 1:
@@ -74,9 +79,8 @@ def _blended_map(config: ImpConfig, name: str, samples: int, length: int, size: 
     else:
         # a rank sums all that it holds
         summed, moved = held, 3 * held + 4
-    blend = Kernel("copy", 0, 6 * summed * inward * outward, moved * inward * outward * size, 4, True)
-    linear = product(samples * length, inward, outward, size, in_block=True)
-    return [*([_gate(config)] if config.decides(name) else []), blend, linear]
+    sums = Kernel("copy", 0, 6 * summed * inward * outward, moved * inward * outward * size, 4, True)
+    return [*([_gate(config)] if config.decides(name) else []), sums]
 
 
 def _gate(config: ImpConfig) -> Kernel:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from imp_ds.config import AudioSettings
 from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.tasks import Task
-from imp_ds.tokens import task_tokens
+from imp_ds.tasks import Task, hides_words
+from imp_ds.tokens import candidate_sequences, task_sequences
 from imp_ds.train.flops import patch_values
 from imp_ds.train.flops_experts import expert_rows, map_widths
 from imp_ds.train.kernels import FLOAT32
@@ -72,20 +72,22 @@ def activation_bytes(
 
     A batch in pieces keeps one piece at a time.
     """
-    size, samples = PRECISIONS[precision][0], task.batch_size // world // task.pieces
+    size = PRECISIONS[precision][0]
     layers, moe, width = config.num_hidden_layers, len(config.moe_layer_indices), config.hidden_size
     kept = most = 0.0
-    for modality, length in task_tokens(task, config, audio).items():
+    for sequences in (*task_sequences(task, config, audio).values(), *candidate_sequences(task, config).values()):
+        samples, length = sequences.of_rank(world if sequences.shared else world * task.pieces), sequences.length
         tokens = samples * length
         dense, sparse = block_values(config, samples, length)
         passing = 2 * tokens * (config.intermediate_size + width)  # gradients on their way through a block
-        kept += tokens * (patch_values(modality, config) + 6 * width)
+        kept += samples * sum(part * (patch_values(modality, config) + 6 * width) for modality, part in sequences.segments)
         if checkpointing:
             kept += layers * tokens * width
             passing += max(dense, sparse)
         else:
             kept += (layers - moe) * dense + moe * sparse
         most = max(most, passing)
+    samples = task.batch_size // world // task.pieces
     losses = similarity_values(task, config, samples, world) + word_score_values(task, config, samples)
     return (kept + most) * size + losses * FLOAT32
 
@@ -117,14 +119,17 @@ def map_values(config: ImpConfig, name: str, samples: int, length: int) -> float
 
 
 def similarity_values(task: Task, config: ImpConfig, samples: int, world: int) -> float:
-    """Contrastive objectives keep for each direction the similarities, masked and not, and both vectors of all ranks."""
+    """Contrastive objectives, and those that look among their batch, keep for each direction the similarities, masked and not,
+    and both vectors of all ranks."""
     pairs = sum(len(objective.pairs) for objective in task.objectives if objective.kind == "contrastive")
+    pairs += sum(objective.kind == "likelihood" and objective.candidates == "batch" for objective in task.objectives)
     everyone = samples * world * task.pieces
     return 2 * pairs * (4 * samples * everyone + everyone * config.common_dim + 6 * samples * config.common_dim)
 
 
 def word_score_values(task: Task, config: ImpConfig, samples: int) -> float:
-    """Masked language modelling has the scores of all words for the tokens that may be hidden: three times at the head of the
-    backward, where the softmax and the gradients of loss and scores are there together."""
-    rates = [objective.rate for objective in task.objectives if objective.kind == "masked_language"]
-    return sum(3 * samples * most_hidden(task.views.text.length, rate) * config.vocab_size for rate in rates)
+    """Masked language modelling has the scores of all words for the tokens that may be hidden, and captioning for each word:
+    three times at the head of the backward, where the softmax and the gradients of loss and scores are there together."""
+    rows = [most_hidden(task.views.text.length, objective.rate) for objective in task.objectives if hides_words(objective)]
+    rows += [task.views.text.length for objective in task.objectives if objective.kind == "captioning"]
+    return 3 * samples * sum(rows) * config.vocab_size

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from imp_ds.config import RunConfig
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
-from imp_ds.tokens import task_tokens
+from imp_ds.tokens import Sequences, candidate_sequences, task_sequences
 from imp_ds.train.flops import step_flops, step_kernels
 from imp_ds.train.flops_experts import expert_rows, map_widths
 from imp_ds.train.kernels import FLOAT32
@@ -95,6 +95,8 @@ def task_weights(sizes: dict[str, int], task: Task, ep_size: int) -> Weights:
         *("imp.blocks.", "imp.norm.", f"objectives.{task.name}."),
         *(f"imp.{part}.{modality}." for modality in task.views.names() for part in ("embeddings", "pre_encoder", "post_encoder")),
     ]
+    if any(objective.kind in ("likelihood", "captioning") for objective in task.objectives):
+        own += ["imp.likelihood.", *(f"imp.{part}.text." for part in ("embeddings", "pre_encoder", "post_encoder"))]
     for pair in (pair for objective in task.objectives if objective.kind == "contrastive" for pair in objective.pairs):
         own += [f"imp.projections.{a}_to_{b}." for a, b in (pair, pair[::-1])]
     touched = {name: n for name, n in sizes.items() if name.startswith(tuple(own))}
@@ -114,7 +116,7 @@ def task_time(
     again = run.train.gradient_checkpointing or task.pieces > 1
     kernels = step_kernels(task, config, run.data.audio, world, VALUE_BYTES[rates.precision], ep_size)
     compute = sum(rates.kernels[k.kind].seconds(k) * (4 / 3 if again and k.in_block else 1) for k in kernels)
-    weights, calls = task_weights(sizes, task, ep_size), len(task.views.names())
+    weights, calls = task_weights(sizes, task, ep_size), len(_encoded(task, run, config))
     communication = {
         "gradients": gradient_seconds(weights, stage, world, ep_size, rates.precision, network),
         "weights": weight_seconds(weights, stage, calls, world, ep_size, rates.precision, network),
@@ -162,8 +164,8 @@ def token_seconds(
     parts of the maps' matrices."""
     layers, rounds, total = len(config.moe_layer_indices), 3 if again else 2, 0.0
     ways = [map_widths(config, name) for name in config.conditional_maps or ()] or [(config.hidden_size, config.hidden_size)]
-    for length in task_tokens(task, config, run.data.audio).values() if layers else ():
-        rows = expert_rows(config, task.batch_size // world, length)
+    for found in _encoded(task, run, config) if layers else ():
+        rows = expert_rows(config, found.of_rank(world), found.length)
         for inward, outward in ways:
             if config.has_constant_gate:
                 operation, calls, values = "all_reduce", rounds * layers, inward * outward
@@ -173,8 +175,16 @@ def token_seconds(
     return total
 
 
+def _encoded(task: Task, run: RunConfig, config: ImpConfig) -> list[Sequences]:
+    """All that a step encodes."""
+    return [*task_sequences(task, config, run.data.audio).values(), *candidate_sequences(task, config).values()]
+
+
 def contrastive_seconds(task: Task, config: ImpConfig, world: int, network: Network) -> float:
-    """Vectors of both sides of each pair, float32, gathered, and their gradients scattered back."""
+    """Vectors of both sides of each pair, and of candidates, float32, gathered, and their gradients scattered back."""
     pairs = sum(len(objective.pairs) for objective in task.objectives if objective.kind == "contrastive")
-    size = 2 * pairs * task.batch_size * config.common_dim * FLOAT32
-    return sum(network.seconds(operation, size, 2 * pairs, world) for operation in ("all_gather", "reduce_scatter"))
+    pairs += sum(objective.kind == "likelihood" and objective.candidates == "batch" for objective in task.objectives)
+    sets = [found.count for found in candidate_sequences(task, config).values()]
+    size = (2 * pairs * task.batch_size + sum(sets)) * config.common_dim * FLOAT32
+    calls = 2 * pairs + len(sets)
+    return sum(network.seconds(operation, size, calls, world) for operation in ("all_gather", "reduce_scatter"))

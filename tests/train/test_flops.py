@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imp_ds.moe import compute
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import Batch
+from imp_ds.tasks import Batch, Classification
 from imp_ds.train.flops import step_flops, step_kernels
 from imp_ds.train.flops_experts import expert_rows
 
@@ -101,9 +101,10 @@ def test_flops_of_hidden_words_are_those_that_torch_counts():
     assert step_flops(task, config, run.data.audio, world=1) == counter.get_total_flops() > 1e6
     # 8 texts, of which at most 8 of 12 tokens are hidden, 32 wide; 50 words. Two ranks do it in two halves
     head = 6 * 8 * 8 * 32 * (32 + 50)
-    without = task.model_copy(update={"objectives": []})
+    without = task.model_copy(update={"objectives": [Classification(modality="text", num_classes=2)]})
     for world in (1, 2):
-        assert step_flops(task, config, run.data.audio, world) - step_flops(without, config, run.data.audio, world) == head
+        two_classes = step_flops(without, config, run.data.audio, world)
+        assert step_flops(task, config, run.data.audio, world) - two_classes == head - 6 * 8 * 32 * 2
 
 
 def test_flops_of_a_large_dense_step_by_hand():
