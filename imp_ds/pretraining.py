@@ -12,6 +12,8 @@ from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedModel
 from imp_ds.objectives import build_objective
 from imp_ds.objectives.captioning import CaptioningObjective
+from imp_ds.objectives.likelihood import AmongNames
+from imp_ds.tasks import Batch
 
 
 class TaskObjectives(nn.Module):
@@ -89,15 +91,42 @@ class ImpForPreTraining(ImpPreTrainedModel):
         """What the objectives of a batch's task read, through the encoder, by name; what is in `encodings` is there already."""
         return self.objectives[batch.task].encode(self.imp, batch, encodings)
 
-    def captioner(self, task: str | None = None) -> tuple[str, CaptioningObjective]:
-        """The name of a task that says captions, and its objective. task: None: the only one. Raises UserError when there is no
-        such task, and where None could mean several."""
-        found = {name: part for name, of in self.objectives.items() for part in of.parts if isinstance(part, CaptioningObjective)}
+    @torch.no_grad()
+    def answer(self, task: str | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """The probability of each candidate of a task that looks for its answer among names: float32 [B, K], in the order of
+        `config.objectives[task]["objectives"][i]["candidates"]`.
+
+        Args:
+            task: None: the only one of that kind.
+            inputs: of the modalities that the task reads, as `ImpProcessor` gives them; a text that is read at a mark holds the
+                tokenizer's mask token.
+
+        Raises UserError for a task of another kind, for inputs that it does not read, and for a text without a mark.
+        """
+        task, objective = self._only_task(AmongNames, task, "looks for its answer among names")
+        given = {m: {n: inputs[n] for n in names if inputs.get(n) is not None} for m, (_, names) in EMBEDDINGS.items()}
+        given = {modality: named for modality, named in given.items() if named}
+        if set(given) != set(objective.inputs):
+            allowed = f"inputs of {' and '.join(objective.inputs)}"
+            raise UserError(f"the task {task} reads something else", got=", ".join(given) or "no inputs", allowed=allowed)
+        if objective.answer_at == "mark" and not (given["text"]["input_ids"] == self.config.mask_token_id).any(1).all():
+            raise UserError(f"the task {task} reads its answer at a mark", got="a text without the tokenizer's mask token")
+        encodings = self.encode(Batch(task, given, {}))
+        return objective.logits(self.imp, encodings).softmax(1)
+
+    def _only_task(self, kind: type, task: str | None, does: str) -> tuple[str, nn.Module]:
+        """The name of a task with an objective of that class, and the objective. task: None: the only one."""
+        found = {name: part for name, of in self.objectives.items() for part in of.parts if isinstance(part, kind)}
         if task is None and len(found) == 1:
             task = next(iter(found))
         if task not in found:
-            raise UserError("no task that says captions", got=f"task = {task}", allowed=", ".join(found) or "the model has none")
+            raise UserError(f"no task that {does}", got=f"task = {task}", allowed=", ".join(found) or "the model has none")
         return task, found[task]
+
+    def captioner(self, task: str | None = None) -> tuple[str, CaptioningObjective]:
+        """The name of a task that says captions, and its objective. task: None: the only one. Raises UserError when there is no
+        such task, and where None could mean several."""
+        return self._only_task(CaptioningObjective, task, "says captions")
 
     @torch.no_grad()
     def generate_captions(

@@ -70,8 +70,9 @@ class CheckReport:
             largest = max(source.found.labels, default=-1)
             for task in source.tasks:
                 for objective in self.run.task(task).objectives:
-                    if objective.kind == "classification" and largest >= objective.num_classes:
-                        what = f"{source.name} has a class {largest}, but task {task} has num_classes = {objective.num_classes}"
+                    classes, told = _classes(objective)
+                    if classes is not None and largest >= classes:
+                        what = f"{source.name} has a class {largest}, but task {task} has {told}"
                         found.append(f"{what}: training would fail at its first such sample")
         return found
 
@@ -89,6 +90,14 @@ class CheckReport:
             },
             "too_many_left_out": [source.name for source in self.broken()], "warnings": self.warnings(),
         }  # fmt: skip
+
+
+def _classes(objective) -> tuple[int | None, str]:
+    """How many classes an objective tells apart, and that in words; None where the data say it, or where it tells none."""
+    if objective.kind == "classification":
+        return objective.num_classes, f"num_classes = {objective.num_classes}"
+    candidates = getattr(objective, "candidates", None)
+    return (len(candidates), f"{len(candidates)} candidates") if isinstance(candidates, list) else (None, "")
 
 
 def _source_record(source: SourceReport) -> dict:

@@ -7,9 +7,10 @@ from huggingface_hub import ModelCardData
 from imp_ds.config import RunConfig
 from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.tasks import hides_words
 
 PICTURE = "results.png"
-_MEASURES = ("zero_shot/", "retrieval/", "captioning/", "masked_language/")
+_MEASURES = ("zero_shot/", "answers/", "retrieval/", "captioning/", "masked_language/")
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -28,6 +29,15 @@ image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; film
 inputs = processor(images=[image], text=["a caption", "another caption"])
 embeddings = model(**inputs{task}).embeddings
 scores = embeddings["vision_to_text"] @ embeddings["text_to_vision"].T  # one row for each image
+```
+"""
+_ANSWERING = """
+```python
+from imp_ds import ImpForPreTraining
+
+chooser = ImpForPreTraining.from_pretrained(folder).eval()
+chances = chooser.answer({task!r}, **processor({inputs}))  # one row for each {read}
+names = chooser.config.objectives[{task!r}]["objectives"][{number}]["candidates"]
 ```
 """
 _CAPTIONING = """
@@ -79,6 +89,7 @@ def write(
         _LOADING.format(
             folder=name_or_path or ".", height=config.vision_patch[1] * 4, width=config.vision_patch[2] * 4, task=_task(config)
         ),
+        *_answering(config),
         *_captioning(config),
         "## Training",
         _training(run, config, steps, world_size, parameters, examples, tokens, seconds),
@@ -118,6 +129,18 @@ def _task(config: ImpConfig) -> str:
     sides = {task: task_sides(task, config.objectives[task]["objectives"]) for task in served}
     both = [task for task in served if {"vision", "text"} <= sides[task].inputs | sides[task].targets]
     return f", task={(both or served)[0]!r}"
+
+
+def _answering(config: ImpConfig) -> list[str]:
+    """How to have a class named by its likelihood, where a task of one modality does it; of several by the first one."""
+    inputs = {"vision": "images=[image]", "audio": "audio=[sound], sampling_rate=rate", "text": 'text=["a text"]'}
+    for task, entry in config.objectives.items():
+        for number, spec in enumerate(entry["objectives"]):
+            among_names = spec["kind"] == "likelihood" and spec["candidates"] not in ("vocabulary", "batch")
+            if among_names and len(spec["inputs"]) == 1 and spec["answer_at"] == "start":
+                (read,) = spec["inputs"]
+                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], read=read)]
+    return []
 
 
 def _captioning(config: ImpConfig) -> list[str]:
@@ -166,8 +189,12 @@ def _learned(objective) -> str:
         return f"{objective.num_classes} classes of {objective.modality}"
     if objective.kind == "captioning":
         return f"captions of {objective.modality}"
-    if objective.kind == "masked_language":
-        return f"hidden words, {100 * objective.rate:g} %"
+    if hides_words(objective):
+        head = "" if objective.kind == "masked_language" else ", by likelihood"
+        return f"hidden words, {100 * objective.rate:g} %{head}"
+    if objective.kind == "likelihood":
+        among = objective.target if objective.candidates == "batch" else f"{len(objective.candidates)} names"
+        return f"likelihood of {among} by {' and '.join(objective.inputs)}"
     return "NCE of " + ", ".join("-".join(pair) for pair in objective.pairs)
 
 
