@@ -83,7 +83,7 @@ class ModelSettings(Settings):
             task.name: {"objectives": [_spec(task, o, tokenizer) for o in task.objectives], "reduction": task.reduction}
             for task in tasks
         }
-        if tokenizer is not None and any("family" in spec for entry in objectives.values() for spec in entry["objectives"]):
+        if tokenizer is not None and any(spec.get("family") for entry in objectives.values() for spec in entry["objectives"]):
             changes |= {"mask_token_id": mask_id(tokenizer), "end_token_id": end_id(tokenizer)}
         config = ImpConfig.from_size(self.size, vocab_size=vocab_size, objectives=objectives, **changes)
         spaces = [set(pair) for pair in config.pairs]

@@ -13,6 +13,7 @@ from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedMode
 from imp_ds.objectives import build_objective
 from imp_ds.objectives.captioning import CaptioningObjective
 from imp_ds.objectives.likelihood import AmongNames
+from imp_ds.objectives.named_classes import NamedClassesObjective
 from imp_ds.tasks import Batch
 
 
@@ -94,7 +95,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
     @torch.no_grad()
     def answer(self, task: str | None = None, **inputs: torch.Tensor) -> torch.Tensor:
         """The probability of each candidate of a task that looks for its answer among names: float32 [B, K], in the order of
-        `config.objectives[task]["objectives"][i]["candidates"]`.
+        `config.objectives[task]["objectives"][i]["candidates"]`, of a tuned model ["names"].
 
         Args:
             task: None: the only one of that kind.
@@ -103,7 +104,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
 
         Raises UserError for a task of another kind, for inputs that it does not read, and for a text without a mark.
         """
-        task, objective = self._only_task(AmongNames, task, "looks for its answer among names")
+        task, objective = self._only_task((AmongNames, NamedClassesObjective), task, "looks for its answer among names")
         given = {m: {n: inputs[n] for n in names if inputs.get(n) is not None} for m, (_, names) in EMBEDDINGS.items()}
         given = {modality: named for modality, named in given.items() if named}
         if set(given) != set(objective.inputs):
@@ -114,7 +115,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
         encodings = self.encode(Batch(task, given, {}))
         return objective.logits(self.imp, encodings).softmax(1)
 
-    def _only_task(self, kind: type, task: str | None, does: str) -> tuple[str, nn.Module]:
+    def _only_task(self, kind: type | tuple[type, ...], task: str | None, does: str) -> tuple[str, nn.Module]:
         """The name of a task with an objective of that class, and the objective. task: None: the only one."""
         found = {name: part for name, of in self.objectives.items() for part in of.parts if isinstance(part, kind)}
         if task is None and len(found) == 1:

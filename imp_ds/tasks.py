@@ -150,22 +150,17 @@ class Classification(Record):
     weight: float = Field(1.0, ge=0)
 
 
-class ContrastNames(Record):
-    """How the common space of a modality and text scores the names of classes."""
-
-    prompts: list[list[list[int]]] = Field(min_length=2, description="tokens of each class in each template")
-    length: int = Field(ge=1, description="tokens that a prompt is padded to")
-    temperature: float = Field(gt=0, description="that the cosines are divided by")
-
-
 class NamedClasses(Record):
     """Classification among named classes by a model that knows their names (`imp_ds.objectives.named_classes`): what
-    `imp_ds tune` makes. Without `contrast` it is a linear probe."""
+    `imp_ds tune` makes. Without prompts it is a linear probe."""
 
     kind: Literal["named_classes"] = "named_classes"
     modality: Literal["vision", "audio"]
     names: list[str] = Field(min_length=2, description="of the classes, in the order of the labels")
-    contrast: ContrastNames | None = None
+    prompts: list[list[list[int]]] = Field([], description="tokens of each class in each template; none: a linear head alone")
+    length: int = Field(1, ge=1, description="tokens that a prompt is padded to")
+    temperature: float = Field(1.0, gt=0, description="that the cosines in the pair's common space are divided by")
+    family: str | None = Field(None, description="that the likelihood head compares with the scale of, instead of the pair's space")
     weight: float = Field(1.0, ge=0)
 
 

@@ -47,20 +47,25 @@ def spread_over(reader: Reader, most: int) -> Subset:
     return Subset(reader, rows)
 
 
-def class_fraction(reader: Reader, label_N: np.ndarray, fraction: float, seed: int) -> Subset:
+def class_fraction(
+    reader: Reader, label_N: np.ndarray, fraction: float, seed: int, names: list[str] | None = None
+) -> Subset:
     """`fraction` of the rows of each class, to the nearest whole number, in their order: a pure function of the seed, and a
     larger fraction holds all rows of a smaller one.
 
     Args:
         label_N: class of each row, int64; -1 for a row that cannot be read, which is left out.
         fraction: above 0, at most 1.
+        names: of the classes, for the message, where the reader does not know them.
 
     Raises UserError for a fraction that leaves a class without rows.
     """
     classes, count_K = np.unique(label_N[label_N >= 0], return_counts=True)
     kept_K = np.floor(fraction * count_K + 0.5).astype(np.int64)
     if (kept_K == 0).any():
-        raise _empty(reader, int(classes[kept_K == 0][0]), int(count_K[kept_K == 0][0]), fraction, int(count_K.min()))
+        label, count = int(classes[kept_K == 0][0]), int(count_K[kept_K == 0][0])
+        names = names or reader.class_names
+        raise _empty(reader.name, f"{label} ({names[label]})" if names else str(label), count, fraction, int(count_K.min()))
     chosen = []
     for label, kept in zip(classes.tolist(), kept_K.tolist()):
         rows = np.flatnonzero(label_N == label)
@@ -68,11 +73,10 @@ def class_fraction(reader: Reader, label_N: np.ndarray, fraction: float, seed: i
     return Subset(reader, np.sort(np.concatenate(chosen)))
 
 
-def _empty(reader: Reader, label: int, count: int, fraction: float, fewest: int) -> UserError:
-    name = f" ({reader.class_names[label]})" if reader.class_names else ""
+def _empty(name: str, label: str, count: int, fraction: float, fewest: int) -> UserError:
     enough = math.ceil(0.5 / fewest * 1e6) / 1e6  # six digits after the point, upwards
     return UserError(
-        f"{reader.name}: the fraction leaves class {label}{name} without samples",
+        f"{name}: the fraction leaves class {label} without samples",
         got=f"{fraction:g} of {count} samples", allowed=f"{enough:g} to 1, which leaves each class at least one",
         fix=f"--fraction {enough:g}, or --set tasks.NAME.source.fraction={enough:g}",
     )  # fmt: skip

@@ -42,12 +42,13 @@ def evaluate(
     if batch_size < 1:
         raise UserError("the batch size is not positive", got=batch_size, allowed="1 or more")
     output = None if output is None else _check_output(Path(output))
-    run = _read_run(Path(model_path))
+    run = read_run(Path(model_path))
     if data is not None:
         run.data.root = str(data)
     if not run.evaluations:
         raise UserError("the model's run names no evaluations", got=Path(model_path) / FILE_NAME, fix="add them to that file")
     heads = any(record.modality == "text" or record.captioner is not None for record in run.evaluations)
+    heads |= any(objective.kind == "named_classes" for task in run.tasks for objective in task.objectives)
     model, processor = load_model(Path(model_path), heads)
     results = run_evaluators(model, build_evaluators(run, processor, split, batch_size=batch_size))
     Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
@@ -90,7 +91,8 @@ def results_table(results: dict[str, float], title: str) -> Table:
     return table
 
 
-def _read_run(folder: Path) -> RunConfig:
+def read_run(folder: Path) -> RunConfig:
+    """The configuration of the run that an exported model is of. Raises UserError for another folder."""
     missing = [name for name in ("config.json", FILE_NAME) if not (folder / name).is_file()]
     if missing:
         raise UserError(

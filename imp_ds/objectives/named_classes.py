@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.objectives.objective import Objective
 
@@ -40,32 +41,42 @@ class ClassHead(nn.Module):
 class NamedClassesObjective(Objective):
     """Cross-entropy among named classes; targets["label"] is int64 [B].
 
+    inputs, answer_at: what is read, and where, as likelihood objectives have them.
+
     Args, as in `imp_ds.tasks.NamedClasses`:
         modality: what is classified.
         names: of the classes, in the order of the labels.
-        contrast: how the common space of the modality and text scores the names (`NamesByContrast`); None: a linear probe.
+        prompts: the tokens of each class in each template, [class][template][token]; []: a linear probe.
+        length: tokens that a prompt is padded to.
+        temperature: that of the pair of the modality and text, as it was trained.
+        family: of the likelihood head, where that compares.
     """
 
-    def __init__(self, config, modality: str, names: list[str], contrast: dict | None = None):
-        super().__init__()
-        self.modality, self.names = modality, list(names)
-        self.by_names = None if contrast is None else NamesByContrast(config, modality, **contrast)
-        self.head = ClassHead(config.hidden_size, len(names), names=self.by_names is not None)
+    answer_at = "start"
 
-    @property
-    def of_names(self) -> list[str]:
-        """Which encodings are of the names alone, and so the same for all batches."""
-        return [] if self.by_names is None else [self.by_names.encoding]
+    def __init__(
+        self, config, modality: str, names: list[str], prompts: list[list[list[int]]], length: int, temperature: float,
+        family: str | None,
+    ):  # fmt: skip
+        super().__init__()
+        self.modality, self.inputs, self.names = modality, [modality], list(names)
+        self.scores = None
+        if prompts:
+            compares = PairScores(modality, temperature) if family is None else LikelihoodScores(modality, family)
+            self.scores = NameScores(compares, prompts, length, config.pad_token_id)
+        self.head = ClassHead(config.hidden_size, len(names), names=self.scores is not None)
 
     def encode(self, model: ImpModel, batch, encodings: dict[str, Encoding]) -> None:
-        super().encode(model, batch, encodings)
-        if self.by_names is not None:
-            self.by_names.encode(model, batch, encodings)
+        if self.scores is None:
+            super().encode(model, batch, encodings)
+        else:
+            self.scores.encode(model, batch, encodings)
 
     def logits(self, model: ImpModel, encodings: dict[str, Encoding]) -> torch.Tensor:
         """Of each sample and class, float32 [B, N]."""
-        scores_BN = None if self.by_names is None else self.by_names.logits(model, encodings)
-        return self.head(encodings[self.modality].pooled_BD, scores_BN)
+        if self.scores is None:
+            return self.head(encodings[self.modality].pooled_BD, None)
+        return self.head(encodings[self.scores.read].pooled_BD, self.scores(model, encodings))
 
     def forward(self, model, encodings, targets):
         logits_BN, label_B = self.logits(model, encodings), targets["label"]
@@ -73,43 +84,74 @@ class NamedClassesObjective(Objective):
         return F.cross_entropy(logits_BN, label_B), {f"accuracy/{self.modality}": right_B.float().mean()}
 
 
-class NamesByContrast:
-    """The scores of the names where a modality and text meet: the cosines with the classes' vectors, divided by the temperature
-    that was trained. A class's vector is the mean of its prompts', of unit length again, as in zero-shot evaluation.
+class NameScores:
+    """What a trained model's comparison of a modality with text says of each class: (model, encodings) -> float32 [B, N].
 
-    Args, as in `imp_ds.tasks.ContrastNames`:
-        prompts: the tokens of each class in each template, [class][template][token]. They are encoded in every step, since tuning
-            changes what becomes of them.
-        length: tokens that a prompt is padded to.
-        temperature: T.
+    A class's vector is the mean of its prompts', of unit length again, as in zero-shot evaluation. The prompts are encoded in
+    every step, since tuning changes what becomes of them.
     """
 
-    encoding = "class_names"  # of all prompts, among a batch's encodings
+    NAMES = "class_names"  # the encoding of all prompts, among those of a batch
 
-    def __init__(self, config, modality: str, prompts: list[list[list[int]]], length: int, temperature: float):
-        self.modality, self.temperature, self.classes = modality, temperature, len(prompts)
+    def __init__(self, compares: "PairScores | LikelihoodScores", prompts: list[list[list[int]]], length: int, pad_id: int):
+        self.compares, self.classes, self.length, self.pad_id = compares, len(prompts), length, pad_id
+        self.read = compares.sequence  # the encoding of what is read
         self._rows = [ids for templates in prompts for ids in templates]
-        self._length, self._pad_id = length, config.pad_token_id
         self._inputs: dict[str, torch.Tensor] = {}
 
     def encode(self, model: ImpModel, batch, encodings: dict[str, Encoding]) -> None:
-        """Add the encoding of the prompts."""
-        if self.encoding not in encodings:
+        """Add the encodings of what is read and of the prompts."""
+        compares = self.compares
+        if self.read not in encodings:
+            inputs, condition = batch.inputs[compares.modality], model.condition(compares.modality, batch.task)
+            encodings[self.read] = compares.encode(model, compares.modality, inputs, condition, batch.key_B)
+        if self.NAMES not in encodings:
             condition = model.condition("text", batch.task, target=True)
-            encodings[self.encoding] = model.encode("text", self._on(model.device), condition=condition)
+            encodings[self.NAMES] = compares.encode(model, "text", self._on(model.device), condition)
 
-    def logits(self, model: ImpModel, encodings: dict[str, Encoding]) -> torch.Tensor:
-        """Of each sample and class, float32 [B, N]."""
-        prompts_PC = model.project(encodings[self.encoding].pooled_BD, "text", self.modality)
+    def __call__(self, model: ImpModel, encodings: dict[str, Encoding]) -> torch.Tensor:
+        prompts_PC = self.compares.vectors(model, "text", encodings[self.NAMES])
         classes_NC = F.normalize(prompts_PC.view(self.classes, -1, prompts_PC.shape[1]).mean(1), dim=-1)
-        vectors_BC = model.project(encodings[self.modality].pooled_BD, self.modality, "text")
-        return vectors_BC @ classes_NC.T / self.temperature
+        vectors_BC = self.compares.vectors(model, self.compares.modality, encodings[self.read])
+        return vectors_BC @ classes_NC.T * self.compares.scale(model)
 
     def _on(self, device: torch.device) -> dict[str, torch.Tensor]:
         """All prompts as the text embedding takes them, made once for a device."""
         if not self._inputs or self._inputs["input_ids"].device != device:
-            ids_PL = [ids + [self._pad_id] * (self._length - len(ids)) for ids in self._rows]
-            mask_PL = [[1] * len(ids) + [0] * (self._length - len(ids)) for ids in self._rows]
+            ids_PL = [ids + [self.pad_id] * (self.length - len(ids)) for ids in self._rows]
+            mask_PL = [[1] * len(ids) + [0] * (self.length - len(ids)) for ids in self._rows]
             self._inputs = {"input_ids": torch.tensor(ids_PL, device=device)}
             self._inputs["attention_mask"] = torch.tensor(mask_PL, device=device)
         return self._inputs
+
+
+class PairScores:
+    """By the projections of a modality and text into their common space."""
+
+    def __init__(self, modality: str, temperature: float):
+        self.modality, self.sequence, self.temperature = modality, modality, temperature
+
+    def encode(self, model: ImpModel, modality: str, inputs, condition, key_B=None) -> Encoding:
+        return model.encode(modality, inputs, key_B, condition)
+
+    def vectors(self, model: ImpModel, modality: str, encoding: Encoding) -> torch.Tensor:
+        return model.project(encoding.pooled_BD, modality, self.modality if modality == "text" else "text")
+
+    def scale(self, model: ImpModel) -> float:
+        return 1.0 / self.temperature
+
+
+class LikelihoodScores:
+    """By the head that compares all things, with the scale of a family of tasks."""
+
+    def __init__(self, modality: str, family: str):
+        self.modality, self.sequence, self.family = modality, f"spe+{modality}", family
+
+    def encode(self, model: ImpModel, modality: str, inputs, condition, key_B=None) -> Encoding:
+        return encode_with_spe(model, [(modality, inputs, condition)], key_B)
+
+    def vectors(self, model: ImpModel, modality: str, encoding: Encoding) -> torch.Tensor:
+        return model.likelihood(encoding.pooled_BD)
+
+    def scale(self, model: ImpModel) -> torch.Tensor:
+        return model.likelihood.scale(self.family)

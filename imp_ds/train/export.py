@@ -46,7 +46,7 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: ImpF
     results, final = {}, run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
-        results = {name: value for name, value in json.loads(final.read_text()).items() if not name.startswith("train/")}
+        results = json.loads(final.read_text())
         if (run_dir / model_card.PICTURE).is_file():
             shutil.copy(run_dir / model_card.PICTURE, folder / model_card.PICTURE)
     parameters = sum(p.numel() for p in model.parameters())

@@ -50,6 +50,8 @@ def step_kernels(
     for objective in task.objectives:
         if objective.kind == "classification":
             kernels.append(product(samples, config.hidden_size, objective.num_classes, value_bytes))
+        elif objective.kind == "named_classes":
+            kernels += _named_classes(objective, config, samples, value_bytes, ep_size)
         elif objective.kind == "masked_language":
             kernels += _masked_language(config, samples, lengths["text"], objective.rate, value_bytes)
         elif objective.kind in ("likelihood", "captioning"):
@@ -153,6 +155,16 @@ def _contrastive(pairs: int, config: ImpConfig, samples: int, everyone: int, siz
         passes("copy", 20 * samples * everyone * FLOAT32, 8),
     ]
     return side * (2 * pairs)
+
+
+def _named_classes(objective, config: ImpConfig, samples: int, size: int, ep_size: int) -> list[Kernel]:
+    """The head, and the prompts of all classes, which each rank encodes."""
+    kernels = [product(samples, config.hidden_size, len(objective.names), size)]
+    if objective.prompts:
+        prompts = sum(map(len, objective.prompts))
+        kernels += _encoder([("text", objective.length)], config, prompts, size, ep_size)
+        kernels.append(product(samples, config.common_dim, len(objective.names), FLOAT32))
+    return kernels
 
 
 def _masked_language(config: ImpConfig, samples: int, length: int, rate: float, size: int) -> list[Kernel]:

@@ -94,6 +94,14 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         )  # fmt: skip
 
 
+def stored_weight(folder: Path, name: str) -> torch.Tensor:
+    """A parameter of the exported model in `folder`, by its name in ImpForPreTraining. Raises UserError when it is not there."""
+    stored = _stored(folder)
+    if name not in stored:
+        raise UserError("the model lacks a weight", got=f"{folder}: {name}", fix="export it again")
+    return _view(stored[name])[:]
+
+
 def _stored(folder: Path) -> dict[str, tuple]:
     """Name in ImpForPreTraining -> (open file, key). A folder of an ImpModel has its parameters without the prefix."""
     found = {}

@@ -10,7 +10,7 @@ from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import hides_words
 
 PICTURE = "results.png"
-_MEASURES = ("zero_shot/", "answers/", "retrieval/", "captioning/", "masked_language/")
+_MEASURES = ("tuned/", "zero_shot/", "answers/", "retrieval/", "captioning/", "masked_language/")
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -37,7 +37,7 @@ from imp_ds import ImpForPreTraining
 
 chooser = ImpForPreTraining.from_pretrained(folder).eval()
 chances = chooser.answer({task!r}, **processor({inputs}))  # one row for each {read}
-names = chooser.config.objectives[{task!r}]["objectives"][{number}]["candidates"]
+names = chooser.config.objectives[{task!r}]["objectives"][{number}][{names!r}]
 ```
 """
 _CAPTIONING = """
@@ -94,6 +94,7 @@ def write(
         "## Training",
         _training(run, config, steps, world_size, parameters, examples, tokens, seconds),
         _tasks(run),
+        *_tuning(run, config, results),
         "## Scores",
         _scores(results, split),
         *([f"![accuracy by task, and the experts that each modality uses]({PICTURE})"] if (folder / PICTURE).is_file() else []),
@@ -132,15 +133,38 @@ def _task(config: ImpConfig) -> str:
 
 
 def _answering(config: ImpConfig) -> list[str]:
-    """How to have a class named by its likelihood, where a task of one modality does it; of several by the first one."""
+    """How to have a class named, where a task of one modality does it; of several by the first one."""
     inputs = {"vision": "images=[image]", "audio": "audio=[sound], sampling_rate=rate", "text": 'text=["a text"]'}
     for task, entry in config.objectives.items():
         for number, spec in enumerate(entry["objectives"]):
+            if spec["kind"] == "named_classes":
+                read = spec["modality"]
+                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], read=read, names="names")]
             among_names = spec["kind"] == "likelihood" and spec["candidates"] not in ("vocabulary", "batch")
             if among_names and len(spec["inputs"]) == 1 and spec["answer_at"] == "start":
                 (read,) = spec["inputs"]
-                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], read=read)]
+                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], read=read, names="candidates")]
     return []
+
+
+def _tuning(run: RunConfig, config: ImpConfig, results: dict[str, float]) -> list[str]:
+    """What was tuned of which model, on how many samples, and what that model scored before; nothing for other runs."""
+    tuned = [task for task in run.tasks if any(objective.kind == "named_classes" for objective in task.objectives)]
+    if not tuned or run.train.init_from is None:
+        return []
+    (task,) = tuned
+    what = "all of its weights" if run.train.trainable is None else "a linear head; the rest is as it was"
+    if config.prompt_length:
+        what = f"{config.prompt_length} prompts in each layer ({config.prompt_sides}), the norms, a head; the rest is as it was"
+    count = results.get(f"train/samples/{task.name}")
+    drawn = f"{100 * task.source.fraction:g} % of each class" + ("" if count is None else f", {int(count):,} samples")
+    before = {name: value for name, value in results.items() if name.startswith("before/") and name.endswith("/top1")}
+    rows = [(f"`{name}`", f"{100 * value:.1f} %") for name, value in before.items()]
+    return [
+        "## Tuning",
+        f"Tuned from `{Path(run.train.init_from).name}` on `{task.source.path}`, {drawn}. Trained: {what}.",
+        *([f"Before it, the model scored:\n\n{_table(('measure', 'value'), rows)}"] if rows else []),
+    ]
 
 
 def _captioning(config: ImpConfig) -> list[str]:
@@ -187,6 +211,8 @@ def _tasks(run: RunConfig) -> str:
 def _learned(objective) -> str:
     if objective.kind == "classification":
         return f"{objective.num_classes} classes of {objective.modality}"
+    if objective.kind == "named_classes":
+        return f"{len(objective.names)} named classes of {objective.modality}"
     if objective.kind == "captioning":
         return f"captions of {objective.modality}"
     if hides_words(objective):

@@ -68,7 +68,7 @@ def causal_tasks(objectives: dict[str, dict]) -> list[str]:
 
 def candidate_tasks(objectives: dict[str, dict]) -> list[str]:
     """Of ImpConfig.objectives the tasks that look for an answer among texts which are encoded for it; not among their batch."""
-    among_texts = lambda spec: "family" in spec and spec.get("candidates") != "batch"  # noqa: E731
+    among_texts = lambda spec: spec.get("family") and spec.get("candidates") != "batch"  # noqa: E731
     return [task for task, entry in objectives.items() if any(map(among_texts, entry["objectives"]))]
 
 

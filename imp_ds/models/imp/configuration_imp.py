@@ -179,7 +179,7 @@ class ImpConfig(PreTrainedConfig):
     def likelihood_families(self) -> list[str]:
         """The families of tasks that share a scale of the likelihood head; empty where no task uses that head."""
         specs = (spec for entry in self.objectives.values() for spec in entry["objectives"])
-        return sorted({spec["family"] for spec in specs if "family" in spec})
+        return sorted({spec["family"] for spec in specs if spec.get("family")})
 
     @property
     def moe_layer_indices(self) -> list[int]:

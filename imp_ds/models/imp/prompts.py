@@ -5,7 +5,7 @@ prompts are layer-normed and go before the keys and values of the tokens, never 
 themselves, as in prefix tuning (Li and Liang, 2021, arXiv 2101.00190): they enter after the projection, so that they need no
 expert and no condition, and a conditional projection's segments stay those of the tokens.
 
-Shapes: B batch, P prompts, L tokens of an example, D width, H heads, W width of a head, K sides: 1, or 2 with the candidates' own.
+Shapes: B batch, P prompts, L tokens of an example, D width, H heads, W width of a head, K sides: 1, or 2.
 """
 
 import torch

@@ -1,0 +1,49 @@
+"""How well a tuned model tells named classes apart, by the head that it was tuned with.
+
+Shapes: N rows of the split, K classes.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from imp_ds.evaluation.embedding import embed_by
+from imp_ds.evaluation.evaluator import TextEvaluator
+from imp_ds.evaluation.zero_shot import accuracy
+from imp_ds.objectives.named_classes import NamedClassesObjective, NameScores
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
+
+
+class NamedClassesEvaluator:
+    """`run(model)` yields tuned/{name}/top1, and top5 when there are more than 5 classes, over all usable rows of the split.
+
+    Args:
+        by_names: the evaluation of the same rows without that head, whose batches and labels are used.
+    """
+
+    reads_heads = True  # of the model for pre-training, beside the encoder
+
+    def __init__(self, by_names: TextEvaluator):
+        self.record = by_names.record
+        self._batches, self._labels = by_names.batches, by_names.labels
+        self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
+
+    def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
+        """All ranks call this together and get the same values."""
+        task, modality = self.record.task, self.record.modality
+        objective = next(part for part in model.objectives[task].parts if isinstance(part, NamedClassesObjective))
+        kept = {}  # the names are encoded once
+
+        def logits(batch: Batch):
+            batch = Batch(task, {modality: batch.inputs[modality]}, batch.targets)
+            encodings = model.encode(batch, kept)
+            kept.update({name: found for name, found in encodings.items() if name == NameScores.NAMES})
+            yield modality, objective.logits(model.imp, encodings), []
+
+        found = embed_by(logits, self._batches, next(model.parameters()).device)
+        logits_NK = found.vectors[modality]
+        label_N = self._labels[found.rows_N].to(logits_NK.device)
+        each_KK = torch.eye(logits_NK.shape[1], device=logits_NK.device)
+        for k in (1, 5) if len(each_KK) > 5 else (1,):
+            yield f"tuned/{self.record.name}/top{k}", accuracy(logits_NK, each_KK, label_N, k)

@@ -1,0 +1,84 @@
+"""`python -m imp_ds tune MODEL EVALUATION`: an exported model is tuned to what an evaluation measures, on a part of its data.
+
+It is a run as any other, in a folder of its own: what is watched, saved and resumed is so here too. Before it, the model as it is
+is measured; after it, the tuned model is exported.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from imp_ds.config import RunConfig
+from imp_ds.data.sources import has_split
+from imp_ds.evaluation import build_evaluators
+from imp_ds.evaluation import evaluate as run_evaluators
+from imp_ds.evaluation.command import load_model, read_run
+from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.parallel.launch import settle_environment
+from imp_ds.train.export import export
+from imp_ds.train.trainer import BEFORE, RESULTS, train
+from imp_ds.train.tuning import Tuning, tuning_run
+
+MODEL = "model"  # of a tuning's folder: the tuned model
+
+
+def tune(
+    model: Path, evaluation: str, tuning: Tuning, output_dir: Path, *, source: RunConfig | None = None, settings: list[str] = (),
+    ds_path: Path | None = None, resume: str | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Tune the exported model in the folder `model`, and write run, scores and the tuned model (`model/`) to `output_dir`.
+
+    Args:
+        evaluation: name of an evaluation that names classes, of the model's run or of `source`.
+        source: a configuration that names the evaluation and the data; None: the model's own run.
+        settings: "path=value" changes of it, as --set gives them: data.root=DIR, evaluations.NAME.views..., train.log_every=...
+        ds_path, resume: as `imp_ds.train.trainer.train` takes them.
+
+    Every rank that a launcher started calls it. Returns the scores on the test split (validation where there is none), "before/"
+    those of the model as it was; on the other ranks nothing. Raises UserError as `tuning_run` and `train`.
+    """
+    settle_environment()
+    is_first = int(os.environ["RANK"]) == 0
+    run = read_run(model)
+    source = (run if source is None else source).override(settings)
+    tokenizer = ImpProcessor.from_pretrained(model, local_files_only=True).tokenizer
+    tuned = tuning_run(model, run, evaluation, tuning, tokenizer, source)
+    # the others wait for the first rank where all of them join
+    before = scores_before(model, run, source, evaluation) if is_first else None
+    train(tuned, output_dir, ds_path, resume, before=before)
+    if not is_first:
+        return {}
+    export(output_dir, output_dir / MODEL)
+    results = json.loads((output_dir / RESULTS).read_text())
+    Console().print(comparison(results, f"{tuning.method} tuning of {model} on {samples(results)} samples"))
+    return results
+
+
+def scores_before(model: Path, run: RunConfig, source: RunConfig, evaluation: str) -> dict[str, float]:
+    """What the model scores as it is, on the split of the final scores. `run`: its own, whose tasks gates are told."""
+    print(f"measuring {model} as it is", flush=True)
+    record = next(record for record in source.evaluations if record.name == evaluation)
+    run = run.model_copy(update={"data": source.data, "evaluations": [record]})
+    split = "test" if has_split(source.data.root, record.source, "test") else "validation"
+    network, processor = load_model(model, heads=True)
+    return run_evaluators(network, build_evaluators(run, processor, split))
+
+
+def samples(results: dict[str, float]) -> int:
+    """How many samples a run was trained on, by its results."""
+    return int(sum(value for name, value in results.items() if name.startswith("train/samples/")))
+
+
+def comparison(results: dict[str, float], title: str) -> Table:
+    """A row for each measure that was taken before or after, in percent."""
+    table = Table(title=title)
+    for heading, justify in (("measure", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(heading, justify=justify)
+    names = [name.removeprefix(f"{BEFORE}/") for name in results]
+    for name in dict.fromkeys(name for name in names if name.startswith(("tuned/", "zero_shot/"))):
+        cells = [results.get(key) for key in (f"{BEFORE}/{name}", name)]
+        table.add_row(name, *("" if value is None else f"{100 * value:.1f} %" for value in cells))
+    return table
