@@ -99,8 +99,8 @@ class ImpForPreTraining(ImpPreTrainedModel):
 
         Args:
             task: None: the only one of that kind.
-            inputs: of the modalities that the task reads, as `ImpProcessor` gives them; a text that is read at a mark holds the
-                tokenizer's mask token.
+            inputs: of the modalities that the task reads, as `ImpProcessor` gives them; with `marked=True` where the task reads
+                its answer at a mark.
 
         Raises UserError for a task of another kind, for inputs that it does not read, and for a text without a mark.
         """
@@ -111,7 +111,10 @@ class ImpForPreTraining(ImpPreTrainedModel):
             allowed = f"inputs of {' and '.join(objective.inputs)}"
             raise UserError(f"the task {task} reads something else", got=", ".join(given) or "no inputs", allowed=allowed)
         if objective.answer_at == "mark" and not (given["text"]["input_ids"] == self.config.mask_token_id).any(1).all():
-            raise UserError(f"the task {task} reads its answer at a mark", got="a text without the tokenizer's mask token")
+            raise UserError(
+                f"the task {task} reads its answer at a mark", got="a text without the tokenizer's mask token",
+                fix="processor(..., marked=True)",
+            )  # fmt: skip
         encodings = self.encode(Batch(task, given, {}))
         return objective.logits(self.imp, encodings).softmax(1)
 

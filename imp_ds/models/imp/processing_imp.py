@@ -5,6 +5,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from imp_ds.errors import UserError
+from imp_ds.modalities import marking
 from imp_ds.modalities import text as text_modality
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
@@ -33,6 +34,7 @@ class ImpProcessor(ProcessorMixin):
         *,
         sampling_rate=None,
         max_length=None,
+        marked: bool = False,
         return_tensors="pt",
         images_kwargs=None,
         videos_kwargs=None,
@@ -44,6 +46,7 @@ class ImpProcessor(ProcessorMixin):
         Args:
             sampling_rate: of the sounds, one number or one for each.
             max_length: pads and cuts the texts to that many tokens; None takes the length of training.
+            marked: for tasks whose answer is read at a mark: each text has one, where it says [MASK], else at its end.
             images_kwargs, videos_kwargs, audio_kwargs: keywords for the preprocessor of that modality.
 
         Raises:
@@ -62,7 +65,8 @@ class ImpProcessor(ProcessorMixin):
             inputs.update(self.feature_extractor(audio, sampling_rate, **(audio_kwargs or {})))
         if text is not None:
             texts = [text] if isinstance(text, str) else text
-            inputs.update(text_modality.preprocess(texts, self.tokenizer, max_length))
+            preprocess = marking.preprocess_marked if marked else text_modality.preprocess
+            inputs.update(preprocess(texts, self.tokenizer, max_length))
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     @property
