@@ -147,6 +147,52 @@ def upcycle(
 
 
 @app.command()
+def tune(
+    model: Annotated[Path, typer.Argument(help="folder of an exported model")],
+    evaluation: Annotated[str, typer.Argument(help="name of an evaluation that names classes: what is tuned to")],
+    method: Annotated[
+        str, typer.Option("--method", help="prompt: learned prompts, norms and a head; linear: a head alone; full: all weights")
+    ] = "prompt",
+    fraction: Annotated[float, typer.Option("--fraction", help="share of each class's training samples that is used")] = 0.01,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="optimizer steps")] = 500,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="samples of a step, over all ranks")] = 32,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.0, help="peak learning rate; default: 1e-3, linear 1e-2, full 1e-4")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the samples that are drawn, their order and the prompts")] = 0,
+    prompts: Annotated[int, typer.Option("--prompts", help="prompts in each layer; method prompt")] = 10,
+    separate: Annotated[bool, typer.Option("--separate", help="class names have prompts of their own")] = False,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="that names the evaluation and its data; default: the model's own run")
+    ] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="PATH=VALUE", help="change that configuration, for example data.root=DIR; repeatable"),
+    ] = [],
+    deepspeed_config: Annotated[
+        Path | None, typer.Option("--deepspeed_config", help="JSON; default: ZeRO 2 of ds_configs/")
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output_dir", help="default: runs/MODEL_EVALUATION_METHOD")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="WHERE", help="as of train: auto, latest or a step")] = None,
+    local_rank: LocalRank = None,
+):
+    """Tune an exported model to the classes of an evaluation, on a part of its training data: by prompts (Uni-Perceiver-MoE), by
+    a linear head, or as a whole. Writes a run, its scores before and after, and the tuned model to OUTPUT_DIR/model."""
+    from imp_ds.recipes import get_recipe
+    from imp_ds.train.tune_command import tune as run_tuning
+    from imp_ds.train.tuning import Tuning
+
+    _take_local_rank(local_rank)
+    asked = Tuning(method, fraction, steps, batch_size, rate, seed, prompts, "separate" if separate else "shared")
+    folder = output_dir or Path("runs") / f"{model.resolve().name}_{evaluation}_{method}"
+    source = None if recipe is None else get_recipe(recipe)
+    run_tuning(model, evaluation, asked, folder, source=source, settings=set_, ds_path=deepspeed_config, resume=resume)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        os._exit(0)  # before the teardown that gloo's threads abort in 1 or 2 of 100 runs
+
+
+@app.command()
 def plan(
     recipe: Recipe,
     nodes: Annotated[int, typer.Option("--nodes", min=1)] = 1,

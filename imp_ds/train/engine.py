@@ -60,17 +60,20 @@ def build_model(config: ImpConfig, seed: int, ep_size: int) -> ImpForPreTraining
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: weight decay acts on matrices that multiply ("kernels"), not on norms, biases, tables or temperatures
-    (IMP release, `optimizers.py`). DeepSpeed splits off the experts by itself."""
+    (IMP release, `optimizers.py`). DeepSpeed splits off the experts by itself. Frozen parameters are in none."""
     kernels, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             matrix = isinstance(module, (ExpertWeights, Router, BlendRouter))
             matrix = matrix or (isinstance(module, nn.Linear) and name == "weight")
             (kernels if matrix else others).append(parameter)
-    return [
+    groups = [
         {"params": kernels, "name": "kernels", "weight_decay": weight_decay},
         {"params": others, "name": "others", "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 class Engine:
@@ -163,13 +166,14 @@ class Engine:
     def _zero_idle_gradients(self) -> None:
         """ZeRO 0 steps a plain optimizer, which would skip what has no gradient."""
         for parameter in self.model.parameters():
-            if parameter.grad is None:
+            if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
     def _gradient_norm(self) -> float:
         """ZeRO 0 in float32 reports no norm. Experts of the other ranks of the expert group are added."""
-        own = [p.grad for p in self.model.parameters() if not hasattr(p, "group_name")]
-        experts = [p.grad for p in self.model.parameters() if hasattr(p, "group_name")]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        own = [p.grad for p in trained if not hasattr(p, "group_name")]
+        experts = [p.grad for p in trained if hasattr(p, "group_name")]
         total = torch.stack([g.float().square().sum() for g in own]).sum()
         if experts:
             theirs = torch.stack([g.float().square().sum() for g in experts]).sum()

@@ -124,9 +124,8 @@ class Monitor:
         prefix = "" if split == "validation" else f"{split}/"
         self.board.scalars(step, {prefix + name: value for name, value in results.items()})
         self.board.flush()
-        best = {name: value for name, value in results.items() if name.startswith("zero_shot/") and name.endswith("/top1")}
-        named = ", ".join(f"{name.split('/')[1]} {value:.1%}" for name, value in best.items())
-        shown = f"zero-shot {named}" if best else "evaluated"
+        shown = [found for found in (_top1(results, kind) for kind in ("tuned", "zero_shot")) if found]
+        shown = "; ".join(shown) or "evaluated"
         self.progress.say(f"step {step}, {split}: {shown}")
 
     def log_projector(self, name: str, vectors_NC: torch.Tensor, labels=None, images_N3HW=None, *, step: int) -> None:
@@ -169,6 +168,13 @@ class Monitor:
         self.history.append(line)
         with (self.output_dir / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(line)) + "\n")
+
+
+def _top1(results: dict[str, float], kind: str) -> str:
+    """What evaluations of a kind scored, in words; nothing where there are none."""
+    named = {name: value for name, value in results.items() if name.startswith(f"{kind}/") and name.endswith("/top1")}
+    found = [(name.split("/")[1], value) for name, value in named.items()]
+    return f"{kind.replace('_', '-')} " + ", ".join(f"{name} {value:.1%}" for name, value in found) if found else ""
 
 
 def train_scalars(found: dict) -> dict[str, float]:

@@ -27,6 +27,7 @@ from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine import Engine, build_model
 from imp_ds.train.first_samples import first_turns
 from imp_ds.train.initial_weights import load_initial
+from imp_ds.train.trainable import freeze_others
 
 _COLUMNS = 140  # of a grid that goes to a file
 
@@ -81,6 +82,7 @@ def start_engine(
         on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
     elif run.train.init_from is not None:
         _load_initial(run, model, tokenizer)
+    freeze_others(model, run.train.trainable)
     engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device)
     if reader is not None:
         reader.load_optimizer(engine)

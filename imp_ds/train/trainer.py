@@ -39,19 +39,23 @@ from imp_ds.train.schedule import build_schedule
 from imp_ds.train.start import compile_model, find_checkpoint, open_readers, show_ranks, start_engine
 
 RESULTS = "results.json"
+BEFORE = "before"
 PROJECTED_ROWS = 500
 SHOWN_SAMPLES = 6
 
 
 def train(
-    run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None, hostfile: Path | None = None
-) -> None:
+    run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None, hostfile: Path | None = None,
+    before: dict[str, float] | None = None,
+) -> None:  # fmt: skip
     """Train `run` on the ranks that a launcher started, and write everything into `output_dir`.
 
     Args:
         ds_path: the DeepSpeed configuration; None takes the shipped one for ZeRO 2.
         resume: which checkpoint in `output_dir` to go on from (`imp_ds.train.resume`); None: this is a new run.
         hostfile: what the ranks were started with; rank 0 compares their places with it.
+        before: scores of the model that the run starts from, by flat names: recorded as of step 0, and among the results as
+            before/{name}. Rank 0's count.
 
     Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then. Raises Preempted
     after a signal and the checkpoint that followed it.
@@ -65,7 +69,7 @@ def train(
         readers = open_readers(run)
         on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
         with Watchdog(run.train.hang_timeout_s) as watchdog:
-            trainer = Trainer(run, Path(output_dir), ds, readers, device, resume, preemption, watchdog, hostfile)
+            trainer = Trainer(run, Path(output_dir), ds, readers, device, resume, preemption, watchdog, hostfile, before)
             try:
                 trainer.loop()
                 trainer.finish()
@@ -81,9 +85,10 @@ class Trainer:
 
     def __init__(
         self, run: RunConfig, output_dir: Path, ds: dict, readers: dict[str, list[Reader]], device: torch.device,
-        resume: str | None, preemption: Preemption, watchdog: Watchdog, hostfile: Path | None,
+        resume: str | None, preemption: Preemption, watchdog: Watchdog, hostfile: Path | None, before: dict[str, float] | None,
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
+        self.before = before or {}
         self.processor = settle_processor(run, readers, output_dir)
         self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks)
         show_ranks(run, self.config, device, hostfile)
@@ -101,6 +106,8 @@ class Trainer:
         self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
         flops = lambda seen: step_flops(seen, self.config, run.data.audio, world_size())  # noqa: E731
+        if run.train.trainable is not None:  # which gradients that leaves to be computed is not counted
+            flops = lambda seen: 0.0  # noqa: E731
         self.flops = {task.name: [flops(seen) for seen in task.variants()] for task in run.tasks}
         self.rejections = Rejections(
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
@@ -134,6 +141,8 @@ class Trainer:
         """What the model is fed, once."""
         if self.step:
             return
+        if self.before:
+            self.monitor.record_evaluation(0, self.before, {}, split=BEFORE)
         samples, sounds = first_samples(self.loader.batches, SHOWN_SAMPLES)
         self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), sounds)
 
@@ -285,6 +294,8 @@ class Trainer:
         results |= {"train/steps": self.step, "train/skipped_steps": self.skipped, "train/seconds": round(self.seconds, 1)}
         results["train/peak_rank_gib"] = round(float(peak), 2)
         results |= {f"data/{source}/left_out": sum(n.values()) for source, n in self.rejections.counts.items()}
+        results |= {f"train/samples/{task}": sum(map(len, of)) for task, of in self.loader.batches.readers.items()}
+        results |= {f"{BEFORE}/{name}": value for name, value in self.before.items()}
         on_main(lambda: self._write_results(results), "the results cannot be written")
 
     def _write_results(self, results: dict[str, float]) -> None:
