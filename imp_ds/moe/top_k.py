@@ -22,7 +22,8 @@ def best_experts(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Te
     probability = logits.softmax(-1)
     weight, expert = probability.topk(experts_per_token, dim=-1)
     if experts_per_token > 1:
-        weight = weight / weight.sum(-1, keepdim=True)
+        # the same as dividing by their sum, but those left out get gradients of exactly 0: Adam would make steps of rounding
+        weight = logits.gather(-1, expert).softmax(-1)
     return probability, weight, expert
 
 

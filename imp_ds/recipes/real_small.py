@@ -5,6 +5,9 @@
 `DIR` holds images/ (Parquet files with embedded JPEGs), audio/ (tar shards) and videos/ (a folder of mp4 files with
 metadata.jsonl), each with classes.json and the splits train and validation. Six tasks train together: each modality matched with
 its captions, and each by its class.
+
+Hardware: two CPU cores. Time: 20 minutes. Zero-shot top 1 on the validation split, 2026-11-26: photographs 49.1 % (10 classes), films
+75.0 % (4 actions, 8 films), speech 99.5 % (10 digits); benchmarks/results/real_small.md.
 """
 
 from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
@@ -21,10 +24,11 @@ from imp_ds.tasks import (
     VisionView,
 )
 
-IMAGE = VisionView(frames=1, height=32, width=32)
-FILM = VisionView(frames=8, height=32, width=32, sampling="clip", stride=2)
-SOUND = AudioView(seconds=0.96)
-CAPTION = TextView(length=10)
+# half of the tokens of pictures are dropped in training: it costs half as much, and little data last longer
+IMAGE = VisionView(frames=1, height=32, width=32, drop_rate=0.5)
+FILM = VisionView(frames=16, height=32, width=32, sampling="clip", stride=2, drop_rate=0.5)
+SOUND = AudioView(seconds=0.96, drop_rate=0.25)
+CAPTION = TextView(length=8)
 
 IMAGES = Source(
     path="images", format="parquet", vision="image", text="caption", label="label", label_names="classes.json",
@@ -95,15 +99,14 @@ def real_small() -> RunConfig:
     return RunConfig(
         name="real_small",
         model=ModelSettings(
-            size="tiny", hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=6,
-            vision_patch=(4, 4, 4), vision_max=(16, 64, 64), audio_patch=(8, 16), audio_max=(128, 64), text_max=32,
-            common_dim=128, num_experts=4, moe_layers="every:2", group_examples=1, router_z_loss=1e-3, hidden_dropout=0.1,
+            size="tiny", vision_patch=(4, 4, 4), vision_max=(16, 64, 64), audio_patch=(8, 16), audio_max=(128, 64), text_max=32,
+            common_dim=128, num_experts=4, moe_layers="every:2", group_examples=1, router_z_loss=1e-3,
         ),
         data=DataSettings(root="data/real", vocab_size=256, audio=audio()),
         tasks=tasks(),
         evaluations=evaluations(),
-        train=TrainSettings(steps=4000, log_every=50, eval_every=1000, save_every=1000),
-        optimizer=OptimizerSettings(peak_rate=1e-3, warmup_rate=1e-6, warmup_steps=200, final_rate=1e-5, weight_decay=0.05),
+        train=TrainSettings(steps=6000, log_every=100, eval_every=1000, save_every=1000),
+        optimizer=OptimizerSettings(peak_rate=1.5e-3, warmup_rate=1e-6, warmup_steps=200, final_rate=1e-5, weight_decay=0.05),
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ STEPS = 3  # of each part of a run: every task once
 RATE = 1e-3
 
 
-def _run(ep_size: int):
-    return make_run(ep_size=ep_size, clip=0.0)  # clipping at ZeRO 0 with experts is refused
+def _run(ep_size: int, **model):
+    return make_run(ep_size=ep_size, clip=0.0, **model)  # clipping at ZeRO 0 with experts is refused
 
 
 def _train(engine, first: int) -> list[float]:
@@ -44,18 +44,18 @@ def _leave(found, out: str) -> None:
     os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
 
 
-def hand_over(out: str, layouts: list[tuple[str, int]]) -> None:
+def hand_over(out: str, layouts: list[tuple[str, int]], model: dict) -> None:
     """Losses of a run that changes its layout (file, ep_size) after every part, and of one that stays on the first."""
     device, folder = start_process_group(60), Path(out).parent / "handed"
     losses = []
     for part, (file, ep_size) in enumerate(layouts):
-        run, first = _run(ep_size), part * STEPS
+        run, first = _run(ep_size, **model), part * STEPS
         engine = make_engine(run, file, device) if part == 0 else _load(folder, run, file, device)
         losses += _train(engine, first)
         state = {"step": first + STEPS, "adam_steps": first + STEPS}
         checkpoint.save(engine, folder, first + STEPS, state, keep=1)
     handed = full_parameters(engine)
-    engine = make_engine(_run(layouts[0][1]), layouts[0][0], device)
+    engine = make_engine(_run(layouts[0][1], **model), layouts[0][0], device)
     straight = [loss for part in range(len(layouts)) for loss in _train(engine, part * STEPS)]
     _leave(dict(losses=losses, straight=straight, weights=largest_difference(handed, full_parameters(engine))), out)
 

@@ -23,11 +23,19 @@ SAME = [
 ]  # fmt: skip
 
 
-def test_a_run_is_handed_from_layout_to_layout(tmp_path):
+# two ranks; experts of linear maps, some of which a condition leaves idle
+MAPS = [("cpu_zero1.json", 2), ("cpu_zero3.json", 1), ("cpu_zero2_offload.json", 2)]
+CONDITIONAL = dict(gate="attribute", conditional_maps=["qkv", "out", "up", "down"])
+
+
+@pytest.mark.parametrize("layouts, ranks, model", [(HANDED, 4, {}), (MAPS, 2, CONDITIONAL)], ids=["mixtures", "maps"])
+def test_a_run_is_handed_from_layout_to_layout(tmp_path, layouts, ranks, model):
     out = tmp_path / "out.json"
-    run_ranks(checkpoint_layouts_worker.hand_over, str(out), HANDED, ranks=4, folder=tmp_path / "logs", limit_s=150)
+    run_ranks(
+        checkpoint_layouts_worker.hand_over, str(out), layouts, model, ranks=ranks, folder=tmp_path / "logs", limit_s=150
+    )  # fmt: skip
     found = json.loads(out.read_text())
-    assert len(found["losses"]) == 3 * len(HANDED) and found["losses"] == pytest.approx(found["straight"], abs=1e-5)
+    assert len(found["losses"]) == 3 * len(layouts) and found["losses"] == pytest.approx(found["straight"], abs=1e-5)
     assert found["weights"] < 1e-5
 
 
