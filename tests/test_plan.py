@@ -7,7 +7,7 @@ from rich.console import Console
 
 from imp_ds.errors import UserError
 from imp_ds.recipes import RECIPES, get_recipe
-from imp_ds.tasks import MaskedLanguage, Source, Task, TextView, Views
+from imp_ds.tasks import Classification, MaskedLanguage, Source, Task, TextView, Views
 from imp_ds.train.plan import count_parameters, expert_groups, parameter_sizes, plan, plan_tasks
 from imp_ds.train.plan_memory import activation_bytes, memory_of_rank
 from imp_ds.train.plan_table import show
@@ -71,12 +71,12 @@ def test_activations_fall_with_ranks_pieces_and_checkpointing():
 
 def test_the_scores_of_all_words_take_memory():
     run = get_recipe("imp_b")
-    config = run.model.to_config(32100, run.tasks)
     words = Task(
         name="words", source=Source(path="texts", text="t"), views=Views(text=TextView(length=16)),
         objectives=[MaskedLanguage(rate=0.3)], batch_size=64, pieces=2,
     )  # fmt: skip
-    nothing = words.model_copy(update={"objectives": []})
+    config = run.model.to_config(32100, [words])
+    nothing = words.model_copy(update={"objectives": [Classification(modality="text", num_classes=2)]})
     with_scores, without = (activation_bytes(task, config, run.data.audio, 8, "bf16", False) for task in (words, nothing))
     # 4 texts of a piece, ceil(2 * 0.3 * 16) = 10 tokens of each, three times 32,100 scores in float32
     assert with_scores - without == 3 * 4 * 10 * 32100 * 4

@@ -55,20 +55,26 @@ def test_collectives_across_nodes():
 def test_what_each_zero_stage_sends():
     # 4 ranks in one node in pairs that share the experts; float32: 4 bytes. 100 of 120 parameters have gradients, and 30 of the
     # 40 experts' parameters of a rank, which have 2 replicas
-    weights = Weights(rest=120, experts=40, touched_rest=100, touched_experts=30, touched_tensors=5)
+    weights = Weights(
+        rest=120, experts=40, touched_rest=100, touched_experts=30, touched_tensors=5, touched_modules=4,
+        again_rest=60, again_tensors=3, again_modules=2,
+    )  # fmt: skip
     for stage in (0, 1, 2):
         assert gradient_seconds(weights, stage, 4, 2, "float32", NETWORK) == pytest.approx((2 * 3 / 4 * 400 + 120) / 100)
     assert gradient_seconds(weights, 3, 4, 2, "float32", NETWORK) == pytest.approx((3 / 4 * 400 + 60) / 100)
     assert weight_seconds(weights, 0, 2, 4, 2, "float32", NETWORK) == 0
     for stage in (1, 2):
         assert weight_seconds(weights, stage, 2, 4, 2, "float32", NETWORK) == pytest.approx((3 / 4 * 480 + 80) / 100)
-    # forward and backward of two modalities: four times what the task touches
-    assert weight_seconds(weights, 3, 2, 4, 2, "float32", NETWORK) == pytest.approx(4 * (3 / 4 * 400 + 60) / 100)
+    # forward and backward of two modalities: of the rest 2 * (100 + 60) parameters of 4 bytes, of experts 4 * 30, 2 replicas
+    assert weight_seconds(weights, 3, 2, 4, 2, "float32", NETWORK) == pytest.approx((3 / 4 * 2 * 160 * 4 + 4 * 30 * 4 / 2) / 100)
+    # in 2 * (4 + 2) calls for modules, and one for all experts, as a slow link tells: log2(4) = 2 and log2(2) = 1 starts
+    slow = Network(gpus=4, measured={"all_gather": Link(latency_s=1.0, bytes_per_s=1e9)})
+    assert weight_seconds(weights, 3, 2, 4, 2, "float32", slow) == pytest.approx(12 * 2 + 1, abs=1e-3)
     # 4 ranks update a quarter of 120 and half of 40; ZeRO 3 meets the tensors in each modality
     rate = EngineRate(step_s=1000.0, tensor_s=100.0, whole_s=1.0, owned_s=10.0)
     rates = h200().model_copy(update={"engine": {stage: rate for stage in range(4)}})
     assert engine_seconds(weights, 2, 2, 4, 2, rates) == 1000 + 500 + 160 + 10 * (30 + 20)
-    assert engine_seconds(weights, 3, 2, 4, 2, rates) == 1000 + 1000 + 160 + 10 * (30 + 20)
+    assert engine_seconds(weights, 3, 2, 4, 2, rates) == 1000 + 800 + 160 + 10 * (30 + 20)
     assert engine_seconds(weights, 0, 2, 4, 2, rates) == 1000 + 500 + 160 + 10 * 160
 
 
@@ -82,6 +88,10 @@ def test_what_a_task_touches():
     blocks = sum(n for name, n in sizes.items() if name.startswith(("imp.blocks.", "imp.norm.")) and ".experts." not in name)
     assert alone.touched_rest == own + blocks
     assert alone.experts == alone.touched_experts == 6 * 16 * 2 * 768 * 3072 // 4
+    assert alone.met("rest", 1) == alone.touched_rest and alone.met("rest", 3) == own + 3 * blocks
+    # 12 blocks of 2 norms, qkv, norms of q and k, out and two maps, where 6 have router and experts instead; and the last norm.
+    # Beside them the patches, three tables and a norm, the maps before and after, and the head
+    assert alone.again_modules == 12 * 8 + 1 and alone.touched_modules == alone.again_modules + 5 + 2 + 1
     paired = task_weights(sizes, run.task("image_text"), 4)
     # the other modality's words, places, norm and maps, two projections and a temperature, and no head
     words = (32100 + 4096) * width + width + 2 * (width**2 + width)

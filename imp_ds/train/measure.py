@@ -1,7 +1,7 @@
 """Measuring a machine's rates: kernels as training runs them, forward and backward through autograd, each at two sizes.
 
 Under a launcher all ranks measure at once, since they share a machine's memory and cores, and the links between them are
-measured too. Of several repetitions the median counts.
+measured too. Of several repetitions the median counts; of collectives in a step the mean, since it waits for the slow ones too.
 
 Shapes: T tokens, D width, F = 4 D, E experts, N rows in expert order.
 """
@@ -50,11 +50,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _times(function: Callable, device: torch.device, limit_s: float) -> list[float]:
+def _times(function: Callable, device: torch.device, limit_s: float, before: Callable = lambda: None) -> list[float]:
     """Seconds of each call, after two that do not count: as many as fit into `limit_s`, at least three, and equally many on
-    every rank, since they may communicate."""
+    every rank, since they may communicate. `before` is called before each, untimed."""
 
     def once() -> float:
+        before()
         _wait(device)
         start = time.perf_counter()
         function()
@@ -192,18 +193,36 @@ class KernelTimer:
         return Rate(overhead_s=max(0.0, short - little / rate), bytes_per_s=rate)
 
 
-def measure_links(device: torch.device) -> dict[str, Link]:
-    """The collectives among all ranks, from a small and a large message; nothing for one rank."""
+def measure_links(device: torch.device, after_work: bool = True) -> dict[str, Link]:
+    """The collectives among all ranks, from a small and a large message; nothing for one rank.
+
+    after_work: as a step meets them, after work that has emptied the caches, which takes up to three times as long; False: one
+    right after another.
+    """
+    seconds = _mean_after_work if after_work else seconds_of
     ranks, found = world_size(), {}
     if ranks == 1:
         return found
     for name, share in (("all_reduce", 2), ("all_gather", 1), ("reduce_scatter", 1), ("all_to_all", 1)):
-        small, large = 256 * ranks, 2**20 * ranks // 2
-        short, long = (seconds_of(_collective(name, numel, device), device) for numel in (small, large))
+        # the large one as large as a model's gradients: 16 MiB a rank, which no cache holds
+        small, large = 256 * ranks, 2**22 * ranks
+        short, long = (seconds(_collective(name, numel, device), device) for numel in (small, large))
         traffic = share * 4 * (ranks - 1) / ranks
         rate = traffic * (large - small) / max(long - short, 1e-9)
         found[name] = Link(latency_s=max(0.0, short - traffic * small / rate), bytes_per_s=rate)
     return found
+
+
+def _mean_after_work(function: Callable, device: torch.device) -> float:
+    """The mean time of a call, all ranks calling at once after some work."""
+    cold = torch.zeros(2**22, device=device)
+
+    def work():
+        cold.add_(1.0)
+        _wait(device)
+        barrier()
+
+    return statistics.mean(_times(function, device, 0.5, before=work))
 
 
 def _collective(name: str, numel: int, device: torch.device) -> Callable:

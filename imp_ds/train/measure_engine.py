@@ -70,7 +70,7 @@ def _added(stage: int, tensors: int, width: int, device: torch.device, dtype: to
 
     whole = seconds_of(step, device, 0.8)
     ranks, held = world_size(), tensors * width**2
-    weights, network = Weights(held, 0, held, 0, tensors), Network(gpus=ranks, measured=links)
+    weights, network = Weights(held, 0, held, 0, tensors, tensors, held, tensors, tensors), Network(gpus=ranks, measured=links)
     precision = next(name for name, kind in DTYPES.items() if kind == dtype)
     sent = gradient_seconds(weights, stage, ranks, 1, precision, network)
     sent += weight_seconds(weights, stage, 1, ranks, 1, precision, network)
@@ -90,7 +90,8 @@ def measure(device: torch.device, precision: str) -> Rates:
     """All rates of this machine, measured on all ranks at once; every rank calls it, and rank 0's figures count."""
     dtype, links = DTYPES[precision], measure_links(device)
     kernels = KernelTimer(device, dtype).rates()
-    engine = {stage: engine_rate(stage, device, dtype, links) for stage in range(4)}
+    hot = measure_links(device, after_work=False)  # a chain of small maps is little but collectives
+    engine = {stage: engine_rate(stage, device, dtype, hot) for stage in range(4)}
     return Rates(
         machine=machine_name(device), precision=precision, ranks=world_size(), memory_gib=memory_gib(device), kernels=kernels,
         engine=engine, links=links,

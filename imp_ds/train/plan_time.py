@@ -10,7 +10,8 @@ reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. Wha
 
     ZeRO 0        all-reduce of the gradients of the task's parameters
     ZeRO 1, 2     the same, and all-gather of all weights after the update
-    ZeRO 3        reduce-scatter of these gradients; all-gather of the weights twice (forward, backward) for each modality
+    ZeRO 3        reduce-scatter of these gradients; all-gather of the weights, module by module, forward and backward, those of
+                  the blocks for each modality
     MoE layer     two all-to-alls of the experts' rows forward and two backward, for each modality; two more when run again;
                   so has each conditional map, or, of a gate that is the same for a segment, an all-reduce of its matrix each way
     contrastive   all-gather of both sides' vectors, and reduce-scatter of their gradients
@@ -35,6 +36,7 @@ from imp_ds.train.rates import Link, Rates
 
 VALUE_BYTES = {"bf16": 2, "float32": 4}
 CONTROL_CALLS = 4
+SHARED = ("imp.blocks.", "imp.norm.")  # what every encoding runs through
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,22 @@ class Network:
 @dataclass(frozen=True)
 class Weights:
     """Parameters of one rank: those it holds and those that a task gives gradients to, apart for experts (which have
-    world / ep_size replicas) and the rest (world), and the tensors of the latter."""
+    world / ep_size replicas) and the rest (world); and tensors and modules that have gradients. Each encoding of a step meets
+    those of the blocks again, `again_rest` of the parameters."""
 
     rest: int
     experts: int
     touched_rest: int
     touched_experts: int
     touched_tensors: int
+    touched_modules: int
+    again_rest: int
+    again_tensors: int
+    again_modules: int
+
+    def met(self, what: str, encodings: int) -> int:
+        """How often a step of so many encodings meets "rest", "tensors" or "modules"."""
+        return getattr(self, f"touched_{what}") + (encodings - 1) * getattr(self, f"again_{what}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class TaskTime:
 def task_weights(sizes: dict[str, int], task: Task, ep_size: int) -> Weights:
     """From the number of elements of each parameter of an ImpForPreTraining, by name."""
     own = [
-        *("imp.blocks.", "imp.norm.", f"objectives.{task.name}."),
+        *(*SHARED, f"objectives.{task.name}."),
         *(f"imp.{part}.{modality}." for modality in task.views.names() for part in ("embeddings", "pre_encoder", "post_encoder")),
     ]
     if any(objective.kind in ("likelihood", "captioning") for objective in task.objectives):
@@ -102,9 +113,14 @@ def task_weights(sizes: dict[str, int], task: Task, ep_size: int) -> Weights:
     touched = {name: n for name, n in sizes.items() if name.startswith(tuple(own))}
     experts = sum(n for name, n in sizes.items() if ".experts." in name)
     touched_experts = sum(n for name, n in touched.items() if ".experts." in name)
+    again = [name for name in touched if name.startswith(SHARED)]
+    modules = lambda names: len({name.rpartition(".")[0] for name in names})  # noqa: E731
     return Weights(
-        sum(sizes.values()) - experts, experts // ep_size,
-        sum(touched.values()) - touched_experts, touched_experts // ep_size, len(touched),
+        rest=sum(sizes.values()) - experts, experts=experts // ep_size,
+        touched_rest=sum(touched.values()) - touched_experts, touched_experts=touched_experts // ep_size,
+        touched_tensors=len(touched), touched_modules=modules(touched),
+        again_rest=sum(touched[name] for name in again if ".experts." not in name),
+        again_tensors=len(again), again_modules=modules(again),
     )  # fmt: skip
 
 
@@ -133,7 +149,7 @@ def engine_seconds(weights: Weights, stage: int, calls: int, world: int, ep_size
     rate = rates.engine[stage]
     held = weights.rest + weights.experts
     updated = weights.rest / world + weights.experts * ep_size / world if stage else held
-    tensors = weights.touched_tensors * (calls if stage == 3 else 1)
+    tensors = weights.met("tensors", calls if stage == 3 else 1)
     return rate.step_s + tensors * rate.tensor_s + held * rate.whole_s + updated * rate.owned_s
 
 
@@ -147,12 +163,13 @@ def gradient_seconds(weights: Weights, stage: int, world: int, ep_size: int, pre
 def weight_seconds(
     weights: Weights, stage: int, calls: int, world: int, ep_size: int, precision: str, network: Network
 ) -> float:
-    """Weights gathered: once after the update (ZeRO 1, 2), or tensor by tensor in each of `calls` encodings (ZeRO 3)."""
+    """Weights gathered: once after the update (ZeRO 1, 2), or module by module in `calls` encodings (ZeRO 3)."""
     size, replicas = VALUE_BYTES[precision], world // ep_size
     if stage < 3:
         gathered = (weights.rest, weights.experts, 1) if stage else (0, 0, 0)
     else:
-        gathered = (2 * calls * weights.touched_rest, 2 * calls * weights.touched_experts, 2 * calls * weights.touched_tensors)
+        modules, rest = weights.met("modules", calls), weights.met("rest", calls)
+        gathered = (2 * rest, 2 * calls * weights.touched_experts, 2 * modules)
     rest = network.seconds("all_gather", gathered[0] * size, gathered[2], world)
     return rest + network.seconds("all_gather", gathered[1] * size, 1 if gathered[1] else 0, replicas, ep_size)
 
