@@ -24,7 +24,7 @@ TASK = Task(
     views=Views(vision=VisionView(height=8, width=8), text=TextView(length=LENGTH)),
     objectives=[Captioning(modality="vision")], batch_size=16,
 )  # fmt: skip
-TOKENIZER = train_tokenizer(CAPTIONS, 60)
+TOKENIZER = train_tokenizer(CAPTIONS, 120)
 SHAPE = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vision_patch=(1, 4, 4),
     vision_max=(1, 8, 8), audio_patch=(4, 4), audio_max=(16, 16), text_max=16, common_dim=32,

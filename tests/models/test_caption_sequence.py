@@ -125,7 +125,7 @@ def test_the_conditions_of_both_halves():
 @pytest.mark.parametrize("router", [dict(router="expert_choice"), dict(router="top_k", drop_tokens=True)])
 def test_experts_for_which_words_compete_are_refused(router):
     with pytest.raises(UserError, match="words would see what follows them"):
-        build(num_experts=4, group_examples=1, objectives=CAPTIONS, **router)
+        build(num_experts=4, moe_layers="all", group_examples=1, objectives=CAPTIONS, **router)
 
 
 def test_what_is_refused():
