@@ -1,4 +1,5 @@
-"""The command line: `python -m imp_ds` train, eval, export, upcycle, plan, rates, doctor, corpus, data, interference.
+"""The command line: `python -m imp_ds` train, eval, export, upcycle, plan, rates, doctor, corpus, data, interference,
+compare-routers.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
@@ -253,6 +254,30 @@ def interference(
 
     measure(
         run, step=step, tasks=task, weights=weight, samples=samples, batch_size=batch_size, data=data_, output=output
+    )  # fmt: skip
+
+
+@app.command("compare-routers")
+def compare_routers(
+    out: Annotated[Path, typer.Argument(help="folder to write; one that was begun is gone on with")],
+    data_: Annotated[Path, typer.Option("--data", help="the digits corpus")] = Path("data/digits"),
+    router: Annotated[
+        list[str], typer.Option("--router", help="dense, token, context, modality, task or attribute; repeatable; default: all")
+    ] = [],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each router")] = 3,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="of each run; default: the recipe's")] = None,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="runs at a time, which share the cores")] = 1,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="gradients of each task, for the interference")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="timed steps and inferences of each task")] = 15,
+    set_: Set = [],
+):
+    """Train dense, token, context, modality, task and attribute routers alike, and write a table and a picture of what each costs
+    and learns (Uni-Perceiver-MoE)."""
+    from imp_ds.comparison.command import compare_routers as compare
+
+    compare(
+        out, data=data_, routers=router, seeds=seeds, steps=steps, parallel=parallel, samples=samples, rounds=rounds,
+        settings=set_,
     )  # fmt: skip
 
 

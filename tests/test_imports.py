@@ -23,7 +23,7 @@ FLOORS = {
     "data": 4,
     "config": 5, "tokens": 5, "layout": 5, "evaluation": 5, "parallel.expert_parallel": 5,
     "train": 6,
-    "recipes": 7, "doctor": 7, "cli": 7, "__main__": 7,
+    "recipes": 7, "comparison": 7, "doctor": 7, "cli": 7, "__main__": 7,
 }  # fmt: skip
 
 # distribution -> units that may import it anywhere, inside functions too

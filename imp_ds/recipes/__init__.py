@@ -1,9 +1,11 @@
 """Recipes: functions that return a RunConfig. Adding one is a function and its line below."""
 
+from functools import partial
+
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
-from imp_ds.recipes import debug, digits, imp, real_small
+from imp_ds.recipes import debug, digits, imp, real_small, routers
 
 RECIPES = {
     function.__name__: function
@@ -21,7 +23,7 @@ RECIPES = {
         debug.imp_moe_b_debug,
         debug.imp_moe_l_debug,
     )
-}
+} | {f"routers_{router}": partial(routers.routers, router) for router in routers.ROUTERS}
 
 
 def get_recipe(name: str) -> RunConfig:

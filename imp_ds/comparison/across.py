@@ -1,0 +1,49 @@
+"""From speech to images, which no task ever compared: both were named by texts alone, in the space that all tasks share.
+
+A voice finds the images whose vectors are nearest to its own. Each is read as its own task reads it, under that task's
+condition; an image is right when it shows the digit that is said.
+
+Shapes: N rows of a split, C width of the common space.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from imp_ds.data.collation import Collator
+from imp_ds.data.evaluation_batches import evaluation_batches
+from imp_ds.data.sources import labels, open_reader
+from imp_ds.evaluation.embedding import embed_by
+from imp_ds.evaluation.retrieval import recall
+from imp_ds.models.imp.likelihood import encode_with_spe
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch
+from imp_ds.train.trained_run import TrainedRun
+
+BATCH_SIZE = 64
+SPEECH, IMAGES = "speech_digit", "image_digit"  # the tasks that read them
+
+
+def speech_to_images(trained: TrainedRun, split: str = "test") -> dict[str, float]:
+    """{"retrieval/speech_to_image/R@1": share, ...} over the whole split, at 1, 5 and 10."""
+    model = trained.load_model().to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    (sound_NC, sound_N), (image_NC, image_N) = (unit_vectors(trained, model, name, split) for name in (SPEECH, IMAGES))
+    found = recall(sound_NC, image_NC, sound_N, image_N)
+    return {f"retrieval/speech_to_image/R@{k}": share for k, share in found.items()}
+
+
+@torch.no_grad()
+def unit_vectors(trained: TrainedRun, model: ImpForPreTraining, name: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a task reads of a split, by the likelihood head, float32 [N, C], and the labels, int64 [N]."""
+    task = trained.run.task(name)
+    (modality,) = task.modalities
+    reader = open_reader(trained.run.data.root, task.source, split, trained.run.data)
+
+    def vectors(batch: Batch) -> Iterator[tuple]:
+        part = (modality, batch.inputs[modality], model.imp.condition(modality, name))
+        encoding = encode_with_spe(model.imp, [part])
+        yield modality, model.imp.likelihood(encoding.pooled_BD), encoding.reports
+
+    batches = evaluation_batches(reader, Collator(trained.processor), task.views, batch_size=BATCH_SIZE)
+    found = embed_by(vectors, batches, model.device)
+    return found.vectors[modality], torch.from_numpy(labels(reader))[found.rows_N].to(model.device)

@@ -1,0 +1,118 @@
+"""What is read of a finished run: its scores, parameters, times, and how its tasks interfere; and which of it is shown."""
+
+import json
+import math
+import statistics
+from typing import NamedTuple
+
+from imp_ds.comparison.across import speech_to_images
+from imp_ds.comparison.jobs import INTERFERENCE, Job
+from imp_ds.train.plan import count_parameters, parameter_sizes
+from imp_ds.train.trained_run import TrainedRun, open_run
+from imp_ds.train.trainer import RESULTS
+
+ACROSS = "speech_to_images.json"
+
+
+class Measure(NamedTuple):
+    """A column of the table and a panel of the picture. `key` is that of `job_values`; `scale` times the value is shown, with
+    `digits` after the point."""
+
+    key: str
+    title: str
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 1
+
+
+COST = (
+    Measure("time/step", "training step", "ms", 1e3, 1),
+    Measure("time/encode", "inference", "ms", 1e3, 1),
+    Measure("parameters/trained", "parameters trained", "M", 1e-6, 2),
+    Measure("parameters/served", "parameters served", "M", 1e-6, 2),
+    Measure("parameters/active", "parameters active", "M", 1e-6, 2),
+)
+SKILL = (
+    Measure("zero_shot/image_digit/top1", "images: digit named", "%", 100, 1),
+    Measure("zero_shot/speech_digit/top1", "speech: digit named", "%", 100, 1),
+    Measure("captioning/image_caption/bleu4", "image captions: BLEU-4", "%", 100, 1),
+    Measure("captioning/image_caption/cider", "image captions: CIDEr", "", 1, 2),
+    Measure("masked_language/hidden_words/accuracy", "hidden words found", "%", 100, 1),
+    Measure("masked_language/hidden_words/perplexity", "hidden words: perplexity", "", 1, 2),
+    Measure("interference/with_experts", "interference, layers with experts", "", 1, 3),
+    Measure("interference/shared", "interference, shared layers", "", 1, 3),
+)
+NEVER_TRAINED = (
+    Measure("captioning/film_caption/bleu4", "film captions: BLEU-4", "%", 100, 1),
+    Measure("captioning/film_caption/cider", "film captions: CIDEr", "", 1, 2),
+    Measure("captioning/film_caption/perplexity", "film captions: perplexity", "", 1, 2),
+    Measure("retrieval/speech_to_image/R@1", "speech to images: R@1", "%", 100, 1),
+    Measure("retrieval/speech_to_image/R@10", "speech to images: R@10", "%", 100, 1),
+)
+SECTIONS = {"What it costs": COST, "What it learns": SKILL, "What it was never trained on": NEVER_TRAINED}
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over the seeds (of the sample: n - 1 divides); no deviation for one seed alone."""
+
+    mean: float
+    deviation: float | None
+
+
+def job_values(job: Job, times: dict, conditional_layers: list[int]) -> dict[str, float]:
+    """All numbers of a finished job by flat names.
+
+    times: of its router, as `imp_ds.comparison.timing` gives them. conditional_layers: those that have experts in sparse models.
+    """
+    trained = open_run(job.folder)
+    config = trained.run.model.to_config(len(trained.processor.tokenizer), trained.run.tasks, trained.processor.tokenizer)
+    counted = count_parameters(config, parameter_sizes(config))
+    found = json.loads((job.folder / RESULTS).read_text(encoding="utf-8")) | _across(job, trained)
+    found |= {
+        "parameters/trained": counted.total, "parameters/active": counted.active + counted.rest,
+        "parameters/served": times["parameters"], "time/step": times["step_s"], "time/encode": times["encode_s"],
+    }  # fmt: skip
+    for kind in ("train", "inference"):
+        found |= {f"time/{kind}/{task}": seconds for task, seconds in times[f"{kind}_s"].items()}
+    weights = json.loads((job.folder / INTERFERENCE).read_text(encoding="utf-8"))["weights"]
+    return found | between_tasks(weights, conditional_layers)
+
+
+def _across(job: Job, trained: TrainedRun) -> dict[str, float]:
+    """As it was written, or measured now."""
+    path = job.folder / ACROSS
+    if not path.is_file():
+        path.write_text(json.dumps(speech_to_images(trained), indent=1) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def between_tasks(weights: dict[str, dict], conditional_layers: list[int]) -> dict[str, float]:
+    """The mean interference between different tasks, over the layers that have experts in sparse models, and over the others.
+
+    weights: of interference.json, by the parameters' names. The layers are the same for all routers, dense or not. A number that
+    is not finite makes its mean not a number.
+    """
+    parts = {"with_experts": [], "shared": []}
+    for name, measured in weights.items():
+        layer = int(name.split(".")[2])
+        values = [
+            math.nan if value is None else value
+            for row, line in enumerate(measured["matrix"])
+            for column, value in enumerate(line)
+            if row != column
+        ]
+        parts["with_experts" if layer in conditional_layers else "shared"].append(statistics.fmean(values))
+    return {f"interference/{part}": statistics.fmean(found) for part, found in parts.items() if found}
+
+
+def spread(values: list[float]) -> Spread:
+    """Of one measure over the seeds."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def spreads(values: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Spread]]:
+    """{router: the values of each seed} -> {router: {name: Spread}}, of the names that all seeds have."""
+    return {
+        router: {name: spread([one[name] for one in seeds]) for name in seeds[0] if all(name in one for one in seeds)}
+        for router, seeds in values.items()
+    }

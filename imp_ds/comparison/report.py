@@ -1,0 +1,92 @@
+"""The comparison for people and programs to read: README.md with its tables, and table.json with every number of every run."""
+
+import datetime
+import json
+import math
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from imp_ds.comparison.measures import SECTIONS, Measure, Spread, spreads
+
+TABLE, PAGE, PICTURE = "table.json", "README.md", "comparison.png"
+
+
+def facts(command: str, steps: int, seeds: int, samples: int) -> dict:
+    """What the numbers hang on."""
+    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
+    return {
+        "command": command, "steps": steps, "seeds": seeds, "interference_samples": samples,
+        "date": datetime.date.today().isoformat(), "machine": machine(), "cores": len(os.sched_getaffinity(0)),
+        "versions": {"python": platform.python_version(), **packages},
+    }  # fmt: skip
+
+
+def machine() -> str:
+    """The GPU's name where there is one, else the processor's as Linux knows it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    known = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", known.read_text(), re.MULTILINE) if known.is_file() else None
+    return named[1] if named else platform.machine()
+
+
+def write_table(out: Path, told: dict, values: dict[str, list[dict[str, float]]], details: dict) -> None:
+    """table.json: what the numbers hang on, {router: the numbers of each seed}, and details beside them."""
+    whole = {"facts": told, "routers": values, "details": details}
+    (out / TABLE).write_text(json.dumps(_finite(whole), indent=1) + "\n", encoding="utf-8")
+
+
+def write_page(out: Path, told: dict, values: dict[str, list[dict[str, float]]], notes: list[str]) -> None:
+    """README.md: the tables of SECTIONS, the picture, and how it was measured."""
+    found = spreads(values)
+    lines = ["# Routers of experts, compared", "", *_head(told), "", f"![{PICTURE}]({PICTURE})", ""]
+    for title, measures in SECTIONS.items():
+        if there := shown(measures, found):
+            lines += [f"## {title}", "", *table(there, found), ""]
+    lines += ["## How it was measured", "", *(f"- {note}" for note in notes)]
+    (out / PAGE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def shown(measures: tuple[Measure, ...], found: dict[str, dict[str, Spread]]) -> list[Measure]:
+    """Those that some router has."""
+    return [measure for measure in measures if any(measure.key in of_router for of_router in found.values())]
+
+
+def table(measures: list[Measure], found: dict[str, dict[str, Spread]]) -> list[str]:
+    """A row for each router, a column for each measure."""
+    heads = [measure.title + (f", {measure.unit}" if measure.unit else "") for measure in measures]
+    lines = [f"| router | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    for router, of_router in found.items():
+        lines.append(f"| {router} | {' | '.join(cell(measure, of_router.get(measure.key)) for measure in measures)} |")
+    return lines
+
+
+def cell(measure: Measure, found: Spread | None) -> str:
+    """Mean and deviation, "93.1 ± 0.4"; the mean alone where all seeds have the same by their nature, or there is one."""
+    if found is None:
+        return "-"
+    mean = f"{measure.scale * found.mean:.{measure.digits}f}"
+    return f"{mean} ± {measure.scale * found.deviation:.{measure.digits}f}" if found.deviation else mean
+
+
+def _head(told: dict) -> list[str]:
+    packages = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+    seeds = f"{told['seeds']} seeds: mean ± standard deviation" if told["seeds"] > 1 else "one seed"
+    return [
+        f"{told['date']}, {told['machine']}, {told['cores']} cores; {packages}.",
+        f"{told['steps']} steps of each run; {seeds}. `{told['command']}` makes this folder.",
+    ]
+
+
+def _finite(value):
+    """The same with null for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
