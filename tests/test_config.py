@@ -14,7 +14,8 @@ from imp_ds.tasks import AudioView, TextView, Views, VisionView
 from imp_ds.tokens import token_counts
 
 BF16_FP32 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-ZERO2 = {"zero_optimization": {"stage": 2}}
+ZERO2, ZERO3 = {"zero_optimization": {"stage": 2}}, {"zero_optimization": {"stage": 3}}
+DRAWN, NORMALISED = "train.schedule=sampling_per_rank", "optimizer.task_normalisation=true"
 
 
 @pytest.fixture
@@ -204,6 +205,10 @@ def test_token_counts_by_hand(run):
         (["model.gate=task"], 1, ZERO2, ["evaluation image: ", "task gates", "no task", "evaluations.image.task=image_text"]),
         (["model.gate=attribute", "evaluations.image.task=birds"], 1, ZERO2, ["evaluation image: ", "birds", "film_text"]),
         (["model.gate=modality", "model.router=expert_choice"], 1, ZERO2, ["modality gate with expert choice", "top_k"]),
+        ([DRAWN], 2, ZERO3, ["different tasks at ZeRO 3", "sampling_per_rank", "stage 1 or 2", "train.schedule=sampling"]),
+        ([NORMALISED], 2, ZERO2, ["clipping beside task normalisation", "optimizer.clip = 1.0", "optimizer.clip=0"]),
+        ([NORMALISED, "optimizer.clip=0", DRAWN, "train.ep_size=2"], 2, ZERO2, ["groups of ranks draw", "train.ep_size = 2"]),
+        (["train.interference_every=9"], 1, ZERO3, ["interference", "interference_every = 9", "imp_ds interference RUN"]),
     ],
 )
 def test_layouts_that_cannot_be_right_are_refused(run, overrides, world, ds, parts):
@@ -222,11 +227,20 @@ def test_layouts_that_are_right_pass(run):
     check_layout(run.override(["model.gate=modality", "model.group_examples=32", "model.group_tokens=8"]), 2, ZERO2)
     told = [f"evaluations.{name}.task=image_text" for name in ("image", "video", "audio")]
     check_layout(run.override(["model.gate=task", *told]), 2, ZERO2)
+    check_layout(run.override([DRAWN, "train.ep_size=2", "train.interference_every=9"]), 4, ZERO2)
+    check_layout(run.override([DRAWN, NORMALISED, "optimizer.clip=0"]), 2, ZERO2)
+    check_layout(run.override([NORMALISED, "optimizer.clip=0", "train.ep_size=2"]), 2, ZERO3)
+
+
+def test_interference_is_between_tasks(run):
+    run.tasks, run.train.interference_every = run.tasks[:1], 9
+    with pytest.raises(UserError, match="one task"):
+        check_layout(run, 1, ZERO2)
 
 
 def test_sampling_needs_a_weight(run):
     for task in run.tasks:
         task.weight = 0.0
-    run.train.schedule = "sampling"
-    with pytest.raises(UserError, match="no task has a weight"):
-        check_layout(run, 1, ZERO2)
+    for run.train.schedule in ("sampling", "sampling_per_rank"):
+        with pytest.raises(UserError, match="no task has a weight"):
+            check_layout(run, 1, ZERO2)

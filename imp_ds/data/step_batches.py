@@ -16,6 +16,7 @@ from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import decode
 from imp_ds.data.order import SourceOrder, Spot, TaskOrder
+from imp_ds.data.sample_stream import sample_stream
 from imp_ds.data.samples import BadSample, Reader
 from imp_ds.errors import UserError
 from imp_ds.randomness import sample_keys
@@ -37,6 +38,7 @@ class StepBatches(Dataset):
         collator: makes the batches.
         seed: of the order, the views, what training draws, and the samples' keys.
         rank, world: this rank's share of every batch.
+        first_key: what the samples' numbers begin with in their keys; ranks with batches of their own have numbers of their own.
         window: samples that are shuffled among each other.
         cache_mb: decoded media that each process keeps, in MiB.
 
@@ -44,10 +46,10 @@ class StepBatches(Dataset):
     """
 
     def __init__(self, tasks: list[Task], schedule, readers: dict[str, list[Reader]], collator: Collator, *, seed: int,
-                 rank: int = 0, world: int = 1, window: int = 65536, cache_mb: float = 256.0):  # fmt: skip
+                 rank: int = 0, world: int = 1, first_key: int = 0, window: int = 65536, cache_mb: float = 256.0):  # fmt: skip
         self.tasks = {task.name: task for task in tasks}
         self.schedule, self.readers, self.collator = schedule, readers, collator
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.first_key = seed, rank, world, first_key
         self.cache = MediaCache(cache_mb)
         self.orders = {task.name: _order(task, readers[task.name], seed, window) for task in tasks}
         for task in tasks:
@@ -77,11 +79,12 @@ class StepBatches(Dataset):
                 found.append(self.sample(task, views, spot, rejected))
             samples, rngs, keys = zip(*found)
             batch = self.collator(
-                name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.mask_rate
+                name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.mask_rate,
+                marked=task.marks_text, says_captions=task.says_captions,
             )  # fmt: skip
         except UserError as error:
             return error
-        first = self.rank * (task.batch_size // self.world)
+        first = self.first_key + self.rank * (task.batch_size // self.world)
         batch.key_B = sample_keys(self.seed, step, first, len(samples))
         batch.report = batch.report._replace(view=view, keys=keys, rejected=tuple(rejected))
         return batch
@@ -92,14 +95,14 @@ class StepBatches(Dataset):
         reader, stream = self.readers[task.name][spot.source], [self.seed, zlib.crc32(task.name.encode()), *spot]
         row = spot.row
         for attempt in range(_ATTEMPTS):
-            rng = np.random.default_rng([_SAMPLE, *stream, attempt])
+            rng = sample_stream(_SAMPLE, *stream, attempt)
             try:
                 raw = reader.read(row)
                 sample = decode(raw, views, rng, self.cache, augment=task.augment, needs_label=task.needs_label)
                 return sample, rng, reader.key(row)
             except BadSample as bad:
                 rejected.append(Rejection(reader.name, reader.key(row), bad.reason, bad.detail))
-                row = int(np.random.default_rng([_SUBSTITUTE, *stream, attempt]).integers(len(reader)))
+                row = int(sample_stream(_SUBSTITUTE, *stream, attempt).integers(len(reader)))
         last = rejected[-1]
         raise UserError(
             f"task {task.name}: {_ATTEMPTS} samples one after another cannot be used",

@@ -1,15 +1,30 @@
 """Rank, world size, and doing a thing once for all ranks, with or without a process group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
 
 from imp_ds.errors import UserError
 
+_ALONE = ContextVar("alone", default=False)
+
 
 def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _ALONE.get()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is a world of its own: what asks other ranks elsewhere asks none, and compares with nobody's samples.
+    For ranks that do different things at a time."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 def rank() -> int:

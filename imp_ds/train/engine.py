@@ -3,6 +3,10 @@
 Parameters of the other tasks get no gradient in a step. The reference (one AdamW over everything, gradients of zero)
 lets their moments decay, residual momentum move them and weight decay act; DeepSpeed agrees only where it is made to:
 ZeRO 3 and every optimizer offload keep the last gradient of such a parameter in a buffer and would apply it again.
+
+Where ranks train different tasks in one step, each takes its own gradient aside first, and hands all of it, zeros included, to
+DeepSpeed in one order, which is that of all ranks: as it comes from a backward pass, it would be reduced with that of other
+parameters (ZeRO 2 in silence; 1 aborts). ZeRO 3 gathers weights in the forward already, and cannot do it.
 """
 
 import datetime
@@ -10,6 +14,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import deepspeed
 import torch
@@ -24,11 +29,12 @@ from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.routing import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, spread_experts
-from imp_ds.parallel.groups import rank
+from imp_ds.parallel.groups import alone, rank
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train import master_state
+from imp_ds.train.carried_gradients import carry, give_length, own_gradients
 from imp_ds.train.pieces import Pieces
 
 
@@ -77,16 +83,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 class Engine:
-    """The DeepSpeed engine of an ImpForPreTraining, one task a step."""
+    """The DeepSpeed engine of an ImpForPreTraining, one task a step and rank.
 
-    def __init__(self, model: ImpForPreTraining, ds: dict, *, weight_decay: float, device: torch.device):
-        self.device = device
+    mixed: whether ranks may train different tasks in one step, but for those that share experts. Then the step's gradient is the
+    mean of the ranks' own, each of which is held whole, and no rank's samples are compared with another's.
+    """
+
+    def __init__(self, model: ImpForPreTraining, ds: dict, *, weight_decay: float, device: torch.device, mixed: bool = False):
+        self.device, self.mixed = device, mixed
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=model, model_parameters=parameter_groups(model, weight_decay), config=ds
         )
         self.stage = self.deepspeed.zero_optimization_stage()
         if self.stage > 0:
             self._judge_within_step()
+            self._stretch_within_step()
         self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelLayer)), 1)
         master_state.prepare(self, adam_steps=0)
 
@@ -97,25 +108,41 @@ class Engine:
     def forward(self, batch: Batch, pieces: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
         """Loss (this rank's share, detached), metrics and router reports of one task's batch, of which one of `pieces` equal
         pieces is in memory at a time. `update` or `skip` has to follow."""
-        if pieces > 1:
-            parts = Pieces(self.deepspeed, batch, pieces)
-            found = parts.forward()
-            self._losses, self._count = parts.losses(), pieces
-            return found
-        loss, metrics, reports = self.deepspeed(batch)
-        self._losses, self._count = iter([loss]), 1
-        return loss.detach(), metrics, reports
+        self._batch = batch
+        with self._own_world():
+            # a loss that comes from DeepSpeed's engine is reduced in its backward pass
+            module = self.model if self.mixed else self.deepspeed
+            if pieces > 1:
+                parts = Pieces(module, batch, pieces)
+                found = parts.forward()
+                self._losses, self._count = parts.losses(), pieces
+                return found
+            loss, metrics, reports = module(batch)
+            self._losses, self._count = iter([loss]), 1
+            return loss.detach(), metrics, reports
 
-    def update(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> tuple[float, bool]:
+    def _own_world(self):
+        """Where ranks train different tasks, objectives compare a rank's samples among themselves (as the release does then)."""
+        return alone() if self.mixed else nullcontext()
+
+    def update(
+        self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite, length: float | None = None
+    ) -> tuple[float, bool]:
         """Backward, and one optimizer step unless `accept(gradient norm)` says no; it is asked once, and must say the same on
         every rank.
 
-        Returns the norm of the gradient over all ranks, before clipping, and whether the step was taken.
+        length: the norm that the gradient is given (Uni-Perceiver v2, arXiv 2211.09808, task-balanced gradient normalisation);
+        where ranks train different tasks that of each rank, before the mean over them; None: as it is. Not with clipping.
+
+        Returns the norm of the gradient over all ranks, before it was given another or clipped, but where ranks train different
+        tasks that of the mean; and whether the step was taken.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        for i, loss in enumerate(self._losses):
-            self.deepspeed.set_gradient_accumulation_boundary(i == self._count - 1)
+        self._length = None if self.mixed else length
+        losses, count = ([self._mixed_loss(length)], 1) if self.mixed else (self._losses, self._count)
+        for i, loss in enumerate(losses):
+            self.deepspeed.set_gradient_accumulation_boundary(i == count - 1)
             self.deepspeed.backward(loss)
         self._accept, self._accepted = accept, None
         if self.stage == 0:
@@ -129,7 +156,17 @@ class Engine:
 
     def skip(self) -> None:
         """Forget the batch of the last `forward`."""
-        self._losses = None
+        self._losses = self._batch = None
+
+    def _mixed_loss(self, length: float | None) -> torch.Tensor:
+        """One loss whose gradient is this rank's, of all parameters in their order."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        with self._own_world():
+            gradients = own_gradients(self._losses, parameters)
+        if length is not None:
+            give_length(gradients, length)
+        # from inside a forward of the engine, which prepares the reduction
+        return self.deepspeed(self._batch, lambda model, batch: carry(parameters, gradients))
 
     def _judge(self, norm: float) -> bool:
         self._norm, self._accepted = norm, self._accept(norm)
@@ -156,9 +193,26 @@ class Engine:
 
             zero.scaled_global_norm = judged_norm
 
+    def _stretch_within_step(self) -> None:
+        """Between norm and update ZeRO 1 to 3 clip, group by group; there the gradient is given its length (0.19.8)."""
+        zero = self.deepspeed.optimizer
+        unscale_and_clip = zero.unscale_and_clip_grads
+
+        def stretched(group, norm):
+            # ZeRO 3 tells a group by its number, the others by its gradients
+            self._stretch([zero.fp32_partitioned_groups_flat[group].grad] if self.stage == 3 else group)
+            unscale_and_clip(group, norm)
+
+        zero.unscale_and_clip_grads = stretched
+
+    def _stretch(self, gradients: list[torch.Tensor]) -> None:
+        if self._length is not None and self._norm > 0:
+            torch._foreach_mul_(gradients, self._length / self._norm)
+
     def _step_unpartitioned(self) -> None:
         self._zero_idle_gradients()
         if self._judge(self._gradient_norm()):
+            self._stretch([p.grad for p in self.model.parameters() if p.requires_grad])
             self.deepspeed.step()
         else:
             self.deepspeed.zero_grad()

@@ -29,10 +29,11 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
 
 
 def first_turns(batches: StepBatches) -> dict[str, int]:
-    """The step of each task's first turn; a task without one in the first steps is left out."""
+    """The step of each task's first turn, in the order of the tasks, which is the same on all ranks where their turns are not; a
+    task without one in the first steps is left out."""
     turns = {}
     for step in range(_HORIZON):
         turns.setdefault(batches.schedule.at(step).name, step)
         if len(turns) == len(batches.tasks):
             break
-    return turns
+    return {name: turns[name] for name in batches.tasks if name in turns}

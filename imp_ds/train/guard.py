@@ -10,6 +10,7 @@ import math
 from collections import deque
 
 WINDOW = 128
+MIXTURE = "*"  # in place of a task, where ranks train several in one step; no task has this name
 LEAST = 64  # below so many values the deviation says little, and everything finite is accepted
 
 
@@ -26,7 +27,7 @@ class Guard:
     def complaint(self, task: str, what: str, value: float) -> str | None:
         """Why the step of `task` must not be taken, in words, or None; remembers the value.
 
-        what: "loss" or "gradient norm".
+        task: or MIXTURE. what: "loss" or "gradient norm".
         """
         if not math.isfinite(value):
             return f"the {what} is not finite"

@@ -8,6 +8,7 @@ Shapes: N samples of a task, K tasks, P elements of a weight, the experts of all
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -22,7 +23,7 @@ from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
 from imp_ds.evaluation.interference_picture import draw_interference
-from imp_ds.parallel.groups import on_main, rank, world_size
+from imp_ds.parallel.groups import alone, on_main, rank, world_size
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train.master_state import whole_parameters
@@ -65,12 +66,14 @@ class GradientRounds:
         batch_of: (place of the task, number of the round) -> this rank's batch.
         names: the weights, of `model`.
         progress: told (stage, done, total), in gradients.
+        compare_alone: objectives compare a rank's samples among themselves, as where ranks train different tasks.
     """
 
     def __init__(
         self, model: ImpForPreTraining, batch_of: Callable[[int, int], Batch], tasks: int, samples: int, names: list[str],
-        kept_mb: int = KEPT_MB, progress: Callable[[str, int, int], None] | None = None,
+        kept_mb: int = KEPT_MB, progress: Callable[[str, int, int], None] | None = None, compare_alone: bool = False,
     ):  # fmt: skip
+        self.compare_alone = compare_alone
         self.model, self.batch_of, self.tasks, self.samples = model, batch_of, tasks, samples
         self.progress = progress or (lambda stage, done, total: None)
         self.weights = {name: model.get_parameter(name) for name in names}
@@ -101,7 +104,9 @@ class GradientRounds:
         for gradient_KP in room.values():
             gradient_KP.zero_()  # where a rank holds some of the experts, the others' places
         for task in range(self.tasks):
-            loss, _, _ = self.model(self.batch_of(task, number).to(self.device))
+            batch = self.batch_of(task, number).to(self.device)
+            with alone() if self.compare_alone else nullcontext():
+                loss, _, _ = self.model(batch)
             parts = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True, materialize_grads=True)
             for (name, (_, first)), part in zip(self.wholes.items(), parts, strict=True):  # both in the order of the model
                 room[name][task, first : first + part.numel()] = part.flatten()
@@ -137,7 +142,7 @@ class InterferenceProbe:
         self.tasks = [task.name for task in run.tasks]
         if len(self.tasks) < 2:
             raise UserError("interference is between tasks", got=f"{self.tasks[0]} alone", allowed="two or more")
-        self.model, self.samples, self.kept_mb = model, samples, kept_mb
+        self.model, self.samples, self.kept_mb, self.mixed = model, samples, kept_mb, run.train.mixed
         self.names = chosen_weights(model, weights)
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise UserError(
@@ -171,7 +176,9 @@ class InterferenceProbe:
         return -(-self._rounds(None).held_bytes >> 20)
 
     def _rounds(self, progress: Callable[[str, int, int], None] | None) -> GradientRounds:
-        return GradientRounds(self.model, self._batch, len(self.tasks), self.samples, self.names, self.kept_mb, progress)
+        return GradientRounds(
+            self.model, self._batch, len(self.tasks), self.samples, self.names, self.kept_mb, progress, self.mixed
+        )
 
     def _batch(self, task: int, number: int) -> Batch:
         def made() -> Batch:

@@ -13,7 +13,10 @@ REPORTED = ("z_loss", "balance_loss", "usage", "left_behind", "confidence")
 
 @dataclass
 class StepRecord:
-    """What one step said of itself; tensors are detached and still on their device."""
+    """What one step, or the part of the ranks that had the task, said of itself; tensors are detached and still on their device.
+
+    share: of the ranks that trained the task; examples, tokens, FLOPs and seconds are theirs, so that those of a step add up.
+    """
 
     task: str
     values: dict[str, torch.Tensor | float]
@@ -23,6 +26,7 @@ class StepRecord:
     seconds: float
     wait_seconds: float
     flops: float = 0.0
+    share: float = 1.0
 
 
 @dataclass
@@ -41,23 +45,24 @@ class Interval:
         """{"tasks": {task: {"steps", name: mean, "data_wait_share", "mfu"}}, "experts": {modality: [{field of a report: mean}]},
         "examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together.
 
-        "mfu" is the model FLOPs of a task's steps over what `peak_flops` a second, of all ranks, would have done in their time;
-        it is absent where either is not known.
+        A task that a part of the ranks had counts as that part of a step. "mfu" is the model FLOPs of a task's steps over what
+        `peak_flops` a second, of all ranks, would have done in their time; it is absent where either is not known.
         """
         host = _to_host([t for record in self.records for t in _tensors(record)])
         tasks, experts = {}, {}
         for record in self.records:
             values = tasks.setdefault(record.task, [])
-            values.append({name: next(host)[0] if isinstance(v, torch.Tensor) else float(v) for name, v in record.values.items()})
+            told = {name: next(host)[0] if isinstance(v, torch.Tensor) else float(v) for name, v in record.values.items()}
+            values.append((record.share, told))
             for modality, layers in record.reports.items():
                 experts.setdefault(modality, []).append([[next(host) for _ in report] for report in layers])
         seconds = max(sum(record.seconds for record in self.records), 1e-9)
         found = {
-            "tasks": {task: {"steps": len(values), **_mean_dicts(values)} for task, values in tasks.items()},
+            "tasks": {task: {"steps": _steps(values), **_mean_dicts(values)} for task, values in tasks.items()},
             "experts": {modality: _mean_layers(calls) for modality, calls in experts.items() if calls[0]},
             "examples_per_s": sum(record.examples for record in self.records) / seconds,
             "tokens_per_s": sum(record.tokens for record in self.records) / seconds,
-            "step_seconds": seconds / len(self.records),
+            "step_seconds": seconds / sum(record.share for record in self.records),
             "data_wait_share": sum(record.wait_seconds for record in self.records) / seconds,
         }
         for task in tasks:
@@ -87,11 +92,18 @@ def _to_host(tensors: list[torch.Tensor]):
         yield [next(joined[tensor.device]) for _ in range(tensor.numel())]
 
 
-def _mean_dicts(values: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each name over the steps that have it."""
-    names = dict.fromkeys(name for step in values for name in step)
-    columns = {name: [step[name] for step in values if name in step] for name in names}
-    return {name: sum(column) / len(column) for name, column in columns.items()}
+def _steps(values: list[tuple[float, dict]]) -> int | float:
+    """How many steps of all ranks these (share, values) make; a whole number where all ranks trained the task each time."""
+    steps = sum(share for share, _ in values)
+    return round(steps) if steps.is_integer() else steps
+
+
+def _mean_dicts(values: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """Mean of each name over the steps that have it, by their shares."""
+    names = dict.fromkeys(name for _, step in values for name in step)
+    columns = {name: [(share, step[name]) for share, step in values if name in step] for name in names}
+    mean = lambda column: sum(share * value for share, value in column) / sum(share for share, _ in column)  # noqa: E731
+    return {name: mean(column) for name, column in columns.items()}
 
 
 def _mean_layers(calls: list[list[list[list[float]]]]) -> list[dict]:

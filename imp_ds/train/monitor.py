@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 
+from imp_ds.evaluation.interference import Interference
 from imp_ds.evaluation.picture import draw
-from imp_ds.tasks import Batch, Rejection
+from imp_ds.tasks import Batch, Evaluation, Rejection
 from imp_ds.train.history import cut_lines
+from imp_ds.train.interference import record_interference
 from imp_ds.train.interval import Interval, StepRecord
 from imp_ds.train.progress import Progress
-from imp_ds.train.samples import batch_captions, batch_pictures
+from imp_ds.train.samples import batch_captions, batch_pictures, sample_table
 from imp_ds.train.tensorboard import TensorBoard
 
 SAMPLES = 6
@@ -71,20 +73,19 @@ class Monitor:
                 self.board.sound(f"samples/{name}/sound_{number}", sound, rate)
         self.board.flush()
 
-    def record_step(
-        self, step: int, task: str, loss, metrics: dict, reports: dict[str, list], *, learning_rate: float, grad_norm,
-        examples: int, tokens: int, step_seconds: float, wait_seconds: float, flops: float = 0.0,
-    ) -> None:  # fmt: skip
-        """One optimizer step of `task`; `step` counts the steps done, this one included. Not called for a skipped step.
+    def record_step(self, step: int, records: list[StepRecord], learning_rate: float) -> None:
+        """One optimizer step, by the tasks that trained in it; `step` counts the steps done, this one included. Not called for a
+        skipped step.
 
-        Tensors stay on their device until the log interval ends. `examples`, `tokens` and the model `flops` are those of all
-        ranks; `step_seconds` is the whole step, `wait_seconds` the part of it spent waiting for the batch; `reports` are the
-        router reports of each modality; `grad_norm` may be None.
+        Tensors stay on their device until the log interval ends. A record's values are "loss", "grad_norm", which may be None,
+        and metrics; `examples`, `tokens` and the model `flops` are those of all ranks that had the task; `seconds` is their part
+        of the whole step, `wait_seconds` what of it they spent waiting for the batch; `reports` are the router reports of each
+        sequence.
         """
         if not self.enabled:
             return
-        values = {"loss": loss, **metrics, "grad_norm": grad_norm}
-        self._interval.add(StepRecord(task, values, reports, examples, tokens, step_seconds, wait_seconds, flops))
+        for record in records:
+            self._interval.add(record)
         self.progress.advance(step)
         every = self.run.train.log_every
         if step // every > self._logged // every or step == self.total_steps:
@@ -127,6 +128,27 @@ class Monitor:
         shown = [found for found in (_top1(results, kind) for kind in ("tuned", "zero_shot")) if found]
         shown = "; ".join(shown) or "evaluated"
         self.progress.say(f"step {step}, {split}: {shown}")
+
+    def record_interference(self, step: int, found: dict[str, Interference]) -> None:
+        """How the tasks interfere after `step` steps, by the names of weights."""
+        if not self.enabled:
+            return
+        record_interference(self.board, self.output_dir, step, found)
+        between = sum(measured.between_tasks for measured in found.values()) / len(found)
+        self.progress.say(f"step {step}: interference between tasks {between:.2f}, a task with itself 1")
+
+    def record_captions(
+        self, step: int, evaluation: Evaluation, shown: Batch, said: list[tuple[str, str]], processor
+    ) -> None:  # fmt: skip
+        """What a captioning evaluation after `step` steps has said of the samples of `shown`, which are drawn as the model saw
+        them; beside it a caption of the corpus."""
+        if not self.enabled:
+            return
+        tag, captions = f"captions/{evaluation.name}", list(zip(*said))
+        for what, picture in batch_pictures(shown, evaluation.views, processor, SAMPLES).items():
+            self.board.picture(f"{tag}/{what}", picture, step)
+        self.board.text(f"{tag}/said", sample_table(dict(zip(("said", "in the corpus"), captions))), step)
+        self.board.flush()
 
     def log_projector(self, name: str, vectors_NC: torch.Tensor, labels=None, images_N3HW=None, *, step: int) -> None:
         """Embeddings for the projector tab, under `name`; labels are texts, images are in [0, 1]."""

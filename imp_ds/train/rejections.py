@@ -49,31 +49,35 @@ class Rejections:
         """What a checkpoint keeps of it; it grows with the sources alone."""
         return {"visits": self._visits, "left_out": self._left_out}
 
-    def add(self, step: int, task: str, mine: tuple[Rejection, ...], any_rank: bool) -> list[Rejection]:
-        """Count a step of `task`, in which this rank left out `mine`; `any_rank` tells whether any did. All ranks call it.
+    def add(
+        self, step: int, mixture: dict[str, float], task: str, mine: tuple[Rejection, ...], any_rank: bool
+    ) -> list[Rejection]:
+        """Count a step that trained the tasks of `mixture`, {task: share of the ranks}, on this rank `task`, and left out `mine`
+        here; `any_rank` tells whether any rank left out something. All ranks call it.
 
         Returns what is new, on the rank that writes. Raises UserError, on all ranks, when too much of a source was left out.
         """
-        for source, share in self._shares[task].items():
-            self._visits[source] = self._visits.get(source, 0.0) + share * self._batch_sizes[task]
+        for trained, part in mixture.items():
+            for source, share in self._shares[trained].items():
+                self._visits[source] = self._visits.get(source, 0.0) + part * share * self._batch_sizes[trained]
         if not any_rank:
             return []
-        everyone = [mine] * world_size()
+        everyone = [(task, mine)] * world_size()
         if world_size() > 1:
-            dist.all_gather_object(everyone, mine)
-        found = [rejection for rank in everyone for rejection in rank]
-        for rejection in found:
+            dist.all_gather_object(everyone, (task, mine))
+        found = [(of_rank, rejection) for of_rank, of_it in everyone for rejection in of_it]
+        for _, rejection in found:
             self._visits[rejection.source] += 1
             self._left_out[rejection.source] = self._left_out.get(rejection.source, 0) + 1
-        new = self._write(step, task, found) if self.writes else []
-        self._judge(found)
+        new = self._write(step, found) if self.writes else []
+        self._judge([rejection for _, rejection in found])
         return new
 
-    def _write(self, step: int, task: str, found: list[Rejection]) -> list[Rejection]:
-        new = [rejection for rejection in dict.fromkeys(found) if self._remember(rejection)]
+    def _write(self, step: int, found: list[tuple[str, Rejection]]) -> list[Rejection]:
+        new = [(task, rejection) for task, rejection in dict.fromkeys(found) if self._remember(rejection)]
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, "task": task, **rejection._asdict()}) + "\n" for rejection in new)
-        return new
+            file.writelines(json.dumps({"step": step, "task": task, **rejection._asdict()}) + "\n" for task, rejection in new)
+        return [rejection for _, rejection in new]
 
     def _remember(self, rejection: Rejection) -> bool:
         """Count it, unless it is known; whether it was new."""

@@ -3,7 +3,13 @@
 Alternating gradient descent gives each optimizer step to one task. `Rotation` is the rule of the released IMP trainer
 (`execution/executors.py`): visit the tasks in a fixed order; every visit adds 1 to that task's counter, and it trains
 when the counter is a multiple of its interval. `Sampling` is the paper's wording (arXiv 2305.06324, figure 1): a task
-is drawn at random at each step.
+is drawn at random at each step. Drawn for each group of ranks instead, the tasks are mixed across the ranks, never inside a
+batch (Uni-Perceiver-MoE; release, `datasets/batch_sampler.py`).
+
+Every schedule knows `at(step)`, the turn of this rank; `mixture(step)`, {task: share of the ranks that train it}, in the order of
+the tasks; and `shares()`, the mixture in the long run.
+
+Shapes: S steps of a block, G groups of ranks, K tasks.
 """
 
 from typing import NamedTuple
@@ -12,11 +18,13 @@ import numpy as np
 
 from imp_ds.errors import UserError
 
-SCHEDULES = ("rotation", "sampling")
+SCHEDULES = ("rotation", "sampling", "sampling_per_rank")
+_KEPT = 4  # blocks of draws that are kept: whoever asks comes back to the last few only
 
 
 class Turn(NamedTuple):
-    """The task that trains at a step, and how many times it was trained before that step."""
+    """The task that trains at a step, and how many batches of it came before: those of earlier steps, and of groups of ranks that
+    come before this rank's in the same step."""
 
     name: str
     visit: int
@@ -58,6 +66,10 @@ class Rotation:
         name = due[step - self._steps(low - 1)]
         return Turn(name, low // self.intervals[name] - 1)
 
+    def mixture(self, step: int) -> dict[str, float]:
+        """All ranks train one task."""
+        return {self.at(step).name: 1.0}
+
     def shares(self) -> dict[str, float]:
         """The share of all steps that each task gets in the long run."""
         rates = {name: 1.0 / interval for name, interval in self.intervals.items()}
@@ -65,20 +77,30 @@ class Rotation:
         return {name: rate / total for name, rate in rates.items()}
 
 
-class Sampling:
-    """One seeded draw for each step, with probabilities in proportion to the weights.
+class _Draws(NamedTuple):
+    """A block of steps: the task that each group drew, [S, G], and how many batches of its task came before each batch of the own
+    group, [S]."""
 
-    Draws come from Philox keyed by (seed, block of steps), which gives the same numbers on every machine. The visits
-    need the draws of all earlier steps; they are counted a block at a time and kept.
+    task_SG: np.ndarray
+    visit_S: np.ndarray
+
+
+class Sampling:
+    """Seeded draws with probabilities in proportion to the weights: for each step one for every group of ranks.
+
+    Draws come from Philox keyed by (seed, block of steps), which gives the same numbers on every machine. The visits need the
+    draws of all earlier steps, of all groups; they are counted a block at a time.
 
     Args:
         weights: task name -> relative probability; 0 never trains.
         seed: of the draws.
+        groups: that draw a task each; 1: all ranks train the same.
+        group: whose turns `at` tells.
     """
 
     _BLOCK = 4096
 
-    def __init__(self, weights: dict[str, float], seed: int):
+    def __init__(self, weights: dict[str, float], seed: int, groups: int = 1, group: int = 0):
         values = np.array(list(weights.values()), dtype=np.float64)
         if not weights or not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
             raise UserError(
@@ -86,40 +108,61 @@ class Sampling:
             )
         if seed < 0:
             raise UserError("the seed of the schedule is negative", got=seed, allowed="0 or more")
-        self.weights, self.seed = dict(weights), seed
+        assert 0 <= group < groups
+        self.weights, self.seed, self.groups, self.group = dict(weights), seed, groups, group
         self._names = list(weights)
         self._edges = np.cumsum(values) / np.cumsum(values)[-1]  # the last edge is exactly 1, above every draw
-        self._blocks: list[tuple[np.ndarray, np.ndarray]] = []  # (task index, visit) of each step of a block
-        self._trained = np.zeros(len(values), dtype=np.int64)  # turns of each task in all the blocks so far
-
-    def _extend(self):
-        """Draw the next block of steps and count its visits."""
-        draws = np.random.Generator(np.random.Philox(key=[self.seed, len(self._blocks)])).random(self._BLOCK)
-        chosen = np.searchsorted(self._edges, draws, side="right").astype(np.int32)
-        visits = np.empty(self._BLOCK, dtype=np.int64)
-        for task in range(len(self._names)):
-            mine = chosen == task
-            visits[mine] = self._trained[task] + np.arange(mine.sum())
-            self._trained[task] += mine.sum()
-        self._blocks.append((chosen, visits))
+        self._before_K = [np.zeros(len(values), dtype=np.int64)]  # batches of each task before block 0, 1, ...
+        self._draws: dict[int, _Draws] = {}
 
     def at(self, step: int) -> Turn:
-        """The turn of a step, counted from 0."""
-        assert step >= 0
-        block, place = divmod(step, self._BLOCK)
-        while len(self._blocks) <= block:
-            self._extend()
-        chosen, visits = self._blocks[block]
-        return Turn(self._names[chosen[place]], int(visits[place]))
+        """The turn of a step, counted from 0, of the own group."""
+        draws, place = self._of(step)
+        return Turn(self._names[draws.task_SG[place, self.group]], int(draws.visit_S[place]))
+
+    def mixture(self, step: int) -> dict[str, float]:
+        """The share of the groups that train each task at a step."""
+        draws, place = self._of(step)
+        count_K = np.bincount(draws.task_SG[place], minlength=len(self._names))
+        return {name: int(count) / self.groups for name, count in zip(self._names, count_K) if count}
 
     def shares(self) -> dict[str, float]:
-        """The share of all steps that each task gets in the long run."""
+        """The share of all batches that each task gets in the long run."""
         total = sum(self.weights.values())
         return {name: weight / total for name, weight in self.weights.items()}
 
+    def _of(self, step: int) -> tuple[_Draws, int]:
+        """The draws of a step's block, and the step's place in it."""
+        assert step >= 0
+        block, place = divmod(step, self._BLOCK)
+        while len(self._before_K) <= block:
+            last = len(self._before_K) - 1
+            self._before_K.append(self._before_K[last] + np.bincount(self._drawn(last).ravel(), minlength=len(self._names)))
+        if block not in self._draws:
+            while len(self._draws) >= _KEPT:
+                self._draws.pop(next(iter(self._draws)))
+            task_SG = self._drawn(block)
+            self._draws[block] = _Draws(task_SG, self._visits(task_SG, self._before_K[block]))
+        return self._draws[block], place
 
-def build_schedule(kind: str, tasks, seed: int) -> Rotation | Sampling:
-    """The schedule of a run: "rotation" over the tasks' intervals or "sampling" by their weights.
+    def _drawn(self, block: int) -> np.ndarray:
+        draw_SG = np.random.Generator(np.random.Philox(key=[self.seed, block])).random((self._BLOCK, self.groups))
+        return np.searchsorted(self._edges, draw_SG, side="right").astype(np.int32)
+
+    def _visits(self, task_SG: np.ndarray, before_K: np.ndarray) -> np.ndarray:
+        """Groups come one after another within a step."""
+        visit_S = np.empty(self._BLOCK, dtype=np.int64)
+        own_S = task_SG[:, self.group]
+        for task, before in enumerate(before_K):
+            is_task_SG = task_SG == task
+            earlier_S = np.cumsum(is_task_SG).reshape(task_SG.shape)[:, self.group] - 1  # without itself, where it is of the task
+            visit_S[own_S == task] = before + earlier_S[own_S == task]
+        return visit_S
+
+
+def build_schedule(kind: str, tasks, seed: int, groups: int = 1, group: int = 0) -> Rotation | Sampling:
+    """The schedule of a run: "rotation" over the tasks' intervals, "sampling" by their weights, the same on all ranks, or
+    "sampling_per_rank": as the one of `groups` groups of ranks that share their experts.
 
     Raises UserError for another kind and for two tasks of one name.
     """
@@ -129,6 +172,9 @@ def build_schedule(kind: str, tasks, seed: int) -> Rotation | Sampling:
         raise UserError("two tasks have one name", got=", ".join(twice), fix="rename one of them")
     if kind == "rotation":
         return Rotation({task.name: task.interval for task in tasks})
+    weights = {task.name: task.weight for task in tasks}
     if kind == "sampling":
-        return Sampling({task.name: task.weight for task in tasks}, seed)
+        return Sampling(weights, seed)
+    if kind == "sampling_per_rank":
+        return Sampling(weights, seed, groups, group)
     raise UserError("unknown schedule", got=kind, allowed=", ".join(SCHEDULES))

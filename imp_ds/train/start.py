@@ -10,13 +10,14 @@ import torch.distributed as dist
 from rich.console import Console
 
 from imp_ds.config import RunConfig
+from imp_ds.data.collation import Collator
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.samples import Reader
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.parallel import rank_grid
-from imp_ds.parallel.groups import is_main, on_main, world_size
+from imp_ds.parallel.groups import is_main, on_main, rank, world_size
 from imp_ds.parallel.hostfile import check_hostfile
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.pretraining import ImpForPreTraining
@@ -27,6 +28,7 @@ from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine import Engine, build_model
 from imp_ds.train.first_samples import first_turns
 from imp_ds.train.initial_weights import load_initial
+from imp_ds.train.schedule import build_schedule
 from imp_ds.train.trainable import freeze_others
 
 _COLUMNS = 140  # of a grid that goes to a file
@@ -70,6 +72,17 @@ def find_checkpoint(output_dir: Path, where: str) -> checkpoint.Reader | None:
     return None if found[0] is None else checkpoint.Reader(found[0])
 
 
+def tell_of_groups(run: RunConfig, state: dict) -> None:
+    """Say that a run goes on with other draws than its checkpoint's, of whose `state` this is, would have had, if so."""
+    before, now = state["world_size"] // state["ep_size"], world_size() // run.train.ep_size
+    if run.train.mixed and before != now and is_main():
+        print(
+            f"until step {state['step']} {before} groups of ranks drew a task each, from here on {now}: train.schedule = "
+            "sampling_per_rank draws other tasks then, and some samples may come twice in this epoch or not at all; only with "
+            f"{before} groups does it go on as it was", file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
 def start_engine(
     run: RunConfig, config: ImpConfig, ds: dict, device: torch.device, reader: checkpoint.Reader | None, tokenizer
 ) -> Engine:
@@ -83,10 +96,26 @@ def start_engine(
     elif run.train.init_from is not None:
         _load_initial(run, model, tokenizer)
     freeze_others(model, run.train.trainable)
-    engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device)
+    engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
     if reader is not None:
         reader.load_optimizer(engine)
     return engine
+
+
+def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Collator) -> StepBatches:
+    """This rank's batches. Ranks that draw tasks of their own, together with those that they share experts with, are a world of
+    their own that takes its share of every batch: whichever ranks train a task, no sample comes twice in an epoch."""
+    ep_size, groups = run.train.ep_size, world_size() // run.train.ep_size
+    group, member = divmod(rank(), ep_size)
+    schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed, groups, group)
+    tasks, place = run.tasks, dict(rank=rank(), world=world_size())
+    if run.train.mixed:
+        tasks = [task.model_copy(update={"batch_size": task.batch_size // groups}) for task in tasks]
+        place = dict(rank=member, world=ep_size, first_key=group * max(task.batch_size for task in tasks))
+    settings = run.data
+    return StepBatches(
+        tasks, schedule, readers, collator, seed=settings.seed, window=settings.window, cache_mb=settings.cache_mb, **place
+    )
 
 
 def _load_initial(run: RunConfig, model: ImpForPreTraining, tokenizer) -> None:

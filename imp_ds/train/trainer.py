@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 
 from imp_ds.config import RunConfig
+from imp_ds.data.class_names import with_class_names
 from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import has_split
-from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.evaluation import build_evaluators, evaluate, expert_usage
-from imp_ds.parallel.groups import barrier, is_main, on_main, raise_shared, rank, settle, world_size
+from imp_ds.evaluation import CaptioningEvaluator, build_evaluators, evaluate, expert_usage
+from imp_ds.parallel.groups import barrier, is_main, on_main, raise_shared, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
@@ -28,15 +28,25 @@ from imp_ds.train.checkpoint import Writer
 from imp_ds.train.compilation import uncompiled
 from imp_ds.train.engine import start_process_group
 from imp_ds.train.first_samples import first_samples
-from imp_ds.train.flops import step_flops
-from imp_ds.train.guard import Guard
+from imp_ds.train.flops import rank_flops
+from imp_ds.train.guard import MIXTURE, Guard
+from imp_ds.train.interference import InterferenceProbe
 from imp_ds.train.measure import matrix_peak
 from imp_ds.train.monitor import Monitor, memory_gib
 from imp_ds.train.preemption import Preemption
 from imp_ds.train.processor import settle_processor
 from imp_ds.train.rejections import Rejections
-from imp_ds.train.schedule import build_schedule
-from imp_ds.train.start import compile_model, find_checkpoint, open_readers, show_ranks, start_engine
+from imp_ds.train.start import (
+    compile_model,
+    find_checkpoint,
+    open_batches,
+    open_readers,
+    show_ranks,
+    start_engine,
+    tell_of_groups,
+)
+from imp_ds.train.step_facts import rank_facts, step_records
+from imp_ds.train.step_means import StepMeans
 
 RESULTS = "results.json"
 BEFORE = "before"
@@ -67,6 +77,7 @@ def train(
         # the watchdog names who hangs; a time limit of the process group, which cannot, must not come first
         device = start_process_group(2 * run.train.hang_timeout_s)
         readers = open_readers(run)
+        run = on_main(lambda: with_class_names(run, readers), "the class names cannot be read", every_rank=True)
         on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
         with Watchdog(run.train.hang_timeout_s) as watchdog:
             trainer = Trainer(run, Path(output_dir), ds, readers, device, resume, preemption, watchdog, hostfile, before)
@@ -90,12 +101,14 @@ class Trainer:
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.before = before or {}
         self.processor = settle_processor(run, readers, output_dir)
-        self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks)
+        self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks, self.processor.tokenizer)
         show_ranks(run, self.config, device, hostfile)
         reader = None if resume is None else find_checkpoint(output_dir, resume)
         if is_main() and resume is not None:
             nothing = f"no checkpoint in {output_dir}: starting from step 0"
             print(nothing if reader is None else f"resuming from {reader.folder}", flush=True)
+        if reader is not None:
+            tell_of_groups(run, reader.state)
         self._take_state({} if reader is None else reader.state)
         self.engine = start_engine(run, self.config, ds, device, reader, self.processor.tokenizer)
         self.writer = Writer(
@@ -103,25 +116,26 @@ class Trainer:
             # a slow disk is told before the watchdog takes the wait for a hang
             timeout_s=min(600.0, run.train.hang_timeout_s / 2),
         )  # fmt: skip
-        self.schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
         self.evaluators = build_evaluators(run, self.processor, "validation")
-        flops = lambda seen: step_flops(seen, self.config, run.data.audio, world_size())  # noqa: E731
+        flops = lambda seen: rank_flops(seen, self.config, run.data.audio, world_size(), run.train.mixed)  # noqa: E731
         if run.train.trainable is not None:  # which gradients that leaves to be computed is not counted
             flops = lambda seen: 0.0  # noqa: E731
         self.flops = {task.name: [flops(seen) for seen in task.variants()] for task in run.tasks}
         self.rejections = Rejections(
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
         )  # fmt: skip
-        batches = StepBatches(
-            run.tasks, self.schedule, readers, Collator(self.processor), seed=run.data.seed, rank=rank(), world=world_size(),
-            window=run.data.window, cache_mb=run.data.cache_mb,
-        )  # fmt: skip
+        batches = open_batches(run, readers, Collator(self.processor))
+        self.schedule, self.step_means = batches.schedule, StepMeans(batches.schedule.mixture)
         self.loader = RotatingLoader(
             batches, start_step=self.step, stop_step=run.train.steps, workers=run.data.workers, prefetch=run.data.prefetch,
             pin_memory=device.type == "cuda", timeout_s=run.data.timeout_s,
         )  # fmt: skip
         if run.train.compile:
             compile_model(run, self.engine, self.loader.batches, watchdog, self.step)
+        self.probe = None
+        if run.train.interference_every:
+            samples = run.train.interference_samples
+            self.probe = InterferenceProbe(run, self.engine.model, readers, self.processor, samples=samples)
         dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled", False) else torch.float32
         self.monitor = Monitor(
             output_dir, run, enabled=is_main(), total_steps=run.train.steps, start_step=self.step,
@@ -155,6 +169,8 @@ class Trainer:
             self.watchdog.progress(self.step, "training")
             self._one_step()
             self.writer.poll()
+            if self.probe is not None and self.step % settings.interference_every == 0:
+                self.measure_interference()
             if self.step == settings.steps:
                 break
             if settings.eval_every and self.step % settings.eval_every == 0:
@@ -165,39 +181,45 @@ class Trainer:
     def _one_step(self) -> None:
         start = time.perf_counter()
         rate, batch, wait = self.run.learning_rate(self.step), self._batch, self._wait
-        task = self.run.task(batch.task)
-        loss, metrics, reports = self.engine.forward(batch, task.pieces)
+        mixture = self.schedule.mixture(self.step)
+        loss, metrics, reports = self.engine.forward(batch, self.run.task(batch.task).pieces)
         # while the device is busy, fetch the next batch, so that one exchange settles whether every rank will have a next
         # step to take part in and whether anyone was told to stop, and gives the means that are judged and recorded
         problem = self._fetch()
-        rejected = loss.new_tensor(len(batch.report.rejected))
-        told = {"loss": loss, **metrics, "rejected": rejected}
-        (fed, wanted), means = settle([problem is None, not self.preemption.requested], told)
+        told = {"loss": loss, **metrics, **rank_facts(batch, wait, self.flops[batch.task][batch.report.view])}
+        facts = [problem is None, not self.preemption.requested]
+        (fed, wanted), means = self.step_means(self.step, batch.task, facts, told)
         if not fed:
             raise_shared(problem)
         self.step += 1
-        new = self.rejections.add(self.step, task.name, batch.report.rejected, means.pop("rejected") > 0)
-        if new:
-            self.monitor.record_rejections(self.step, new, self.rejections.counts)
-        reason = self.guard.complaint(task.name, "loss", means["loss"])
+        self._count_rejected(batch, mixture, means)
+        reason = self._complaint(means)
         if reason is None:
-            norm, reason = self._update(task.name, rate)
+            norm, reason = self._update(batch.task, mixture, rate)
         else:
             self.engine.skip()
         if reason is None:
             seconds = time.perf_counter() - start
             self.adam_steps, self.seconds = self.adam_steps + 1, self.seconds + seconds
-            means |= {f"padding/{modality}": share for modality, share in batch.report.padding.items()}
-            self.monitor.record_step(
-                self.step, task.name, means.pop("loss"), means, reports, learning_rate=rate, grad_norm=norm,
-                examples=task.batch_size, tokens=count_tokens(batch) * world_size(), step_seconds=seconds, wait_seconds=wait,
-                flops=self.flops[task.name][batch.report.view],
-            )  # fmt: skip
+            records = step_records(self.run.tasks, mixture, means, batch.task, reports, grad_norm=norm, seconds=seconds)
+            self.monitor.record_step(self.step, records, rate)
         else:
-            self._skipped(task.name, reason)
+            self._skipped(", ".join(mixture), reason)
         if not wanted:
             self.save()
             raise self.preemption.preempted(self.step, self.writer.wait())
+
+    def _count_rejected(self, batch: Batch, mixture: dict[str, float], means: dict[str, dict[str, float]]) -> None:
+        anywhere = any(found["rejected"] > 0 for found in means.values())
+        new = self.rejections.add(self.step, mixture, batch.task, batch.report.rejected, anywhere)
+        if new:
+            self.monitor.record_rejections(self.step, new, self.rejections.counts)
+
+    def _complaint(self, means: dict[str, dict[str, float]]) -> str | None:
+        """Why some task's loss forbids the step; all are remembered."""
+        found = {task: self.guard.complaint(task, "loss", values["loss"]) for task, values in means.items()}
+        reasons = [reason if len(means) == 1 else f"in {task} {reason}" for task, reason in found.items() if reason is not None]
+        return "; ".join(reasons) or None
 
     def _fetch(self) -> UserError | None:
         """Take the next batch from the loader, if there is one left; returns what went wrong."""
@@ -210,16 +232,19 @@ class Trainer:
             return None if self.preemption.requested else error
         return None
 
-    def _update(self, task: str, rate: float) -> tuple[float, str | None]:
+    def _update(self, own: str, mixture: dict[str, float], rate: float) -> tuple[float, str | None]:
         """Take the step, or not: the gradient norm, and why not."""
         reason = None
+        # the mean of several tasks' gradients has a norm of its own
+        whose = own if len(mixture) == 1 else MIXTURE
 
         def accept(norm: float) -> bool:
             nonlocal reason
-            reason = self.guard.complaint(task, "gradient norm", norm)
+            reason = self.guard.complaint(whose, "gradient norm", norm)
             return reason is None
 
-        norm, _ = self.engine.update(rate, accept)
+        length = self.run.task(own).gradient_norm if self.run.optimizer.task_normalisation else None
+        norm, _ = self.engine.update(rate, accept, length)
         return norm, reason
 
     def _skipped(self, task: str, reason: str) -> None:
@@ -257,12 +282,21 @@ class Trainer:
         except UserError:
             pass
 
+    def measure_interference(self) -> None:
+        """How the tasks interfere now; training goes on as if it had not been asked."""
+        stage = lambda stage, done, total: f"measuring interference, {stage} {done} of {total}"  # noqa: E731
+        with uncompiled():
+            found = self.probe.measure(lambda *progress: self.watchdog.progress(self.step, stage(*progress)))
+        on_main(lambda: self.monitor.record_interference(self.step, found), "the interference cannot be recorded")
+
     def evaluate(self) -> dict[str, float]:
         """All evaluations on the validation split; every rank gets the results."""
         self.watchdog.progress(self.step, "evaluating")
         with uncompiled():
             results = evaluate(self.engine.model, self.evaluators)
         self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
+        for evaluator in (found for found in self.evaluators if isinstance(found, CaptioningEvaluator)):
+            self.monitor.record_captions(self.step, evaluator.record, *evaluator.examples(SHOWN_SAMPLES), self.processor)
         return results
 
     def save(self) -> None:
@@ -306,8 +340,3 @@ class Trainer:
             vectors_NC = evaluator.vectors_NC[:rows]
             self.monitor.log_projector(evaluator.record.name, vectors_NC, labels and labels[:rows], pictures, step=self.step)
         self.monitor.finish(results)
-
-
-def count_tokens(batch: Batch) -> int:
-    """Tokens of a rank's batch over all modalities, padding included."""
-    return sum(next(iter(inputs.values())).shape[:2].numel() for inputs in batch.inputs.values())

@@ -3,6 +3,8 @@
 Shapes: B samples of the global batch, L tokens, P values of a patch.
 """
 
+from types import SimpleNamespace
+
 import deepspeed
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from imp_ds.train import ds_config
 from imp_ds.train.engine import Engine, build_model
 
 VOCABULARY = 50
+MARKS = SimpleNamespace(mask_token_id=VOCABULARY - 1, eos_token_id=VOCABULARY - 2)  # what of a tokenizer a model has to know
 ORDER = ("image_text", "speech_text", "image_class")
 SIZES = {"image_text": 8, "speech_text": 4, "image_class": 8}
 
@@ -50,7 +53,7 @@ def make_run(*, ep_size: int = 1, clip: float = 0.1, **model) -> RunConfig:
 
 
 def make_config(run: RunConfig):
-    return run.model.to_config(VOCABULARY, run.tasks)
+    return run.model.to_config(VOCABULARY, run.tasks, MARKS)
 
 
 def make_batch(step: int) -> Batch:
@@ -89,7 +92,7 @@ def make_engine(run: RunConfig, ds: dict | str, device: torch.device, *, seed: i
     model = build_model(make_config(run), seed, run.train.ep_size)
     if prepare_model is not None:
         prepare_model(model)
-    return Engine(model, resolved, weight_decay=run.optimizer.weight_decay, device=device)
+    return Engine(model, resolved, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
 
 
 def step_engine(engine: Engine, batch: Batch, learning_rate: float, pieces: int = 1) -> tuple[float, float]:

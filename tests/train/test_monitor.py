@@ -18,6 +18,7 @@ from imp_ds.moe.routing import RouterReport
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch, VisionView
 from imp_ds.train.history import cut_lines
+from imp_ds.train.interval import StepRecord
 from imp_ds.train.monitor import Monitor
 from imp_ds.train.progress import Progress, duration
 
@@ -55,10 +56,8 @@ def report(first: float) -> RouterReport:
 def record(monitor: Monitor, step: int, task: str, loss: float, modalities=("vision", "text")) -> None:
     reports = {modality: [report(0.25 + 0.125 * i)] for i, modality in enumerate(modalities)}
     metrics = {"accuracy/vision_to_text": torch.tensor(0.5), "temperature/vision_text": torch.tensor(0.25)}
-    monitor.record_step(
-        step, task, torch.tensor(loss), metrics, reports, learning_rate=step / 100, grad_norm=torch.tensor(float(step)),
-        examples=32, tokens=640, step_seconds=0.5, wait_seconds=0.125,
-    )  # fmt: skip
+    values = {"loss": torch.tensor(loss), **metrics, "grad_norm": torch.tensor(float(step))}
+    monitor.record_step(step, [StepRecord(task, values, reports, 32, 640, 0.5, 0.125)], step / 100)
 
 
 def read(folder) -> EventAccumulator:
@@ -116,9 +115,9 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
 
 def test_utilisation_is_told_by_task(tmp_path):
     monitor = Monitor(tmp_path, make_run(log_every=4), enabled=True, total_steps=8, peak_flops=1000.0)
-    tell = dict(reports={}, learning_rate=0.0, grad_norm=None, examples=1, tokens=1, wait_seconds=0.25)
+    values = {"loss": torch.tensor(1.0), "grad_norm": None}
     for step, (task, seconds, flops) in enumerate([("a", 0.5, 100.0), ("a", 1.5, 700.0), ("b", 0.5, 50.0), ("c", 0.5, 0.0)], 1):
-        monitor.record_step(step, task, torch.tensor(1.0), {}, step_seconds=seconds, flops=flops, **tell)
+        monitor.record_step(step, [StepRecord(task, values, {}, 1, 1, seconds, 0.25, flops)], 0.0)
     monitor.close()
     tasks = json.loads((tmp_path / "metrics.jsonl").read_text())["tasks"]
     # 800 of the 2 x 1000 that a's two seconds could have held, 50 of 500; c has not said what it did
@@ -126,6 +125,25 @@ def test_utilisation_is_told_by_task(tmp_path):
     events = read(tmp_path)
     assert curve(events, "perf/mfu/a") == [(4, pytest.approx(0.4))] and curve(events, "perf/mfu/b") == [(4, pytest.approx(0.1))]
     assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("train/") and "mfu" in tag]
+
+
+def test_a_step_of_several_tasks_counts_for_each_by_its_share_of_the_ranks(tmp_path):
+    """Of 4 ranks, in the first step 3 train a and 1 trains b, in the second all train a: a has 1.75 steps, b 0.25."""
+    monitor = Monitor(tmp_path, make_run(log_every=2), enabled=True, total_steps=2, peak_flops=100.0)
+    part = lambda task, loss, share, flops: StepRecord(  # noqa: E731
+        task, {"loss": loss, "grad_norm": 1.0}, {}, int(8 * share), int(80 * share), 2 * share, 0.5 * share, flops, share
+    )
+    monitor.record_step(1, [part("a", 4.0, 0.75, 30.0), part("b", 6.0, 0.25, 5.0)], 0.1)
+    monitor.record_step(2, [part("a", 1.0, 1.0, 40.0)], 0.1)
+    monitor.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (line["tasks"]["a"]["steps"], line["tasks"]["b"]["steps"]) == (1.75, 0.25)
+    assert line["tasks"]["a"]["loss"] == pytest.approx((0.75 * 4 + 1) / 1.75) and line["tasks"]["b"]["loss"] == 6.0
+    assert line["shares"] == {"a": 0.875, "b": 0.125}
+    assert line["step_seconds"] == 2.0 and line["examples_per_s"] == 4.0 and line["tokens_per_s"] == 40.0
+    assert line["data_wait_share"] == 0.25 and line["tasks"]["b"]["data_wait_share"] == 0.25
+    # a: 70 of the 350 that its 3.5 seconds could have held; b: 5 of 50
+    assert (line["tasks"]["a"]["mfu"], line["tasks"]["b"]["mfu"]) == (pytest.approx(0.2), pytest.approx(0.1))
 
 
 def test_an_interval_ends_even_when_its_last_step_was_skipped_and_what_is_not_finite_is_null(tmp_path):

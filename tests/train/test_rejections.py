@@ -40,6 +40,11 @@ def bad(key, source="web[train]", reason="unreadable image", detail="truncated")
     return Rejection(source, str(key), reason, detail)
 
 
+def add(to: Rejections, step: int, task: str, mine: tuple[Rejection, ...], any_rank: bool) -> list[Rejection]:
+    """A step of one task on all ranks."""
+    return to.add(step, {task: 1.0}, task, mine, any_rank)
+
+
 def lines(folder) -> list[dict]:
     path = folder / rejections.FILE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -47,11 +52,11 @@ def lines(folder) -> list[dict]:
 
 def test_each_sample_is_written_once(tmp_path):
     found = make(tmp_path, most=1.0)
-    assert found.add(1, "mixed", (bad(1), bad(2), bad(1)), True) == [bad(1), bad(2)]
-    assert found.add(2, "web_only", (bad(2), bad(1, "photos[train]", "empty", "")), True) == [
+    assert add(found, 1, "mixed", (bad(1), bad(2), bad(1)), True) == [bad(1), bad(2)]
+    assert add(found, 2, "web_only", (bad(2), bad(1, "photos[train]", "empty", "")), True) == [
         bad(1, "photos[train]", "empty", "")
     ]
-    assert found.add(3, "web_only", (), False) == []
+    assert add(found, 3, "web_only", (), False) == []
     assert [
         (line["step"], line["task"], line["source"], line["key"], line["reason"], line["detail"]) for line in lines(tmp_path)
     ] == [
@@ -64,18 +69,18 @@ def test_each_sample_is_written_once(tmp_path):
 
 def test_a_step_counts_for_each_source_by_its_share_and_for_what_took_the_places(tmp_path):
     found = make(tmp_path, most=1.0)
-    found.add(1, "mixed", (bad(1), bad(2)), True)  # 100 places, 3 : 1, and two more rows of the web were tried
-    found.add(2, "web_only", (), False)
+    add(found, 1, "mixed", (bad(1), bad(2)), True)  # 100 places, 3 : 1, and two more rows of the web were tried
+    add(found, 2, "web_only", (), False)
     assert found.state() == {"visits": {"photos[train]": 75.0, "web[train]": 25.0 + 2 + 40}, "left_out": {"web[train]": 2}}
 
 
 def test_too_many_of_one_source_end_the_run_and_name_it(tmp_path):
     found = make(tmp_path, most=0.05)
     for step in range(1, 5):  # 160 samples: too few to be judged, however many of them are bad
-        found.add(step, "web_only", (bad(step), bad(-step), bad(step + 100)), True)
+        add(found, step, "web_only", (bad(step), bad(-step), bad(step + 100)), True)
     # 5 * 40 places and 16 rows that were tried for others: 16 of 216 are more than 5 %
     with pytest.raises(UserError) as error:
-        found.add(5, "web_only", (bad(5), bad(6), bad(7), bad(8, reason="empty")), True)
+        add(found, 5, "web_only", (bad(5), bad(6), bad(7), bad(8, reason="empty")), True)
     assert error.value.shared
     text = str(error.value)
     assert "too many samples of web[train] cannot be used" in text and "16 of 216" in text and "data.max_rejected = 0.05" in text
@@ -86,23 +91,23 @@ def test_too_many_of_one_source_end_the_run_and_name_it(tmp_path):
 def test_a_source_within_its_share_is_not_judged_by_another(tmp_path):
     found = make(tmp_path, most=0.05)
     for step in range(1, 11):  # 750 photos, 250 of the web: 2 % and 5 of 255
-        found.add(step, "mixed", (bad(step, "photos[train]"), *([bad(step)] if step % 2 else [])), True)
+        add(found, step, "mixed", (bad(step, "photos[train]"), *([bad(step)] if step % 2 else [])), True)
     state = found.state()  # of the photos 10 of 760, of the web 5 of 255
     for number, over in ((10, False), (11, True)):  # 15 of 305 are within 5 %, 16 of 306 are not
         again = make(tmp_path, most=0.05, start_step=10, state=json.loads(json.dumps(state)))
         rejected = tuple(bad(key) for key in range(100, 100 + number))
         if over:
             with pytest.raises(UserError, match=r"samples of web\[train\].*\n.*16 of 306"):
-                again.add(11, "web_only", rejected, True)
+                add(again, 11, "web_only", rejected, True)
         else:
-            assert len(again.add(11, "web_only", rejected, True)) == 10
+            assert len(add(again, 11, "web_only", rejected, True)) == 10
 
 
-def ranks(monkeypatch, *others):
-    """This process is rank 0 of a world in which the others left out these."""
+def ranks(monkeypatch, *others, task="web_only"):
+    """This process is rank 0 of a world in which the others left out these, of `task`."""
 
     def gather(into, mine):
-        into[:] = [mine, *others]
+        into[:] = [mine, *((task, left_out) for left_out in others)]
 
     monkeypatch.setattr(rejections, "world_size", lambda: 1 + len(others))
     monkeypatch.setattr(dist, "all_gather_object", gather)
@@ -111,11 +116,21 @@ def ranks(monkeypatch, *others):
 def test_all_ranks_know_of_what_one_left_out(tmp_path, monkeypatch):
     ranks(monkeypatch, (bad(1), bad(2)), ())
     found = make(tmp_path, most=1.0, writes=False)
-    assert found.add(1, "web_only", (), True) == []
+    assert add(found, 1, "web_only", (), True) == []
     assert found.state()["left_out"] == {"web[train]": 2} and lines(tmp_path) == []
     writer = make(tmp_path, most=1.0)
-    assert writer.add(1, "web_only", (bad(1),), True) == [bad(1), bad(2)]
+    assert add(writer, 1, "web_only", (bad(1),), True) == [bad(1), bad(2)]
     assert writer.state()["left_out"] == {"web[train]": 3}
+
+
+def test_ranks_with_different_tasks_count_and_name_their_own(tmp_path, monkeypatch):
+    ranks(monkeypatch, (bad(1),), (), (bad(2, "photos[train]"),), task="mixed")
+    found = make(tmp_path, most=1.0)
+    # of 4 ranks one trains web_only, 10 samples, and three train mixed, 75 samples of which a quarter is of the web
+    new = found.add(1, {"mixed": 0.75, "web_only": 0.25}, "web_only", (bad(3),), True)
+    assert new == [bad(3), bad(1), bad(2, "photos[train]")]
+    assert [(line["task"], line["key"]) for line in lines(tmp_path)] == [("web_only", "3"), ("mixed", "1"), ("mixed", "2")]
+    assert found.state()["visits"] == {"photos[train]": 0.75 * 75 + 1, "web[train]": 0.75 * 25 + 0.25 * 40 + 2}
 
 
 def test_every_rank_stops_at_the_same_step(tmp_path, monkeypatch):
@@ -124,26 +139,26 @@ def test_every_rank_stops_at_the_same_step(tmp_path, monkeypatch):
         ranks(monkeypatch, *places[:rank], *places[rank + 1 :])
         found = make(tmp_path, most=0.2, writes=False)
         for step in range(1, 4):  # 3 * 40 places and 23 rows each time
-            found.add(step, "web_only", places[rank], True)
+            add(found, step, "web_only", places[rank], True)
         with pytest.raises(UserError, match="92 of 252"):
-            found.add(4, "web_only", places[rank], True)
+            add(found, 4, "web_only", places[rank], True)
 
 
 def test_nothing_is_exchanged_where_no_rank_left_anything_out(tmp_path, monkeypatch):
     ranks(monkeypatch, ())
     monkeypatch.setattr(dist, "all_gather_object", lambda *_: pytest.fail("an exchange in every step"))
-    make(tmp_path).add(1, "web_only", (), False)
+    add(make(tmp_path), 1, "web_only", (), False)
 
 
 def test_a_resumed_run_goes_on_counting_and_forgets_what_it_will_do_again(tmp_path):
     first = make(tmp_path, most=1.0)
-    first.add(1, "web_only", (bad(1),), True)
+    add(first, 1, "web_only", (bad(1),), True)
     state = json.loads(json.dumps(first.state()))  # as a checkpoint keeps it
-    first.add(2, "web_only", (bad(2), bad(3, reason="empty")), True)
-    first.add(3, "web_only", (bad(4),), True)
+    add(first, 2, "web_only", (bad(2), bad(3, reason="empty")), True)
+    add(first, 3, "web_only", (bad(4),), True)
     again = make(tmp_path, most=1.0, start_step=1, state=state)
     assert [line["key"] for line in lines(tmp_path)] == ["1"] and again.counts == {"web[train]": {"unreadable image": 1}}
-    assert again.add(2, "web_only", (bad(2), bad(1), bad(3, reason="empty")), True) == [bad(2), bad(3, reason="empty")]
+    assert add(again, 2, "web_only", (bad(2), bad(1), bad(3, reason="empty")), True) == [bad(2), bad(3, reason="empty")]
     assert [line["key"] for line in lines(tmp_path)] == ["1", "2", "3"]
     assert again.state() == {"visits": {"web[train]": 40 + 1 + 40 + 3}, "left_out": {"web[train]": 4}}
 
@@ -152,5 +167,5 @@ def test_what_is_remembered_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(rejections, "_REMEMBERED", 10)
     found = make(tmp_path, most=1.0)
     for step in range(1, 6):
-        found.add(step, "web_only", tuple(bad(key) for key in np.arange(step * 10, step * 10 + 10)), True)
+        add(found, step, "web_only", tuple(bad(key) for key in np.arange(step * 10, step * 10 + 10)), True)
     assert len(found._known) == 10 and len(lines(tmp_path)) == 50

@@ -93,10 +93,62 @@ def test_sampling_follows_the_weights():
     assert schedule.shares() == {"never": 0.0, "a": 0.25, "b": 0.75, "nor_this": 0.0}
 
 
+def test_the_draws_of_a_step_are_those_of_philox():
+    """Two tasks, 1 : 3: a draw below a quarter is the first one's."""
+    draws = np.random.Generator(np.random.Philox(key=[7, 1])).random((4096, 3))
+    for group in range(3):
+        schedule = Sampling({"a": 1.0, "b": 3.0}, 7, 3, group)
+        assert [schedule.at(4096 + place).name for place in range(50)] == ["ab"[int(d >= 0.25)] for d in draws[:50, group]]
+    # one group draws what a schedule without groups drew in earlier versions
+    draws = np.random.Generator(np.random.Philox(key=[7, 0])).random(4096)
+    alone = Sampling({"a": 1.0, "b": 3.0}, 7)
+    assert [alone.at(step).name for step in range(100)] == ["ab"[int(draw >= 0.25)] for draw in draws[:100]]
+
+
+def test_groups_take_the_batches_of_a_task_one_after_another():
+    """Step after step, and in a step group after group, without a gap, also from one block of draws to the next."""
+    groups = [Sampling({"a": 1.0, "b": 2.0, "c": 0.5}, 1, 3, group) for group in range(3)]
+    taken = {"a": 0, "b": 0, "c": 0}
+    for step in range(Sampling._BLOCK + 100):
+        turns = [schedule.at(step) for schedule in groups]
+        for name, visit in turns:
+            assert visit == taken[name]
+            taken[name] += 1
+        names = [turn.name for turn in turns]
+        shares = {name: names.count(name) / 3 for name in "abc" if name in names}
+        assert all(schedule.mixture(step) == shares for schedule in groups)
+        assert list(groups[0].mixture(step)) == list(shares)
+    again = Sampling({"a": 1.0, "b": 2.0, "c": 0.5}, 1, 3, 2)  # a resumed run
+    assert again.at(Sampling._BLOCK + 99) == turns[2]
+    assert again.at(17) == groups[2].at(17)
+
+
+def test_groups_follow_the_weights_and_draw_by_themselves():
+    # 4 x 10,000 draws at 0.25: a standard deviation is sqrt(0.25 * 0.75 / 40000) = 0.00217; of a pair of groups, which agree with
+    # probability 0.25^2 + 0.75^2 = 0.625, it is sqrt(0.625 * 0.375 / 10000) = 0.00484
+    groups = [Sampling({"a": 1.0, "b": 3.0}, 11, 4, group) for group in range(4)]
+    names = [[schedule.at(step).name for step in range(10_000)] for schedule in groups]
+    share = sum(of_group.count("a") for of_group in names) / 40_000
+    assert share == pytest.approx(0.25, abs=3 * 0.00217)
+    for first, second in [(0, 1), (2, 3), (0, 3)]:
+        agree = sum(a == b for a, b in zip(names[first], names[second])) / 10_000
+        assert agree == pytest.approx(0.625, abs=3 * 0.00484)
+
+
+def test_a_schedule_without_groups_has_one_task_a_step():
+    rotation, sampling = Rotation({"a": 1, "b": 2}), Sampling({"a": 1.0, "b": 1.0}, 0)
+    for step in range(20):
+        assert rotation.mixture(step) == {rotation.at(step).name: 1.0}
+        assert sampling.mixture(step) == {sampling.at(step).name: 1.0}
+
+
 def test_build_schedule_and_its_refusals():
     tasks = [SimpleNamespace(name="a", interval=2, weight=1.0), SimpleNamespace(name="b", interval=3, weight=0.0)]
     assert build_schedule("rotation", tasks, 0).intervals == {"a": 2, "b": 3}
     assert build_schedule("sampling", tasks, 0).weights == {"a": 1.0, "b": 0.0}
+    found = build_schedule("sampling_per_rank", tasks, 0, groups=4, group=3)
+    assert (found.groups, found.group) == (4, 3)
+    assert build_schedule("sampling", tasks, 0, groups=4, group=3).groups == 1
     with pytest.raises(UserError, match="unknown schedule"):
         build_schedule("random", tasks, 0)
     with pytest.raises(UserError, match="one name"):
