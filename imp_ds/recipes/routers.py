@@ -88,7 +88,7 @@ def evaluations() -> list[Evaluation]:
         ),
         Evaluation(name="image_caption", source=IMAGES, views=Views(vision=IMAGE, text=SENTENCE), **said),
         Evaluation(name="hidden_words", modality="text", source=IMAGE_TEXTS, views=Views(text=SENTENCE)),
-        Evaluation(name="film_caption", source=FILMS, views=Views(vision=film, text=SENTENCE), **said),
+        Evaluation(name="film_caption", source=FILMS, views=Views(vision=film, text=SENTENCE), beam=1, **said),
     ]
 
 
