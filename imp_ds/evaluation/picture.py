@@ -33,12 +33,13 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
 
 
 def zero_shot_curves(history: list[dict], split: str = "validation") -> dict[str, tuple[list[int], list[float]]]:
-    """Evaluation name -> (steps, top-1 in percent), of the evaluations on a split."""
+    """Evaluation name -> (steps, top-1 in percent), of the evaluations on a split; that of a tuned head as "name, tuned"."""
     curves = {}
     for line in (line for line in history if line.get("split") == split):
         for name, value in line.get("results", {}).items():
-            if name.startswith("zero_shot/") and name.endswith("/top1"):
-                steps, values = curves.setdefault(name.split("/")[1], ([], []))
+            if name.startswith(("zero_shot/", "tuned/")) and name.endswith("/top1"):
+                kind, evaluation, _ = name.split("/")
+                steps, values = curves.setdefault(evaluation + (", tuned" if kind == "tuned" else ""), ([], []))
                 steps.append(line["step"])
                 values.append(100 * value)
     return curves

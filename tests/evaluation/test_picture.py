@@ -22,6 +22,8 @@ HISTORY = [
 def test_curves_by_hand():
     assert zero_shot_curves(HISTORY) == {"image": ([10, 20], [50.0, 75.0])}
     assert zero_shot_curves(HISTORY, "test") == {"image": ([20], [70.0])}
+    tuned = [evaluation("test", 3, {"tuned/image/top1": 0.5, "tuned/image/top5": 0.9, "zero_shot/image/top1": 0.25})]
+    assert zero_shot_curves(tuned, "test") == {"image, tuned": ([3], [50.0]), "image": ([3], [25.0])}
     assert training_curves(HISTORY) == {"a": ([10, 20], [50.0, 100.0])}  # (25 + 75) / 2, then x alone
 
 
