@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -26,41 +26,40 @@ from imp_ds.data.sources.named_files import check_name
 from imp_ds.data.sources.tar_headers import Damaged, Member, members
 from imp_ds.data.storage import File, Storage, local_path
 
-FORMAT = "1"  # of the index
+FORMAT = "2"  # of the index
 WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a name that leads out; not all there
 _IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
 _BLOCK = 4096  # samples that are written together
-_COLUMNS = dict(
-    state="uint8", key_end="int64", names="uint8", member_end="int64", extension="uint16", offset="int64", size="int64"
-)  # fmt: skip
+# samples: state, end of its key in names, end of its members, three numbers each; members: number of the extension, offset, size
+_COLUMNS = dict(samples="int64", names="uint8", members="int64")
+
+
+class TarSample(NamedTuple):
+    """A sample of a shard: folder and name without extensions; WHOLE, UNSAFE or CUT; {extension: (offset, size)}."""
+
+    key: str
+    state: int
+    members: dict[str, tuple[int, int]]
 
 
 class TarIndex:
-    """The samples of one shard, read from its index.
-
-    keys: `key(n)`; members: `members(n)` gives {extension: (offset, size)}; state_N: WHOLE, UNSAFE or CUT.
-    """
+    """The samples of one shard, read from its index: what a sample needs lies together, so three reads find it."""
 
     def __init__(self, index: Index):
-        columns = index.columns
         self.extensions = json.loads(index.facts["extensions"])
-        self.state_N, self._key_end_N, self._names = columns["state"], columns["key_end"], columns["names"]
-        self._member_end_N, self._extension_M = columns["member_end"], columns["extension"]
-        self._offset_M, self._size_M = columns["offset"], columns["size"]
+        self._samples, self._names, self._members = (index.columns[name] for name in ("samples", "names", "members"))
 
     def __len__(self) -> int:
-        return len(self.state_N)
+        return len(self._samples) // 3
 
-    def key(self, number: int) -> str:
-        """Folder and name of a sample, without extensions."""
-        begin = int(self._key_end_N[number - 1]) if number else 0
-        return os.fsdecode(self._names[begin : int(self._key_end_N[number])].tobytes())
-
-    def members(self, number: int) -> dict[str, tuple[int, int]]:
-        """Extension -> (offset, size) of a sample's members."""
-        begin, end = int(self._member_end_N[number - 1]) if number else 0, int(self._member_end_N[number])
-        found = (column[begin:end].tolist() for column in (self._extension_M, self._offset_M, self._size_M))
-        return {self.extensions[extension]: (offset, size) for extension, offset, size in zip(*found)}
+    def sample(self, number: int) -> TarSample:
+        before = [] if number else [0, 0, 0]
+        rows = before + self._samples[3 * max(0, number - 1) : 3 * number + 3].tolist()
+        _, key_begin, begin, state, key_end, end = rows
+        key = os.fsdecode(self._names[key_begin:key_end].tobytes())
+        found = self._members[3 * begin : 3 * end].tolist()
+        places = zip(found[1::3], found[2::3])
+        return TarSample(key, state, {self.extensions[e]: place for e, place in zip(found[::3], places)})
 
 
 def open_index(storage: Storage, file: File) -> TarIndex:
@@ -153,13 +152,10 @@ def write_index(shard: BinaryIO, file: File, path: Path) -> None:
         key_ends = key_end + np.cumsum([len(name) for name in names])
         member_ends = member_end + np.cumsum([len(found) for _, _, found in block])
         key_end, member_end = int(key_ends[-1]), int(member_ends[-1])
-        writer.append("state", [state for _, state, _ in block])
-        writer.append("key_end", key_ends)
-        writer.append("member_end", member_ends)
+        writer.append("samples", np.stack([[state for _, state, _ in block], key_ends, member_ends], 1).ravel())
         writer.append("names", np.frombuffer(b"".join(names), np.uint8))
-        writer.append("extension", [extensions.setdefault(extension, len(extensions)) for extension, _ in entries])
-        writer.append("offset", [member.offset for _, member in entries])
-        writer.append("size", [member.size for _, member in entries])
+        numbers = ((extensions.setdefault(name, len(extensions)), member.offset, member.size) for name, member in entries)
+        writer.append("members", [number for three in numbers for number in three])
     writer.close(extensions=json.dumps(list(extensions)), stamp=file.stamp, format=FORMAT)
 
 

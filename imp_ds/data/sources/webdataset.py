@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.values import shown, written_label
 from imp_ds.data.storage import File
-from imp_ds.data.tar_index import CUT, UNSAFE, TarIndex, make_indexes, open_index
+from imp_ds.data.tar_index import CUT, UNSAFE, TarIndex, TarSample, make_indexes, open_index
 
 _OPEN = 64  # shards that are open at a time
+_FOUND = 4  # rows whose entry in the index is kept
 _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
 _MOST_MEDIA = 1 << 31  # bytes of an image, a film or a sound
 _TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}
@@ -37,42 +39,49 @@ def open_split(wanted: Wanted) -> RowReader:
     return TarReader(wanted, files, class_names(wanted, wanted.folder(".tar")))
 
 
+class _Found(NamedTuple):
+    """A row: the number of its shard, what the index says of it, its key."""
+
+    place: int
+    sample: TarSample
+    key: str
+
+
 class TarReader(RowReader):
     """The samples of tar shards. Args: as RowReader, and `files`."""
 
     def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
         self.storage, self.files = wanted.storage, files
-        self._shards, self._indexes = Recent(_OPEN), Recent(_OPEN)
+        self._shards, self._indexes, self._rows_found = Recent(_OPEN), Recent(_OPEN), Recent(_FOUND)
         super().__init__(wanted, [len(self._index(place)) for place in range(len(files))], class_names)
         self._start_F = np.concatenate([[0], np.cumsum(self.shard_rows)])
 
     def key(self, row: int) -> str:
         """The shard, and the name that the sample's members share."""
-        place, number = self._place(row)
-        return f"{self.files[place].name}/{self._index(place).key(number)}"
+        return self._found(row).key
 
     def fields(self, row: int) -> Mapping:
-        place, number = self._place(row)
-        index = self._index(place)
-        state = index.state_N[number]
-        if state == UNSAFE:
-            raise BadSample("unsafe name", f"{self.files[place].address}: {index.key(number)} is a link or leads out")
-        if state == CUT:
-            raise BadSample("cut off", f"{self.files[place].address}: {index.key(number)}")
-        read = partial(self._read, place)
-        return Members(index.members(number), read, self.source.label, self.class_places, f"{self.key(row)}")
+        place, sample, key = self._found(row)
+        if sample.state == UNSAFE:
+            raise BadSample("unsafe name", f"{self.files[place].address}: {sample.key} is a link or leads out")
+        if sample.state == CUT:
+            raise BadSample("cut off", f"{self.files[place].address}: {sample.key}")
+        return Members(sample.members, partial(self._read, place), self.source.label, self.class_places, key)
 
     def media(self, row: int, column: str, value) -> Media:
-        place, _ = self._place(row)
+        place, _, key = self._found(row)
         extension, offset, size = value
-        return Media(
-            f"{self.files[place].address}/{self.key(row)}.{extension}", read=partial(self._read, place, offset, size, _MOST_MEDIA)
-        )
+        name = f"{self.files[place].address}/{key}.{extension}"
+        return Media(name, read=partial(self._read, place, offset, size, _MOST_MEDIA))
 
-    def _place(self, row: int) -> tuple[int, int]:
-        """(shard, sample in it)."""
+    def _found(self, row: int) -> _Found:
+        """Kept for the rows asked for last: each is asked for several times."""
+        return self._rows_found.get(row, lambda: self._find(row))
+
+    def _find(self, row: int) -> _Found:
         place = int(np.searchsorted(self._start_F, row, side="right")) - 1
-        return place, row - int(self._start_F[place])
+        sample = self._index(place).sample(row - int(self._start_F[place]))
+        return _Found(place, sample, f"{self.files[place].name}/{sample.key}")
 
     def _index(self, place: int) -> TarIndex:
         return self._indexes.get(place, lambda: open_index(self.storage, self.files[place]))
