@@ -13,6 +13,7 @@ import time
 import torch
 from torch.utils.data import DataLoader
 
+from imp_ds.data.packed_batch import PackedBatch, pack
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch
@@ -79,7 +80,8 @@ class RotatingLoader:
         the training is doing; `_wait` finds a dead worker at its next look."""
         handler = signal.getsignal(signal.SIGCHLD)  # None: set outside Python, and not ours to set again
         steps = range(self.step, self.stop_step)
-        iterator = iter(DataLoader(self.batches, batch_size=None, sampler=steps, collate_fn=_as_it_is, **self._settings))
+        sent = _packed if self._settings["num_workers"] else _as_it_is
+        iterator = iter(DataLoader(self.batches, batch_size=None, sampler=steps, collate_fn=sent, **self._settings))
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
         return iterator
@@ -100,11 +102,15 @@ class RotatingLoader:
                 raise _no_batch(self.step, f"a worker process exited unexpectedly ({error!r})") from error
             if isinstance(batch, UserError):
                 raise batch
-            return batch
+            return batch.unpack() if isinstance(batch, PackedBatch) else batch
 
 
-def _as_it_is(batch):
+def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
     return batch
+
+
+def _packed(batch: Batch | UserError) -> PackedBatch | UserError:
+    return batch if isinstance(batch, UserError) else pack(batch)
 
 
 def _prepare_worker(_worker: int):
