@@ -1,0 +1,91 @@
+"""How fast batches are fed, against raw decoding, `datasets` with torch's DataLoader, and `webdataset`.
+
+    python benchmarks/loader.py [--data ../shared/data/real] [--rounds 3] [--seconds 2.5] [--out benchmarks/results/loader.md]
+
+All read the same tar shards (benchmarks/corpora.py) and do the same work by the same functions with as many workers, one thread
+each (benchmarks/feeders.py): only the feeding differs. They take turns, `--rounds` times; the median is reported. About 9
+minutes; `--only sounds` measures a part.
+"""
+
+import argparse
+import datetime
+import gc
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from corpora import corpora  # noqa: E402
+from feeders import CONTESTANTS, PREFETCH, Ours, Raw  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "real", help="the real corpus")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.5, help="that each contestant is measured in a round")
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--only", default="", help="corpora whose names begin so")
+    parser.add_argument("--out", type=Path, help="write the table to this file too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for corpus in corpora(options.data, Path(folder)):
+            if corpus.name.startswith(options.only):
+                for workers in options.workers:
+                    rows.append(row(corpus, workers, measured(corpus, workers, Path(folder), options)))
+                    print(rows[-1], flush=True)
+    text = "\n".join([head(options), *rows]) + "\n"
+    if options.out:
+        options.out.write_text(text)
+
+
+def measured(corpus, workers: int, folder: Path, options) -> dict[type, float]:
+    """Contestant -> samples a second, the median of the rounds."""
+    rates = {kind: [] for kind in CONTESTANTS}
+    contestants = [kind(corpus, workers, folder) for kind in CONTESTANTS]
+    for _ in range(options.rounds):
+        for contestant in contestants:
+            rates[type(contestant)].append(contestant.rate(options.seconds))
+            gc.collect()  # ends the workers
+            time.sleep(0.2)
+    return {kind: statistics.median(found) for kind, found in rates.items()}
+
+
+def head(options) -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "datasets", "webdataset", "pillow", "av", "soundfile"))
+    names = [kind.name for kind in CONTESTANTS]
+    return "\n".join(
+        [
+            "# Feeding: samples a second",
+            "",
+            f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()},",
+            f"{packages}.",
+            f"Median of {options.rounds} rounds of {options.seconds:g} s in which all take turns; prefetch {PREFETCH}.",
+            "`python benchmarks/loader.py` makes this table.",
+            "",
+            f"| corpus | workers | {' | '.join(names)} | of raw | of the better peer |",
+            "| --- | ---: | " + " | ".join(["---:"] * (len(names) + 2)) + " |",
+        ]
+    )
+
+
+def row(corpus, workers: int, rates: dict[type, float]) -> str:
+    peers = [rate for kind, rate in rates.items() if kind not in (Raw, Ours)]
+    cells = [corpus.name, workers, *(f"{rate:,.0f}" for rate in rates.values())]
+    cells += [f"{rates[Ours] / rates[Raw]:.2f}", f"{rates[Ours] / max(peers):.2f}"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    main()
