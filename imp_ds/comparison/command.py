@@ -85,19 +85,22 @@ def _write(out: Path, jobs: list[Job], times: dict[int, dict], told: dict, round
     write_page(out, told, values, _notes(told, times, conditional, rounds))
     found = spreads(values)
     panels = [measure for measures in SECTIONS.values() for measure in shown(measures, found)]
-    title = f"Routers of experts on the digits corpus: {told['steps']} steps, {told['seeds']} seed(s)"
+    seeds = f"mean and deviation of {told['seeds']} seeds" if told["seeds"] > 1 else "one seed"
+    title = f"Routers of experts on the digits corpus: {told['steps']} steps, {seeds}"
     draw_comparison(panels, found, out / PICTURE, title=title)
 
 
 def _notes(told: dict, times: dict[int, dict], conditional: list[int], rounds: int) -> list[str]:
     """What has to be known of the numbers."""
-    merged = [one["merged_difference"] for of_seed in times.values() for one in of_seed.values() if one["merged_difference"]]
+    merged = [one["merged_difference"] for of_seed in times.values() for one in of_seed.values()]
     notes = [
         "All runs of a seed have the same data in the same order, and the same initial weights where they have the same weights; "
         "they differ in the gate alone (`imp_ds/recipes/routers.py`).",
         f"A training step is the mean over the tasks, by their shares, of the median of {rounds} steps of a batch: forward, "
         "backward and update, all routers in turns in one process of one thread, after training. Inference is the encoding of a "
         "batch without gradients, the mean over the tasks, of the exported model: merged for modality, task and attribute.",
+        "Parameters are trained, served (as exported: in a merged model a copy of the conditional maps for each condition that "
+        "the tasks have takes the place of the experts), and active (what one token meets).",
         "Interference is the mean between different tasks of the published measure, from "
         f"{told['interference_samples']} gradients of each task at the end of training, in the last map of the feed-forward "
         f"({WEIGHTS}): 1 is what steps of a task's own do, below 0 they harm. Layers with experts are "
@@ -106,8 +109,8 @@ def _notes(told: dict, times: dict[int, dict], conditional: list[int], rounds: i
         "said as those of images are, and images that a voice finds by its vector, where both were named by texts alone: right "
         "is any image of the digit that is said, about a tenth of them.",
     ]  # fmt: skip
-    if merged:
-        notes.append(f"Merged models answer as those with experts do, to {max(merged):.1e} of the largest number.")
+    if found := [difference for difference in merged if difference is not None]:
+        notes.append(f"Merged models answer as those with experts do, to {max(found):.1e} of the largest number.")
     return notes
 
 

@@ -12,42 +12,47 @@ from imp_ds.train.trained_run import TrainedRun, open_run
 from imp_ds.train.trainer import RESULTS
 
 ACROSS = "speech_to_images.json"
+MORE, LESS = "\u2191", "\u2193"
 
 
 class Measure(NamedTuple):
     """A column of the table and a panel of the picture. `key` is that of `job_values`; `scale` times the value is shown, with
-    `digits` after the point."""
+    `digits` after the point. `better`: MORE or LESS; "": neither."""
 
     key: str
     title: str
     unit: str = ""
     scale: float = 1.0
     digits: int = 1
+    better: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title and unit, and which way is better."""
+        return self.title + (f", {self.unit}" if self.unit else "") + (f" {self.better}" if self.better else "")
 
 
 COST = (
-    Measure("time/step", "training step", "ms", 1e3, 1),
-    Measure("time/encode", "inference", "ms", 1e3, 1),
-    Measure("parameters/trained", "parameters trained", "M", 1e-6, 2),
-    Measure("parameters/served", "parameters served", "M", 1e-6, 2),
-    Measure("parameters/active", "parameters active", "M", 1e-6, 2),
+    Measure("time/step", "training step", "ms", 1e3, 1, LESS),
+    Measure("time/encode", "inference", "ms", 1e3, 1, LESS),
+    Measure("parameters/trained", "parameters trained", "M", 1e-6, 2, LESS),
+    Measure("parameters/served", "parameters served", "M", 1e-6, 2, LESS),
+    Measure("parameters/active", "parameters active", "M", 1e-6, 2, LESS),
 )
 SKILL = (
-    Measure("zero_shot/image_digit/top1", "images: digit named", "%", 100, 1),
-    Measure("zero_shot/speech_digit/top1", "speech: digit named", "%", 100, 1),
-    Measure("captioning/image_caption/bleu4", "image captions: BLEU-4", "%", 100, 1),
-    Measure("captioning/image_caption/cider", "image captions: CIDEr", "", 1, 2),
-    Measure("masked_language/hidden_words/accuracy", "hidden words found", "%", 100, 1),
-    Measure("masked_language/hidden_words/perplexity", "hidden words: perplexity", "", 1, 2),
+    Measure("zero_shot/image_digit/top1", "images: digit named", "%", 100, 1, MORE),
+    Measure("zero_shot/speech_digit/top1", "speech: digit named", "%", 100, 1, MORE),
+    Measure("captioning/image_caption/bleu4", "image captions: BLEU-4", "%", 100, 1, MORE),
+    Measure("captioning/image_caption/cider", "image captions: CIDEr", "", 1, 2, MORE),
+    Measure("masked_language/hidden_words/accuracy", "hidden words found", "%", 100, 1, MORE),
+    Measure("masked_language/hidden_words/perplexity", "hidden words: perplexity", "", 1, 2, LESS),
     Measure("interference/with_experts", "interference, layers with experts", "", 1, 3),
     Measure("interference/shared", "interference, shared layers", "", 1, 3),
 )
 NEVER_TRAINED = (
-    Measure("captioning/film_caption/bleu4", "film captions: BLEU-4", "%", 100, 1),
-    Measure("captioning/film_caption/cider", "film captions: CIDEr", "", 1, 2),
-    Measure("captioning/film_caption/perplexity", "film captions: perplexity", "", 1, 2),
-    Measure("retrieval/speech_to_image/R@1", "speech to images: R@1", "%", 100, 1),
-    Measure("retrieval/speech_to_image/R@10", "speech to images: R@10", "%", 100, 1),
+    Measure("captioning/film_caption/bleu4", "film captions: BLEU-4", "%", 100, 1, MORE),
+    Measure("captioning/film_caption/cider", "film captions: CIDEr", "", 1, 2, MORE),
+    Measure("retrieval/speech_to_image/R@1", "speech to images: nearest is right", "%", 100, 1, MORE),
 )
 SECTIONS = {"What it costs": COST, "What it learns": SKILL, "What it was never trained on": NEVER_TRAINED}
 

@@ -40,7 +40,8 @@ def _draw_panel(axes, measure: Measure, found: dict[str, dict[str, Spread]], *, 
     means = [measure.scale * value.mean if value else math.nan for value in values]
     errors = [measure.scale * (value.deviation or 0.0) if value else 0.0 for value in values]
     axes.barh(range(len(routers)), means, color=[_COLORS[router] for router in routers], height=0.72)
-    axes.errorbar(means, range(len(routers)), xerr=errors, fmt="none", ecolor="#222222", elinewidth=1.2, capsize=3)
+    if any(errors):
+        axes.errorbar(means, range(len(routers)), xerr=errors, fmt="none", ecolor="#222222", elinewidth=1.2, capsize=3)
     finite = [(mean, error) for mean, error in zip(means, errors) if math.isfinite(mean)]
     low, high = min([0.0, *(m - e for m, e in finite)]), max([0.0, *(m + e for m, e in finite)])
     room = (high - low) or 1.0
@@ -50,8 +51,9 @@ def _draw_panel(axes, measure: Measure, found: dict[str, dict[str, Spread]], *, 
     axes.set_xlim(low - 0.02 * room if low < 0 else 0.0, high + 0.42 * room)  # room for the numbers
     axes.set_yticks(range(len(routers)), routers if named else [""] * len(routers))
     axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=5)
     axes.axvline(0, color="#222222", linewidth=0.8)
-    axes.set_title(measure.title + (f", {measure.unit}" if measure.unit else ""), fontsize=10)
+    axes.set_title(measure.heading, fontsize=10)
     axes.tick_params(length=0, labelsize=9)
     axes.grid(axis="x", color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)

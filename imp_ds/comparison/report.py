@@ -59,8 +59,7 @@ def shown(measures: tuple[Measure, ...], found: dict[str, dict[str, Spread]]) ->
 
 def table(measures: list[Measure], found: dict[str, dict[str, Spread]]) -> list[str]:
     """A row for each router, a column for each measure."""
-    heads = [measure.title + (f", {measure.unit}" if measure.unit else "") for measure in measures]
-    lines = [f"| router | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    lines = [f"| router | {' | '.join(measure.heading for measure in measures)} |", "| --- |" + " ---: |" * len(measures)]
     for router, of_router in found.items():
         lines.append(f"| {router} | {' | '.join(cell(measure, of_router.get(measure.key)) for measure in measures)} |")
     return lines

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from imp_ds.comparison.measures import Measure, Spread, between_tasks, spread, spreads
+from imp_ds.comparison.measures import MORE, Measure, Spread, between_tasks, spread, spreads
 from imp_ds.comparison.report import cell, table
 
 
@@ -35,13 +35,13 @@ def test_a_name_that_one_seed_lacks_is_not_summed_up():
 
 
 def test_the_table_has_a_row_for_each_router_and_a_dash_for_what_is_not_there():
-    measures = [Measure("top1", "images, top 1", "%", 100, 1), Measure("size", "parameters", "M", 1e-6, 2)]
+    measures = [Measure("top1", "images, top 1", "%", 100, 1, MORE), Measure("size", "parameters", "M", 1e-6, 2)]
     found = {
         "dense": {"top1": Spread(0.9312, 0.0041), "size": Spread(1_234_567, 0.0)},
         "token": {"top1": Spread(0.5, None)},
     }
     assert table(measures, found) == [
-        "| router | images, top 1, % | parameters, M |",
+        "| router | images, top 1, % \u2191 | parameters, M |",
         "| --- | ---: | ---: |",
         "| dense | 93.1 ± 0.4 | 1.23 |",
         "| token | 50.0 | - |",
