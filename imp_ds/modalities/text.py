@@ -118,7 +118,7 @@ def preprocess_captions(texts: list[str], tokenizer, length: int) -> np.ndarray:
 def end_id(tokenizer) -> int:
     """The id of the token that ends a text that is said word by word: the tokenizer's end or separator token, or, where it has
     neither, the padding token, which is nothing that a text could hold."""
-    ids = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    ids = (getattr(tokenizer, name, None) for name in ("eos_token_id", "sep_token_id", "pad_token_id"))
     return next(found for found in ids if found is not None)
 
 
