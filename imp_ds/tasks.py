@@ -479,4 +479,6 @@ class Evaluation(Record):
             raise ValueError(f'evaluation {self.name}: answers at a mark, and targets other than text, need head = "likelihood"')
         if self.target == self.modality and self.target != "text":
             raise ValueError(f"evaluation {self.name}: {self.modality} would be retrieved by itself: set another target")
+        if self.captioner is not None and (self.classes or self.templates or self.head == "likelihood"):
+            raise ValueError(f"evaluation {self.name}: captioner measures captions alone; classes need an evaluation of their own")
         return self

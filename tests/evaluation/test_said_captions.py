@@ -103,6 +103,9 @@ def test_examples_are_the_first_entries_with_what_was_said(model):
 
 
 def test_what_is_refused(model):
+    for fields in (dict(classes="images"), dict(templates=["a {}"]), dict(head="likelihood")):
+        with pytest.raises(ValueError, match="captioner measures captions alone"):
+            record(**fields)
     with pytest.raises(UserError, match="lacks a view"):
         build(views=Views(vision=VIEWS.vision))
     with pytest.raises(UserError, match="says no captions"):

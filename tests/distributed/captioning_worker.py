@@ -1,0 +1,87 @@
+"""One rank of tests/distributed/test_captioning_ranks.py: captions on two ranks against one process without DeepSpeed.
+
+Shapes: B samples of the global batch, T words of a caption.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from alternating_worker import compare, reference
+from small_run import MARKS, VOCABULARY, make_batch, make_run
+
+from imp_ds.config import RunConfig
+from imp_ds.evaluation import CaptioningEvaluator, evaluate
+from imp_ds.modalities.masking import IGNORED
+from imp_ds.parallel.groups import is_main, rank, world_size
+from imp_ds.tasks import Batch, Captioning, Evaluation
+from imp_ds.train import ds_config
+from imp_ds.train.engine import start_process_group
+from pictures import CAPTIONS, TASK, TOKENIZER, pictures, small_model
+
+SIZE, LENGTH = 8, 12
+GATES = {
+    "attribute": dict(gate="attribute", conditional_maps=["qkv", "out", "up", "down"]),
+    "token": dict(router="top_k", drop_tokens=False),
+}
+# gate, file, ep_size, pieces, checkpointing
+CASES = [("attribute", "zero2", 1, 1, False), ("attribute", "zero3", 2, 2, False), ("token", "zero2", 2, 2, True)]
+ROWS = [3, 0, 12, 7, 9, 1, 14]  # a number that two ranks cannot share in equal parts
+
+
+def caption_run(gate: str, ep_size: int = 1) -> RunConfig:
+    """Captions of images, and images with texts, between which the head is idle."""
+    run = make_run(ep_size=ep_size, **GATES[gate])
+    other = run.task("image_text")
+    run.tasks = [other.model_copy(update={"name": "captions", "objectives": [Captioning(modality="vision")]}), other]
+    return run
+
+
+def caption_batch(step: int) -> Batch:
+    """The global batch of a step: in turn of captions of 1 to 8 words, those of the second rank longer, and of pairs."""
+    if step % 2:
+        return make_batch(3 * step)
+    batch = make_batch(3 * step)
+    draw = torch.Generator().manual_seed(step)
+    said_BT = torch.randint(1, VOCABULARY - 2, (SIZE, LENGTH), generator=draw)
+    length_B1 = torch.arange(1, SIZE + 1)[:, None]
+    said_BT[torch.arange(LENGTH) == length_B1] = MARKS.eos_token_id
+    said_BT[torch.arange(LENGTH) > length_B1] = IGNORED
+    return Batch("captions", batch.inputs, {"caption": said_BT})
+
+
+def measured() -> dict[str, float]:
+    """All values of an evaluator, whose rows are dealt to the ranks in turn, two by two."""
+    dealt = [ROWS[first : first + 2] for first in range(2 * rank(), len(ROWS), 2 * world_size())]
+
+    def entries(rows: list[int]) -> Batch:
+        filled = (rows * 2)[:2]
+        targets = {"index": torch.tensor(filled), "valid": torch.arange(2) < len(rows)}
+        return Batch("evaluation", {"vision": pictures(filled)}, targets)
+
+    record = Evaluation(name="pictures", modality="vision", source=TASK.source, views=TASK.views, captioner="captions", beam=3)
+    references = [[caption] for caption in CAPTIONS]
+    evaluator = CaptioningEvaluator(record, TASK, lambda: map(entries, dealt), references, TOKENIZER)
+    return evaluate(small_model(), [evaluator]) | {"said": evaluator.said}
+
+
+def compare_all(out: str) -> None:
+    """Writes, by case, what `alternating_worker.compare` gives; and what the evaluator gives on one rank and on both."""
+    expected, alone = {gate: reference(caption_run(gate), caption_batch) for gate in GATES}, measured()
+    device = start_process_group(60)
+    results = {}
+    for gate, name, ep_size, pieces, checkpointing in CASES:
+        ds = ds_config.load(ds_config.FOLDER / f"cpu_{name}.json")
+        prepare = (lambda model: model.gradient_checkpointing_enable()) if checkpointing else None
+        run = caption_run(gate, ep_size)
+        results[f"{gate} {name}"] = compare(run, ds, expected[gate], device, caption_batch, pieces, prepare)
+    results["evaluated"] = [alone, measured()]
+    if is_main():
+        Path(out).write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
