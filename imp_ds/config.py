@@ -182,6 +182,11 @@ class OptimizerSettings(Settings):
 
     Linear from pre_warmup_rate to warmup_rate in pre_warmup_steps, linear to peak_rate in warmup_steps, then a cosine to
     final_rate, reached decay_steps after the pre-warmup (the warmup counts towards decay_steps, as in optax).
+
+    With task_normalisation a gradient g of task k becomes w_k g / |g|, over all parameters and ranks, where w_k is the task's
+    gradient_norm (task-balanced gradient normalisation: Uni-Perceiver v2, arXiv 2211.09808); under sampling_per_rank each rank's
+    own does, before the mean. The moments are AdamW's. That paper also makes up in them for how often a task is drawn, s_k; here
+    w_k = 1 / s_k does so in the first one.
     """
 
     peak_rate: float = Field(1e-3, gt=0)
