@@ -49,7 +49,7 @@ def engines(run, ranks: int, device) -> tuple[dict, object]:
     from imp_ds.train.processor import build_processor
     from imp_ds.train.schedule import build_schedule
     from imp_ds.train.start import open_readers
-    from imp_ds.train.trainer import count_tokens
+    from imp_ds.train.step_facts import count_tokens
 
     readers = open_readers(run)
     processor = build_processor(run, readers)
