@@ -88,6 +88,9 @@ class _Draws(NamedTuple):
 class Sampling:
     """Seeded draws with probabilities in proportion to the weights: for each step one for every group of ranks.
 
+    A group is made of the ranks that share experts, whatever their gates: tokens travel among them, or, where gates are constant,
+    parts of a merged matrix, which is of one condition. A rank that holds all experts is a group by itself.
+
     Draws come from Philox keyed by (seed, block of steps), which gives the same numbers on every machine. The visits need the
     draws of all earlier steps, of all groups; they are counted a block at a time.
 
