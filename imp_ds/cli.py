@@ -7,8 +7,9 @@ Heavy modules are imported inside the commands, so that help is there at once.
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -68,15 +69,25 @@ def train(
     from imp_ds.recipes import get_recipe
 
     _take_local_rank(local_rank)
+    _check_resume(resume)
+    run = get_recipe(recipe).override(set_)
+    from imp_ds.train.trainer import train as run_training
+
+    _train(lambda: run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume, hostfile))
+
+
+def _check_resume(resume: str | None) -> None:
     if not (resume in (None, "auto", "latest") or resume.isdecimal()):
         raise UserError("--resume is not understood", got=repr(resume), allowed="auto, latest or the number of a step")
-    run = get_recipe(recipe).override(set_)
+
+
+def _train(training: Callable[[], object]) -> NoReturn:
+    """Train, and end this rank: with the exit code of what was preempted, after a signal."""
     from imp_ds.train.preemption import EXIT_CODE, Preempted
-    from imp_ds.train.trainer import train as run_training
 
     code = 0
     try:
-        run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume, hostfile)
+        training()
     except Preempted as end:
         code = EXIT_CODE
         if int(os.environ.get("RANK", "0")) == 0:
@@ -184,13 +195,12 @@ def tune(
     from imp_ds.train.tuning import Tuning
 
     _take_local_rank(local_rank)
+    _check_resume(resume)
     asked = Tuning(method, fraction, steps, batch_size, rate, seed, prompts, "separate" if separate else "shared")
     folder = output_dir or Path("runs") / f"{model.resolve().name}_{evaluation}_{method}"
     source = None if recipe is None else get_recipe(recipe)
-    run_tuning(model, evaluation, asked, folder, source=source, settings=set_, ds_path=deepspeed_config, resume=resume)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        sys.stdout.flush()
-        os._exit(0)  # before the teardown that gloo's threads abort in 1 or 2 of 100 runs
+    options = dict(source=source, settings=set_, ds_path=deepspeed_config, resume=resume)
+    _train(lambda: run_tuning(model, evaluation, asked, folder, **options))
 
 
 @app.command()

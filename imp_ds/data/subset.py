@@ -47,9 +47,7 @@ def spread_over(reader: Reader, most: int) -> Subset:
     return Subset(reader, rows)
 
 
-def class_fraction(
-    reader: Reader, label_N: np.ndarray, fraction: float, seed: int, names: list[str] | None = None
-) -> Subset:
+def class_fraction(reader: Reader, label_N: np.ndarray, fraction: float, seed: int, names: list[str] | None = None) -> Subset:
     """`fraction` of the rows of each class, to the nearest whole number, in their order: a pure function of the seed, and a
     larger fraction holds all rows of a smaller one.
 

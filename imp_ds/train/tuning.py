@@ -6,6 +6,7 @@ Methods (Uni-Perceiver-MoE, arXiv 2206.04674; release, `moe_prompt_tuning/`):
     full      everything, with that head
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from imp_ds.train.initial_weights import check_encoder, exported_config, stored_
 METHODS = ("prompt", "linear", "full")
 # published: s_token_bias, norm, prompt_embed, deep_prompt_embedding, fc_prompt, similarity_weight, ln_post
 TRAINABLE = {"prompt": ["*.prompts.*", "*norm*", "objectives.*"], "linear": ["objectives.*"], "full": None}
-_WARMUP = 0.1  # of the steps; the rate falls to zero after it
+_WARMUP = 0.1  # of the steps
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Tuning:
             raise UserError("unknown method", got=self.method, allowed=nearest(self.method, METHODS))
         if not 0 < self.fraction <= 1:
             raise UserError("the fraction is not a share of the samples", got=f"{self.fraction:g}", allowed="above 0, at most 1")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UserError("the learning rate is no rate", got=self.rate, allowed="above 0")
         if self.method == "prompt" and self.prompt_length < 1:
             raise UserError("prompt tuning without prompts", got=f"prompt_length = {self.prompt_length}", allowed="1 or more")
 
@@ -72,28 +75,22 @@ def tuning_run(folder: Path, run: RunConfig, evaluation: str, tuning: Tuning, to
     and a fraction that leaves a class without samples.
     """
     record, config = _evaluation(source, evaluation), exported_config(folder)
-    name = record.task or record.name
     reader = open_reader(source.data.root, record.source, "train", source.data)
     classes = class_prompts(source, record, reader)
-    if classes is None:
+    if classes is None or len(classes.names) < 2:
         fix = "set its `classes`, or source.label_names and `templates`"
         raise UserError(f"evaluation {record.name} names no classes to tune to", fix=fix)
-    check_samples(reader, classes, tuning)
-    objective = _objective(folder, config, record, classes, tuning, tokenizer)
-    drawn = record.source.model_copy(update={"fraction": tuning.fraction})
-    views = Views(**{record.modality: getattr(record.views, record.modality)})
-    task = Task(name=name, source=drawn, views=views, objectives=[objective], batch_size=tuning.batch_size)
+    _check_samples(reader, classes, tuning)
+    task = _task(record, _objective(folder, config, record, classes, tuning, tokenizer), tuning)
     tuned = run.model_copy(
         update={
             "name": f"{run.name}_{tuning.method}",
             "model": _model(run, config, tuning),
             "data": source.data.model_copy(update={"audio": run.data.audio, "tokenizer": str(folder), "seed": tuning.seed}),
             "tasks": [task],
-            "evaluations": [record.model_copy(update={"task": name})],
+            "evaluations": [record.model_copy(update={"task": task.name})],
             "train": _train(source, folder, tuning),
-            "optimizer": OptimizerSettings(
-                peak_rate=tuning.peak_rate, warmup_steps=int(_WARMUP * tuning.steps), weight_decay=0.0, clip=source.optimizer.clip
-            ),
+            "optimizer": _optimizer(source, tuning),
         }
     )
     tuned = RunConfig.model_validate(tuned.model_dump())
@@ -101,15 +98,23 @@ def tuning_run(folder: Path, run: RunConfig, evaluation: str, tuning: Tuning, to
     return tuned
 
 
-def check_samples(reader: Reader, classes: ClassPrompts, tuning: Tuning) -> int:
-    """How many samples the fraction has. Raises UserError when a class has none, or a label no class."""
+def _task(record: Evaluation, objective: NamedClasses, tuning: Tuning) -> Task:
+    """Of the evaluation's samples, on a part of them. It has the name of the task that gates were told so far."""
+    drawn = record.source.model_copy(update={"fraction": tuning.fraction})
+    views = Views(**{record.modality: getattr(record.views, record.modality)})
+    name = record.task or record.name
+    return Task(name=name, source=drawn, views=views, objectives=[objective], batch_size=tuning.batch_size)
+
+
+def _check_samples(reader: Reader, classes: ClassPrompts, tuning: Tuning) -> None:
+    """Raise UserError when the fraction leaves a class without samples, or a label has no class."""
     label_N = labels(reader)
     if label_N.max(initial=-1) >= len(classes.names):
         raise UserError(
             f"{reader.name}: a label has no class name", got=int(label_N.max()), allowed=f"0 to {len(classes.names) - 1}",
             fix="let the evaluation's `classes` name the entry of classes.json that belongs to this source",
         )  # fmt: skip
-    return len(class_fraction(reader, label_N, tuning.fraction, tuning.seed, classes.names))
+    class_fraction(reader, label_N, tuning.fraction, tuning.seed, classes.names)
 
 
 def _evaluation(source: RunConfig, name: str) -> Evaluation:
@@ -124,8 +129,9 @@ def _evaluation(source: RunConfig, name: str) -> Evaluation:
         )  # fmt: skip
     if record.source.label is None:
         raise UserError(f"evaluation {name} has no labels to learn from", got="source.label = null", fix="set source.label")
-    if record.views.text is None:
-        raise UserError(f"evaluation {name} lacks a view", got=", ".join(record.views.names()), allowed="views.text")
+    if None in (record.views.text, getattr(record.views, record.modality)):
+        needed = f"views.{record.modality} and views.text"
+        raise UserError(f"evaluation {name} lacks a view", got=", ".join(record.views.names()) or "none", allowed=needed)
     return record
 
 
@@ -198,3 +204,9 @@ def _train(source: RunConfig, folder: Path, tuning: Tuning):
         trainable=TRAINABLE[tuning.method], interference_every=0,
     )  # fmt: skip
     return source.train.model_copy(update=changes)
+
+
+def _optimizer(source: RunConfig, tuning: Tuning) -> OptimizerSettings:
+    """Published: no weight decay. The rate rises for a tenth of the steps, and falls to nothing."""
+    warmup = int(_WARMUP * tuning.steps)
+    return OptimizerSettings(peak_rate=tuning.peak_rate, warmup_steps=warmup, weight_decay=0.0, clip=source.optimizer.clip)

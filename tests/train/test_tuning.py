@@ -166,6 +166,10 @@ def without_labels(run: RunConfig) -> None:
     run.evaluations[0].source.label = None
 
 
+def without_a_view(run: RunConfig) -> None:
+    run.evaluations[0].views.vision = None
+
+
 def of_texts(run: RunConfig) -> None:
     run.evaluations[0].modality, run.evaluations[0].head = "text", "likelihood"
 
@@ -175,6 +179,7 @@ REFUSED = {
     "no samples": (dict(fraction=0.0), "(?s)not a share of the samples.*0.*above 0, at most 1"),
     "more than all": (dict(fraction=1.5), "(?s)not a share of the samples.*1.5"),
     "an empty class": (dict(fraction=0.001), r"(?s)leaves class 0 \(zero\) without samples.*0.001 of \d+ samples.*--fraction 0"),
+    "no rate": (dict(rate=0.0, **ALL), "(?s)the learning rate is no rate.*0.0.*above 0"),
     "no prompts": (dict(prompt_length=0, **ALL), "prompt tuning without prompts"),
     # text_max is 32
     "too many prompts": (dict(prompt_length=40, **ALL), "(?s)longer than the positions.*prompt_length = 40.*0 to 32"),
@@ -190,7 +195,7 @@ def test_bad_input_is_one_clear_error(folder, asked, message):
 
 @pytest.mark.parametrize("change, message", [
     (without_names, "names no classes to tune to"), (without_labels, "has no labels to learn from"),
-    (of_texts, "images, films and sounds"),
+    (of_texts, "images, films and sounds"), (without_a_view, "(?s)lacks a view.*views.vision and views.text"),
 ])  # fmt: skip
 def test_an_evaluation_that_cannot_be_tuned_to_is_refused(folder, change, message):
     source = RunConfig.load(folder)

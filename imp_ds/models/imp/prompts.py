@@ -26,9 +26,7 @@ class DeepPrompts(nn.Module):
         self.vectors = nn.Parameter(torch.empty(sides, 2, config.prompt_length, config.hidden_size))  # [K, 2, P, D]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
 
-    def forward(
-        self, key_BHLW: torch.Tensor, value_BHLW: torch.Tensor, target: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, key_BHLW: torch.Tensor, value_BHLW: torch.Tensor, target: bool) -> tuple[torch.Tensor, torch.Tensor]:
         batch, heads, _, width = key_BHLW.shape
         vectors_2PD = self.norm(self.vectors[int(target and len(self.vectors) > 1)]).to(key_BHLW.dtype)
         prompts = vectors_2PD.unflatten(-1, (heads, width)).transpose(1, 2).unsqueeze(1).expand(-1, batch, -1, -1, -1)
