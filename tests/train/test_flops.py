@@ -8,14 +8,18 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from imp_ds.errors import UserError
 from imp_ds.moe import compute
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch, Classification
+from imp_ds.tokens import candidate_sequences, candidate_set
 from imp_ds.train.flops import step_flops, step_kernels
 from imp_ds.train.flops_experts import expert_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+from likelihood_worker import ORDER as ORDER_OF_CANDIDATES  # noqa: E402
+from likelihood_worker import likelihood_batch, likelihood_config, likelihood_run  # noqa: E402
 from masked_language_worker import words_batch, words_run  # noqa: E402
 from small_run import ORDER, make_batch, make_config, make_run  # noqa: E402
 
@@ -142,3 +146,31 @@ def test_similarities_count_the_whole_batch_on_every_rank():
 )
 def test_rows_that_experts_compute(changes, rows):
     assert expert_rows(make_config(make_run(**changes)), samples=4, length=16) == rows
+
+
+@pytest.mark.parametrize("model", [DENSE, dict(gate="modality")], ids=["dense", "modality"])
+@pytest.mark.parametrize("name", ["names", "pairs", "words"])
+def test_flops_among_candidates_are_those_that_torch_counts(model, name):
+    run, batch = likelihood_run(), likelihood_batch(ORDER_OF_CANDIDATES.index(name))
+    run.model = make_run(**model).model
+    config = likelihood_config(run)
+    # of several texts one is drawn, and all are padded to the longest; all experts of a blend count
+    net = ImpForPreTraining(config)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net(batch)[0].backward()
+    task = run.task(name)
+    assert step_flops(task, config, run.data.audio, world=1) == counter.get_total_flops() > 1e6
+    # seven names on two ranks are four each: what fills up is computed too; and each rank blends experts
+    twice = step_flops(task, config, run.data.audio, world=2)
+    assert (twice > step_flops(task, config, run.data.audio, world=1)) == (name == "names" or "gate" in model)
+
+
+def test_names_that_only_the_data_tell_cannot_be_counted():
+    run = likelihood_run()
+    objective = run.task("names").objectives[0].model_copy(update={"candidates": "label_names"})
+    task = run.task("names").model_copy(update={"objectives": [objective]})
+    config = run.model.to_config(50, [task])
+    with pytest.raises(UserError, match="known to the data alone"):
+        step_flops(task, config, run.data.audio, 1)
+    listed = task.model_copy(update={"source": task.source.model_copy(update={"label_names": ["a b", "c"]})})
+    assert candidate_sequences(listed, config)[candidate_set(objective)].segments == (("text", 1), ("text", 3))  # "z a b"
