@@ -69,7 +69,7 @@ def test_an_objective_is_told_by_its_kind():
     assert [type(objective) for objective in read.objectives] == [Classification, Contrastive]
     assert Task.model_validate_json(read.model_dump_json()) == read
     with pytest.raises(ValidationError, match="'contrastive', 'classification'"):
-        task(objectives=[{"kind": "captioning"}])
+        task(objectives=[{"kind": "sorting"}])
 
 
 def test_views_are_named_in_a_fixed_order():

@@ -179,4 +179,4 @@ def test_words_that_are_read_and_words_that_are_found_share_their_vectors(tmp_pa
     model.save_pretrained(tmp_path)
     again = ImpForPreTraining.from_pretrained(tmp_path)
     assert torch.equal(again(batch)[0], model.eval()(batch)[0])
-    assert again.objectives["words"].parts[0].rate == 0.34
+    assert again.objectives["words"].parts[0].hidden.rate == 0.34
