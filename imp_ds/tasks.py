@@ -480,5 +480,5 @@ class Evaluation(Record):
         if self.target == self.modality and self.target != "text":
             raise ValueError(f"evaluation {self.name}: {self.modality} would be retrieved by itself: set another target")
         if self.captioner is not None and (self.classes or self.templates or self.head == "likelihood"):
-            raise ValueError(f"evaluation {self.name}: captioner measures captions alone; classes need an evaluation of their own")
+            raise ValueError(f"evaluation {self.name}: captioner measures captions alone; classes need one of their own")
         return self
