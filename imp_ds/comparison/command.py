@@ -102,7 +102,7 @@ def _notes(told: dict, times: dict[int, dict], conditional: list[int], rounds: i
         "Parameters are trained, served (as exported: in a merged model a copy of the conditional maps for each condition that "
         "the tasks have takes the place of the experts), and active (what one token meets).",
         "Interference is the mean between different tasks of the published measure, from "
-        f"{told['interference_samples']} gradients of each task at the end of training, in the last map of the feed-forward "
+        f"{told['interference_samples']} gradients of each task after a third of training, in the last map of the feed-forward "
         f"({WEIGHTS}): 1 is what steps of a task's own do, below 0 they harm. Layers with experts are "
         f"{', '.join(map(str, conditional)) or 'none'}, counted from 0.",
         "Scores are those of the test split: handwriting never seen, voices never heard. Never trained are captions of films, "

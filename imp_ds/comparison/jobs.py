@@ -19,7 +19,12 @@ _SHOWN = 3  # differences that a message names
 
 @dataclass(frozen=True)
 class Job:
-    """One router from one seed: trained, then asked how its tasks interfere. `folder` is the run's output folder."""
+    """One router from one seed: trained, then asked how its tasks interfered after a third of the steps. `folder` is the run's
+    output folder.
+
+    After a third, since the measure divides by what steps of a task's own do: when it has learned its data by heart, these help
+    it no more than they harm it.
+    """
 
     router: str
     seed: int
@@ -47,7 +52,8 @@ class Job:
             changes = [f"--set={setting}" for setting in self.settings]
             return [*ours, "train", f"routers_{self.router}", *changes, "--output_dir", str(self.folder), "--resume", "auto"]
         if not (self.folder / INTERFERENCE).is_file():
-            return [*ours, "interference", str(self.folder), "--weight", WEIGHTS, "--samples", str(self.samples)]
+            step = str(self.run().train.milestone_every)
+            return [*ours, "interference", str(self.folder), "--step", step, "--weight", WEIGHTS, "--samples", str(self.samples)]
         return None
 
     def steps_done(self) -> int:
@@ -97,9 +103,11 @@ def plan_jobs(
     if unknown := [name for name in routers if name not in ROUTERS]:
         raise UserError("unknown router", got=", ".join(unknown), allowed=", ".join(ROUTERS))
     length = [] if steps is None else [f"train.steps={steps}"]
+    third = max(1, get_recipe(f"routers_{ROUTERS[0]}").override(length).train.steps // 3)
+    kept = [f"train.save_every={third}", f"train.milestone_every={third}"]
     jobs = []
     for seed in range(seeds):
-        changes = (f"data.root={data}", f"data.seed={seed}", f"train.seed={seed}", *length, *settings)
+        changes = (f"data.root={data}", f"data.seed={seed}", f"train.seed={seed}", *length, *kept, *settings)
         chosen = [router for router in ROUTERS if router in routers or not routers]
         jobs += [Job(router, seed, out / "runs" / f"{router}_{seed}", changes, samples) for router in chosen]
     for job in jobs:

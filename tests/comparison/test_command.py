@@ -8,8 +8,8 @@ from PIL import Image
 from imp_ds.comparison import command, processes
 from imp_ds.comparison.jobs import plan_jobs
 from imp_ds.errors import UserError
+from ranks import Ranks, run_ranks
 from ranks import command as run_command
-from ranks import run_ranks
 
 SMALL = ["model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=2", "model.common_dim=16"]
 
@@ -25,12 +25,14 @@ def options(values: list[str], name: str) -> list[str]:
 
 @pytest.mark.distributed
 def test_a_comparison_trains_times_and_tells_and_is_not_done_twice(tmp_path, digits_corpus, monkeypatch):
-    """Each run is made by a fork, which is quick; `compare-routers`, which would start a process for it, finds it done."""
+    """The runs are made by forks, which is quick; `compare-routers`, which would start a process for each, finds them done."""
     out = tmp_path / "out"
     routers = ["dense", "attribute"]
-    for job in plan_jobs(out, routers, 1, data=digits_corpus, steps=5, samples=2, settings=SMALL):
-        while (words := job.command()) is not None:
-            run_ranks(run_command, *words[3:], ranks=1, folder=tmp_path / "logs")
+    jobs = plan_jobs(out, routers, 1, data=digits_corpus, steps=5, samples=2, settings=SMALL)
+    while all_words := {job.name: words for job in jobs if (words := job.command()) is not None}:
+        begun = [Ranks(run_command, *all_words[name][3:], ranks=1, folder=tmp_path / name) for name in all_words]
+        for ended in [one.wait(60) for one in begun]:
+            assert ended.codes == [0], str(ended)
     words = ["compare-routers", out, "--data", digits_corpus, "--seeds", 1, "--steps", 5, "--samples", 2, "--rounds", 1]
     words += options(routers, "--router") + options(SMALL, "--set")
     said = run_ranks(run_command, *words, ranks=1, folder=tmp_path / "logs").outputs[0]
