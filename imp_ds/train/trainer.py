@@ -5,6 +5,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,7 +57,7 @@ SHOWN_SAMPLES = 6
 
 def train(
     run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None, hostfile: Path | None = None,
-    before: dict[str, float] | None = None,
+    before: Callable[[], dict[str, float]] | None = None,
 ) -> None:  # fmt: skip
     """Train `run` on the ranks that a launcher started, and write everything into `output_dir`.
 
@@ -64,8 +65,8 @@ def train(
         ds_path: the DeepSpeed configuration; None takes the shipped one for ZeRO 2.
         resume: which checkpoint in `output_dir` to go on from (`imp_ds.train.resume`); None: this is a new run.
         hostfile: what the ranks were started with; rank 0 compares their places with it.
-        before: scores of the model that the run starts from, by flat names: recorded as of step 0, and among the results as
-            before/{name}. Rank 0's count.
+        before: gives the scores of the model that the run starts from, by flat names, on every rank, once all of them have
+            joined; they are recorded as of step 0, and among the results as before/{name}.
 
     Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then. Raises Preempted
     after a signal and the checkpoint that followed it.
@@ -79,8 +80,9 @@ def train(
         readers = open_readers(run)
         run = on_main(lambda: with_class_names(run, readers), "the class names cannot be read", every_rank=True)
         on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
+        scores = {} if before is None else before()
         with Watchdog(run.train.hang_timeout_s) as watchdog:
-            trainer = Trainer(run, Path(output_dir), ds, readers, device, resume, preemption, watchdog, hostfile, before)
+            trainer = Trainer(run, Path(output_dir), ds, readers, device, resume, preemption, watchdog, hostfile, scores)
             try:
                 trainer.loop()
                 trainer.finish()
@@ -96,10 +98,10 @@ class Trainer:
 
     def __init__(
         self, run: RunConfig, output_dir: Path, ds: dict, readers: dict[str, list[Reader]], device: torch.device,
-        resume: str | None, preemption: Preemption, watchdog: Watchdog, hostfile: Path | None, before: dict[str, float] | None,
+        resume: str | None, preemption: Preemption, watchdog: Watchdog, hostfile: Path | None, before: dict[str, float],
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
-        self.before = before or {}
+        self.before = before
         self.processor = settle_processor(run, readers, output_dir)
         self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks, self.processor.tokenizer)
         show_ranks(run, self.config, device, hostfile)

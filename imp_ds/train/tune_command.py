@@ -17,7 +17,7 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.command import load_model, read_run
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.parallel.launch import settle_environment
+from imp_ds.parallel.groups import is_main
 from imp_ds.train.export import export
 from imp_ds.train.trainer import BEFORE, RESULTS, train
 from imp_ds.train.tuning import Tuning, tuning_run
@@ -40,16 +40,12 @@ def tune(
     Every rank that a launcher started calls it. Returns the scores on the test split (validation where there is none), "before/"
     those of the model as it was; on the other ranks nothing. Raises UserError as `tuning_run` and `train`.
     """
-    settle_environment()
-    is_first = int(os.environ["RANK"]) == 0
     run = read_run(model)
     source = (run if source is None else source).override(settings)
     tokenizer = ImpProcessor.from_pretrained(model, local_files_only=True).tokenizer
     tuned = tuning_run(model, run, evaluation, tuning, tokenizer, source)
-    # the others wait for the first rank where all of them join
-    before = scores_before(model, run, source, evaluation) if is_first else None
-    train(tuned, output_dir, ds_path, resume, before=before)
-    if not is_first:
+    train(tuned, output_dir, ds_path, resume, before=lambda: scores_before(model, run, source, evaluation))
+    if int(os.environ["RANK"]):
         return {}
     export(output_dir, output_dir / MODEL)
     results = json.loads((output_dir / RESULTS).read_text())
@@ -58,8 +54,10 @@ def tune(
 
 
 def scores_before(model: Path, run: RunConfig, source: RunConfig, evaluation: str) -> dict[str, float]:
-    """What the model scores as it is, on the split of the final scores. `run`: its own, whose tasks gates are told."""
-    print(f"measuring {model} as it is", flush=True)
+    """What the model scores as it is, on the split of the final scores. `run`: its own, whose tasks gates are told. All ranks
+    call it."""
+    if is_main():
+        print(f"measuring {model} as it is", flush=True)
     record = next(record for record in source.evaluations if record.name == evaluation)
     run = run.model_copy(update={"data": source.data, "evaluations": [record]})
     split = "test" if has_split(source.data.root, record.source, "test") else "validation"
