@@ -26,17 +26,19 @@ model = AutoModel.from_pretrained(folder).eval()
 processor = AutoProcessor.from_pretrained(folder)
 
 image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; films: videos=, sounds: audio=, sampling_rate=
+{comparing}```
+"""
+_COMPARING = """\
 inputs = processor(images=[image], text=["a caption", "another caption"])
 embeddings = model(**inputs{task}).embeddings
 scores = embeddings["vision_to_text"] @ embeddings["text_to_vision"].T  # one row for each image
-```
 """
 _ANSWERING = """
 ```python
 from imp_ds import ImpForPreTraining
 
 chooser = ImpForPreTraining.from_pretrained(folder).eval()
-chances = chooser.answer({task!r}, **processor({inputs}))  # one row for each {read}
+chances = chooser.answer({task!r}, **processor({inputs}))  # one row for each input
 names = chooser.config.objectives[{task!r}]["objectives"][{number}][{names!r}]
 ```
 """
@@ -87,7 +89,10 @@ def write(
         _ABOUT.format(experts=_experts(config)),
         "## Loading",
         _LOADING.format(
-            folder=name_or_path or ".", height=config.vision_patch[1] * 4, width=config.vision_patch[2] * 4, task=_task(config)
+            folder=name_or_path or ".",
+            height=config.vision_patch[1] * 4,
+            width=config.vision_patch[2] * 4,
+            comparing=_comparing(config),
         ),
         *_answering(config),
         *_captioning(config),
@@ -132,6 +137,12 @@ def _task(config: ImpConfig) -> str:
     return f", task={(both or served)[0]!r}"
 
 
+def _comparing(config: ImpConfig) -> str:
+    """How an image is compared with texts by the projections of the pair, unless all that was learned is likelihoods."""
+    kinds = {spec["kind"] for entry in config.objectives.values() for spec in entry["objectives"]}
+    return "" if kinds and kinds <= {"likelihood", "captioning"} else _COMPARING.format(task=_task(config))
+
+
 def _answering(config: ImpConfig) -> list[str]:
     """How to have a class named, where a task of one modality does it; of several by the first one."""
     inputs = {"vision": "images=[image]", "audio": "audio=[sound], sampling_rate=rate", "text": 'text=["a text"]'}
@@ -139,11 +150,11 @@ def _answering(config: ImpConfig) -> list[str]:
         for number, spec in enumerate(entry["objectives"]):
             if spec["kind"] == "named_classes":
                 read = spec["modality"]
-                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], read=read, names="names")]
+                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], names="names")]
             among_names = spec["kind"] == "likelihood" and spec["candidates"] not in ("vocabulary", "batch")
             if among_names and len(spec["inputs"]) == 1 and spec["answer_at"] == "start":
                 (read,) = spec["inputs"]
-                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], read=read, names="candidates")]
+                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], names="candidates")]
     return []
 
 

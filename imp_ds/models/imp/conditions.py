@@ -142,7 +142,7 @@ def build_condition(config, name: str, device: torch.device) -> Condition:
         if name not in config.merged_conditions:
             raise UserError(
                 "the model was merged for other conditions", got=name, allowed="; ".join(config.merged_conditions),
-                fix="export it again with this task among --tasks",
+                fix="export it again with this task among --tasks; what no task has needs the model with its experts",
             )  # fmt: skip
         return Condition(copy=config.merged_conditions.index(name))
     if not name or not config.num_experts:
