@@ -9,10 +9,12 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader
 
+from imp_ds.data.batch_slots import BatchSlots
 from imp_ds.data.packed_batch import PackedBatch, pack
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
@@ -47,7 +49,7 @@ class RotatingLoader:
             look_s = min(_LOOK_S, timeout_s or _LOOK_S)
             self._settings |= dict(prefetch_factor=prefetch, timeout=look_s, worker_init_fn=_prepare_worker,
                                    multiprocessing_context=multiprocessing.get_context(method))  # fmt: skip
-        self._iterator = None
+        self._iterator = self._slots = None
 
     def __len__(self) -> int:
         """Batches that are left."""
@@ -73,14 +75,18 @@ class RotatingLoader:
 
     def close(self):
         """End the worker processes; the next batch, if one is asked for, starts new ones."""
-        self._iterator = None
+        self._iterator = self._slots = None
 
     def _start(self):
         """Start the workers. torch's handler for a dying worker is taken off again: it would raise in the middle of whatever
         the training is doing; `_wait` finds a dead worker at its next look."""
         handler = signal.getsignal(signal.SIGCHLD)  # None: set outside Python, and not ours to set again
         steps = range(self.step, self.stop_step)
-        sent = _packed if self._settings["num_workers"] else _as_it_is
+        if self._settings["num_workers"]:
+            self._slots = self._new_slots()
+            sent = partial(_packed, self._slots)
+        else:
+            sent = _as_it_is
         iterator = iter(DataLoader(self.batches, batch_size=None, sampler=steps, collate_fn=sent, **self._settings))
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
@@ -102,15 +108,23 @@ class RotatingLoader:
                 raise _no_batch(self.step, f"a worker process exited unexpectedly ({error!r})") from error
             if isinstance(batch, UserError):
                 raise batch
-            return batch.unpack() if isinstance(batch, PackedBatch) else batch
+            return batch.unpack(self._slots) if isinstance(batch, PackedBatch) else batch
+
+    def _new_slots(self) -> BatchSlots | None:
+        """Slots that workers inherit; none where they would not, and none where torch's thread copies each batch into page-locked
+        memory, which finds no slots. Beside those ahead a batch is being made, one is computed with, and one is kept."""
+        method = self._settings["multiprocessing_context"].get_start_method()
+        if method != "fork" or self._settings["pin_memory"] or not BatchSlots.are_there():
+            return None
+        return BatchSlots(self._settings["num_workers"], self._settings["prefetch_factor"] + 3)
 
 
 def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
     return batch
 
 
-def _packed(batch: Batch | UserError) -> PackedBatch | UserError:
-    return batch if isinstance(batch, UserError) else pack(batch)
+def _packed(slots: BatchSlots | None, batch: Batch | UserError) -> PackedBatch | UserError:
+    return batch if isinstance(batch, UserError) else pack(batch, slots)
 
 
 def _prepare_worker(_worker: int):

@@ -54,7 +54,7 @@ class SourceOrder:
         number, inside = divmod(place, self.window)
         position = number * self.window + int(self._window(epoch, number)[inside])
         order_S, begin_S = self._shard_order(epoch)
-        shard = int(np.searchsorted(begin_S, position, side="right")) - 1
+        shard = int(begin_S.searchsorted(position, side="right")) - 1
         return epoch, int(self.start_S[order_S[shard]]) + position - int(begin_S[shard])
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

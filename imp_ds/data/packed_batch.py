@@ -1,14 +1,14 @@
-"""A batch on its way from a loader worker to its rank: all tensors in one piece of shared memory.
-
-Every piece of shared memory is handed over by a connection between the two processes, which takes both of them longer than a
-batch of small images takes to copy (benchmarks/results/loader.md). So there is one for a batch, not one for a tensor.
+"""A batch on its way from a loader worker to its rank: all tensors in one piece of shared memory, a slot where one is free
+(`imp_ds.data.batch_slots`), or else new memory.
 """
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import get_worker_info
 
+from imp_ds.data.batch_slots import BatchSlots
 from imp_ds.tasks import Batch, BatchReport
 
 _ALIGNED = 64  # bytes: each tensor begins at a multiple of it, whatever its type
@@ -26,28 +26,30 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What is sent; `data` is uint8."""
+    """What is sent: `data`, uint8 in shared memory, or the number of the slot whose first `size` bytes hold it."""
 
     task: str
     places: list[_Place]
-    data: torch.Tensor
     report: BatchReport
+    size: int
+    slot: int | None
+    data: torch.Tensor | None
 
     def pin_memory(self) -> "PackedBatch":
         """The same in page-locked memory, one piece too."""
         return replace(self, data=self.data.pin_memory())
 
-    def unpack(self) -> Batch:
-        """The batch, whose tensors are views of `data`."""
-        found = {}
+    def unpack(self, slots: BatchSlots | None = None) -> Batch:
+        """The batch, whose tensors are views of the shared memory; in a slot, which is free when the last of them is gone."""
+        data, found = self.data if self.slot is None else torch.from_numpy(slots.open(self.slot, self.size)), {}
         for name, dtype, shape, begin, size in self.places:
-            found.setdefault(name[0], {})[name[1]] = self.data[begin : begin + size].view(dtype).view(shape)
+            found.setdefault(name[0], {})[name[1]] = data[begin : begin + size].view(dtype).view(shape)
         targets = found.pop("", {})
         return Batch(self.task, found, targets, targets.pop("", None), self.report)
 
 
-def pack(batch: Batch) -> PackedBatch:
-    """Copy a batch into one new piece of shared memory."""
+def pack(batch: Batch, slots: BatchSlots | None = None) -> PackedBatch:
+    """Copy a batch into shared memory; with `slots` this is a loader worker."""
     tensors = {(modality, name): t for modality, inputs in batch.inputs.items() for name, t in inputs.items()}
     tensors |= {("", name): tensor for name, tensor in batch.targets.items()}
     tensors |= {} if batch.key_B is None else {("", ""): batch.key_B}
@@ -56,10 +58,16 @@ def pack(batch: Batch) -> PackedBatch:
         size = tensor.numel() * tensor.element_size()
         places.append(_Place(name, tensor.dtype, tensor.shape, end, size))
         end += -(-size // _ALIGNED) * _ALIGNED
-    # as torch's own collation does in a worker: written where it will be read, not copied there once more
-    storage = torch.UntypedStorage._new_shared(end)
-    packed = PackedBatch(batch.task, places, torch.empty(0, dtype=torch.uint8).set_(storage), batch.report)
+    slot, data = _memory(end, slots)
     for place, tensor in zip(places, tensors.values()):
-        view = packed.data[place.begin : place.begin + place.bytes].view(place.dtype)
-        view.view(place.shape).copy_(tensor)
-    return packed
+        data[place.begin : place.begin + place.bytes].view(place.dtype).view(place.shape).copy_(tensor)
+    return PackedBatch(batch.task, places, batch.report, end, slot, data if slot is None else None)
+
+
+def _memory(size: int, slots: BatchSlots | None) -> tuple[int | None, torch.Tensor]:
+    """(number of the slot, or None for new memory, its bytes)."""
+    taken = None if slots is None else slots.take(get_worker_info().id, size)
+    if taken is not None:
+        return taken[0], torch.from_numpy(taken[1])
+    # as torch's own collation does in a worker: written where it will be read, not copied there once more
+    return None, torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))

@@ -1,9 +1,10 @@
 """What a reader gives to the decoder, and how both say that a sample cannot be used."""
 
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -43,7 +44,7 @@ class Media:
     @property
     def suffix(self) -> str:
         """Lower case, with the dot: ".jpg"."""
-        return PurePosixPath(self.name).suffix.lower()
+        return os.path.splitext(self.name)[1].lower()
 
     def open(self) -> BinaryIO:
         """A seekable file. Raises BadSample when it is not there, is empty or cannot be reached."""

@@ -79,7 +79,7 @@ class TarReader(RowReader):
         return self._rows_found.get(row, lambda: self._find(row))
 
     def _find(self, row: int) -> _Found:
-        place = int(np.searchsorted(self._start_F, row, side="right")) - 1
+        place = int(self._start_F.searchsorted(row, side="right")) - 1
         sample = self._index(place).sample(row - int(self._start_F[place]))
         return _Found(place, sample, f"{self.files[place].name}/{sample.key}")
 
