@@ -3,7 +3,7 @@
 The new sample k is the sum of the old ones around k * down / up, weighted by the taps of one phase of a low-pass filter. After
 `up` new samples, `down` old ones later, the same weights come again: so a run of neighbouring new samples is one product of a
 matrix, whose rows are stretches of the sound, with another that holds the weights. That is what `scipy.signal.resample_poly`
-computes, to rounding, in a fifth of the time or less (benchmarks/results/decoding.md).
+computes, to rounding, in a seventh of the time (benchmarks/results/decoding.md).
 
 Shapes: N old samples, M new samples, R periods, K old samples that a run needs, G new samples of a run.
 """

@@ -19,7 +19,7 @@ def read_image(media: Media, needed: tuple[int, int] | None = None) -> np.ndarra
     """uint8 [H, W, 3] of any mode, upright by its EXIF orientation.
 
     needed: (height, width) that the picture is to have at least, where it has them; a JPEG far above is decoded at a half, a
-    quarter or an eighth of its size, which spares most of the work (benchmarks/results/decoding.md). None: as it is.
+    quarter or an eighth of its size, up to twice as fast (benchmarks/results/decoding.md). None: as it is.
 
     Raises BadSample for what is no image, is damaged, or has more than MAX_IMAGE_PIXELS.
     """
