@@ -157,10 +157,11 @@ class Datasets(_Loader):
         import datasets
 
         datasets.disable_progress_bars()
-        kind = dict(mp4=datasets.Video, jpg=datasets.Image).get(corpus.extension, datasets.Audio)
         files = [str(path) for path in corpus.shards]
-        found = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(folder / "datasets"))
-        self.rows = found.cast_column(corpus.extension, kind(decode=False)).select_columns([corpus.extension, "cls"])
+        names = {"__key__": "string", "__url__": "string", corpus.extension: "binary", "cls": "int64"}
+        features = datasets.Features({name: datasets.Value(kind) for name, kind in names.items()})  # media as they are
+        settings = dict(data_files=files, split="train", features=features, cache_dir=str(folder / "datasets"))
+        self.rows = datasets.load_dataset("webdataset", **settings).select_columns([corpus.extension, "cls"])
 
     def start(self):
         work, extension = partial(prepared, self.corpus, collator(self.corpus)), self.corpus.extension
@@ -168,7 +169,7 @@ class Datasets(_Loader):
             DataLoader(
                 self.rows, batch_size=self.corpus.task.batch_size, sampler=RandomSampler(self.rows, num_samples=1 << 24),
                 num_workers=self.workers, prefetch_factor=PREFETCH, multiprocessing_context="fork",
-                collate_fn=lambda rows: work([(row[extension]["bytes"], row["cls"]) for row in rows]),
+                collate_fn=lambda rows: work([(row[extension], row["cls"]) for row in rows]),
             )
         )  # fmt: skip
 
@@ -183,7 +184,8 @@ class WebDataset(_Loader):
 
         work, extension = partial(prepared, self.corpus, collator(self.corpus)), self.corpus.extension
         shards = [str(path) for path in self.corpus.shards]
-        samples = webdataset.WebDataset(shards, repeat=True, shardshuffle=len(shards), seed=0)
+        # without end: named again and again, since `repeat` would also repeat the incomplete batch at the end
+        samples = webdataset.WebDataset(shards * (1 << 16), shardshuffle=len(shards), seed=0)
         samples = samples.shuffle(_SHUFFLED).map(lambda sample: (sample[extension], int(sample["cls"])))
         batches = samples.batched(self.corpus.task.batch_size, collation_fn=work)
         settings = dict(num_workers=self.workers, prefetch_factor=PREFETCH, multiprocessing_context="fork")
