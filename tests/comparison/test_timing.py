@@ -6,13 +6,14 @@ import torch
 from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.comparison import timing
 from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
 from imp_ds.models.imp.merging import merge
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch
 
 SHAPE = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=20, common_dim=8, num_experts=4,
-    moe_layers="all", gate="attribute", conditional_maps=["qkv", "out", "up", "down"],
+    moe_layers="all", conditional_maps=["qkv", "out", "up", "down"],
 )  # fmt: skip
 
 
@@ -22,11 +23,11 @@ def batches():
     return {"name": Batch("name", {"text": {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}}, {})}
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=CONSTANT_GATES)
+def model(request):
     torch.manual_seed(0)
     spec = {"kind": "classification", "modality": "text", "num_classes": 4}
-    made = ImpForPreTraining(ImpConfig(**SHAPE, objectives={"name": {"objectives": [spec]}}))
+    made = ImpForPreTraining(ImpConfig(**SHAPE, gate=request.param, objectives={"name": {"objectives": [spec]}}))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -35,13 +36,14 @@ def model():
 
 def test_a_merged_model_is_measured_and_held_to_the_one_with_experts(model, batches):
     merged = merge(model)
-    found = timing.measure_model("attribute", merged, model, batches)
+    gate = model.config.gate
+    found = timing.measure_model(gate, merged, model, batches)
     assert found["parameters"] == sum(p.numel() for p in merged.parameters())
     assert 0 <= found["merged_difference"] <= timing.EQUAL
     with torch.no_grad():
         merged.imp.blocks[1].feed_forward.down.copies[0].weight[0, 0] += 0.1
-    with pytest.raises(UserError, match="merged attribute model does not answer"):
-        timing.measure_model("attribute", merged, model, batches)
+    with pytest.raises(UserError, match=f"merged {gate} model does not answer"):
+        timing.measure_model(gate, merged, model, batches)
     assert timing.measure_model("dense", model, None, batches)["merged_difference"] is None
 
 
@@ -50,7 +52,7 @@ def test_an_answer_that_is_not_a_number_is_no_equality(model, batches):
     with torch.no_grad():
         merged.imp.blocks[0].feed_forward.down.copies[0].weight.fill_(float("nan"))
     with pytest.raises(UserError, match="differ by nan"):
-        timing.measure_model("attribute", merged, model, batches)
+        timing.measure_model(model.config.gate, merged, model, batches)
 
 
 def test_all_calls_take_turns_and_the_first_rounds_do_not_count(monkeypatch):
