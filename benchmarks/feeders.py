@@ -33,7 +33,6 @@ from imp_ds.tasks import Batch
 PREFETCH = 2  # batches that a worker prepares ahead, of all loaders
 _ENDLESS = 1 << 40
 _SHUFFLED = 1000  # samples in webdataset's buffer
-_NOTHING = MediaCache(0)
 
 
 def collator(corpus: Corpus) -> Collator:
@@ -47,8 +46,9 @@ def prepared(corpus: Corpus, collate: Collator, samples: list[tuple[bytes, int]]
     """The work: a batch of encoded media and their labels."""
     task, rng = corpus.task, _generator()
     role = task.modalities[0]
-    raws = [{role: Media(f"x.{corpus.extension}", read=partial(_same, data)), "label": label} for data, label in samples]
-    decoded = [decode(raw, task.views, rng, _NOTHING, augment=task.augment, needs_label=True) for raw in raws]
+    named = ((Media(f"{n}.{corpus.extension}", read=partial(_same, data)), label) for n, (data, label) in enumerate(samples))
+    raws, nothing = [{role: media, "label": label} for media, label in named], MediaCache(0)
+    decoded = [decode(raw, task.views, rng, nothing, augment=task.augment, needs_label=True) for raw in raws]
     return collate(task.name, task.views, decoded, [rng] * len(samples), augment=task.augment)
 
 
