@@ -23,10 +23,9 @@ def settings(stage: int, offload: bool = False, bf16: bool = False) -> dict:
     return ds | ({"bf16": {"enabled": True}} if bf16 else {})
 
 
-CASES = {
-    f"zero{stage}{'_offload' * offload}_ep{ep}": {"ds": settings(stage, offload), "ep_size": ep}
-    for stage in range(4) for offload in (False, True) if stage or not offload for ep in (1, 2)
-}  # fmt: skip
+CASES = {f"zero{stage}_ep{ep}": {"ds": settings(stage), "ep_size": ep} for stage in range(4) for ep in (1, 2)}
+# offload with the harder layout alone: without experts spread over ranks it differs from the above by where the moments lie
+CASES |= {f"zero{stage}_offload_ep2": {"ds": settings(stage, offload=True), "ep_size": 2} for stage in (1, 2, 3)}
 CASES |= {f"zero{stage}_bf16_ep2": {"ds": settings(stage, bf16=True), "ep_size": 2} for stage in (1, 2, 3)}
 
 
