@@ -160,7 +160,7 @@ class NamedClasses(Record):
     prompts: list[list[list[int]]] = Field([], description="tokens of each class in each template; none: a linear head alone")
     length: int = Field(1, ge=1, description="tokens that a prompt is padded to")
     temperature: float = Field(1.0, gt=0, description="that the cosines in the pair's common space are divided by")
-    family: str | None = Field(None, description="that the likelihood head compares with the scale of, instead of the pair's space")
+    family: str | None = Field(None, description="whose scale the likelihood head compares with, instead of the pair's space")
     weight: float = Field(1.0, ge=0)
 
 
