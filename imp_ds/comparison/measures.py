@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from imp_ds.comparison.across import speech_to_images
 from imp_ds.comparison.jobs import INTERFERENCE, Job
+from imp_ds.train.final_results import RESULTS
 from imp_ds.train.plan import count_parameters, parameter_sizes
 from imp_ds.train.trained_run import TrainedRun, open_run
-from imp_ds.train.trainer import RESULTS
 
 ACROSS = "speech_to_images.json"
 MORE, LESS = "\u2191", "\u2193"

@@ -11,9 +11,9 @@ from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import model_card
+from imp_ds.train.final_results import RESULTS
 from imp_ds.train.staged_folder import staged_folder
 from imp_ds.train.trained_run import open_run
-from imp_ds.train.trainer import RESULTS
 
 
 def export(run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[str] | None = None) -> Path:

@@ -28,12 +28,13 @@ from imp_ds.train import ds_config, run_folder
 from imp_ds.train.checkpoint import Writer
 from imp_ds.train.compilation import uncompiled
 from imp_ds.train.engine import start_process_group
+from imp_ds.train.final_results import peak_rank_gib, write_results
 from imp_ds.train.first_samples import first_samples
 from imp_ds.train.flops import rank_flops
 from imp_ds.train.guard import MIXTURE, Guard
 from imp_ds.train.interference import InterferenceProbe
 from imp_ds.train.measure import matrix_peak
-from imp_ds.train.monitor import Monitor, memory_gib
+from imp_ds.train.monitor import Monitor
 from imp_ds.train.preemption import Preemption
 from imp_ds.train.processor import settle_processor
 from imp_ds.train.rejections import Rejections
@@ -49,9 +50,7 @@ from imp_ds.train.start import (
 from imp_ds.train.step_facts import rank_facts, step_records
 from imp_ds.train.step_means import StepMeans
 
-RESULTS = "results.json"
 BEFORE = "before"
-PROJECTED_ROWS = 500
 SHOWN_SAMPLES = 6
 
 
@@ -324,21 +323,10 @@ class Trainer:
             with uncompiled():
                 results = evaluate(self.engine.model, evaluators)
             self.monitor.record_evaluation(self.step, results, expert_usage(evaluators), split="test")
-        peak = torch.tensor([memory_gib()], device=self.engine.device)
-        if world_size() > 1:
-            dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         results |= {"train/steps": self.step, "train/skipped_steps": self.skipped, "train/seconds": round(self.seconds, 1)}
-        results["train/peak_rank_gib"] = round(float(peak), 2)
+        results["train/peak_rank_gib"] = peak_rank_gib(self.engine.device)
         results |= {f"data/{source}/left_out": sum(n.values()) for source, n in self.rejections.counts.items()}
         results |= {f"train/samples/{task}": sum(map(len, of)) for task, of in self.loader.batches.readers.items()}
         results |= {f"{BEFORE}/{name}": value for name, value in self.before.items()}
-        on_main(lambda: self._write_results(results), "the results cannot be written")
-
-    def _write_results(self, results: dict[str, float]) -> None:
-        (self.output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
-        for evaluator in (found for found in self.evaluators if found.vectors_NC is not None):
-            rows = min(PROJECTED_ROWS, len(evaluator.vectors_NC))
-            labels, pictures = evaluator.label_names(), evaluator.thumbnails(rows)
-            vectors_NC = evaluator.vectors_NC[:rows]
-            self.monitor.log_projector(evaluator.record.name, vectors_NC, labels and labels[:rows], pictures, step=self.step)
-        self.monitor.finish(results)
+        written = lambda: write_results(self.output_dir, results, self.evaluators, self.monitor, self.step)  # noqa: E731
+        on_main(written, "the results cannot be written")

@@ -19,7 +19,8 @@ from imp_ds.evaluation.command import load_model, read_run
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.export import export
-from imp_ds.train.trainer import BEFORE, RESULTS, train
+from imp_ds.train.final_results import RESULTS
+from imp_ds.train.trainer import BEFORE, train
 from imp_ds.train.tuning import Tuning, tuning_run
 
 MODEL = "model"  # of a tuning's folder: the tuned model
