@@ -29,6 +29,7 @@ from imp_ds.train.rates import Link, Rate
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 WIDTHS = (128, 384, 1024)  # of products; between them rates are interpolated
 EXPERTS = 8
+LINK_S = 0.5  # that each size of each collective is measured after work
 FEW, MANY, LARGE = 16, 1024, 4096  # tokens: few show what a start costs, many what a FLOP does, most what a byte does
 
 
@@ -222,7 +223,7 @@ def _mean_after_work(function: Callable, device: torch.device) -> float:
         _wait(device)
         barrier()
 
-    return statistics.mean(_times(function, device, 0.5, before=work))
+    return statistics.mean(_times(function, device, LINK_S, before=work))
 
 
 def _collective(name: str, numel: int, device: torch.device) -> Callable:

@@ -54,5 +54,5 @@ def test_losses_and_weights_are_those_of_one_rank(trained, name):
 def test_the_check_would_see_other_randomness(trained):
     """The same samples with other keys: dropout and noise differ, and so does every loss."""
     (alone, weights_alone), (other, weights_other) = trained["alone"], trained["other_keys"]
-    assert min(abs(a - b) for a, b in zip(alone, other)) > 1e-4  # ten times as much as ranks may differ by
+    assert min(abs(a - b) for a, b in zip(alone, other)) > 2e-5  # twice as much as ranks may differ by
     assert largest_difference(weights_alone, weights_other) > 1e-3

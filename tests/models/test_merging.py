@@ -141,8 +141,9 @@ def test_what_cannot_be_merged_is_refused(settings, tasks, message):
 
 
 def test_a_merged_model_is_nothing_to_train_on_from(tmp_path):
-    merged = merge(trained("modality", ImpForPreTraining))
+    with_experts = trained("modality", ImpForPreTraining)
+    merged = merge(with_experts)
     merged.save_pretrained(tmp_path)
-    for call in (lambda: merge(merged), lambda: upcycle(merged, num_experts=4), lambda: load_initial(merged, tmp_path)):
+    for call in (lambda: merge(merged), lambda: upcycle(merged, num_experts=4), lambda: load_initial(with_experts, tmp_path)):
         with pytest.raises(UserError, match="nothing to merge|a copy for each condition|holds a merged model"):
             call()
