@@ -43,6 +43,8 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
         tokenizer = load_tokenizer(run.data.tokenizer)
     else:
         texts = chain(all_captions(readers), _candidate_texts(with_class_names(run, readers)))
+        first = next(texts, None)
+        texts = _names(run, readers) if first is None else chain([first], texts)
         tokenizer = train_tokenizer(texts, run.data.vocab_size, seed=run.data.seed)
     views = [*(entry.views for entry in run.evaluations), *(view for task in run.tasks for view in task.all_views)]
     image = next((v.vision for v in views if v.vision is not None and v.vision.frames == 1), None)
@@ -63,6 +65,13 @@ def _candidate_texts(run: RunConfig) -> Iterator[str]:
     """The names of classes, in their templates, among which a task looks for its answer."""
     for objective in (o for task in run.tasks for o in task.objectives if o.kind == "likelihood" and o.among_names):
         yield from chain(*objective.candidate_texts())
+
+
+def _names(run: RunConfig, readers: dict[str, list[Reader]]) -> Iterator[str]:
+    """Of classes and tasks: for a run that reads no text, whose processor has a tokenizer all the same."""
+    for reader in chain(*readers.values()):
+        yield from reader.class_names or []
+    yield from (task.name for task in run.tasks)
 
 
 def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]]) -> ImpFeatureExtractor:

@@ -8,7 +8,7 @@ import pytest
 from imp_ds.config import ModelSettings, RunConfig, TrainSettings
 from imp_ds.data.class_names import with_class_names
 from imp_ds.errors import UserError
-from imp_ds.tasks import Likelihood, Source, Task, Views, VisionView
+from imp_ds.tasks import Classification, Likelihood, Source, Task, Views, VisionView
 from imp_ds.train.processor import build_processor
 
 NAMES = ["red fox", "badger"]
@@ -49,3 +49,11 @@ def test_data_without_names_or_with_different_ones_are_refused():
         with_class_names(run, readers(None))
     with pytest.raises(UserError, match="source 1 and source 0"):
         with_class_names(run, readers(NAMES, NAMES[::-1]))
+
+
+def test_a_run_that_reads_no_text_has_a_tokenizer_all_the_same():
+    """A processor has one; it is trained on the names of classes and tasks."""
+    run = run_of(Classification(modality="vision", num_classes=2))
+    for names, known in ((NAMES, "red fox"), (None, "animal")):
+        tokenizer = build_processor(run, readers(names)).tokenizer
+        assert tokenizer.decode(tokenizer(known)["input_ids"]) == known
