@@ -36,6 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again, as on smaller GPUs")
     parser.add_argument("--out", type=Path, help="write the tables to this file too")
+    parser.add_argument("--kernels", type=Path, help="write to this file which kernels the steps spend their time in (cuda)")
     return parser.parse_args()
 
 
@@ -109,6 +110,12 @@ def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
                 one_step(engine, batches[task])
 
     seconds = take_turns(options, device, list(batches), step)
+    if options.kernels:
+        from kernels import kernel_table
+
+        with options.kernels.open("a") as file:
+            for task in batches:
+                file.write(kernel_table(f"{recipe}: {task}, compiled", lambda: step(task, "compiled")))
     flops = {task.name: step_flops(task, config, run.data.audio, 1) for task in run.tasks}
     return {task.name: (task.batch_size, flops[task.name], 1 / task.interval) for task in run.tasks}, seconds
 

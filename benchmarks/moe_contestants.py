@@ -4,6 +4,9 @@ Widths: two matrices of D x F, or three of D x 2F/3 where a peer knows gated exp
 average: capacity 1.0, or top-1 without dropping. Every weight is drawn anew from N(0, 0.02), so that routers are near balance.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -86,12 +89,17 @@ class DeepSpeedMoE(nn.Module):
         return y, balance
 
 
+def _gated(hidden: int) -> int:
+    """2/3 of it, as the arithmetic of three matrices is that of two; a multiple of 8, as grouped products want it."""
+    return -(-hidden * 2 // 3 // 8) * 8
+
+
 def _qwen_block(width: int, hidden: int, experts: int) -> nn.Module:
     from transformers import Qwen3MoeConfig
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
     config = Qwen3MoeConfig(
-        hidden_size=width, moe_intermediate_size=hidden * 2 // 3, num_experts=experts, num_experts_per_tok=1, norm_topk_prob=False
+        hidden_size=width, moe_intermediate_size=_gated(hidden), num_experts=experts, num_experts_per_tok=1, norm_topk_prob=False
     )
     config._experts_implementation = "grouped_mm"
     return Qwen3MoeSparseMoeBlock(config)
@@ -119,7 +127,7 @@ class AutoEP(nn.Module):
         spec = MoELayerSpec(
             moe_module_name="mlp", model_family="qwen3_moe", router_name="gate", experts_name="experts",
             expert_storage="fused_3d", expert_w1_name="gate_up_proj", expert_w2_name="down_proj", expert_w3_name=None,
-            num_experts=experts, top_k=1, hidden_size=width, ffn_hidden_size=hidden * 2 // 3, score_func="softmax",
+            num_experts=experts, top_k=1, hidden_size=width, ffn_hidden_size=_gated(hidden), score_func="softmax",
             score_apply="post", route_norm=False, gate_bias=False, return_router_logits=False,
             router_logits_capture_target="none", router_logits_capture_index=None, router_logits_capture_layer_name=None,
             has_shared_experts=False, shared_experts_name="",
@@ -131,21 +139,28 @@ class AutoEP(nn.Module):
         return self.layer(x), None
 
 
+class Contestant(NamedTuple):
+    """one_graph: whether torch.compile takes it whole; DeepSpeed's layers ask the GPU for numbers in between."""
+
+    build: Callable[[int, int, int], nn.Module]
+    one_graph: bool
+
+
 # the first is what the others are measured against
 CONTESTANTS = {
-    "dense feed-forward": lambda width, hidden, experts: DenseLayer(width, hidden),
-    "imp_ds": Ours,
-    "gather, bmm, index_add": Plain,
-    "deepspeed.moe.layer.MoE": DeepSpeedMoE,
-    "transformers grouped_mm": Transformers,
-    "DeepSpeed AutoEP": AutoEP,
+    "dense feed-forward": Contestant(lambda width, hidden, experts: DenseLayer(width, hidden), True),
+    "imp_ds": Contestant(Ours, True),
+    "gather, bmm, index_add": Contestant(Plain, True),
+    "deepspeed.moe.layer.MoE": Contestant(DeepSpeedMoE, False),
+    "transformers grouped_mm": Contestant(Transformers, True),
+    "DeepSpeed AutoEP": Contestant(AutoEP, False),
 }
 
 
 def build(name: str, width: int, hidden: int, experts: int, device, dtype) -> nn.Module:
     """A contestant with random weights; routers that ask for float32 keep it by themselves."""
     torch.manual_seed(0)
-    layer = CONTESTANTS[name](width, hidden, experts).to(device=device, dtype=dtype)
+    layer = CONTESTANTS[name].build(width, hidden, experts).to(device=device, dtype=dtype)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.02)
     return layer

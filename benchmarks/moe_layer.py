@@ -7,8 +7,9 @@
 
 All contestants (moe_contestants.py) take turns in one process, so that whatever else the machine does falls on all of them; the
 ratios to the dense layer are those of the best times (on one CPU thread, of the time it had the CPU). Memory is measured in a
-process of its own for each. With --ranks, the experts are spread over that many processes, and the share of the time spent in
-the exchange of tokens is printed instead. On two quiet cores about 4 minutes.
+process of its own for each (on a GPU in the same). On a GPU a time is that of steps one after another, as layers follow each
+other in a model, and what torch.compile takes whole is timed compiled too. With --ranks, the experts are spread over that many
+processes, and the share of the time spent in the exchange of tokens is printed instead. On two quiet cores about 4 minutes.
 """
 
 import argparse
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 EXAMPLE_TOKENS = 256
 WARM_UP = 3
+GPU_STEPS = 5  # one after another, so that the host is ahead of the GPU
+COMPILED = ", compiled"
 
 
 def parse() -> argparse.Namespace:
@@ -42,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--ranks", type=int, default=1, help="processes over which the experts are spread")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
+    parser.add_argument("--kernels", type=Path, help="write to this file which kernels ours spends its time in (cuda)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # one contestant's memory, asked of a child process
     return parser.parse_args()
 
@@ -59,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     join_ranks()
     if options.peak_of:
-        print("peak", peak_mib(options))
+        print("peak", peak_mib(options, options.peak_of, options.widths[0], options.experts[0]))
     elif options.ranks > 1:
         exchange_shares(options)
     else:
@@ -67,6 +71,8 @@ def main() -> None:
         print(text)
         if options.out:
             options.out.write_text(text)
+        if options.kernels:
+            options.kernels.write_text(kernels(options))
     torch.distributed.destroy_process_group()
 
 
@@ -111,10 +117,12 @@ def timed(layer, x, direction) -> tuple[float, float]:
     if x.is_cuda:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        step(layer, x, direction)
+        for _ in range(GPU_STEPS):
+            step(layer, x, direction)
+            clear(layer, x)
         end.record()
         end.synchronize()
-        return start.elapsed_time(end), 0.0
+        return start.elapsed_time(end) / GPU_STEPS, 0.0
     wall, thread = time.perf_counter(), time.thread_time()
     step(layer, x, direction)
     return (time.perf_counter() - wall) * 1e3, (time.thread_time() - thread) * 1e3
@@ -125,8 +133,11 @@ def times(options, width: int, experts: int) -> dict[str, list[tuple[float, floa
     import torch
     from moe_contestants import CONTESTANTS, build
 
-    names = list(CONTESTANTS)
-    layers = {name: build(name, width, 4 * width, experts, options.device, getattr(torch, options.dtype)) for name in names}
+    layers = {name: build(name, width, 4 * width, experts, options.device, getattr(torch, options.dtype)) for name in CONTESTANTS}
+    if options.device == "cuda":
+        torch.compiler.reset()
+        layers |= {name + COMPILED: compiled(layer) for name, layer in layers.items() if CONTESTANTS[name].one_graph}
+    names = list(layers)
     x, direction = problem(options, width)
     taken = {name: [] for name in names}
     for turn in range(options.rounds + WARM_UP):
@@ -137,16 +148,21 @@ def times(options, width: int, experts: int) -> dict[str, list[tuple[float, floa
     return {name: steps[WARM_UP:] for name, steps in taken.items()}
 
 
-def peak_mib(options) -> float:
+def compiled(layer):
+    import torch
+
+    return torch.compile(layer, dynamic=False, fullgraph=True)
+
+
+def peak_mib(options, name: str, width: int, experts: int) -> float:
     """What its first step adds at most to the memory of this process (or of the device): activations, gradients, buffers."""
     import torch
     from moe_contestants import build
 
-    experts, dtype = options.experts[0], getattr(torch, options.dtype)
-    for width in (96, options.widths[0]):  # a small one first, for what libraries allocate once
-        layer = build(options.peak_of, width, 4 * width, experts, options.device, dtype)
-        x, direction = problem(options, width)
-        if width == 96:
+    for size in (96, width):  # a small one first, for what libraries allocate once
+        layer = build(name, size, 4 * size, experts, options.device, getattr(torch, options.dtype))
+        x, direction = problem(options, size)
+        if size == 96:
             step(layer, x, direction)
             clear(layer, x)
     gc.collect()
@@ -169,6 +185,9 @@ def status_kib(name: str) -> int:
 
 
 def ask_peak(options, name: str, width: int, experts: int) -> float:
+    """On a CPU in a process of its own, since malloc gives little back; a GPU's allocator counts exactly."""
+    if options.device == "cuda":
+        return peak_mib(options, name, width, experts)
     given = dict(device=options.device, dtype=options.dtype, widths=width, experts=experts, tokens=options.tokens)
     command = [sys.executable, __file__, "--peak-of", name, "--threads", str(options.threads)]
     command += [part for key, value in given.items() for part in (f"--{key}", str(value))]
@@ -176,6 +195,21 @@ def ask_peak(options, name: str, width: int, experts: int) -> float:
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("peak ")))
+
+
+def kernels(options) -> str:
+    """The kernels of our layer, compiled, at each size."""
+    import torch
+    from kernels import kernel_table
+    from moe_contestants import build
+
+    text = ""
+    for width in options.widths:
+        x, direction = problem(options, width)
+        for experts in options.experts:
+            layer = compiled(build("imp_ds", width, 4 * width, experts, options.device, getattr(torch, options.dtype)))
+            text += kernel_table(f"Width {width}, {experts} experts", lambda: (step(layer, x, direction), clear(layer, x)))
+    return text
 
 
 def report(options) -> str:
@@ -186,8 +220,9 @@ def report(options) -> str:
         f"{datetime.date.today()}, {machine(options)}; Python {platform.python_version()}, {packages}.",
         f"{options.tokens:,} tokens, {options.dtype}, forward and backward with the router and its loss, {options.rounds} rounds "
         "in which all take turns.",
-        f"Ratio: best {'CPU ' if on_one_thread(options) else ''}time against the dense layer's. Peak: what the step adds to the "
-        "memory of a process of its own.",
+        f"Ratio: best {'CPU ' if on_one_thread(options) else ''}time against the dense layer's"
+        f"{', the faster of plain and compiled' if options.device == 'cuda' else ''}. Peak: what the step adds to the "
+        f"memory of {'the GPU' if options.device == 'cuda' else 'a process of its own'}.",
         f"`python benchmarks/moe_layer.py {' '.join(sys.argv[1:])}` makes this file; `moe_contestants.py` has the layers.",
     ]
     for width in options.widths:
@@ -213,17 +248,18 @@ def machine(options) -> str:
 def table(options, width: int, experts: int) -> list[str]:
     taken = times(options, width, experts)
     lines = ["| layer | best ms | median ms | best CPU ms | ratio | peak MiB |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    ratios, peaks, dense_best = {}, {}, None
+    best = {name: min(thread if on_one_thread(options) else wall for wall, thread in steps) for name, steps in taken.items()}
+    best_of = lambda layer: min(best[name] for name in best if name.removesuffix(COMPILED) == layer)  # noqa: E731
+    dense = best_of("dense feed-forward")
+    peaks = {name: ask_peak(options, name, width, experts) for name in taken if not name.endswith(COMPILED)}
     for name, steps in taken.items():
         wall, thread = zip(*steps)
-        best = min(thread if on_one_thread(options) else wall)
-        dense_best = dense_best or best  # the dense layer is the first
-        ratios[name], peaks[name] = best / dense_best, ask_peak(options, name, width, experts)
         on_cpu = f"{min(thread):.1f}" if on_one_thread(options) else "-"
+        peak = f"{peaks[name]:,.0f}" if name in peaks else ""
         lines.append(
-            f"| {name} | {min(wall):.1f} | {statistics.median(wall):.1f} | {on_cpu} | {ratios[name]:.2f} | {peaks[name]:,.0f} |"
+            f"| {name} | {min(wall):.2f} | {statistics.median(wall):.2f} | {on_cpu} | {best[name] / dense:.2f} | {peak} |"
         )
-    return lines + ["", *goals(options, width, experts, ratios, peaks)]
+    return lines + ["", *goals(options, width, experts, {name: best_of(name) / dense for name in peaks}, peaks)]
 
 
 def goals(options, width: int, experts: int, ratios: dict, peaks: dict) -> list[str]:

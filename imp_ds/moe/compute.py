@@ -1,8 +1,8 @@
 """A mixture of experts' arithmetic, once it is decided who computes what: gather, feed-forwards, weighted sum.
 
 The only place that chooses by device: the CPU has a pass over the experts of its own (cpu_experts.py), CUDA with Triton its
-kernels (gpu_experts.py), everything else plain torch: batched products when all experts have equally many rows, grouped ones
-when they have not.
+kernels (gpu_experts.py, and gpu_router.py for the router), everything else plain torch: batched products when all experts have
+equally many rows, grouped ones when they have not.
 
 Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width,
 I inputs and O outputs of a linear map.
@@ -17,9 +17,9 @@ from torch import Tensor
 from imp_ds.moe.cpu_experts import cpu_experts, cpu_mixture
 
 try:
-    from imp_ds.moe import gpu_experts
+    from imp_ds.moe import gpu_experts, gpu_router
 except ImportError:  # Triton comes with the CUDA builds of torch alone
-    gpu_experts = None
+    gpu_experts = gpu_router = None
 
 Count = list[int] | Tensor | None
 
@@ -28,6 +28,14 @@ def rows_of_experts(count_E: Tensor | None) -> Count:
     """How many rows each expert has, where the experts' arithmetic wants to know it: on the host for the CPU, on the device
     elsewhere, so that nobody waits for it."""
     return count_E.tolist() if count_E is not None and count_E.device.type == "cpu" else count_E
+
+
+def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """x weight^T in float32, whatever the types of tokens and weights: [T, E]."""
+    weight_ED = weight_ED.float()
+    if _has_kernels(x_TD) and x_TD.dtype == torch.bfloat16 and len(weight_ED) <= gpu_router.MOST_EXPERTS:
+        return gpu_router.gpu_router_logits(x_TD, weight_ED)
+    return F.linear(x_TD.float(), weight_ED)
 
 
 def mixture(

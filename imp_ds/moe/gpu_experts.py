@@ -3,8 +3,9 @@
     rows = x[index];  h = rows w1;  act = gelu(h) (times rows w3) times the row's weight;  y = act w2;  token = sum of its rows
 
 The weight of a row enters before the second product: so its gradient comes out of the same pass as the activation's, and the
-answers need not be kept. Kept are the rows and what enters the activation. The sum over a token's rows is a gather by the
-inverse of the index, in a fixed order.
+answers need not be kept. Kept are the rows, and what enters and leaves the activation, as of a dense feed-forward: computing
+what leaves it again would be one more pass over memory. The sum over a token's rows is a gather by the inverse of the index,
+in a fixed order.
 
 Each step is one operator of torch.library with its own gradient, so torch.compile keeps one graph around them.
 
@@ -97,23 +98,23 @@ _sum.register_autograd(
 @torch.library.custom_op("imp_ds::gpu_experts", mutates_args=())
 def _experts(
     x_ND: Tensor, weight_N: Tensor | None, ends_E: Tensor | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The answers, and for the backward what enters the activation and the gate, [N, F]; no gate: empty."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The answers, and for the backward what enters the activation, what leaves it, and the gate, [N, F]; no gate: empty."""
     h_NF = _product(x_ND, w1_EDF, ends_E)
     gate_NF = None if w3_EDF is None else _product(x_ND, w3_EDF, ends_E)
     act_NF = triton_kernels.activate(h_NF, gate_NF, weight_N)
-    return _product(act_NF, w2_EFD, ends_E), h_NF, x_ND.new_empty(0) if gate_NF is None else gate_NF
+    return _product(act_NF, w2_EFD, ends_E), h_NF, act_NF, x_ND.new_empty(0) if gate_NF is None else gate_NF
 
 
 @torch.library.custom_op("imp_ds::gpu_experts_backward", mutates_args=())
 def _experts_backward(
-    grad_ND: Tensor, x_ND: Tensor, weight_N: Tensor | None, ends_E: Tensor | None, h_NF: Tensor, gate_NF: Tensor,
-    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
+    grad_ND: Tensor, x_ND: Tensor, weight_N: Tensor | None, ends_E: Tensor | None, h_NF: Tensor,
+    act_NF: Tensor, gate_NF: Tensor, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
     dact_NF = _product(grad_ND, w2_EFD.transpose(1, 2), ends_E)
     gate = None if w3_EDF is None else gate_NF
-    dh_NF, dgate_NF, dweight_N, act_NF = triton_kernels.activate_backward(dact_NF, h_NF, gate, weight_N)
+    dh_NF, dgate_NF, dweight_N = triton_kernels.activate_backward(dact_NF, h_NF, gate, weight_N)
     dw2_EFD = _weight_gradient(act_NF, grad_ND, ends_E, w2_EFD)
     dw1_EDF = _weight_gradient(x_ND, dh_NF, ends_E, w1_EDF)
     dx_ND, dw3_EDF = _product(dh_NF, w1_EDF.transpose(1, 2), ends_E), x_ND.new_empty(0)
@@ -126,11 +127,12 @@ def _experts_backward(
 @_experts.register_fake
 def _(x_ND, weight_N, ends_E, w1_EDF, w2_EFD, w3_EDF):
     h_NF = x_ND.new_empty(len(x_ND), w1_EDF.shape[2])
-    return torch.empty_like(x_ND), h_NF, x_ND.new_empty(0) if w3_EDF is None else torch.empty_like(h_NF)
+    gate_NF = x_ND.new_empty(0) if w3_EDF is None else torch.empty_like(h_NF)
+    return torch.empty_like(x_ND), h_NF, torch.empty_like(h_NF), gate_NF
 
 
 @_experts_backward.register_fake
-def _(grad_ND, x_ND, weight_N, ends_E, h_NF, gate_NF, w1_EDF, w2_EFD, w3_EDF):
+def _(grad_ND, x_ND, weight_N, ends_E, h_NF, act_NF, gate_NF, w1_EDF, w2_EFD, w3_EDF):
     dweight_N = x_ND.new_empty(0) if weight_N is None else torch.empty_like(weight_N)
     dw3_EDF = x_ND.new_empty(0) if w3_EDF is None else w3_EDF.new_empty(w3_EDF.shape)
     return torch.empty_like(x_ND), dweight_N, w1_EDF.new_empty(w1_EDF.shape), w2_EFD.new_empty(w2_EFD.shape), dw3_EDF

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imp_ds.moe.compute import router_logits
 from imp_ds.moe.context import ContextPool
 from imp_ds.randomness import normal
 
@@ -142,7 +143,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: torch.Tensor, context: RoutingContext) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = self._logits(x_TD.float(), context)
+            logits_TE = self._logits(x_TD, context)
         if self.noise and context.key_B is not None:
             noise_BLE = normal(context.key_B, len(x_TD) // len(context.key_B), self.num_experts)
             logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
@@ -162,15 +163,14 @@ class Router(nn.Module):
         return Routing(index_N, weight_N, count_E, report)
 
     def _logits(self, x_TD: torch.Tensor, context: RoutingContext) -> torch.Tensor:
-        weight = self.weight.float()
         if self.pool is None:
-            return F.linear(x_TD, weight)
+            return router_logits(x_TD, self.weight)
         width, length = x_TD.shape[1], context.length
         valid_BL = None if context.valid_T is None else context.valid_T.view(-1, length)
-        pooled = self.pool(x_TD.view(-1, length, width), valid_BL, context.mask_LL)
+        pooled = self.pool(x_TD.float().view(-1, length, width), valid_BL, context.mask_LL)
         # the map of both side by side, without laying them side by side
-        logits_BLE = F.linear(x_TD, weight[:, :width]).view(-1, length, self.num_experts) + F.linear(pooled, weight[:, width:])
-        return logits_BLE.flatten(0, 1)
+        of_token = router_logits(x_TD, self.weight[:, :width]).view(-1, length, self.num_experts)
+        return (of_token + F.linear(pooled, self.weight[:, width:].float())).flatten(0, 1)
 
     def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
         """(token_index_N, weight_N, count_E) as in Routing, and the balance loss, a scalar."""

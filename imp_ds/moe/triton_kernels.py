@@ -50,21 +50,20 @@ def activate(h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None) -> T
 
 def activate_backward(
     dact_NF: Tensor, h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Gradients of h (in the place of `dact_NF`), of the gate and of the weight, and what `activate` gave.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of h (in the place of `dact_NF`), of the gate and of the weight.
 
     dact_NF: the gradient of what `activate` gave.
     """
-    act_NF = torch.empty_like(h_NF)
     dgate_NF = None if gate_NF is None else torch.empty_like(gate_NF)
     dweight_N = None if weight_N is None else torch.empty_like(weight_N)
     rows, width = h_NF.shape
     if rows:
         _activate_backward[(rows,)](
-            dact_NF, h_NF, gate_NF, weight_N, act_NF, dgate_NF, dweight_N, width, _block(width), gate_NF is not None,
+            dact_NF, h_NF, gate_NF, weight_N, dgate_NF, dweight_N, width, _block(width), gate_NF is not None,
             weight_N is not None,
         )  # fmt: skip
-    return dact_NF, dgate_NF, dweight_N, act_NF
+    return dact_NF, dgate_NF, dweight_N
 
 
 def _block(width: int) -> int:
@@ -115,7 +114,7 @@ def _activate(
 
 @triton.jit
 def _activate_backward(
-    dact, h, gate, weight, act, dgate, dweight,
+    dact, h, gate, weight, dgate, dweight,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -138,7 +137,6 @@ def _activate_backward(
             slope *= factor
             value *= factor
         dot += grad * value
-        tl.store(act + here, value * scale, mask=inside)
         tl.store(dact + here, grad * slope * scale, mask=inside)
     if WEIGHTED:
         tl.store(dweight + row, tl.sum(dot))

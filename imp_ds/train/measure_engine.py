@@ -32,7 +32,7 @@ def engine_config(stage: int, device: torch.device, dtype: torch.dtype) -> dict:
     """As the shipped configurations have it, for one row a rank."""
     return {
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "steps_per_print": NEVER,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": device.type == "cpu"}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True, "fused": device.type == "cuda"}},
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": {"stage": stage, "contiguous_gradients": True, "reduce_scatter": True, "overlap_comm": False},
     }  # fmt: skip

@@ -39,7 +39,8 @@ def test_shipped_files_resolve_for_deepspeed(name, run):
     assert found["gradient_accumulation_steps"] == 1
     assert found["gradient_clipping"] == (0 if "zero0" in name else 1.0)
     assert found["optimizer"]["params"]["betas"] == [0.9, 0.999] and found["optimizer"]["params"]["eps"] == 1e-7
-    assert found["optimizer"]["params"].get("torch_adam", False) == name.startswith("cpu")  # no compiler on CPU
+    # DeepSpeed's own would be compiled at the first step; beside the CPU's memory on a GPU machine there is no other
+    assert found["optimizer"]["params"].get("torch_adam", False) == (name != "gpu_zero2_offload.json")
     assert found["steps_per_print"] >= 10**9 and found["zero_allow_untested_optimizer"] is True
     assert ("bf16" in found) == name.startswith("gpu")
     stage = int(name.split("zero")[1][0])

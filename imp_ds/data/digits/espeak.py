@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import espeakng_loader
 import numpy as np
 
 from imp_ds.errors import UserError
@@ -42,6 +41,8 @@ class Speaker:
         self._folder.cleanup()
 
     def _load(self, folder: Path):
+        import espeakng_loader  # only those who build a corpus need it
+
         data = folder / "espeak-ng-data"
         # The library cuts paths at 160 bytes, and a virtual environment may lie deeper than that: a link shortens the way.
         data.symlink_to(espeakng_loader.get_data_path())
