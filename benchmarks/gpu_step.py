@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--recipes", nargs="+", default=["imp_moe_b", "imp_b"])
+    parser.add_argument("--tasks", nargs="+", help="of the recipes; default: all")
     parser.add_argument("--gpus", type=int, default=32, help="that would share a batch of the recipe")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again, as on smaller GPUs")
@@ -55,14 +56,14 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     peak = matrix_peak(device, dtype, limit_s=1.0)
     lines = heading(options, device, dtype, peak)
-    for recipe in options.recipes:
-        lines += ["", f"## {recipe}", "", *table(*recipe_steps(options, recipe, device), peak)]
+    measured = {recipe: lambda recipe=recipe: recipe_steps(options, recipe, device) for recipe in options.recipes}
     if device.type == "cuda" and find_spec("timm"):
-        lines += ["", "## timm ViT-B/16", "", *table(*timm_steps(options, device), peak)]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        options.out.write_text(text)
+        measured["timm ViT-B/16"] = lambda: timm_steps(options, device)
+    for name, measure in measured.items():
+        lines += ["", f"## {name}", "", *table(*measure(), peak)]
+        if options.out:
+            options.out.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
     torch.distributed.destroy_process_group()
 
 
@@ -90,6 +91,7 @@ def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
     from imp_ds.train.flops import step_flops
 
     run = get_recipe(recipe)
+    run.tasks = [task for task in run.tasks if not options.tasks or task.name in options.tasks]
     for task in run.tasks:
         task.batch_size = max(1, task.batch_size // options.gpus)
     config = run.model.to_config(VOCABULARY, run.tasks)

@@ -8,7 +8,7 @@
 All contestants (moe_contestants.py) take turns in one process, so that whatever else the machine does falls on all of them; the
 ratios to the dense layer are those of the best times (on one CPU thread, of the time it had the CPU). Memory is measured in a
 process of its own for each (on a GPU in the same). On a GPU a time is that of steps one after another, as layers follow each
-other in a model, and what torch.compile takes whole is timed compiled too. With --ranks, the experts are spread over that many
+other in a model, and some are timed compiled too. With --ranks, the experts are spread over that many
 processes, and the share of the time spent in the exchange of tokens is printed instead. On two quiet cores about 4 minutes.
 """
 
@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
@@ -67,10 +68,12 @@ def main() -> None:
     elif options.ranks > 1:
         exchange_shares(options)
     else:
-        text = report(options)
-        print(text)
-        if options.out:
-            options.out.write_text(text)
+        text = ""
+        for part in report(options):
+            print(part, flush=True)
+            text += part
+            if options.out:
+                options.out.write_text(text)
         if options.kernels:
             options.kernels.write_text(kernels(options))
     torch.distributed.destroy_process_group()
@@ -136,7 +139,7 @@ def times(options, width: int, experts: int) -> dict[str, list[tuple[float, floa
     layers = {name: build(name, width, 4 * width, experts, options.device, getattr(torch, options.dtype)) for name in CONTESTANTS}
     if options.device == "cuda":
         torch.compiler.reset()
-        layers |= {name + COMPILED: compiled(layer) for name, layer in layers.items() if CONTESTANTS[name].one_graph}
+        layers |= {name + COMPILED: compiled(layer) for name, layer in layers.items() if CONTESTANTS[name].compiled}
     names = list(layers)
     x, direction = problem(options, width)
     taken = {name: [] for name in names}
@@ -212,7 +215,7 @@ def kernels(options) -> str:
     return text
 
 
-def report(options) -> str:
+def report(options) -> Iterator[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "transformers"))
     lines = [
         "# A mixture-of-experts layer against a dense feed-forward of the same active arithmetic",
@@ -225,10 +228,11 @@ def report(options) -> str:
         f"memory of {'the GPU' if options.device == 'cuda' else 'a process of its own'}.",
         f"`python benchmarks/moe_layer.py {' '.join(sys.argv[1:])}` makes this file; `moe_contestants.py` has the layers.",
     ]
+    yield "\n".join(lines) + "\n"
     for width in options.widths:
         for experts in options.experts:
-            lines += ["", f"## Width {width}, feed-forward {4 * width}, {experts} experts", ""] + table(options, width, experts)
-    return "\n".join(lines) + "\n"
+            title = f"## Width {width}, feed-forward {4 * width}, {experts} experts"
+            yield "\n".join(["", title, "", *table(options, width, experts)]) + "\n"
 
 
 def on_one_thread(options) -> bool:

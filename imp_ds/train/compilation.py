@@ -12,8 +12,7 @@ device alone: there what has experts stays outside, and the block becomes the gr
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 
 import torch
 from torch._dynamo.backends.registry import lookup_backend
@@ -39,7 +38,7 @@ class CompiledBlocks:
 
     def __init__(self, model: ImpForPreTraining, shapes: int, backend: str = "inductor"):
         """`shapes`: most shapes that the blocks will see, tasks times modalities."""
-        self.graphs, self._warm, self._backend = 0, False, _compiler(backend)
+        self.graphs, self._warm, self._backend = 0, False, lookup_backend(backend)
         limit = _GRAPHS_OF_A_SHAPE * shapes
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
         torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
@@ -74,15 +73,6 @@ class CompiledBlocks:
                 made, seconds = self.graphs - before, time.perf_counter() - start
                 print(f"compiled {batch.task} in {seconds:.0f} s ({number}/{count}, {made} new graphs)", flush=True)
         self._warm = True
-
-
-def _compiler(backend: str) -> Callable:
-    """(graph, inputs) -> the compiled function."""
-    compile_graph = lookup_backend(backend)
-    if backend != "inductor":
-        return compile_graph
-    # it would work out products of indices and constants without end, where random numbers count on 64 bits that wrap around
-    return partial(compile_graph, config_patches={"constant_and_index_propagation": False})
 
 
 def uncompiled():

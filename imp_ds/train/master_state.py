@@ -121,15 +121,20 @@ def prepare(engine, adam_steps: int) -> None:
     """
     inner = engine.deepspeed.basic_optimizer
     for partition in _partitions(engine):
-        # torch keeps the count as a tensor, one for each partition: a shared one would be counted up once for each
-        count = torch.tensor(float(adam_steps)) if isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)) else adam_steps
         state = inner.state[partition]
-        state["step"] = count
+        state["step"] = _step_count(inner, partition, adam_steps)
         for key in MOMENTS:
             # kept when they are there: DeepSpeed holds views of them
             state[key] = state[key].zero_() if key in state else torch.zeros_like(partition.detach())
     if engine.stage in (1, 2):
         engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _step_count(inner: torch.optim.Optimizer, partition: torch.Tensor, adam_steps: int) -> torch.Tensor | int:
+    if not isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
+        return adam_steps
+    # torch keeps the count as a tensor, one for each partition: a shared one would be counted up once for each
+    return torch.tensor(float(adam_steps), device=partition.device if inner.defaults["fused"] else "cpu")
 
 
 def _partitions(engine) -> list[torch.Tensor]:
