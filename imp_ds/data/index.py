@@ -65,6 +65,10 @@ class Column:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def bytes(self) -> int:
+        return self._count * self._dtype.itemsize
+
     def __getitem__(self, place: int | slice) -> np.ndarray | np.generic:
         if isinstance(place, slice):
             begin, end, _ = place.indices(self._count)

@@ -11,6 +11,7 @@ Shapes: S shards, W places of a window.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class SourceOrder:
         number, inside = divmod(place, self.window)
         position = number * self.window + int(self._window(epoch, number)[inside])
         order_S, begin_S = self._shard_order(epoch)
-        shard = int(begin_S.searchsorted(position, side="right")) - 1
+        shard = bisect_right(begin_S, position) - 1
         return epoch, int(self.start_S[order_S[shard]]) + position - int(begin_S[shard])
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ FORMAT = "2"  # of the index
 WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a name that leads out; not all there
 _IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
 _BLOCK = 4096  # samples that are written together
+_HELD = 1 << 18  # bytes of an index that is held in memory: of a few thousand samples
 # samples: state, end of its key in names, end of its members, three numbers each; members: number of the extension, offset, size
 _COLUMNS = dict(samples="int64", names="uint8", members="int64")
 
@@ -43,11 +44,15 @@ class TarSample(NamedTuple):
 
 
 class TarIndex:
-    """The samples of one shard, read from its index: what a sample needs lies together, so three reads find it."""
+    """The samples of one shard, read from its index: what a sample needs lies together, so three reads find it, or none where the
+    index is short and held in memory."""
 
     def __init__(self, index: Index):
         self.extensions = json.loads(index.facts["extensions"])
-        self._samples, self._names, self._members = (index.columns[name] for name in ("samples", "names", "members"))
+        columns = [index.columns[name] for name in ("samples", "names", "members")]
+        if sum(column.bytes for column in columns) <= _HELD:
+            columns = [column[:] for column in columns]
+        self._samples, self._names, self._members = columns
 
     def __len__(self) -> int:
         return len(self._samples) // 3

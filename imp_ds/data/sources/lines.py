@@ -45,7 +45,7 @@ class LineReader(RowReader):
             fields = self.fields(row)
         except BadSample:
             fields = {}
-        named = [fields.get(column) for role, column in self.columns().items() if role in ("vision", "audio")]
+        named = [fields.get(column) for role, column in self.columns.items() if role in ("vision", "audio")]
         if named and isinstance(named[0], str):
             return named[0]
         place, number = self._place(row)

@@ -82,7 +82,7 @@ class ParquetReader(RowReader):
 
     def _unpacked(self, group: int) -> pa.Table:
         """A row group, mapped. Raises BadSample when it cannot be read."""
-        file, number, columns = self.files[self._file_G[group]], int(self._group_G[group]), sorted(set(self.columns().values()))
+        file, number, columns = self.files[self._file_G[group]], int(self._group_G[group]), sorted(set(self.columns.values()))
         try:
             with self.storage.open(file) as packed:
                 write = partial(_unpack, packed, number, columns)

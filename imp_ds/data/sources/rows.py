@@ -10,6 +10,7 @@ from imp_ds.data.sources.splits import Wanted
 from imp_ds.data.sources.values import captions, label, shown
 from imp_ds.errors import UserError
 
+_MISSING = object()
 RUN = 4096  # rows of a shard where the format has none
 
 
@@ -25,7 +26,7 @@ class RowReader:
     def __init__(self, wanted: Wanted, shard_rows: Sequence[int], class_names: list[str] | None):
         self.name, self.source, self.class_names = wanted.name, wanted.source, class_names
         self.shard_rows = np.asarray(shard_rows, dtype=np.int64)
-        self.roles = self.source.roles()
+        self._read_roles(self.source.roles())
         self._rows = int(self.shard_rows.sum())
         self.class_places = None if class_names is None else {name: place for place, name in enumerate(class_names)}
 
@@ -35,22 +36,23 @@ class RowReader:
     def only(self, *roles: str) -> "RowReader":
         """The same rows, of which no more than these roles are read."""
         reader = copy.copy(self)
-        reader.roles = [role for role in self.roles if role in roles]
+        reader._read_roles([role for role in self.roles if role in roles])
         return reader
 
-    def columns(self) -> dict[str, str]:
-        """role -> the column that is read for it."""
-        columns = {role: getattr(self.source, role) for role in self.roles}
-        return {role: self.source.label if column is None else column for role, column in columns.items()}  # text by templates
+    def _read_roles(self, roles: list[str]) -> None:
+        """Read these roles, each from its column; text by templates is made of the label."""
+        self.roles, columns = roles, {role: getattr(self.source, role) for role in roles}
+        self.columns = {role: self.source.label if column is None else column for role, column in columns.items()}
 
     def read(self, row: int) -> RawSample:
         """All roles of the row. Raises BadSample."""
         fields, sample = self.fields(row), {}
-        for role, column in self.columns().items():
-            if column not in fields:
+        for role, column in self.columns.items():
+            value = fields.get(column, _MISSING)
+            if value is _MISSING:
                 there = ", ".join(fields) or "nothing"
                 raise BadSample("missing column", f"row {row + 1} has no {column!r} (source.{role}), but {there}")
-            sample[role] = self._value(role, row, column, fields[column])
+            sample[role] = self._value(role, row, column, value)
         return sample
 
     def _value(self, role: str, row: int, column: str, value):
@@ -102,7 +104,7 @@ def _fault(reader: RowReader, row: int) -> BadSample | None:
 
 def _mend(reader: RowReader, fault: BadSample) -> str:
     if fault.reason in ("missing column", "wrong column", "no such class"):
-        return "name the columns that are there: " + ", ".join(f"source.{role}" for role in reader.columns())
+        return "name the columns that are there: " + ", ".join(f"source.{role}" for role in reader.columns)
     return "mend the data, or set source.path and data.root to where they are"
 
 

@@ -5,6 +5,7 @@ Read by our own index and by pread: no command is run, nothing is unpickled, not
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +22,6 @@ from imp_ds.data.storage import File
 from imp_ds.data.tar_index import CUT, UNSAFE, TarIndex, TarSample, make_indexes, open_index
 
 _OPEN = 64  # shards that are open at a time
-_FOUND = 4  # rows whose entry in the index is kept
 _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
 _MOST_MEDIA = 1 << 31  # bytes of an image, a film or a sound
 _TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}
@@ -52,7 +52,8 @@ class TarReader(RowReader):
 
     def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
         self.storage, self.files = wanted.storage, files
-        self._shards, self._indexes, self._rows_found = Recent(_OPEN), Recent(_OPEN), Recent(_FOUND)
+        self._shards, self._indexes = Recent(_OPEN), Recent(_OPEN)
+        self._last: tuple[int, _Found] | None = None
         super().__init__(wanted, [len(self._index(place)) for place in range(len(files))], class_names)
         self._start_F = np.concatenate([[0], np.cumsum(self.shard_rows)])
 
@@ -75,13 +76,12 @@ class TarReader(RowReader):
         return Media(name, read=partial(self._read, place, offset, size, _MOST_MEDIA))
 
     def _found(self, row: int) -> _Found:
-        """Kept for the rows asked for last: each is asked for several times."""
-        return self._rows_found.get(row, lambda: self._find(row))
-
-    def _find(self, row: int) -> _Found:
-        place = int(self._start_F.searchsorted(row, side="right")) - 1
-        sample = self._index(place).sample(row - int(self._start_F[place]))
-        return _Found(place, sample, f"{self.files[place].name}/{sample.key}")
+        """Kept for the row asked for last: a row is asked for several times in succession."""
+        if self._last is None or self._last[0] != row:
+            place = bisect_right(self._start_F, row) - 1
+            sample = self._index(place).sample(row - int(self._start_F[place]))
+            self._last = row, _Found(place, sample, f"{self.files[place].name}/{sample.key}")
+        return self._last[1]
 
     def _index(self, place: int) -> TarIndex:
         return self._indexes.get(place, lambda: open_index(self.storage, self.files[place]))
