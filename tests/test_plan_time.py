@@ -39,6 +39,10 @@ def test_collectives_inside_a_node():
     assert NETWORK.seconds("all_reduce", 800, 1, 1) == 0
     measured = Network(gpus=4, measured={"all_reduce": Link(latency_s=0.25, bytes_per_s=10.0)})
     assert measured.seconds("all_reduce", 800, 3, 4) == pytest.approx(3 * 0.25 * 2 + 120)  # log2(4) = 2 starts each
+    # of the 400 bytes of a call the first 100 at 50 a second, the others at 10
+    link = Link(latency_s=0.25, bytes_per_s=10.0, short_bytes=100.0, short_bytes_per_s=50.0)
+    assert Network(gpus=4, measured={"all_reduce": link}).seconds("all_reduce", 800, 3, 4) == pytest.approx(3 * (0.5 + 2 + 30))
+    assert link.moving_s(40) == 40 / 50
 
 
 def test_collectives_across_nodes():

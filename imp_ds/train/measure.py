@@ -195,7 +195,7 @@ class KernelTimer:
 
 
 def measure_links(device: torch.device, after_work: bool = True) -> dict[str, Link]:
-    """The collectives among all ranks, from a small and a large message; nothing for one rank.
+    """The collectives among all ranks, from messages of three sizes; nothing for one rank.
 
     after_work: as a step meets them, after work that has emptied the caches, which takes up to three times as long; False: one
     right after another.
@@ -205,12 +205,13 @@ def measure_links(device: torch.device, after_work: bool = True) -> dict[str, Li
     if ranks == 1:
         return found
     for name, share in (("all_reduce", 2), ("all_gather", 1), ("reduce_scatter", 1), ("all_to_all", 1)):
-        # the large one as large as a model's gradients: 16 MiB a rank, which no cache holds
-        small, large = 256 * ranks, 2**22 * ranks
-        short, long = (seconds(_collective(name, numel, device), device) for numel in (small, large))
-        traffic = share * 4 * (ranks - 1) / ranks
-        rate = traffic * (large - small) / max(long - short, 1e-9)
-        found[name] = Link(latency_s=max(0.0, short - traffic * small / rate), bytes_per_s=rate)
+        # 1 KiB a rank; 1 MiB, as ZeRO 3 gathers a layer's weights; 16 MiB, as a model's gradients, which no cache holds
+        sizes = [share * 4 * (ranks - 1) * numel for numel in (2**8, 2**18, 2**22)]
+        times = [seconds(_collective(name, numel * ranks, device), device) for numel in (2**8, 2**18, 2**22)]
+        short, long = ((sizes[i + 1] - sizes[i]) / max(times[i + 1] - times[i], 1e-9) for i in range(2))
+        found[name] = Link(
+            latency_s=max(0.0, times[0] - sizes[0] / short), bytes_per_s=long, short_bytes=sizes[1], short_bytes_per_s=short
+        )
     return found
 
 

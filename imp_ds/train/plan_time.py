@@ -58,7 +58,7 @@ class Network:
         starts = calls * link.latency_s * math.ceil(math.log2(ranks))
         here = max(1, min(ranks, self.gpus // stride))
         if here == ranks:
-            return starts + traffic / link.bytes_per_s
+            return starts + calls * link.moving_s(traffic / calls)
         if operation == "all_to_all":
             return starts + max(size * (here - 1) / ranks / link.bytes_per_s, size * (ranks - here) / ranks / self.node_link)
         return starts + traffic / min(link.bytes_per_s, here * self.node_link)

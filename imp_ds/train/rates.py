@@ -54,10 +54,18 @@ class EngineRate(Record):
 
 
 class Link(Record):
-    """One collective operation: seconds to start it, and bytes a second of one rank's traffic."""
+    """One collective operation: seconds to start it, and bytes a second of one rank's traffic, those of a call's first
+    `short_bytes` apart: what the caches hold goes faster, and what fills no network slower."""
 
     latency_s: float = Field(ge=0)
     bytes_per_s: float = Field(gt=0)
+    short_bytes: float = Field(0.0, ge=0)
+    short_bytes_per_s: float = Field(1.0, gt=0)
+
+    def moving_s(self, traffic: float) -> float:
+        """Seconds that `traffic` bytes of one call are on the way, without its start."""
+        short = min(traffic, self.short_bytes)
+        return short / self.short_bytes_per_s + (traffic - short) / self.bytes_per_s
 
 
 class Rates(Record):
