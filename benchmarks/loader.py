@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="corpora whose names begin so")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     options = parser.parse_args()
+    if not (options.data / "images").is_dir():
+        parser.error(f"--data: no folder {options.data / 'images'}; it wants the real corpus, with images/, videos/ and audio/")
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
