@@ -56,6 +56,8 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     peak = matrix_peak(device, dtype, limit_s=1.0)
     lines = heading(options, device, dtype, peak)
+    if options.kernels:
+        options.kernels.write_text("")  # each recipe adds its own
     measured = {recipe: lambda recipe=recipe: recipe_steps(options, recipe, device) for recipe in options.recipes}
     if device.type == "cuda" and find_spec("timm"):
         measured["timm ViT-B/16"] = lambda: timm_steps(options, device)

@@ -8,8 +8,8 @@
 All contestants (moe_contestants.py) take turns in one process, so that whatever else the machine does falls on all of them; the
 ratios to the dense layer are those of the best times (on one CPU thread, of the time it had the CPU). Memory is measured in a
 process of its own for each (on a GPU in the same). On a GPU a time is that of steps one after another, as layers follow each
-other in a model, and some are timed compiled too. With --ranks, the experts are spread over that many
-processes, and the share of the time spent in the exchange of tokens is printed instead. On two quiet cores about 4 minutes.
+other in a model, and some are timed compiled too. With --ranks, the experts are spread over that many processes, and the share
+of the time spent in the exchange of tokens is printed instead. On two quiet cores about 4 minutes.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def main() -> None:
             if options.out:
                 options.out.write_text(text)
         if options.kernels:
-            options.kernels.write_text(kernels(options))
+            options.kernels.write_text(kernel_tables(options))
     torch.distributed.destroy_process_group()
 
 
@@ -134,9 +134,9 @@ def timed(layer, x, direction) -> tuple[float, float]:
 def times(options, width: int, experts: int) -> dict[str, list[tuple[float, float]]]:
     """Each contestant's timed steps, in order of rounds; who begins a round moves on."""
     import torch
-    from moe_contestants import CONTESTANTS, build
+    from moe_contestants import CONTESTANTS
 
-    layers = {name: build(name, width, 4 * width, experts, options.device, getattr(torch, options.dtype)) for name in CONTESTANTS}
+    layers = {name: built(options, name, width, experts) for name in CONTESTANTS}
     if options.device == "cuda":
         torch.compiler.reset()
         layers |= {name + COMPILED: compiled(layer) for name, layer in layers.items() if CONTESTANTS[name].compiled}
@@ -151,6 +151,14 @@ def times(options, width: int, experts: int) -> dict[str, list[tuple[float, floa
     return {name: steps[WARM_UP:] for name, steps in taken.items()}
 
 
+def built(options, name: str, width: int, experts: int):
+    """A contestant at a size."""
+    import torch
+    from moe_contestants import build
+
+    return build(name, width, 4 * width, experts, options.device, getattr(torch, options.dtype))
+
+
 def compiled(layer):
     import torch
 
@@ -160,10 +168,9 @@ def compiled(layer):
 def peak_mib(options, name: str, width: int, experts: int) -> float:
     """What its first step adds at most to the memory of this process (or of the device): activations, gradients, buffers."""
     import torch
-    from moe_contestants import build
 
     for size in (96, width):  # a small one first, for what libraries allocate once
-        layer = build(name, size, 4 * size, experts, options.device, getattr(torch, options.dtype))
+        layer = built(options, name, size, experts)
         x, direction = problem(options, size)
         if size == 96:
             step(layer, x, direction)
@@ -200,17 +207,15 @@ def ask_peak(options, name: str, width: int, experts: int) -> float:
     return float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("peak ")))
 
 
-def kernels(options) -> str:
+def kernel_tables(options) -> str:
     """The kernels of our layer, compiled, at each size."""
-    import torch
     from kernels import kernel_table
-    from moe_contestants import build
 
     text = ""
     for width in options.widths:
         x, direction = problem(options, width)
         for experts in options.experts:
-            layer = compiled(build("imp_ds", width, 4 * width, experts, options.device, getattr(torch, options.dtype)))
+            layer = compiled(built(options, "imp_ds", width, experts))
             text += kernel_table(f"Width {width}, {experts} experts", lambda: (step(layer, x, direction), clear(layer, x)))
     return text
 
@@ -301,11 +306,11 @@ def exchange_times(options, width: int, experts: int) -> tuple[list[float], list
     """Milliseconds of each step, of the exchanges in it, and how many these are."""
     import torch
     import torch.distributed as dist
-    from moe_contestants import Spread, build
+    from moe_contestants import Spread
 
     from imp_ds.parallel import exchange
 
-    whole = build("imp_ds", width, 4 * width, experts, options.device, getattr(torch, options.dtype))
+    whole = built(options, "imp_ds", width, experts)
     layer = Spread(whole, options.ranks, dist.get_rank())
     x, direction = problem(options, width)
     send, spans, totals, inside = exchange._send, [], [], []

@@ -74,14 +74,12 @@ def _padded(experts: int) -> int:
 
 
 @triton.jit
-def _high(value):
-    return value.to(tl.bfloat16)
-
-
-@triton.jit
-def _rest(value, part):
-    """What `part` left of a float32 `value`."""
-    return value - part.to(tl.float32)
+def _parts(value):
+    """Three bfloat16 numbers, from large to small, whose sum is a float32 one to its last bit but one."""
+    high = value.to(tl.bfloat16)
+    rest = value - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    return high, middle, (rest - middle.to(tl.float32)).to(tl.bfloat16)
 
 
 @triton.jit
@@ -98,10 +96,7 @@ def _multiply(
         there = place < WIDTH
         rows = tl.load(x + token[:, None] * WIDTH + place[None, :], mask=inside & there[None, :], other=0.0)
         columns = tl.load(weight + expert[None, :] * WIDTH + place[:, None], mask=known & there[:, None], other=0.0)
-        high = _high(columns)
-        rest = _rest(columns, high)
-        middle = _high(rest)
-        low = _high(_rest(rest, middle))
+        high, middle, low = _parts(columns)
         total = tl.dot(rows, low, total)
         total = tl.dot(rows, middle, total)
         total = tl.dot(rows, high, total)
@@ -117,18 +112,16 @@ def _token_gradient(
     expert = tl.arange(0, PADDED)
     inside, known = token[:, None] < tokens, expert < EXPERTS
     rows = tl.load(grad + token[:, None] * EXPERTS + expert[None, :], mask=inside & known[None, :], other=0.0)
-    rows_high = _high(rows)
-    rows_low = _high(_rest(rows, rows_high))
+    rows_high, rows_middle, _ = _parts(rows)
     for first in range(0, WIDTH, BLOCK):
         place = first + tl.arange(0, BLOCK)
         there = place[None, :] < WIDTH
         columns = tl.load(weight + expert[:, None] * WIDTH + place[None, :], mask=known[:, None] & there, other=0.0)
-        high = _high(columns)
-        low = _high(_rest(columns, high))
-        total = tl.dot(rows_low, high)
-        total = tl.dot(rows_high, low, total)
+        high, middle, _ = _parts(columns)
+        total = tl.dot(rows_middle, high)
+        total = tl.dot(rows_high, middle, total)
         total = tl.dot(rows_high, high, total)
-        tl.store(dx + token[:, None] * WIDTH + place[None, :], _high(total), mask=inside & there)
+        tl.store(dx + token[:, None] * WIDTH + place[None, :], total.to(tl.bfloat16), mask=inside & there)
 
 
 @triton.jit
@@ -147,10 +140,7 @@ def _weight_gradient(
         inside = token < end
         columns = tl.load(grad + token[None, :] * EXPERTS + expert[:, None], mask=known & inside[None, :], other=0.0)
         rows = tl.load(x + token[:, None] * WIDTH + place[None, :], mask=inside[:, None] & there, other=0.0)
-        high = _high(columns)
-        rest = _rest(columns, high)
-        middle = _high(rest)
-        low = _high(_rest(rest, middle))
+        high, middle, low = _parts(columns)
         total = tl.dot(low, rows, total)
         total = tl.dot(middle, rows, total)
         total = tl.dot(high, rows, total)

@@ -131,6 +131,7 @@ def prepare(engine, adam_steps: int) -> None:
 
 
 def _step_count(inner: torch.optim.Optimizer, partition: torch.Tensor, adam_steps: int) -> torch.Tensor | int:
+    """What the inner optimizer keeps with a partition as the number of its steps."""
     if not isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
         return adam_steps
     # torch keeps the count as a tensor, one for each partition: a shared one would be counted up once for each

@@ -29,6 +29,9 @@ from imp_ds.train.rates import Link, Rate
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 WIDTHS = (128, 384, 1024)  # of products; between them rates are interpolated
 EXPERTS = 8
+# of a rank's message, float32: 1 KiB; 1 MiB, as ZeRO 3 gathers a layer's weights; 16 MiB, as a model's gradients, which no
+# cache holds
+LINK_ELEMENTS = 2**8, 2**18, 2**22
 LINK_S = 0.5  # that each size of each collective is measured after work
 FEW, MANY, LARGE = 16, 1024, 4096  # tokens: few show what a start costs, many what a FLOP does, most what a byte does
 
@@ -205,13 +208,13 @@ def measure_links(device: torch.device, after_work: bool = True) -> dict[str, Li
     if ranks == 1:
         return found
     for name, share in (("all_reduce", 2), ("all_gather", 1), ("reduce_scatter", 1), ("all_to_all", 1)):
-        # 1 KiB a rank; 1 MiB, as ZeRO 3 gathers a layer's weights; 16 MiB, as a model's gradients, which no cache holds
-        sizes = [share * 4 * (ranks - 1) * numel for numel in (2**8, 2**18, 2**22)]
-        times = [seconds(_collective(name, numel * ranks, device), device) for numel in (2**8, 2**18, 2**22)]
-        short, long = ((sizes[i + 1] - sizes[i]) / max(times[i + 1] - times[i], 1e-9) for i in range(2))
+        small, middle, large = (share * 4 * (ranks - 1) * numel for numel in LINK_ELEMENTS)
+        start, short, long = (seconds(_collective(name, numel * ranks, device), device) for numel in LINK_ELEMENTS)
+        rate = (middle - small) / max(short - start, 1e-9)
         found[name] = Link(
-            latency_s=max(0.0, times[0] - sizes[0] / short), bytes_per_s=long, short_bytes=sizes[1], short_bytes_per_s=short
-        )
+            latency_s=max(0.0, start - small / rate), bytes_per_s=(large - middle) / max(long - short, 1e-9),
+            short_bytes=middle, short_bytes_per_s=rate,
+        )  # fmt: skip
     return found
 
 

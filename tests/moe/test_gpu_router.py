@@ -41,8 +41,8 @@ def draw(*shape: int, seed: int, dtype=torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("tokens, width, experts", [(1, 8, 2), (200, 72, 5), (130, 64, 16), (70, 200, 40)])
 def test_logits_and_gradients_are_those_of_float32(tokens, width, experts):
-    """float32 has 2^-24 = 6e-8 for each rounding; that of the tokens is bfloat16 (the
-    interpreter cuts instead of rounding: 2^-8 = 0.004 at most)."""
+    """float32 has 2^-24 = 6e-8 for each rounding; the gradient of the tokens is bfloat16, which the interpreter cuts instead of
+    rounding it: 2^-8 = 0.004 at most."""
     x, weight = draw(tokens, width, seed=0, dtype=torch.bfloat16), draw(experts, width, seed=1)
     direction = draw(tokens, experts, seed=2).detach()
     logits = gpu_router.gpu_router_logits(x, weight)
