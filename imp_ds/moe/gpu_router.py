@@ -112,12 +112,12 @@ def _token_gradient(
     expert = tl.arange(0, PADDED)
     inside, known = token[:, None] < tokens, expert < EXPERTS
     rows = tl.load(grad + token[:, None] * EXPERTS + expert[None, :], mask=inside & known[None, :], other=0.0)
-    rows_high, rows_middle, _ = _parts(rows)
+    rows_high, rows_middle, rows_low = _parts(rows)
     for first in range(0, WIDTH, BLOCK):
         place = first + tl.arange(0, BLOCK)
         there = place[None, :] < WIDTH
         columns = tl.load(weight + expert[:, None] * WIDTH + place[None, :], mask=known[:, None] & there, other=0.0)
-        high, middle, _ = _parts(columns)
+        high, middle, low = _parts(columns)
         total = tl.dot(rows_middle, high)
         total = tl.dot(rows_high, middle, total)
         total = tl.dot(rows_high, high, total)
