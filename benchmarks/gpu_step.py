@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 MODES = ("plain", "compiled")
 WARM_UP = 2
+STEPS = 3  # one after another, as in training: the host prepares one while the device is at the last
 VOCABULARY = 32100
 
 
@@ -78,8 +79,9 @@ def heading(options, device, dtype, peak: float) -> list[str]:
         "# A training step on one GPU" + ("" if device.type == "cuda" else ": tried on a CPU, which says nothing of a GPU"),
         "",
         f"{datetime.date.today()}, {where}; Python {platform.python_version()}, {packages}; {str(dtype)[6:]}.",
-        f"A large matrix product reaches {peak / 1e12:.2f} TFLOP/s. Medians of {options.rounds} rounds in which all take turns; "
-        f"a batch is the share of one of {options.gpus} GPUs{', activations computed again' if options.checkpointing else ''}.",
+        f"A large matrix product reaches {peak / 1e12:.2f} TFLOP/s. Medians of {options.rounds} rounds in which all take turns, "
+        f"{STEPS} steps each; a batch is the share of one of {options.gpus} GPUs"
+        f"{', activations computed again' if options.checkpointing else ''}.",
         f"`python benchmarks/gpu_step.py {' '.join(sys.argv[1:])}` makes this file.",
     ]
 
@@ -162,9 +164,10 @@ def take_turns(options, device, names: list[str], step) -> dict[tuple[str, str],
         for name, mode in taken:
             wait()
             start = time.perf_counter()
-            step(name, mode)
+            for _ in range(STEPS):
+                step(name, mode)
             wait()
-            taken[name, mode].append(time.perf_counter() - start)
+            taken[name, mode].append((time.perf_counter() - start) / STEPS)
     return {key: seconds[WARM_UP:] for key, seconds in taken.items()}
 
 

@@ -67,8 +67,8 @@ class Plain(MoELayer):
         super().__init__(width, hidden, experts, group_tokens=GROUP_TOKENS)
 
     def forward(self, x):
-        x_TD = x.reshape(-1, x.shape[-1])
-        index_N, weight_N, _, report = self.router(x_TD, RoutingContext(min(GROUP_TOKENS, len(x_TD))))
+        tokens = x.numel() // x.shape[-1]
+        index_N, weight_N, _, report, x_TD = self.router(x.reshape(tokens, -1), RoutingContext(min(GROUP_TOKENS, tokens)))
         w1, w2 = self.experts.w1.to(x.dtype), self.experts.w2.to(x.dtype)
         y_ND = stacked_experts(x_TD[index_N], None, w1, w2, None) * weight_N.to(x.dtype).unsqueeze(1)
         return torch.zeros_like(x_TD).index_add(0, index_N, y_ND).view_as(x), report.z_loss

@@ -30,12 +30,13 @@ def rows_of_experts(count_E: Tensor | None) -> Count:
     return count_E.tolist() if count_E is not None and count_E.device.type == "cpu" else count_E
 
 
-def router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-    """x weight^T in float32, whatever the types of tokens and weights: [T, E]."""
+def router_logits(x_TD: Tensor, weight_ED: Tensor) -> tuple[Tensor, Tensor]:
+    """x weight^T in float32, whatever the types of tokens and weights: [T, E]; and x, for whoever computes with the tokens:
+    kernels add the gradients of both uses in one pass."""
     weight_ED = weight_ED.float()
     if _has_kernels(x_TD) and x_TD.dtype == torch.bfloat16 and len(weight_ED) <= gpu_router.MOST_EXPERTS:
         return gpu_router.gpu_router_logits(x_TD, weight_ED)
-    return F.linear(x_TD.float(), weight_ED)
+    return F.linear(x_TD.float(), weight_ED), x_TD
 
 
 def mixture(

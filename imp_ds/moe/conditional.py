@@ -75,7 +75,7 @@ class RoutedMap(ConditionalMap):
             key_B = sequence.key_B(self.site)
             context = self.grouping.context(x_BLI, sequence.valid_BL, key_B, sequence.mask_LL)
             decision = self.router(x_TI, context)
-            report = decision.report
+            x_TI, report = decision.x_TD, decision.report
         return self.dispatcher(x_TI, decision, self.experts).view(*x_BLI.shape[:2], -1), decision, report
 
 

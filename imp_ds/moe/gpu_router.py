@@ -5,7 +5,9 @@ multiplied without the matrix units. But a float32 number is the sum of three bf
 matrix units take the tokens as they are, and each part of the weights in turn, and add in float32. The gradient of the weights
 splits the logits' gradient in the same way; that of the tokens is rounded to bfloat16 anyway, and two parts will do.
 
-Nothing is added with atomics: results are the same at every run. One operator of torch.library, so torch.compile keeps one graph.
+The tokens go on to whoever computes with them: the gradient that comes back from there and that of the logits are added up in the
+same pass. Nothing is added with atomics: results are the same at every run. Both directions are operators of torch.library, so
+torch.compile keeps one graph.
 
 Shapes: T flat tokens, D width, E experts.
 """
@@ -16,13 +18,29 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_EXPERTS = 128  # whose logits a program holds for a block of tokens
-_TOKENS, _WIDTH = 64, 64  # of a block
+# tokens and width of a block, as measured on an H200; the gradient of the weights is bound by other things than what goes along
+# the tokens
+_TOKENS, _WIDTH = 128, 64
+_WEIGHT_TOKENS, _WEIGHT_WIDTH = 64, 128
 _PARTS = 64  # in which the gradient of the weights is added up
 
 
-def gpu_router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-    """x weight^T in float32, [T, E]. x is bfloat16, weight float32, E at most `MOST_EXPERTS`."""
-    return _logits(x_TD.contiguous(), weight_ED.contiguous())
+def gpu_router_logits(x_TD: Tensor, weight_ED: Tensor) -> tuple[Tensor, Tensor]:
+    """x weight^T in float32, [T, E], and x. x is bfloat16, weight float32, E at most `MOST_EXPERTS`."""
+    return _RouterLogits.apply(x_TD.contiguous(), weight_ED.contiguous())
+
+
+class _RouterLogits(torch.autograd.Function):
+    """A function and no operator, which could not return what it was given."""
+
+    @staticmethod
+    def forward(ctx, x_TD, weight_ED):
+        ctx.save_for_backward(x_TD, weight_ED)
+        return _logits(x_TD, weight_ED), x_TD.view_as(x_TD)
+
+    @staticmethod
+    def backward(ctx, grad_TE, dx_TD):
+        return _logits_backward(grad_TE.contiguous(), dx_TD.contiguous(), *ctx.saved_tensors)
 
 
 @torch.library.custom_op("imp_ds::router_logits", mutates_args=())
@@ -36,20 +54,21 @@ def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("imp_ds::router_logits_backward", mutates_args=())
-def _logits_backward(grad_TE: Tensor, x_TD: Tensor, weight_ED: Tensor) -> tuple[Tensor, Tensor]:
+def _logits_backward(grad_TE: Tensor, dx_TD: Tensor, x_TD: Tensor, weight_ED: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the tokens, that of their other uses (`dx_TD`) included, and of the weights."""
     tokens, width = x_TD.shape
     experts, padded = len(weight_ED), _padded(len(weight_ED))
-    dx_TD = torch.empty_like(x_TD)
+    sum_TD = torch.empty_like(x_TD)
     if not tokens:
-        return dx_TD, torch.zeros_like(weight_ED)
+        return sum_TD, torch.zeros_like(weight_ED)
     blocks = (triton.cdiv(tokens, _TOKENS),)
-    _token_gradient[blocks](grad_TE, weight_ED, dx_TD, tokens, width, experts, padded, _TOKENS, _WIDTH)
+    _token_gradient[blocks](grad_TE, weight_ED, dx_TD, sum_TD, tokens, width, experts, padded, _TOKENS, _WIDTH)
     part_PED = torch.empty(_PARTS, experts, width, dtype=torch.float32, device=x_TD.device)
-    of_a_part = triton.cdiv(triton.cdiv(tokens, _PARTS), _TOKENS) * _TOKENS
-    _weight_gradient[(_PARTS, triton.cdiv(width, _WIDTH))](
-        grad_TE, x_TD, part_PED, tokens, of_a_part, width, experts, padded, _TOKENS, _WIDTH
+    of_a_part = triton.cdiv(triton.cdiv(tokens, _PARTS), _WEIGHT_TOKENS) * _WEIGHT_TOKENS
+    _weight_gradient[(_PARTS, triton.cdiv(width, _WEIGHT_WIDTH))](
+        grad_TE, x_TD, part_PED, tokens, of_a_part, width, experts, padded, _WEIGHT_TOKENS, _WEIGHT_WIDTH
     )  # fmt: skip
-    return dx_TD, part_PED.sum(0)
+    return sum_TD, part_PED.sum(0)
 
 
 @_logits.register_fake
@@ -58,14 +77,8 @@ def _(x_TD, weight_ED):
 
 
 @_logits_backward.register_fake
-def _(grad_TE, x_TD, weight_ED):
+def _(grad_TE, dx_TD, x_TD, weight_ED):
     return torch.empty_like(x_TD), torch.empty_like(weight_ED)
-
-
-_logits.register_autograd(
-    lambda ctx, grad_TE: _logits_backward(grad_TE.contiguous(), *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
 
 
 def _padded(experts: int) -> int:
@@ -105,7 +118,7 @@ def _multiply(
 
 @triton.jit
 def _token_gradient(
-    grad, weight, dx, tokens,
+    grad, weight, dx, total_dx, tokens,
     WIDTH: tl.constexpr, EXPERTS: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
@@ -118,10 +131,12 @@ def _token_gradient(
         there = place[None, :] < WIDTH
         columns = tl.load(weight + expert[:, None] * WIDTH + place[None, :], mask=known[:, None] & there, other=0.0)
         high, middle, low = _parts(columns)
+        here = token[:, None] * WIDTH + place[None, :]
         total = tl.dot(rows_middle, high)
         total = tl.dot(rows_high, middle, total)
         total = tl.dot(rows_high, high, total)
-        tl.store(dx + token[:, None] * WIDTH + place[None, :], total.to(tl.bfloat16), mask=inside & there)
+        total += tl.load(dx + here, mask=inside & there, other=0.0).to(tl.float32)
+        tl.store(total_dx + here, total.to(tl.bfloat16), mask=inside & there)
 
 
 @triton.jit

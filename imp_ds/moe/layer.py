@@ -50,4 +50,4 @@ class MoELayer(nn.Module):
         mask_LL: True where the row's token sees the column's, for a router that sees the context."""
         x_TD = x_BLD.reshape(-1, x_BLD.shape[2])
         routing = self.router(x_TD, self.grouping.context(x_BLD, valid_BL, key_B, mask_LL))
-        return self.dispatcher(x_TD, routing, self.experts).view_as(x_BLD), routing.report
+        return self.dispatcher(routing.x_TD, routing, self.experts).view_as(x_BLD), routing.report

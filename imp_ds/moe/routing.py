@@ -84,6 +84,7 @@ class Routing(NamedTuple):
 
     token_index_N: the flat token of each row; weight_N: its combine weight, float32, 0 for a slot that holds no token.
     count_E: rows of each expert, int64; None when all have N / E, which is known without asking the device.
+    x_TD: the tokens that it is about, as their experts should read them (see `imp_ds.moe.compute.router_logits`).
 
     A tuple, because ZeRO 3 finds the tensors of a module's output in tuples, and gathers its weights for the backward so.
     """
@@ -92,6 +93,7 @@ class Routing(NamedTuple):
     weight_N: torch.Tensor
     count_E: torch.Tensor | None
     report: RouterReport
+    x_TD: torch.Tensor
 
 
 def capacity(group_tokens: int, num_experts: int, capacity_factor: float) -> int:
@@ -143,7 +145,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: torch.Tensor, context: RoutingContext) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = self._logits(x_TD, context)
+            logits_TE, x_TD = self._logits(x_TD, context)
         if self.noise and context.key_B is not None:
             noise_BLE = normal(context.key_B, len(x_TD) // len(context.key_B), self.num_experts)
             logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
@@ -160,17 +162,18 @@ class Router(nn.Module):
                 left_behind=1.0 - _tokens_taken(index_N, weight_N, len(x_TD)) / tokens,
                 confidence=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
             )
-        return Routing(index_N, weight_N, count_E, report)
+        return Routing(index_N, weight_N, count_E, report, x_TD)
 
-    def _logits(self, x_TD: torch.Tensor, context: RoutingContext) -> torch.Tensor:
+    def _logits(self, x_TD: torch.Tensor, context: RoutingContext) -> tuple[torch.Tensor, torch.Tensor]:
         if self.pool is None:
             return router_logits(x_TD, self.weight)
         width, length = x_TD.shape[1], context.length
         valid_BL = None if context.valid_T is None else context.valid_T.view(-1, length)
         pooled = self.pool(x_TD.float().view(-1, length, width), valid_BL, context.mask_LL)
         # the map of both side by side, without laying them side by side
-        of_token = router_logits(x_TD, self.weight[:, :width]).view(-1, length, self.num_experts)
-        return (of_token + F.linear(pooled, self.weight[:, width:].float())).flatten(0, 1)
+        of_token_TE, x_TD = router_logits(x_TD, self.weight[:, :width])
+        of_token_BLE = of_token_TE.view(-1, length, self.num_experts)
+        return (of_token_BLE + F.linear(pooled, self.weight[:, width:].float())).flatten(0, 1), x_TD
 
     def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
         """(token_index_N, weight_N, count_E) as in Routing, and the balance loss, a scalar."""

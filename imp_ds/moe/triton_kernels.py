@@ -15,14 +15,15 @@ from torch import Tensor
 from imp_ds.moe.cpu_experts import CUBIC, LINEAR
 
 _LINEAR, _CUBIC = tl.constexpr(LINEAR), tl.constexpr(CUBIC)  # of the gelu; kernels see no other globals
-_WIDEST = 2048  # values of a row that a program holds at a time: 16 for each of 128 threads
+_WIDEST = 1024  # values of a row that a program holds at a time
+_COPY_WARPS = 2  # of a program that only moves a row of that width or less: 16 values for each thread
 
 
 def take_rows(x_TD: Tensor, index_N: Tensor) -> Tensor:
     """x[index]: [N, D]."""
     y_ND = x_TD.new_empty(len(index_N), x_TD.shape[1])
     if len(index_N):
-        _take[(len(index_N),)](x_TD, index_N, y_ND, x_TD.shape[1], _block(x_TD.shape[1]))
+        _take[(len(index_N),)](x_TD, index_N, y_ND, x_TD.shape[1], _block(x_TD.shape[1]), num_warps=_COPY_WARPS)
     return y_ND
 
 
@@ -34,7 +35,7 @@ def sum_rows(y_ND: Tensor, order_N: Tensor, start_T1: Tensor) -> Tensor:
     tokens, width = len(start_T1) - 1, y_ND.shape[1]
     sum_TD = y_ND.new_empty(tokens, width)
     if tokens:
-        _sum[(tokens,)](y_ND, order_N, start_T1, sum_TD, width, _block(width))
+        _sum[(tokens,)](y_ND, order_N, start_T1, sum_TD, width, _block(width), num_warps=_COPY_WARPS)
     return sum_TD
 
 

@@ -22,7 +22,9 @@ class Objective(nn.Module):
         `batch` is an `imp_ds.tasks.Batch`. Every rank encodes the same sequences in the same order. An objective that compares
         samples reads no more than `pooled_BD` of them.
         """
-        for modality, inputs in batch.inputs.items():
+        # The shortest first, because its backward then comes last. A GPU is through with a few words sooner than the host can
+        # launch them; after a long sequence, which keeps it busy, nobody waits for that.
+        for modality, inputs in sorted(batch.inputs.items(), key=lambda item: next(iter(item[1].values())).shape[1]):
             if modality not in encodings:
                 condition = model.condition(modality, batch.task)
                 encodings[modality] = model.encode(modality, inputs, batch.key_B, condition)

@@ -144,13 +144,11 @@ class Engine:
         for i, loss in enumerate(losses):
             self.deepspeed.set_gradient_accumulation_boundary(i == count - 1)
             self.deepspeed.backward(loss)
-        self._accept, self._accepted = accept, None
+        self._accept = accept
         if self.stage == 0:
             self._step_unpartitioned()
         else:
             self.deepspeed.step()
-            if self._accepted is None:  # in bfloat16 it looks for infinities before it computes a norm
-                self._judge(math.inf)
         self._clear_stale_gradients()
         return self._norm, self._accepted
 
@@ -185,6 +183,10 @@ class Engine:
 
             zero._get_norm_groups = judged_groups
         else:
+            # the norm tells of infinities too; to search for them would read all gradients once more, and wait for the device
+            zero.check_overflow = lambda partition_gradients=True: None
+            if not zero.cpu_offload:
+                zero.get_grad_norm_direct = lambda gradients, params, norm_type=2: _group_norm(zero, gradients)
             norm_of_all = zero.scaled_global_norm
 
             def judged_norm(norm_type=2):
@@ -201,7 +203,9 @@ class Engine:
         def stretched(group, norm):
             # ZeRO 3 tells a group by its number, the others by its gradients
             self._stretch([zero.fp32_partitioned_groups_flat[group].grad] if self.stage == 3 else group)
-            unscale_and_clip(group, norm)
+            # it divides by max(1, norm / clip): where that is 1, a pass over all gradients for nothing
+            if zero.loss_scale != 1.0 or self._norm + 1e-6 > zero.clip_grad > 0.0:
+                unscale_and_clip(group, norm)
 
         zero.unscale_and_clip_grads = stretched
 
@@ -251,6 +255,18 @@ class Engine:
         for gradient in kept:
             if gradient is not None:
                 gradient.zero_()
+
+
+def _group_norm(zero, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of a group's gradients over all ranks, -1 where it is not finite, as ZeRO 1 and 2 want it. DeepSpeed itself
+    (0.19.8) copies one gradient after another to float64 for it; here all are read once, as they are. In float64 on a CPU, which
+    adds one number after another; a GPU adds in a tree."""
+    own = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+    norms = torch._foreach_norm(own, 2, dtype=torch.float64 if zero.device == "cpu" else torch.float32)
+    total = torch.stack(norms).square().sum().float() if norms else torch.zeros((), device=zero.device)
+    dist.all_reduce(total, group=zero.dp_process_group)
+    norm = total.sqrt()
+    return torch.where(norm.isfinite(), norm, -1.0)
 
 
 def _norm_of(norm) -> float:

@@ -71,8 +71,9 @@ def step_engine_of(name: str, **settings):
     return Engine(build_model(run.model.to_config(64, run.tasks), 0, 1), ds, weight_decay=1e-4, device=device)
 
 
-def test_a_step_under_the_shipped_gpu_configuration():
-    engine = step_engine_of("gpu_zero2.json")
+@pytest.mark.parametrize("name", ["gpu_zero1.json", "gpu_zero2.json", "gpu_zero3.json"])
+def test_a_step_under_the_shipped_gpu_configurations(name):
+    engine = step_engine_of(name)
     batch = image_text_batch(engine.model).to("cuda")
     losses = []
     for _ in range(8):

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
 from imp_ds.models.imp.configuration_imp import MAP_PAIRS
+from imp_ds.models.imp.heads import split_heads
 from imp_ds.models.imp.prompts import DeepPrompts, see_prompts
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.conditional import BlendedMap, ConditionalMap, MergedMap, RoutedMap, SequenceFacts, layer_report
@@ -81,13 +82,13 @@ class Attention(nn.Module):
     def forward(self, x_BLD: torch.Tensor, facts: SequenceFacts) -> tuple[torch.Tensor, list[RouterReport]]:
         batch, length, width = x_BLD.shape
         qkv_BLD, decision, first = answer(self.qkv, x_BLD, facts)
-        query, key, value = qkv_BLD.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = split_heads(qkv_BLD, self.heads, self.query_norm, self.key_norm)
         seen = visible(facts.valid_BL, facts.mask_LL)
         if self.prompts is not None:
             key, value = self.prompts(key, value, facts.target_side)
             seen = see_prompts(seen, self.prompt_length)
         mask = None if seen is None else seen.unsqueeze(1)  # the same for all heads
-        mixed = F.scaled_dot_product_attention(self.query_norm(query), self.key_norm(key), value, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         y_BLD, _, second = answer(self.out, mixed.transpose(1, 2).reshape(batch, length, width), facts, decision)
         return y_BLD, [report for report in (first, second) if report is not None]
 

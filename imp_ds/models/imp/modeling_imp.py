@@ -238,7 +238,8 @@ class ImpModel(ImpPreTrainedModel):
     def _keyed(self, modalities: list[str], key_B: torch.Tensor | None, segments: tuple[Segment, ...]) -> Iterator[tuple]:
         """For each block the keys of its random sites, [B, S], and the segments, whose keys are the step's, [1, S]; None where
         nothing is random."""
-        if key_B is None or not self.training:
+        random = self.training and (self.config.hidden_dropout or self.config.router_noise)
+        if key_B is None or not random:
             yield from [(None, segments)] * len(self.blocks)
             return
         of_samples, of_step = self._block_keys(modalities, key_B), self._block_keys(modalities, step_key(key_B))
