@@ -121,7 +121,7 @@ def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
 
         with options.kernels.open("a") as file:
             for task in batches:
-                file.write(kernel_table(f"{recipe}: {task}, compiled", lambda: step(task, "compiled")))
+                file.write(kernel_table(f"{recipe}: {task}, compiled", lambda: step(task, "compiled"), repeats=1))
     flops = {task.name: step_flops(task, config, run.data.audio, 1) for task in run.tasks}
     return {task.name: (task.batch_size, flops[task.name], 1 / task.interval) for task in run.tasks}, seconds
 

@@ -83,7 +83,7 @@ def watch_choices(model: nn.Module, found: list[torch.Tensor]) -> None:
     """`found` grows by one bool [T, E] with every call of a router: which expert took which token."""
 
     def note(router: Router, args: tuple, routing) -> None:
-        index_N, weight_N, count_E, _ = routing
+        index_N, weight_N, count_E = routing.token_index_N, routing.weight_N, routing.count_E
         experts = router.num_experts
         count_E = torch.full((experts,), len(index_N) // experts) if count_E is None else count_E
         expert_N = torch.repeat_interleave(torch.arange(experts), count_E)
