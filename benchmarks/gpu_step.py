@@ -80,7 +80,8 @@ def heading(options, device, dtype, peak: float) -> list[str]:
         "",
         f"{datetime.date.today()}, {where}; Python {platform.python_version()}, {packages}; {str(dtype)[6:]}.",
         f"A large matrix product reaches {peak / 1e12:.2f} TFLOP/s. Medians of {options.rounds} rounds in which all take turns, "
-        f"{STEPS} steps each; a batch is the share of one of {options.gpus} GPUs"
+        f"{STEPS} steps each;",
+        f"a batch is the share of one of {options.gpus} GPUs"
         f"{', activations computed again' if options.checkpointing else ''}.",
         f"`python benchmarks/gpu_step.py {' '.join(sys.argv[1:])}` makes this file.",
     ]
