@@ -52,8 +52,8 @@ def main() -> None:
         options.out.write_text(text)
 
 
-def measured(corpus, workers: int, folder: Path, options) -> dict[type, float]:
-    """Contestant -> samples a second, the median of the rounds."""
+def measured(corpus, workers: int, folder: Path, options) -> dict[type, list[float]]:
+    """Contestant -> samples a second, of each round."""
     rates = {kind: [] for kind in CONTESTANTS}
     contestants = [kind(corpus, workers, folder) for kind in CONTESTANTS]
     for _ in range(options.rounds):
@@ -61,7 +61,7 @@ def measured(corpus, workers: int, folder: Path, options) -> dict[type, float]:
             rates[type(contestant)].append(contestant.rate(options.seconds))
             gc.collect()  # ends the workers
             time.sleep(0.2)
-    return {kind: statistics.median(found) for kind, found in rates.items()}
+    return rates
 
 
 def head(options) -> str:
@@ -73,7 +73,8 @@ def head(options) -> str:
             "",
             f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()},",
             f"{packages}.",
-            f"Median of {options.rounds} rounds of {options.seconds:g} s in which all take turns; prefetch {PREFETCH}.",
+            f"Medians of {options.rounds} rounds of {options.seconds:g} s in which all take turns, the last two columns of",
+            f"ratios within a round; prefetch {PREFETCH}.",
             "`python benchmarks/loader.py` makes this table.",
             "",
             f"| corpus | workers | {' | '.join(names)} | of raw | of the better peer |",
@@ -82,10 +83,11 @@ def head(options) -> str:
     )
 
 
-def row(corpus, workers: int, rates: dict[type, float]) -> str:
-    peers = [rate for kind, rate in rates.items() if kind not in (Raw, Ours)]
-    cells = [corpus.name, workers, *(f"{rate:,.0f}" for rate in rates.values())]
-    cells += [f"{rates[Ours] / rates[Raw]:.2f}", f"{rates[Ours] / max(peers):.2f}"]
+def row(corpus, workers: int, rates: dict[type, list[float]]) -> str:
+    peers = [max(found) for found in zip(*(found for kind, found in rates.items() if kind not in (Raw, Ours)))]
+    cells = [corpus.name, workers, *(f"{statistics.median(found):,.0f}" for found in rates.values())]
+    for others in (rates[Raw], peers):
+        cells.append(f"{statistics.median(ours / other for ours, other in zip(rates[Ours], others)):.2f}")
     return f"| {' | '.join(map(str, cells))} |"
 
 
