@@ -4,18 +4,27 @@ Starting a launcher and importing DeepSpeed takes many seconds, forking takes no
 The launchers themselves are tested elsewhere. Every wait has a limit; whoever is left is killed with all of its children.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
 from processes import environment, free_port
+
+# what each rank would otherwise import for itself, for seconds: the commands with all that they import when they are called,
+# what DeepSpeed imports for its first engine, and what draws and records
+PRELOADED = [
+    "imp_ds.train.trainer", "imp_ds.train.export", "imp_ds.evaluation.command", "imp_ds.comparison.command", "imp_ds.cli",
+    "imp_ds.recipes", "deepspeed.runtime.zero.muon.muon_optimizer", "setuptools", "torch.utils.tensorboard",
+    "matplotlib.backends.backend_agg", "matplotlib.figure",
+]  # fmt: skip
 
 
 @dataclass
@@ -91,6 +100,19 @@ def run_ranks(
     return ended
 
 
+def end_well(worlds: Iterable[Ranks], limit_s: float = 60) -> None:
+    """Wait for worlds that run side by side, which fills the time in which a rank waits for another; AssertionError unless all
+    ranks of all of them end well within `limit_s`."""
+    worlds, deadline = list(worlds), time.monotonic() + limit_s
+    try:
+        for world in worlds:
+            ended = world.wait(max(0.0, deadline - time.monotonic()))
+            assert not any(ended.codes), str(ended)
+    finally:
+        for world in worlds:
+            world.kill()
+
+
 def command(*arguments: str) -> None:
     """`python -m imp_ds ARGUMENTS` in this process."""
     from imp_ds.cli import main
@@ -102,7 +124,7 @@ def command(*arguments: str) -> None:
 def _server():
     """The process to fork from, started at the first call: it runs nothing but the import, so it has no threads yet."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imp_ds.train.trainer"])
+    context.set_forkserver_preload(PRELOADED)
     with mock.patch.dict(os.environ, environment(), clear=True):
         forkserver.ensure_running()
     return context
@@ -110,6 +132,7 @@ def _server():
 
 def _enter(environ: dict, log: str, function: Callable, arguments: tuple) -> None:
     os.setsid()
+    gc.freeze()  # a collection that looked through all that was imported would copy its memory
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)

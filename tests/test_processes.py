@@ -1,5 +1,6 @@
-"""The helper that starts real processes: it tells success from failure, and a hang leaves nothing behind."""
+"""The helpers that start real processes: they tell success from failure, and a hang leaves nothing behind."""
 
+import signal
 import sys
 import time
 
@@ -7,6 +8,7 @@ import psutil
 import pytest
 
 from processes import environment, free_port, run, run_together
+from ranks import PRELOADED, Ranks, end_well, run_ranks
 
 
 def test_output_and_exit_code_are_returned():
@@ -59,3 +61,23 @@ def test_a_child_inherits_no_place_among_ranks(monkeypatch):
     child = environment(WORLD_SIZE="2")
     assert "RANK" not in child and "SLURM_PROCID" not in child
     assert child["WORLD_SIZE"] == "2"
+
+
+def check_preloaded() -> None:
+    missing = [name for name in PRELOADED if name not in sys.modules]
+    assert not missing, missing
+
+
+@pytest.mark.distributed
+def test_a_rank_begins_with_all_that_is_preloaded(tmp_path):
+    """The server passes over a name that it cannot import, and every rank would be slow."""
+    run_ranks(check_preloaded, ranks=1, folder=tmp_path)
+
+
+@pytest.mark.distributed
+def test_a_world_that_fails_ends_those_beside_it(tmp_path):
+    failing = Ranks(sys.exit, 3, ranks=1, folder=tmp_path / "failing")
+    sleeping = Ranks(time.sleep, 60, ranks=2, folder=tmp_path / "sleeping")
+    with pytest.raises(AssertionError, match="rank 0: exit 3"):
+        end_well([failing, sleeping], limit_s=30)
+    assert sleeping.wait(10).codes == [-signal.SIGKILL] * 2
