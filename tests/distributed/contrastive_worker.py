@@ -31,20 +31,25 @@ class Projector:
         return F.normalize(pooled_BD, dim=-1)
 
 
-def compute(folder: str, pairs: list, positives: str) -> None:
-    """Writes {"loss", "gradients": {modality: [B, D]}, "temperatures": {pair: gradient}} of this rank."""
+def compute_all(folder: str, cases: dict[str, tuple[list, str]]) -> None:
+    """What this rank found of each case (pairs, positives), in {name}_{rank}.pt."""
     start_process_group(30)
+    for name, (pairs, positives) in cases.items():
+        torch.save(compute(pairs, positives), Path(folder) / f"{name}_{rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def compute(pairs: list, positives: str) -> dict:
+    """{"loss", "gradients": {modality: [B, D]}, "temperatures": {pair: gradient}} of this rank."""
     joined, label = make_rows()
     own = {name: x.float().chunk(world_size())[rank()].clone().requires_grad_() for name, x in joined.items()}
     objective = ContrastiveObjective(WIDTH, pairs, positives, TEMPERATURE)
     encodings = {name: SimpleNamespace(pooled_BD=x) for name, x in own.items()}
     loss, _ = objective(Projector(), encodings, {"label": label.chunk(world_size())[rank()]})
     loss.backward()
-    found = {
+    return {
         "loss": loss.item(),
         "gradients": {name: x.grad for name, x in own.items() if x.grad is not None},
         "temperatures": {name: t.value.grad for name, t in objective.temperatures.items()},
     }
-    torch.save(found, Path(folder) / f"{rank()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()

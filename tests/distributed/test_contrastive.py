@@ -5,9 +5,13 @@ import pytest
 import torch
 from contrastive_worker import PAIRS, ROWS, TEMPERATURE, make_rows
 
-from ranks import run_ranks
+from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
+
+CASES = {
+    f"{len(pairs)}_{positives}": (pairs, positives) for pairs in (PAIRS[:1], PAIRS) for positives in ("diagonal", "equal")
+}
 
 
 def brute_force(pairs, positives: str) -> tuple[float, dict, dict]:
@@ -29,12 +33,21 @@ def brute_force(pairs, positives: str) -> tuple[float, dict, dict]:
     return total.item(), gradients, {f"{a}_{b}": t.grad for (a, b), t in raw.items()}
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{ranks: what they wrote}"""
+    found = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
+    end_well(
+        Ranks(contrastive_worker.compute_all, str(folder), CASES, ranks=ranks, folder=folder) for ranks, folder in found.items()
+    )
+    return found
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("positives", ["diagonal", "equal"])
-@pytest.mark.parametrize("pairs", [PAIRS[:1], PAIRS], ids=["one_pair", "three_pairs"])
-def test_ranks_together_equal_the_joined_batch(tmp_path, pairs, positives, ranks):
-    run_ranks(contrastive_worker.compute, str(tmp_path), pairs, positives, ranks=ranks, folder=tmp_path)
-    found = [torch.load(tmp_path / f"{i}.pt") for i in range(ranks)]
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_together_equal_the_joined_batch(folders, case, ranks):
+    pairs, positives = CASES[case]
+    found = [torch.load(folders[ranks] / f"{case}_{i}.pt") for i in range(ranks)]
     loss, gradients, temperatures = brute_force(pairs, positives)
     # each rank holds the mean over its rows, and the engine averages gradients over ranks
     assert sum(f["loss"] for f in found) / ranks == pytest.approx(loss, abs=1e-6)
