@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import export_worker
 import pytest
 from safetensors.torch import load_file
 from small_run import largest_difference
@@ -24,11 +25,10 @@ WITH_ROOT = environment(PYTHONPATH=str(ROOT))
 def folder(digits_corpus, tmp_path_factory) -> Path:
     """run/: the training run; model/: its export; trained.safetensors: embeddings by the model that was trained."""
     folder = tmp_path_factory.mktemp("export")
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     settings = {"data.root": digits_corpus, "data.workers": 0, "train.ep_size": 2, "train.steps": 14}
     sets = [f"--set={path}={value}" for path, value in settings.items()]
-    script = [HERE / "export_worker.py", folder / "trained.safetensors"]
-    run([*launcher, *script, "train", "digits_debug", "--output_dir", folder / "run", *sets], timeout=150, env=WITH_ROOT)
+    line = ["train", "digits_debug", "--output_dir", str(folder / "run"), *sets]
+    run_ranks(export_worker.train, str(folder / "trained.safetensors"), *line, ranks=2, folder=folder / "logs", limit_s=120)
     run_ranks(command, "export", str(folder / "run"), str(folder / "model"), ranks=1, folder=folder / "logs")
     return folder
 
