@@ -9,7 +9,7 @@ import json
 import compiled_worker
 import pytest
 
-from ranks import run_ranks
+from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 
@@ -31,12 +31,13 @@ TOGETHER = {"ep2_in_parts": {"ds": "cpu_zero2_ep2.json", "model": GATED | NOISY,
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """{case: what its ranks found}"""
-    found = {}
-    for ranks, cases in ((1, ALONE), (2, TOGETHER)):
-        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        run_ranks(compiled_worker.train, str(folder), cases, ranks=ranks, folder=folder, limit_s=240)
-        found |= {name: json.loads((folder / f"{name}.json").read_text()) for name in cases}
-    return found
+    folder = tmp_path_factory.mktemp("compiled")
+    end_well(
+        (Ranks(compiled_worker.train, str(folder), cases, ranks=ranks, folder=folder / str(ranks))
+         for ranks, cases in ((1, ALONE), (2, TOGETHER))),
+        limit_s=240,
+    )  # fmt: skip
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ALONE | TOGETHER}
 
 
 @pytest.mark.parametrize("case", ALONE | TOGETHER)

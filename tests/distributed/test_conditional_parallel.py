@@ -14,7 +14,7 @@ from small_run import largest_difference, make_config, make_run
 
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
-from ranks import run_ranks
+from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 
@@ -47,15 +47,19 @@ MODELS = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """{ranks: {model: (losses, weights)}}"""
-    found = {}
-    for ranks in (1, 2):
-        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        run_ranks(expert_parallel_worker.train, str(folder), ranks, MODELS, STEPS, ranks=ranks, folder=folder, limit_s=150)
-        found[ranks] = {
+    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
+    end_well(
+        (Ranks(expert_parallel_worker.train, str(folder), ranks, MODELS, STEPS, ranks=ranks, folder=folder)
+         for ranks, folder in folders.items()),
+        limit_s=150,
+    )  # fmt: skip
+    return {
+        ranks: {
             name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
             for name in MODELS
         }
-    return found
+        for ranks, folder in folders.items()
+    }
 
 
 def fresh_experts(model: str) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.exact.cases import ROUTERS, Case, matrix, refusal, variants
 from benchmarks.exact.verdict import FLOAT32
 from benchmarks.exactness import parse
-from ranks import run_ranks
+from ranks import Ranks, end_well, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -35,8 +35,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(folder):
-    for ranks, cases in ((2, TWO), (4, FOUR)):
-        run_ranks(exactness_worker.measure, str(folder), cases, ranks=ranks, folder=folder / str(ranks), limit_s=200)
+    end_well(
+        (Ranks(exactness_worker.measure, str(folder), cases, ranks=ranks, folder=folder / str(ranks))
+         for ranks, cases in ((2, TWO), (4, FOUR))),
+        limit_s=200,
+    )  # fmt: skip
     lines = [line for ranks in (2, 4) for line in (folder / f"results_{ranks}.jsonl").read_text().splitlines()]
     return {result.case: result for result in map(parse, lines)}
 

@@ -12,7 +12,7 @@ from small_run import largest_difference, make_config, make_run
 
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
-from ranks import run_ranks
+from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 
@@ -32,16 +32,20 @@ UNLIKE = {"groups_of_two": {"group_examples": 2}}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """{ranks: {model: (losses, weights)}}"""
-    found = {}
-    for ranks in (1, 2):
-        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        models = MODELS | (UNLIKE if ranks == 1 else {})
-        run_ranks(expert_parallel_worker.train, str(folder), ranks, models, ranks=ranks, folder=folder, limit_s=120)
-        found[ranks] = {
+    models = {1: MODELS | UNLIKE, 2: MODELS}
+    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in models}
+    end_well(
+        (Ranks(expert_parallel_worker.train, str(folder), ranks, models[ranks], ranks=ranks, folder=folder)
+         for ranks, folder in folders.items()),
+        limit_s=120,
+    )  # fmt: skip
+    return {
+        ranks: {
             name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
-            for name in models
+            for name in models[ranks]
         }
-    return found
+        for ranks, folder in folders.items()
+    }
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ranks import run_ranks
+from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 
@@ -16,8 +16,9 @@ pytestmark = pytest.mark.distributed
 def folders(tmp_path_factory):
     """{ranks: what they wrote}"""
     found = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
-    for ranks, folder in found.items():
-        run_ranks(interference_worker.measure, str(folder), ranks, ranks=ranks, folder=folder)
+    end_well(
+        Ranks(interference_worker.measure, str(folder), ranks, ranks=ranks, folder=folder) for ranks, folder in found.items()
+    )
     return found
 
 

@@ -11,7 +11,7 @@ import randomness_worker
 from safetensors.torch import load_file
 from small_run import largest_difference
 
-from ranks import run_ranks
+from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 
@@ -32,14 +32,16 @@ SPREAD = [name for ranks in (2, 4) for name in CASES[ranks]]
 @pytest.fixture(scope="module")
 def trained(digits_corpus, tmp_path_factory):
     """{name: (losses, weights)}"""
-    folder = tmp_path_factory.mktemp("randomness")
-    for ranks, cases in CASES.items():
-        logs = folder / f"ranks{ranks}"
-        run_ranks(randomness_worker.train, str(folder), str(digits_corpus), cases, ranks=ranks, folder=logs, limit_s=180)
+    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in CASES}
+    end_well(
+        (Ranks(randomness_worker.train, str(folder), str(digits_corpus), CASES[ranks], ranks=ranks, folder=folder)
+         for ranks, folder in folders.items()),
+        limit_s=180,
+    )  # fmt: skip
     return {
         name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
-        for cases in CASES.values()
-        for name in cases
+        for ranks, folder in folders.items()
+        for name in CASES[ranks]
     }
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from imp_ds import ImpForPreTraining, ImpModel, ImpProcessor
 from imp_ds.evaluation.command import evaluate
-from ranks import command, run_ranks
+from ranks import Ranks, command, end_well, run_ranks
 from tunable import digits_run, export_untrained
 
 pytestmark = pytest.mark.distributed
@@ -26,10 +26,12 @@ def tuned(model, tmp_path_factory) -> dict[str, Path]:
     """Output folders of one rank and of two."""
     root, found = tmp_path_factory.mktemp("tuned"), {}
     asked = ["--fraction", "0.9", "--steps", str(STEPS), "--rate", "1e-2", "--prompts", "4", "--set=train.log_every=10"]
+    worlds = []
     for name, ranks in (("one", 1), ("two", 2)):
         found[name] = root / name
         line = ["tune", model, "image", *asked, "--output_dir", root / name]
-        run_ranks(command, *line, ranks=ranks, folder=root / f"log_{name}", limit_s=100)
+        worlds.append(Ranks(command, *line, ranks=ranks, folder=root / f"log_{name}"))
+    end_well(worlds, limit_s=100)
     return found
 
 
@@ -90,8 +92,6 @@ def test_a_tuned_model_is_tuned_again(tuned, tmp_path):
 
 
 def test_bad_input_ends_with_one_message(model, tmp_path):
-    from ranks import Ranks
-
     line = ["tune", model, "image", "--fraction", "0.0001", "--output_dir", tmp_path / "out"]
     ended = Ranks(command, *line, ranks=1, folder=tmp_path / "log").wait(60)
     assert ended.codes == [2] and "without samples" in ended.outputs[0] and "Traceback" not in ended.outputs[0], str(ended)

@@ -14,7 +14,7 @@ from small_run import largest_difference, make_config
 
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
-from ranks import run_ranks
+from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 
@@ -32,10 +32,13 @@ FORCED = ["forced_drop_free", "forced_with_capacity"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """{ranks: {case: (what each rank wrote, weights)}}"""
+    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
+    end_well(
+        (Ranks(uneven_worker.train, str(folder), ranks, CASES, ranks=ranks, folder=folder) for ranks, folder in folders.items()),
+        limit_s=120,
+    )
     found = {}
-    for ranks in (1, 2):
-        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        run_ranks(uneven_worker.train, str(folder), ranks, CASES, ranks=ranks, folder=folder, limit_s=120)
+    for ranks, folder in folders.items():
         found[ranks] = {}
         for name in CASES:
             written = [json.loads((folder / f"{name}_{rank}.json").read_text()) for rank in range(ranks)]

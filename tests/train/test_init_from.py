@@ -21,7 +21,7 @@ from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Classification
 from imp_ds.train.engine import start_process_group
 from imp_ds.train.initial_weights import load_initial
-from ranks import command, run_ranks
+from ranks import Ranks, command, end_well, run_ranks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
 
@@ -96,8 +96,10 @@ def start_and_step(folder: str, name: str, source: str, ep_size: int) -> None:
 
 @pytest.mark.distributed
 def test_two_ranks_start_as_one_does(source, tmp_path):
-    for name, ranks in (("one", 1), ("two", 2)):
-        run_ranks(start_and_step, str(tmp_path), name, str(source), ranks, ranks=ranks, folder=tmp_path / name)
+    end_well(
+        Ranks(start_and_step, str(tmp_path), name, str(source), ranks, ranks=ranks, folder=tmp_path / name)
+        for name, ranks in (("one", 1), ("two", 2))
+    )
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert len(one) == STEPS and two == pytest.approx(one, abs=1e-5)
     after = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
