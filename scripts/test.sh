@@ -18,5 +18,6 @@ fi
 install dev
 # several ranks share the cores in many tests: one thread each
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# a file's tests share what it made, so they stay together; a second file runs while one waits, for ranks or for an import
-exec python -m pytest -n 2 --dist loadfile "$@"
+# a file's tests share what it made, so they stay together; a second file runs while one waits, for ranks or for an import;
+# a test that hangs is not tried again
+exec python -m pytest -n 2 --dist loadfile --max-worker-restart 0 "$@"

@@ -66,7 +66,7 @@ def calls(project: Path) -> list[str]:
 def test_packages_are_installed_once_and_again_when_the_pins_change(project, tmp_path):
     command = ["bash", project / "scripts" / "test.sh", "tests/moe", "-x"]
     install = "-m pip install --quiet --disable-pip-version-check --requirement"
-    tests = "-m pytest -n 2 --dist loadfile tests/moe -x"
+    tests = "-m pytest -n 2 --dist loadfile --max-worker-restart 0 tests/moe -x"
     run(command, timeout=20, cwd=tmp_path)
     assert calls(project) == ["-m pip --version", f"{install} requirements.txt", f"{install} requirements-dev.txt", tests]
     stamp = (project / ".venv" / ".installed-requirements.txt").read_text().strip()
