@@ -60,8 +60,8 @@ permitted() {
   got:     no $program on PATH
   fix:     install iproute2 (ip), util-linux (unshare) and hostname"
     done
-    problem=$({ ip netns add "$(namespace switch)" && ip -n "$(namespace switch)" link add eth0 type veth peer name port &&
-        ip netns exec "$(namespace switch)" unshare --uts true && ip netns delete "$(namespace switch)"; } 2>&1) ||
+    problem=$({ ip netns add "$NETWORK-switch" && ip -n "$NETWORK-switch" link add eth0 type veth peer name port &&
+        ip netns exec "$NETWORK-switch" unshare --uts true && ip netns delete "$NETWORK-switch"; } 2>&1) ||
         fail "network namespaces are not permitted here
   got:     ${problem##*$'\n'}
   fix:     take a machine of your own, or a container with the capabilities SYS_ADMIN and NET_ADMIN"

@@ -6,50 +6,47 @@
 #   remove_network    end what still runs there and take all of it away
 # Names carry this shell's number, so two simulations do not meet. Nothing is changed outside of the namespaces.
 
+# What follows is put together without $(...): a signal that came while bash reads one would break its trap (bash 5.2).
 NETWORK=imp_ds-$$
-
-namespace() {
-    echo "$NETWORK-$1"
-}
 
 make_network() {
     local i name
     for name in switch node0 node1; do
-        ip netns add "$(namespace "$name")"
-        ip -n "$(namespace "$name")" link set lo up
+        ip netns add "$NETWORK-$name"
+        ip -n "$NETWORK-$name" link set lo up
         # one address for each machine: gloo takes the first that it finds on the interface
-        ip netns exec "$(namespace "$name")" bash -c 'echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6' 2>/dev/null || true
+        ip netns exec "$NETWORK-$name" bash -c 'echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6' 2>/dev/null || true
     done
-    ip -n "$(namespace switch)" link add bridge type bridge
-    ip -n "$(namespace switch)" link set bridge up
+    ip -n "$NETWORK-switch" link add bridge type bridge
+    ip -n "$NETWORK-switch" link set bridge up
     for i in 0 1; do
-        ip link add eth0 netns "$(namespace node$i)" type veth peer name port$i netns "$(namespace switch)"
-        ip -n "$(namespace node$i)" address add 10.0.0.$((i + 1))/24 dev eth0
-        ip -n "$(namespace node$i)" link set eth0 up
-        ip -n "$(namespace switch)" link set port$i master bridge
-        ip -n "$(namespace switch)" link set port$i up
+        ip link add eth0 netns "$NETWORK-node$i" type veth peer name port$i netns "$NETWORK-switch"
+        ip -n "$NETWORK-node$i" address add 10.0.0.$((i + 1))/24 dev eth0
+        ip -n "$NETWORK-node$i" link set eth0 up
+        ip -n "$NETWORK-switch" link set port$i master bridge
+        ip -n "$NETWORK-switch" link set port$i up
     done
 }
 
 on_node() {
     local name=node$1
     shift
-    ip netns exec "$(namespace "$name")" unshare --uts bash -c 'hostname "$0" && exec "$@"' "$name" "$@"
+    ip netns exec "$NETWORK-$name" unshare --uts bash -c 'hostname "$0" && exec "$@"' "$name" "$@"
 }
 
 # at the switch, as a cable is pulled: the machine keeps its address and its open connections
 unplug() {
-    ip -n "$(namespace switch)" link set "port$1" down
+    ip -n "$NETWORK-switch" link set "port$1" down
 }
 
 plug() {
-    ip -n "$(namespace switch)" link set "port$1" up
+    ip -n "$NETWORK-switch" link set "port$1" up
 }
 
 power_off() {
     local left tries
     for tries in {1..50}; do
-        left=$(ip netns pids "$(namespace "node$1")" 2>/dev/null) || return 0
+        left=$(ip netns pids "$NETWORK-node$1" 2>/dev/null) || return 0
         [[ -n $left ]] || return 0
         # shellcheck disable=SC2086  # one number a word
         kill -9 $left 2>/dev/null || true
@@ -65,6 +62,6 @@ remove_network() {
         power_off "$i" || true
     done
     for name in node0 node1 switch; do
-        ip netns delete "$(namespace "$name")" 2>/dev/null || true
+        ip netns delete "$NETWORK-$name" 2>/dev/null || true
     done
 }
