@@ -73,7 +73,7 @@ def head(options) -> str:
             "",
             f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()},",
             f"{packages}.",
-            f"Medians of {options.rounds} rounds of {options.seconds:g} s in which all take turns, the last two columns of",
+            f"Medians of {options.rounds} rounds of {options.seconds:g} s in which all take turns, the last two columns of "
             f"ratios within a round; prefetch {PREFETCH}.",
             "`python benchmarks/loader.py` makes this table.",
             "",

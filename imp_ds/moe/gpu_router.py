@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from imp_ds.moe.triton_kernels import on_its_device
+
 MOST_EXPERTS = 128  # whose logits a program holds for a block of tokens
 # tokens and width of a block, as measured on an H200; the gradient of the weights is bound by other things than what goes along
 # the tokens
@@ -44,6 +46,7 @@ class _RouterLogits(torch.autograd.Function):
 
 
 @torch.library.custom_op("imp_ds::router_logits", mutates_args=())
+@on_its_device
 def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
     tokens, width = x_TD.shape
     logits_TE = torch.empty(tokens, len(weight_ED), dtype=torch.float32, device=x_TD.device)
@@ -54,6 +57,7 @@ def _logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("imp_ds::router_logits_backward", mutates_args=())
+@on_its_device
 def _logits_backward(grad_TE: Tensor, dx_TD: Tensor, x_TD: Tensor, weight_ED: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the tokens, that of their other uses (`dx_TD`) included, and of the weights."""
     tokens, width = x_TD.shape

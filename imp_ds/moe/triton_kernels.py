@@ -7,6 +7,9 @@ is added with atomics: results are the same at every run.
 Shapes: T flat tokens, N rows in the order of their experts, D width, F feed-forward width.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +22,19 @@ _WIDEST = 1024  # values of a row that a program holds at a time
 _COPY_WARPS = 2  # of a program that only moves a row of that width or less: 16 values for each thread
 
 
+def on_its_device(function: Callable) -> Callable:
+    """`function` with the device of its first tensor as the current one, where kernels start: a model that is spread over several
+    devices does not change it."""
+
+    @functools.wraps(function)
+    def run(first: Tensor, *rest):
+        with torch.cuda.device_of(first):
+            return function(first, *rest)
+
+    return run
+
+
+@on_its_device
 def take_rows(x_TD: Tensor, index_N: Tensor) -> Tensor:
     """x[index]: [N, D]."""
     y_ND = x_TD.new_empty(len(index_N), x_TD.shape[1])
@@ -27,6 +43,7 @@ def take_rows(x_TD: Tensor, index_N: Tensor) -> Tensor:
     return y_ND
 
 
+@on_its_device
 def sum_rows(y_ND: Tensor, order_N: Tensor, start_T1: Tensor) -> Tensor:
     """For each token the sum of its rows, [T, D], added in float32; zeros where it has none.
 
@@ -39,6 +56,7 @@ def sum_rows(y_ND: Tensor, order_N: Tensor, start_T1: Tensor) -> Tensor:
     return sum_TD
 
 
+@on_its_device
 def activate(h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None) -> Tensor:
     """gelu(h), times the gate, times the row's weight, where there are any: [N, F]."""
     act_NF = torch.empty_like(h_NF)
@@ -49,6 +67,7 @@ def activate(h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None) -> T
     return act_NF
 
 
+@on_its_device
 def activate_backward(
     dact_NF: Tensor, h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

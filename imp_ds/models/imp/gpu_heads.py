@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from imp_ds.moe.triton_kernels import on_its_device
+
 _ROWS = 32  # of a block
 _PARTS = 1024
 
@@ -44,6 +46,7 @@ class _SplitHeads(torch.autograd.Function):
 
 
 @torch.library.custom_op("imp_ds::norm_heads", mutates_args=())
+@on_its_device
 def _norm(
     qkv_BLX: Tensor, heads: int, query_weight_D: Tensor, key_weight_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -60,6 +63,7 @@ def _norm(
 
 
 @torch.library.custom_op("imp_ds::join_head_gradients", mutates_args=())
+@on_its_device
 def _join(
     dq_BHLD: Tensor, dk_BHLD: Tensor, dv_BHLD: Tensor,
     qkv_BLX: Tensor, query_weight_D: Tensor | None, key_weight_D: Tensor | None, eps: float,
