@@ -4,21 +4,14 @@ tests/moe/test_gpu_experts.py).
 Shapes: B batch, L tokens of an example, H heads, D width of a head.
 """
 
-import os
-
 import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not torch.cuda.is_available() and not INTERPRETED:
-    pytest.skip("neither a CUDA device nor TRITON_INTERPRET=1", allow_module_level=True)
+from imp_ds.models.imp.heads import split_heads_plainly
+from triton_kernels_here import DEVICE, INTERPRETED, import_kernels
 
-from imp_ds.models.imp import gpu_heads  # noqa: E402
-from imp_ds.models.imp.heads import split_heads_plainly  # noqa: E402
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
+gpu_heads = import_kernels("imp_ds.models.imp.gpu_heads")
 EPS = 1e-5
 
 

@@ -7,21 +7,14 @@ in an environment that has Triton (pip install triton), which the CPU builds of 
 Shapes: T flat tokens, N rows in the order of their experts, E experts, D width, F feed-forward width.
 """
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not torch.cuda.is_available() and not INTERPRETED:
-    pytest.skip("neither a CUDA device nor TRITON_INTERPRET=1", allow_module_level=True)
+from imp_ds.moe.compute import stacked_mixture
+from triton_kernels_here import DEVICE, import_kernels
 
-from imp_ds.moe import gpu_experts, triton_kernels  # noqa: E402
-from imp_ds.moe.compute import stacked_mixture  # noqa: E402
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
+gpu_experts, triton_kernels = map(import_kernels, ("imp_ds.moe.gpu_experts", "imp_ds.moe.triton_kernels"))
 TOKENS, WIDTH, HIDDEN, EXPERTS = 7, 8, 24, 4  # widths that grouped products take, and that no block of a kernel divides
 EQUAL, RAGGED, ONE_HAS_ALL = [3, 3, 3, 3], [5, 0, 1, 6], [0, 0, 12, 0]
 INDEX_N = [0, 1, 2, 0, 0, 3, 5, 4, 2, 2, 1, 5]  # the token of each row: 0 and 2 three times, 6 never

@@ -3,19 +3,12 @@
 Shapes: T flat tokens, D width, E experts.
 """
 
-import os
-
 import pytest
 import torch
 
-pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not torch.cuda.is_available() and not INTERPRETED:
-    pytest.skip("neither a CUDA device nor TRITON_INTERPRET=1", allow_module_level=True)
+from triton_kernels_here import DEVICE, INTERPRETED, import_kernels
 
-from imp_ds.moe import gpu_router  # noqa: E402
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
+gpu_router = import_kernels("imp_ds.moe.gpu_router")
 
 
 @pytest.fixture(autouse=True)
