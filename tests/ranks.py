@@ -113,6 +113,19 @@ def end_well(worlds: Iterable[Ranks], limit_s: float = 60) -> None:
             world.kill()
 
 
+def run_each_size(
+    function: Callable, arguments: Callable[[int], tuple], make_folder: Callable[[str], Path], *, limit_s: float = 60,
+    sizes: Iterable[int] = (1, 2),
+) -> dict[int, Path]:  # fmt: skip
+    """`function(folder, *arguments(ranks))` in worlds of so many ranks, side by side: {ranks: the folder that they wrote to}."""
+    folders = {ranks: make_folder(f"ranks{ranks}") for ranks in sizes}
+    end_well(
+        (Ranks(function, str(folder), *arguments(ranks), ranks=ranks, folder=folder) for ranks, folder in folders.items()),
+        limit_s,
+    )
+    return folders
+
+
 def command(*arguments: str) -> None:
     """`python -m imp_ds ARGUMENTS` in this process."""
     from imp_ds.cli import main

@@ -14,7 +14,7 @@ from small_run import largest_difference, make_config, make_run
 
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
-from ranks import Ranks, end_well
+from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 
@@ -47,12 +47,8 @@ MODELS = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """{ranks: {model: (losses, weights)}}"""
-    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
-    end_well(
-        (Ranks(expert_parallel_worker.train, str(folder), ranks, MODELS, STEPS, ranks=ranks, folder=folder)
-         for ranks, folder in folders.items()),
-        limit_s=150,
-    )  # fmt: skip
+    arguments = lambda ranks: (ranks, MODELS, STEPS)  # noqa: E731
+    folders = run_each_size(expert_parallel_worker.train, arguments, tmp_path_factory.mktemp, limit_s=150)
     return {
         ranks: {
             name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from contrastive_worker import PAIRS, ROWS, TEMPERATURE, make_rows
 
-from ranks import Ranks, end_well
+from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 
@@ -36,11 +36,7 @@ def brute_force(pairs, positives: str) -> tuple[float, dict, dict]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """{ranks: what they wrote}"""
-    found = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
-    end_well(
-        Ranks(contrastive_worker.compute_all, str(folder), CASES, ranks=ranks, folder=folder) for ranks, folder in found.items()
-    )
-    return found
+    return run_each_size(contrastive_worker.compute_all, lambda ranks: (CASES,), tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

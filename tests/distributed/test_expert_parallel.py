@@ -12,7 +12,7 @@ from small_run import largest_difference, make_config, make_run
 
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
-from ranks import Ranks, end_well
+from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 
@@ -33,12 +33,8 @@ UNLIKE = {"groups_of_two": {"group_examples": 2}}
 def trained(tmp_path_factory):
     """{ranks: {model: (losses, weights)}}"""
     models = {1: MODELS | UNLIKE, 2: MODELS}
-    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in models}
-    end_well(
-        (Ranks(expert_parallel_worker.train, str(folder), ranks, models[ranks], ranks=ranks, folder=folder)
-         for ranks, folder in folders.items()),
-        limit_s=120,
-    )  # fmt: skip
+    arguments = lambda ranks: (ranks, models[ranks])  # noqa: E731
+    folders = run_each_size(expert_parallel_worker.train, arguments, tmp_path_factory.mktemp, limit_s=120)
     return {
         ranks: {
             name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))

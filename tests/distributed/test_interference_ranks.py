@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ranks import Ranks, end_well
+from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 
@@ -15,11 +15,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """{ranks: what they wrote}"""
-    found = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
-    end_well(
-        Ranks(interference_worker.measure, str(folder), ranks, ranks=ranks, folder=folder) for ranks, folder in found.items()
-    )
-    return found
+    return run_each_size(interference_worker.measure, lambda ranks: (ranks,), tmp_path_factory.mktemp)
 
 
 def test_two_ranks_measure_what_one_does(folders):

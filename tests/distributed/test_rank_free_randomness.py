@@ -11,7 +11,7 @@ import randomness_worker
 from safetensors.torch import load_file
 from small_run import largest_difference
 
-from ranks import Ranks, end_well
+from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 
@@ -32,12 +32,8 @@ SPREAD = [name for ranks in (2, 4) for name in CASES[ranks]]
 @pytest.fixture(scope="module")
 def trained(digits_corpus, tmp_path_factory):
     """{name: (losses, weights)}"""
-    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in CASES}
-    end_well(
-        (Ranks(randomness_worker.train, str(folder), str(digits_corpus), CASES[ranks], ranks=ranks, folder=folder)
-         for ranks, folder in folders.items()),
-        limit_s=180,
-    )  # fmt: skip
+    arguments = lambda ranks: (str(digits_corpus), CASES[ranks])  # noqa: E731
+    folders = run_each_size(randomness_worker.train, arguments, tmp_path_factory.mktemp, limit_s=180, sizes=CASES)
     return {
         name: (json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
         for ranks, folder in folders.items()

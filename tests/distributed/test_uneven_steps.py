@@ -14,7 +14,7 @@ from small_run import largest_difference, make_config
 
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.pretraining import ImpForPreTraining
-from ranks import Ranks, end_well
+from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 
@@ -32,11 +32,7 @@ FORCED = ["forced_drop_free", "forced_with_capacity"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """{ranks: {case: (what each rank wrote, weights)}}"""
-    folders = {ranks: tmp_path_factory.mktemp(f"ranks{ranks}") for ranks in (1, 2)}
-    end_well(
-        (Ranks(uneven_worker.train, str(folder), ranks, CASES, ranks=ranks, folder=folder) for ranks, folder in folders.items()),
-        limit_s=120,
-    )
+    folders = run_each_size(uneven_worker.train, lambda ranks: (ranks, CASES), tmp_path_factory.mktemp, limit_s=120)
     found = {}
     for ranks, folder in folders.items():
         found[ranks] = {}
