@@ -21,14 +21,20 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
-from imp_ds.data.decoding import decode
+from imp_ds.data.decoding import decode_all
+from imp_ds.data.decoding.film import FILMS, read_film
+from imp_ds.data.decoding.image import read_image
+from imp_ds.data.decoding.picture import pixels_needed
+from imp_ds.data.decoding.sound import OpenSound
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.samples import Media
 from imp_ds.data.sources import open_reader
 from imp_ds.data.step_batches import StepBatches
+from imp_ds.modalities.augmentation import mirror
+from imp_ds.modalities.framing import random_box, resize
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.tasks import Batch
+from imp_ds.tasks import Batch, Task
 
 PREFETCH = 2  # batches that a worker prepares ahead, of all loaders
 _ENDLESS = 1 << 40
@@ -42,18 +48,32 @@ def collator(corpus: Corpus) -> Collator:
     return Collator(SimpleNamespace(image_processor=ImpImageProcessor(patch=corpus.patch), feature_extractor=extractor))
 
 
-def prepared(corpus: Corpus, collate: Collator, samples: list[tuple[bytes, int]]) -> Batch:
-    """The work: a batch of encoded media and their labels."""
-    task, rng = corpus.task, _generator()
-    role = task.modalities[0]
-    named = ((Media(f"{n}.{corpus.extension}", read=partial(_same, data)), label) for n, (data, label) in enumerate(samples))
-    raws, nothing = [{role: media, "label": label} for media, label in named], MediaCache(0)
-    decoded = [decode(raw, task.views, rng, nothing, augment=task.augment, needs_label=True) for raw in raws]
-    return collate(task.name, task.views, decoded, [rng] * len(samples), augment=task.augment)
+def prepared(corpus: Corpus, collate: Collator, samples: list[tuple[bytes, int]], in_turn: bool = False) -> Batch:
+    """The work: a batch of encoded media and their labels; each sample decoded from beginning to end, as maps over samples do it,
+    or all of them by one kind of work after another, as our loader does."""
+    task, rng, nothing = corpus.task, _generator(), MediaCache(0)
+    media = [Media(f"{n}.{corpus.extension}", data=data) for n, (data, _) in enumerate(samples)]
+    labels, rngs, role = [label for _, label in samples], [rng] * len(samples), task.modalities[0]
+    if in_turn:
+        raws = [{role: one, "label": label} for one, label in zip(media, labels)]
+        decoded = decode_all(raws, task.views, rngs, nothing, augment=task.augment, needs_label=True)
+    else:
+        decoded = [{role: _decoded(one, task, rng, nothing), "label": label} for one, label in zip(media, labels)]
+    return collate(task.name, task.views, decoded, rngs, augment=task.augment)
 
 
-def _same(data: bytes) -> bytes:
-    return data
+def _decoded(media: Media, task: Task, rng: np.random.Generator, nothing: MediaCache):
+    if task.views.audio is not None:
+        samples_N, rate = OpenSound(media).samples()
+        start = int(rng.random() * (max(0, len(samples_N) - (wanted := round(task.views.audio.seconds * rate))) + 1))
+        return samples_N[start : start + wanted], rate
+    view, augment = task.views.vision, task.augment
+    if media.suffix in FILMS:
+        clip_THWC = read_film(media, view, rng, nothing)
+    else:
+        clip_THWC = read_image(media, pixels_needed(view, augment))[None]
+    box = random_box(clip_THWC.shape[1:3], view.width / view.height, augment.crop_area, augment.crop_aspect, rng)
+    return mirror(resize(box.cut(clip_THWC), (view.height, view.width)), rng)
 
 
 _generators: dict[int, np.random.Generator] = {}

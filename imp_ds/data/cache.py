@@ -21,6 +21,9 @@ class MediaCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
     def get(self, key: Hashable, read: Callable):
         """The value of `key`: an array, or (array or None, rate), made by `read()` when it is not kept. It is read-only."""
         if key in self._kept:

@@ -69,20 +69,34 @@ class Column:
     def bytes(self) -> int:
         return self._count * self._dtype.itemsize
 
-    def __getitem__(self, place: int | slice) -> np.ndarray | np.generic:
-        if isinstance(place, slice):
-            begin, end, _ = place.indices(self._count)
-            return self._read(begin, max(0, end - begin))
-        if not 0 <= place < self._count:
-            raise IndexError(place)
-        return self._read(int(place), 1)[0]
+    def held(self) -> "Column":
+        """The same, in memory."""
+        return _Held(self.raw(0, self._count), self._dtype)
 
-    def _read(self, begin: int, count: int) -> np.ndarray:
+    def raw(self, begin: int, count: int) -> bytes:
+        """The bytes of `count` values, little-endian."""
         size = self._dtype.itemsize
         data = os.pread(self._file.fileno(), count * size, self._start + begin * size)
         if len(data) < count * size:
             raise OSError(f"an index became shorter while it was read: {self._file.name}")
-        return np.frombuffer(data, self._dtype)
+        return data
+
+    def __getitem__(self, place: int | slice) -> np.ndarray | np.generic:
+        if isinstance(place, slice):
+            begin, end, _ = place.indices(self._count)
+            return np.frombuffer(self.raw(begin, max(0, end - begin)), self._dtype)
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return np.frombuffer(self.raw(int(place), 1), self._dtype)[0]
+
+
+class _Held(Column):
+    def __init__(self, data: bytes, dtype: np.dtype):
+        self._data, self._dtype, self._count = data, dtype, len(data) // dtype.itemsize
+
+    def raw(self, begin: int, count: int) -> bytes:
+        size = self._dtype.itemsize
+        return self._data[begin * size : (begin + count) * size]
 
 
 class Index:

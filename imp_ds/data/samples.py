@@ -3,9 +3,8 @@
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,13 +25,17 @@ class BadSample(Exception):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
+    def told(self) -> "BadSample":
+        """The same to be kept as a value: without the frames in which it was raised, since they hold all that they worked on."""
+        return BadSample(self.reason, self.detail)
+
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
-@dataclass(frozen=True)
-class Media:
-    """The bytes of one image, film or sound, which are not read before `open`: a local file, or what `read` returns.
+class Media(NamedTuple):
+    """The bytes of one image, film or sound: a local file or what `read` returns, neither of which is read before `open`, or
+    `data`, which a row holds.
 
     name: tells it from all others of the run, and is what messages call it; its suffix tells the kind.
     """
@@ -40,6 +43,7 @@ class Media:
     name: str
     path: Path | None = None
     read: Callable[[], bytes] | None = None
+    data: bytes | None = None
 
     @property
     def suffix(self) -> str:
@@ -49,7 +53,7 @@ class Media:
     def open(self) -> BinaryIO:
         """A seekable file. Raises BadSample when it is not there, is empty or cannot be reached."""
         try:
-            file = open(self.path, "rb") if self.path is not None else io.BytesIO(self.read())
+            file = open(self.path, "rb") if self.path is not None else io.BytesIO(self.read() if self.data is None else self.data)
         except FileNotFoundError as error:
             raise BadSample("missing file", self.name) from error
         except OSError as error:

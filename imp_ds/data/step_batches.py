@@ -2,45 +2,20 @@
 
 A run that is resumed, has more ranks or other workers sees the same samples. A batch may span two epochs; nothing is left over
 unless a task asks for it (`Task.drop_last`).
-
-A sample that cannot be used is left out on its rank alone: another row of its source, drawn from the sample's own random
-stream, takes its place, so that neither the other samples nor the other ranks notice.
 """
 
 import zlib
-from typing import NamedTuple
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
-from imp_ds.data.decoding import decode
 from imp_ds.data.order import SourceOrder, Spot, TaskOrder
-from imp_ds.data.sample_stream import sample_stream
-from imp_ds.data.samples import BadSample, RawSample, Reader
+from imp_ds.data.samples import Reader
+from imp_ds.data.usable_samples import UsableSamples
 from imp_ds.errors import UserError
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Rejection, Task, Views
-
-# What a random generator is for: the first word of its seed, so that no two uses share a stream (`imp_ds.data.order` has others).
-_SAMPLE, _SUBSTITUTE = 2, 6
-# rows that are looked up before they are decoded: one kind of work at a time stays in the processor's caches, but what a source
-# holds in its rows (films in Parquet) is in memory then
-_TOGETHER = 16
-_ATTEMPTS = 100  # rows that are tried for one sample; at a tenth of them broken, 1e-100 of all samples need more
-
-
-class _LookedUp(NamedTuple):
-    """A row that may be the sample of a spot, not decoded yet: its reader, its key, what the reader gives of it or why it does
-    not; what is random about it; the numbers that its streams begin with."""
-
-    spot: Spot
-    reader: Reader
-    key: str
-    raw: RawSample | Rejection
-    rng: np.random.Generator
-    stream: tuple[int, ...]
+from imp_ds.tasks import Batch, Task, Views
 
 
 class StepBatches(Dataset):
@@ -66,7 +41,7 @@ class StepBatches(Dataset):
         self.tasks = {task.name: task for task in tasks}
         self.schedule, self.readers, self.collator = schedule, readers, collator
         self.seed, self.rank, self.world, self.first_key = seed, rank, world, first_key
-        self.cache = MediaCache(cache_mb)
+        self._cache = MediaCache(cache_mb)
         self.orders = {task.name: _order(task, readers[task.name], seed, window) for task in tasks}
         for task in tasks:
             if task.batch_size % world:
@@ -89,12 +64,10 @@ class StepBatches(Dataset):
         name, visit = self.schedule.at(step)
         task = self.tasks[name]
         view = task.draw_view(self.seed, visit) if view is None else view
-        views, rejected, found, spots = task.all_views[view], [], [], self.spots(step)[:most]
+        views = task.all_views[view]
+        usable = self.usable(task, views)
         try:
-            for begin in range(0, len(spots), _TOGETHER):
-                looked_up = [self._look_up(task, spot, spot.row, 0) for spot in spots[begin : begin + _TOGETHER]]
-                found += [self._usable(task, views, first, rejected) for first in looked_up]
-            samples, rngs, keys = zip(*found)
+            samples, rngs, keys = zip(*usable.at(self.spots(step)[:most]))
             batch = self.collator(
                 name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.mask_rate,
                 marked=task.marks_text, says_captions=task.says_captions,
@@ -103,42 +76,12 @@ class StepBatches(Dataset):
             return error
         first = self.first_key + self.rank * (task.batch_size // self.world)
         batch.key_B = sample_keys(self.seed, step, first, len(samples))
-        batch.report = batch.report._replace(view=view, keys=keys, rejected=tuple(rejected))
+        batch.report = batch.report._replace(view=view, keys=keys, rejected=tuple(usable.rejected))
         return batch
 
-    def sample(self, task: Task, views: Views, spot: Spot, rejected: list[Rejection]) -> tuple[dict, np.random.Generator, str]:
-        """The decoded sample of a spot, or the first usable one of those that may take its place; the generator that goes on
-        with what is random about it; its key. Unusable ones are added to `rejected`."""
-        return self._usable(task, views, self._look_up(task, spot, spot.row, 0), rejected)
-
-    def _look_up(self, task: Task, spot: Spot, row: int, attempt: int) -> _LookedUp:
-        reader, stream = self.readers[task.name][spot.source], (self.seed, zlib.crc32(task.name.encode()), *spot)
-        key, rng = reader.key(row), sample_stream(_SAMPLE, *stream, attempt)
-        try:
-            raw = reader.read(row)
-        except BadSample as bad:
-            raw = Rejection(reader.name, key, bad.reason, bad.detail)
-        return _LookedUp(spot, reader, key, raw, rng, stream)
-
-    def _usable(self, task: Task, views: Views, tried: _LookedUp, rejected: list[Rejection]):
-        """As `sample`, from a row that has been looked up."""
-        settings = dict(augment=task.augment, needs_label=task.needs_label)
-        for attempt in range(_ATTEMPTS):
-            if isinstance(tried.raw, Rejection):
-                rejected.append(tried.raw)
-            else:
-                try:
-                    return decode(tried.raw, views, tried.rng, self.cache, **settings), tried.rng, tried.key
-                except BadSample as bad:
-                    rejected.append(Rejection(tried.reader.name, tried.key, bad.reason, bad.detail))
-            row = int(sample_stream(_SUBSTITUTE, *tried.stream, attempt).integers(len(tried.reader)))
-            tried = self._look_up(task, tried.spot, row, attempt + 1)
-        last = rejected[-1]
-        raise UserError(
-            f"task {task.name}: {_ATTEMPTS} samples one after another cannot be used",
-            got=f"{last.source}: {last.key}: {last.reason}",
-            fix="python -m imp_ds data check RECIPE tells what is wrong with a source",
-        )  # fmt: skip
+    def usable(self, task: Task, views: Views) -> UsableSamples:
+        """The samples of a task, as these views see them."""
+        return UsableSamples(task, views, self.readers[task.name], self.seed, self._cache)
 
 
 def _order(task: Task, readers: list[Reader], seed: int, window: int) -> TaskOrder:

@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -31,16 +32,17 @@ WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a
 _IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
 _BLOCK = 4096  # samples that are written together
 _HELD = 1 << 18  # bytes of an index that is held in memory: of a few thousand samples
+_FIRST, _AFTER_ANOTHER = struct.Struct("<3q"), struct.Struct("<6q")
 # samples: state, end of its key in names, end of its members, three numbers each; members: number of the extension, offset, size
 _COLUMNS = dict(samples="int64", names="uint8", members="int64")
 
 
 class TarSample(NamedTuple):
-    """A sample of a shard: folder and name without extensions; WHOLE, UNSAFE or CUT; {extension: (offset, size)}."""
+    """A sample of a shard: folder and name without extensions; WHOLE, UNSAFE or CUT; {extension: [offset, size]}."""
 
     key: str
     state: int
-    members: dict[str, tuple[int, int]]
+    members: dict[str, list[int]]
 
 
 class TarIndex:
@@ -51,20 +53,21 @@ class TarIndex:
         self.extensions = json.loads(index.facts["extensions"])
         columns = [index.columns[name] for name in ("samples", "names", "members")]
         if sum(column.bytes for column in columns) <= _HELD:
-            columns = [column[:] for column in columns]
+            columns = [column.held() for column in columns]
         self._samples, self._names, self._members = columns
 
     def __len__(self) -> int:
         return len(self._samples) // 3
 
     def sample(self, number: int) -> TarSample:
-        before = [] if number else [0, 0, 0]
-        rows = before + self._samples[3 * max(0, number - 1) : 3 * number + 3].tolist()
-        _, key_begin, begin, state, key_end, end = rows
-        key = os.fsdecode(self._names[key_begin:key_end].tobytes())
-        found = self._members[3 * begin : 3 * end].tolist()
-        places = zip(found[1::3], found[2::3])
-        return TarSample(key, state, {self.extensions[e]: place for e, place in zip(found[::3], places)})
+        if number:
+            _, key_begin, begin, state, key_end, end = _AFTER_ANOTHER.unpack(self._samples.raw(3 * number - 3, 6))
+        else:
+            key_begin, begin, (state, key_end, end) = 0, 0, _FIRST.unpack(self._samples.raw(0, 3))
+        count = 3 * (end - begin)
+        numbers = iter(struct.unpack(f"<{count}q", self._members.raw(3 * begin, count)))
+        members = {self.extensions[extension]: place for extension, *place in zip(numbers, numbers, numbers)}
+        return TarSample(os.fsdecode(self._names.raw(key_begin, key_end - key_begin)), state, members)
 
 
 def open_index(storage: Storage, file: File) -> TarIndex:

@@ -23,7 +23,7 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
         task = batches.tasks[name]
         views = task.all_views[batch.report.view]
         if views.audio is not None:
-            heard = [batches.sample(task, views, spot, [])[0]["audio"] for spot in batches.spots(step)[:most]]
+            heard = [one.sample["audio"] for one in batches.usable(task, views).at(batches.spots(step)[:most])]
             sounds[name] = heard
     return samples, sounds
 

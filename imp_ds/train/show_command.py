@@ -75,7 +75,7 @@ def _section(batches: StepBatches, processor, task: Task, view: int, step: int, 
     count = len(batch.report.keys)
     sounds = [None] * count
     if views.audio is not None:
-        sounds = [batches.sample(task, views, spot, [])[0]["audio"] for spot in batches.spots(step)[:samples]]
+        sounds = [one.sample["audio"] for one in batches.usable(task, views).at(batches.spots(step)[:samples])]
     readers = batches.readers[task.name]
     cards = [_card(batch, place, views, processor, readers, sounds[place]) for place in range(count)]
     number = f", view {view}" if len(task.all_views) > 1 else ""

@@ -164,7 +164,7 @@ def test_nobody_else_notices(root):
             own = reader.key(spot.row)
             assert (batch.report.keys[place] == own) == (own not in bad)
             if own not in bad:
-                sample, rng, _ = batches.sample(task, task.views, spot, [])
+                ((sample, rng, _),) = batches.usable(task, task.views).at([spot])
                 alone = batches.collator(task.name, task.views, [sample], [rng])
                 for modality, inputs in alone.inputs.items():
                     for name, tensor in inputs.items():

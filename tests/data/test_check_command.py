@@ -13,7 +13,7 @@ from rich.console import Console
 
 from imp_ds import cli
 from imp_ds.data import check as looking
-from imp_ds.data import step_batches
+from imp_ds.data import usable_samples
 from imp_ds.data.collation import Collator
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.worker_speed import worker_speed
@@ -176,14 +176,14 @@ def test_each_view_of_a_task_is_timed_for_its_own_need(root, quick):
 
 def test_a_worker_is_timed_by_what_it_does(root, monkeypatch):
     run = make_run(root, "image_text", "sound_class")
-    readers, decode, task = open_corpus(run), step_batches.decode, run.task("sound_class")
+    readers, decode, task = open_corpus(run), usable_samples.decode_all, run.task("sound_class")
     collator = Collator(load_processor(run, readers, None))
 
-    def slow(*given, **settings):
-        time.sleep(0.02)
-        return decode(*given, **settings)
+    def slow(raws, *given, **settings):
+        time.sleep(0.02 * len(raws))
+        return decode(raws, *given, **settings)
 
-    monkeypatch.setattr(step_batches, "decode", slow)
+    monkeypatch.setattr(usable_samples, "decode_all", slow)
     speed = worker_speed(task, readers["sound_class"], collator, 0, seed=0, window=16, seconds=0.3)
     assert 10 < speed < 50  # 20 ms each, and something for the rest
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from media_files import write_corpus, write_film
 from PIL import Image
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding import decode, decode_windows
+from imp_ds.data.decoding import decode, decode_all, decode_windows, picture, turns
 from imp_ds.data.decoding import film as films
 from imp_ds.data.decoding import image as images
 from imp_ds.data.decoding import sound as sounds
@@ -36,7 +36,7 @@ def read_film(path, frames, rng=None, **view):
 
 
 def read_sound(path):
-    return sounds.read_sound(media(path), 1.0, None, NOTHING)
+    return sounds.OpenSound(media(path)).samples()
 
 
 GREYS = np.arange(10, dtype=np.uint8) * 20 + 30
@@ -250,6 +250,67 @@ def test_what_a_task_needs_may_be_missing(tmp_path, role, reason):
     del raw[role]
     with pytest.raises(BadSample, match=reason):
         decode(raw, VIEWS, needs_label=True)
+
+
+def mixed_rows(tmp_path):
+    """Rows of pictures and sounds of several kinds, some of which are of no use: [(row, why it is of none or None)]."""
+    root = write_corpus(tmp_path, rows=3, splits=("train",))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), np.uint8)).save(tmp_path / "p.jpg")
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "p.jpg").read_bytes()[:300])
+    (tmp_path / "no.wav").write_bytes(b"RIFF but nothing else")
+    film, sound = media(root / "films/train/1.mp4"), ramp(tmp_path)["audio"]
+    return [
+        (dict(vision=media(root / "images/train/0.png"), audio=sound, label=0), None),
+        (dict(vision=media(tmp_path / "torn.jpg"), audio=sound, label=1), "unreadable image"),
+        (dict(vision=film, audio=film, label=2), None),
+        (dict(vision=media(tmp_path / "p.jpg"), audio=media(tmp_path / "no.wav"), label=3), "unreadable sound"),
+        (BadSample("bad JSON", "row 5"), "bad JSON"),
+        (dict(vision=media(tmp_path / "p.jpg"), audio=sound), "missing column"),
+        (dict(vision=media(tmp_path / "p.jpg"), audio=sound, label=6), None),
+    ]
+
+
+@pytest.mark.parametrize("held", [1, 20_000, 1 << 23], ids=["each alone", "some together", "all together"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_samples_are_the_same_in_any_company(tmp_path, monkeypatch, held, cached):
+    """What is open together, in whatever parts, is decoded as each is alone, and the bad ones among them stop nobody."""
+    monkeypatch.setattr(turns, "_HELD", held)
+    rows, cache = mixed_rows(tmp_path), MediaCache(10 if cached else 0)
+    views = Views(vision=VisionView(frames=2, height=32, width=32), audio=AudioView(seconds=0.2))
+    changes = dict(augment=Augmentation(crop_area=(0.3, 0.9), flip=True, colour=0.3, speed=0.05), needs_label=True)
+    for turn in range(2):
+        rngs = [np.random.default_rng([turn, seed]) for seed in range(len(rows))]
+        together = decode_all([row for row, _ in rows], views, rngs, cache, **changes)
+        for place, (row, reason) in enumerate(rows):
+            if reason is not None:
+                assert together[place].reason == reason and together[place].__traceback__ is None
+                continue
+            alone = decode(row, views, np.random.default_rng([turn, place]), **changes)
+            np.testing.assert_array_equal(together[place]["vision"], alone["vision"])
+            np.testing.assert_array_equal(together[place]["audio"][0], alone["audio"][0])
+            assert together[place]["audio"][1] == alone["audio"][1] and together[place]["label"] == row["label"]
+
+
+def test_no_more_is_open_than_memory_has_room_for(tmp_path, monkeypatch):
+    """Three pictures of 3 x 90 x 70 = 18,900 bytes reach a bound of 40,000, so three are open at a time, of seven."""
+    Image.fromarray(np.zeros((90, 70, 3), np.uint8)).save(tmp_path / "p.png")
+    opened, most = [], []
+    monkeypatch.setattr(turns, "_HELD", 40_000)
+    open_image, pixels = picture.open_image, images.OpenImage.pixels
+
+    def count_open(*given):
+        opened.append(True)
+        return open_image(*given)
+
+    def count_closed(image):
+        most.append(len(opened))
+        opened.pop()
+        return pixels(image)
+
+    monkeypatch.setattr(picture, "open_image", count_open)
+    monkeypatch.setattr(images.OpenImage, "pixels", count_closed)
+    decode_all([{"vision": media(tmp_path / "p.png")}] * 7, Views(vision=VisionView(height=32, width=32)), [None] * 7)
+    assert most == [3, 2, 1, 3, 2, 1, 1]
 
 
 def ramp(tmp_path, name="x.wav", seconds=4.0, rate=8000):

@@ -29,9 +29,15 @@ def test_columns_come_back(tmp_path):
     large = index.columns["large"]
     assert large[0] == 2**40 and large[0].dtype == np.int64 and large[1:].tolist() == [0, 1] and large[2:2].tolist() == []
     assert len(large) == 3
-    for outside in (3, -1):
-        with pytest.raises(IndexError):
-            large[outside]
+    held = large.held()
+    (tmp_path / "i").write_bytes(b"")
+    assert held[:].tolist() == [2**40, 0, 1] and held[1:2].tolist() == [0] and len(held) == 3 and held.bytes == 24
+    for column in (large, held):
+        for outside in (3, -1):
+            with pytest.raises(IndexError):
+                column[outside]
+    with pytest.raises(OSError, match="shorter"):
+        large[1]
 
 
 def test_safetensors_reads_it(tmp_path):

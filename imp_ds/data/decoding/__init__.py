@@ -6,14 +6,15 @@ sample's own generator, so a sample looks the same whoever decodes it. Evaluatio
 and every window of a long recording.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding.film import FILMS, read_film
-from imp_ds.data.decoding.image import read_image
-from imp_ds.data.decoding.picture import augmented, pixels_needed
-from imp_ds.data.decoding.sound import read_sound, read_windows
-from imp_ds.data.samples import BadSample, Media, RawSample
+from imp_ds.data.decoding.picture import read_clips
+from imp_ds.data.decoding.sound import read_sounds, read_windows
+from imp_ds.data.decoding.turns import in_turn
+from imp_ds.data.samples import BadSample, RawSample
 from imp_ds.tasks import Augmentation, Views
 
 _UNCHANGED = Augmentation()
@@ -24,30 +25,51 @@ def decode(
     raw: RawSample, views: Views, rng: np.random.Generator | None = None, cache: MediaCache | None = None, *,
     augment: Augmentation = _UNCHANGED, needs_label: bool = False,
 ) -> dict:  # fmt: skip
-    """One sample, with an entry for each view: "vision": uint8 [T, H, W, 3]; "audio": (float32 [N] mono, rate); "text": str;
-    and "label": int where the source has one.
+    """One sample, as `decode_all` gives it. Raises BadSample for what cannot be decoded and for what is missing."""
+    (found,) = decode_all([raw], views, [rng], cache, augment=augment, needs_label=needs_label)
+    if isinstance(found, BadSample):
+        raise found
+    return found
+
+
+def decode_all(
+    raws: Sequence[RawSample | BadSample], views: Views, rngs: Sequence[np.random.Generator | None],
+    cache: MediaCache | None = None, *, augment: Augmentation = _UNCHANGED, needs_label: bool = False,
+) -> list[dict | BadSample]:  # fmt: skip
+    """The samples, each with an entry for each view: "vision": uint8 [T, H, W, 3]; "audio": (float32 [N] mono, rate); "text":
+    str; and "label": int where the source has one.
 
     Args:
-        raw: what a reader gives.
-        rng: draws the caption, the clip of a film, the window of a sound and what `augment` changes. None draws nothing: the
-            first caption, the middle clip, the whole sound.
+        raws: what a reader gives; a BadSample stays what it is.
+        rngs: each draws its sample's caption, the clip of a film, the window of a sound and what `augment` changes. None draws
+            nothing: the first caption, the middle clip, the whole sound.
         cache: keeps decoded frames and sounds that do not hang on what is drawn.
         needs_label: a sample without a class is of no use.
 
-    Raises BadSample for what cannot be decoded and for what is missing.
+    A sample that cannot be decoded, or lacks something, has a BadSample instead, and the others go on.
     """
-    cache, sample = MediaCache(0) if cache is None else cache, {}
-    _check_complete(raw, views, needs_label)
-    if views.text is not None:
-        captions = raw["text"]
-        sample["text"] = captions[0 if rng is None else int(rng.integers(len(captions)))]
+    cache = MediaCache(0) if cache is None else cache
+    needed = [*views.names(), *(["label"] if needs_label else [])]
+
+    def begun(raw: RawSample, rng: np.random.Generator | None) -> dict:
+        for role in needed:
+            if raw.get(role) in (None, []):
+                raise BadSample(_MISSING[role])
+        sample = {}
+        if views.text is not None:
+            sample["text"] = raw["text"][0 if rng is None else int(rng.integers(len(raw["text"])))]
+        if "label" in raw:
+            sample["label"] = int(raw["label"])
+        return sample
+
+    samples = in_turn(begun, raws, rngs)
     if views.vision is not None:
-        sample["vision"] = _vision(raw["vision"], views.vision, rng, cache, augment)
+        media = in_turn(lambda _, raw: raw["vision"], samples, raws)
+        samples = _with("vision", samples, read_clips(media, views.vision, rngs, cache, augment))
     if views.audio is not None:
-        sample["audio"] = read_sound(raw["audio"], views.audio.seconds, rng, cache, augment.speed)
-    if "label" in raw:
-        sample["label"] = int(raw["label"])
-    return sample
+        media = in_turn(lambda _, raw: raw["audio"], samples, raws)
+        samples = _with("audio", samples, read_sounds(media, views.audio.seconds, rngs, cache, augment.speed))
+    return samples
 
 
 def decode_windows(raw: RawSample, views: Views, cache: MediaCache | None = None) -> list[dict]:
@@ -56,21 +78,13 @@ def decode_windows(raw: RawSample, views: Views, cache: MediaCache | None = None
     cache = MediaCache(0) if cache is None else cache
     if views.audio is None:
         return [decode(raw, views, None, cache)]
-    _check_complete(raw, views, False)
+    if not raw.get("audio"):
+        raise BadSample(_MISSING["audio"])
     rest = decode(raw, views.model_copy(update={"audio": None}), None, cache)
     return [rest | {"audio": window} for window in read_windows(raw["audio"], views.audio.seconds, cache)]
 
 
-def _check_complete(raw: RawSample, views: Views, needs_label: bool) -> None:
-    for role in [*views.names(), *(["label"] if needs_label else [])]:
-        if raw.get(role) in (None, []):
-            raise BadSample(_MISSING[role])
-
-
-def _vision(media: Media, view, rng, cache: MediaCache, augment: Augmentation) -> np.ndarray:
-    if media.suffix in FILMS:
-        clip_THWC = read_film(media, view, rng, cache)
-    else:
-        needed = pixels_needed(view, augment)
-        clip_THWC = cache.get((media.name, needed), lambda: read_image(media, needed))[None]
-    return augmented(clip_THWC, view, augment, rng)
+def _with(role: str, samples: list[dict | BadSample], values: list) -> list[dict | BadSample]:
+    """The samples with one more entry; a BadSample among the values, which stands there for one in `samples` too, takes the
+    sample's place."""
+    return in_turn(lambda value, sample: sample | {role: value}, values, samples)

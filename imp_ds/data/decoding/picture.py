@@ -1,15 +1,47 @@
-"""Pictures as a view sees them: how many pixels are needed of them, and what is changed at random.
+"""Pictures as a view sees them: images and films decoded, and changed at random.
 
 Shapes: T frames of a clip, H height, W width.
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
+from imp_ds.data.cache import MediaCache
+from imp_ds.data.decoding.film import FILMS, read_film
+from imp_ds.data.decoding.image import OpenImage, open_image
+from imp_ds.data.decoding.turns import in_turn, opened_in_parts
+from imp_ds.data.samples import BadSample, Media
 from imp_ds.modalities.augmentation import mirror, recolour
 from imp_ds.modalities.framing import random_box, resize
 from imp_ds.tasks import Augmentation, VisionView
+
+
+def read_clips(
+    media: Sequence[Media | BadSample], view: VisionView, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
+    augment: Augmentation,
+) -> list[np.ndarray | BadSample]:  # fmt: skip
+    """The frames that the view wants of each image (T = 1) or film, changed as `augment` says: uint8 [T, H, W, 3] each.
+
+    Without a generator nothing is changed. With one, a crop has the view's size, or, where the view keeps a picture's aspect
+    ratio, the crop's own; all frames are changed alike. What cannot be decoded has a BadSample instead.
+    """
+    needed, clips = pixels_needed(view, augment), []
+
+    def opened(media: Media) -> OpenImage | None:
+        """None for what need not be opened yet."""
+        return None if media.suffix in FILMS or (media.name, needed) in cache else open_image(media, needed)
+
+    def read(image: OpenImage | None, media: Media, rng) -> np.ndarray:
+        if media.suffix in FILMS:
+            return read_film(media, view, rng, cache)
+        return cache.get((media.name, needed), lambda: image.pixels())[None]
+
+    for part, images in opened_in_parts(opened, media):
+        clips += _augmented(in_turn(read, images, media[part], rngs[part]), view, augment, rngs[part])
+    return clips
 
 
 def pixels_needed(view: VisionView, augment: Augmentation) -> tuple[int, int]:
@@ -21,21 +53,21 @@ def pixels_needed(view: VisionView, augment: Augmentation) -> tuple[int, int]:
     return math.ceil(view.height * factor), math.ceil(view.width * factor)
 
 
-def augmented(clip_THWC: np.ndarray, view: VisionView, augment: Augmentation, rng: np.random.Generator | None) -> np.ndarray:
-    """The clip cropped, mirrored and recoloured as `augment` says, the same in all frames; the clip itself without a generator.
-
-    A crop has the view's size, or, where the view keeps a picture's aspect ratio, the crop's own.
-    """
-    if rng is None:
-        return clip_THWC
+def _augmented(clips: list, view: VisionView, augment: Augmentation, rngs: Sequence[np.random.Generator | None]) -> list:
+    if not rngs or rngs[0] is None:
+        return clips
     if augment.crop_area is not None:
-        size = clip_THWC.shape[1:3]
-        aspect = size[1] / size[0] if view.keep_aspect else view.width / view.height
-        clip_THWC = random_box(size, aspect, augment.crop_area, augment.crop_aspect, rng).cut(clip_THWC)
+        clips = in_turn(partial(_cropped, view, augment), clips, rngs)
         if not view.keep_aspect:
-            clip_THWC = resize(clip_THWC, (view.height, view.width))
+            clips = in_turn(partial(resize, size=(view.height, view.width)), clips)
     if augment.flip:
-        clip_THWC = mirror(clip_THWC, rng)
+        clips = in_turn(mirror, clips, rngs)
     if augment.colour:
-        clip_THWC = recolour(clip_THWC, augment.colour, rng)
-    return clip_THWC
+        clips = in_turn(lambda clip_THWC, rng: recolour(clip_THWC, augment.colour, rng), clips, rngs)
+    return clips
+
+
+def _cropped(view: VisionView, augment: Augmentation, clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = clip_THWC.shape[1:3]
+    aspect = size[1] / size[0] if view.keep_aspect else view.width / view.height
+    return random_box(size, aspect, augment.crop_area, augment.crop_aspect, rng).cut(clip_THWC)

@@ -3,8 +3,8 @@
 Shapes: C channels, N samples.
 """
 
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import av
@@ -13,6 +13,7 @@ import soundfile
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.container import opened
+from imp_ds.data.decoding.turns import in_turn, opened_in_parts
 from imp_ds.data.samples import BadSample, Media
 
 BY_LIBSNDFILE = {".wav", ".flac", ".ogg", ".mp3", ".opus"}  # every other sound, and all films, by FFmpeg
@@ -23,61 +24,91 @@ Sound = tuple[np.ndarray, int]  # float32 [N] mono, samples per second
 
 
 class _Opened(NamedTuple):
-    """A sound whose header has been read: samples of a channel (None: not known), their rate, and how a part of them is read."""
+    """What a header says, samples of a channel (None: not known), channels, their rate; and how a part of the sound is read."""
 
     length: int | None
+    channels: int
     rate: int
     read: Callable[[int, int | None], np.ndarray]  # (first, count or None for the rest) -> float32 [C, N]
 
 
-def read_sound(media: Media, seconds: float, rng: np.random.Generator | None, cache: MediaCache, speed: float = 0.0) -> Sound:
-    """The sound; with a generator, of one that is longer than `seconds` a window of that length at a random place.
+class OpenSound:
+    """A sound whose header has been read. `samples` reads it, or a part of it, and closes it.
+
+    length: samples, None where that is not known.
+    rate: samples a second.
+    bytes: that all of it takes when it is decoded, as far as that is known.
+
+    Raises BadSample for what is no sound.
+    """
+
+    def __init__(self, media: Media):
+        self.name, self._context = media.name, _sound(media)
+        self.length, channels, self.rate, self._read = self._context.__enter__()
+        self.bytes = 4 * channels * (self.length or 0)
+
+    def samples(self, first: int = 0, count: int | None = None) -> Sound:
+        """`count` samples, or all that are left. Raises BadSample for what is damaged, too long, or not of finite numbers."""
+        with ExitStack() as stack:
+            stack.push(self._context)
+            return _mono(self._read(first, count), self.name), self.rate
+
+
+def read_sounds(
+    media: Sequence[Media | BadSample], seconds: float, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
+    speed: float = 0.0,
+) -> list[Sound | BadSample]:  # fmt: skip
+    """Each sound; with a generator, of one that is longer than `seconds` a window of that length at a random place.
 
     speed: largest relative change of its speed and pitch, drawn uniformly; it is told as another rate, since the sound is
     brought to the extractor's rate anyway.
 
-    Raises BadSample for what is no sound, is damaged, too long, or not of finite numbers.
+    What is no sound, is damaged, too long, or not of finite numbers has a BadSample instead.
     """
-    if rng is None:
-        return cache.get((media.name, "sound"), lambda: _whole(media))
-    factor = 1.0 if not speed else 1.0 + round(float(rng.uniform(-speed, speed)) * _SPEEDS) / _SPEEDS
-    place = float(rng.random())
-    samples_N, rate = cache.get((media.name, "sound", seconds), lambda: _whole_if_short(media, seconds * (1 + speed)))
-    if samples_N is None:
-        samples_N, rate = _window(media, seconds * factor, place)
-    elif len(samples_N) > (wanted := round(seconds * factor * rate)):
+
+    def key(media: Media, rng: np.random.Generator | None) -> tuple:
+        return (media.name, "sound") if rng is None else (media.name, "sound", seconds)
+
+    def opened(media: Media, rng: np.random.Generator | None) -> OpenSound | None:
+        return None if key(media, rng) in cache else OpenSound(media)
+
+    def read(sound: OpenSound | None, media: Media, rng: np.random.Generator | None) -> Sound:
+        whole = lambda: cache.get(key(media, rng), lambda: sound.samples())  # noqa: E731
+        if rng is None:
+            return whole()
+        factor = 1.0 if not speed else 1.0 + round(float(rng.uniform(-speed, speed)) * _SPEEDS) / _SPEEDS
+        samples_N, rate = _window(sound, whole, seconds * factor, 2 * seconds * (1 + speed), float(rng.random()))
+        return samples_N, max(1, round(rate * factor))
+
+    sounds = []
+    for part, some in opened_in_parts(opened, media, rngs):
+        sounds += in_turn(read, some, media[part], rngs[part])
+    return sounds
+
+
+def _window(sound: OpenSound | None, whole: Callable[[], Sound], seconds: float, long: float, place: float) -> Sound:
+    """A window, read alone where the sound is longer than `long` seconds, else cut from all of it; all of a short sound.
+
+    place: of the window, from 0 to 1.
+    """
+    if sound is not None and sound.length is not None and sound.length > long * sound.rate:
+        wanted = round(seconds * sound.rate)
+        return sound.samples(int(place * (sound.length - wanted + 1)), wanted)
+    samples_N, rate = whole()
+    if len(samples_N) > (wanted := round(seconds * rate)):
         start = int(place * (len(samples_N) - wanted + 1))
         samples_N = samples_N[start : start + wanted]
-    return samples_N, max(1, round(rate * factor))
+    return samples_N, rate
 
 
 def read_windows(media: Media, seconds: float, cache: MediaCache) -> list[Sound]:
     """The sound in windows of `seconds`, one after another, the last one up to its end; the whole one when it is not longer."""
-    samples_N, rate = cache.get((media.name, "sound"), lambda: _whole(media))
+    samples_N, rate = cache.get((media.name, "sound"), lambda: OpenSound(media).samples())
     length = round(seconds * rate)
     if len(samples_N) <= length:
         return [(samples_N, rate)]
     starts = [*range(0, len(samples_N) - length, length), len(samples_N) - length]
     return [(samples_N[start : start + length], rate) for start in starts]
-
-
-def _whole(media: Media) -> Sound:
-    with _sound(media) as sound:
-        return _mono(sound.read(0, None), media), sound.rate
-
-
-def _whole_if_short(media: Media, seconds: float) -> tuple[np.ndarray | None, int]:
-    """None instead of the samples of a sound that is longer than twice `seconds`, of which only a window will be read."""
-    with _sound(media) as sound:
-        if sound.length is not None and sound.length > 2 * seconds * sound.rate:
-            return None, sound.rate
-        return _mono(sound.read(0, None), media), sound.rate
-
-
-def _window(media: Media, seconds: float, place: float) -> Sound:
-    with _sound(media) as sound:
-        wanted = round(seconds * sound.rate)
-        return _mono(sound.read(int(place * (sound.length - wanted + 1)), wanted), media), sound.rate
 
 
 @contextmanager
@@ -102,7 +133,7 @@ def _by_libsndfile(sound: soundfile.SoundFile, media: Media) -> _Opened:
         sound.seek(first)
         return sound.read(-1 if count is None else count, dtype="float32", always_2d=True).T
 
-    return _Opened(sound.frames, sound.samplerate, read)
+    return _Opened(sound.frames, sound.channels, sound.samplerate, read)
 
 
 def _by_ffmpeg(container, media: Media) -> _Opened:
@@ -131,7 +162,7 @@ def _by_ffmpeg(container, media: Media) -> _Opened:
         end = None if count is None else skipped + count
         return np.concatenate(pieces, axis=1)[:, skipped or 0 : end]
 
-    return _Opened(length, rate, read)
+    return _Opened(length, stream.channels, rate, read)
 
 
 def _check_length(samples: int, media: Media) -> None:
@@ -139,10 +170,10 @@ def _check_length(samples: int, media: Media) -> None:
         raise BadSample("too large", f"{media.name}: {samples} samples are more than {MAX_SOUND_SAMPLES}")
 
 
-def _mono(samples_CN: np.ndarray, media: Media) -> np.ndarray:
+def _mono(samples_CN: np.ndarray, name: str) -> np.ndarray:
     if samples_CN.shape[1] == 0:
-        raise BadSample("unreadable sound", f"{media.name}: it has no samples")
+        raise BadSample("unreadable sound", f"{name}: it has no samples")
     mono_N = samples_CN[0] if len(samples_CN) == 1 else samples_CN.mean(axis=0)
     if not np.isfinite(mono_N).all():
-        raise BadSample("unreadable sound", f"{media.name}: samples that are not finite numbers")
+        raise BadSample("unreadable sound", f"{name}: samples that are not finite numbers")
     return np.ascontiguousarray(mono_N, dtype=np.float32)

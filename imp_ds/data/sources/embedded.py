@@ -1,7 +1,6 @@
 """Media whose bytes stand in a row itself: as bytes, or as the {bytes, path} of Hugging Face."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import PurePosixPath
 
 from imp_ds.data.samples import BadSample, Media
@@ -42,7 +41,7 @@ def embedded(value, name: str, where: str, beside: NamedFiles | None) -> Media:
     if not isinstance(value, (bytes, bytearray, memoryview)):
         raise no_field(value, where) if not isinstance(value, str) else BadSample("unsafe name", f"{where}: {shown(value)}")
     data = bytes(value)
-    return Media(f"{name}{suffix_of(data, path)}", read=partial(_same, data))
+    return Media(f"{name}{suffix_of(data, path)}", data=data)
 
 
 def suffix_of(data: bytes, path: str | None = None) -> str:
@@ -51,7 +50,3 @@ def suffix_of(data: bytes, path: str | None = None) -> str:
     if suffix in _KNOWN:
         return suffix
     return next((kind for offset, start, kind in _BEGINNINGS if data[offset : offset + len(start)] == start), "")
-
-
-def _same(data: bytes) -> bytes:
-    return data

@@ -56,9 +56,9 @@ class RowReader:
         return sample
 
     def _value(self, role: str, row: int, column: str, value):
-        where = f"row {row + 1}, {column!r}"
         if role in ("vision", "audio"):
             return self.media(row, column, value)
+        where = f"row {row + 1}, {column!r}"
         if role == "label":
             return label(value, self.class_places, where)
         if self.source.text is not None:

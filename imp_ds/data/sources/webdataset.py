@@ -51,11 +51,11 @@ class TarReader(RowReader):
     """The samples of tar shards. Args: as RowReader, and `files`."""
 
     def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
-        self.storage, self.files = wanted.storage, files
+        self.storage, self.files, self._names = wanted.storage, files, [file.name for file in files]
         self._shards, self._indexes = Recent(_OPEN), Recent(_OPEN)
         self._last: tuple[int, _Found] | None = None
         super().__init__(wanted, [len(self._index(place)) for place in range(len(files))], class_names)
-        self._start_F = np.concatenate([[0], np.cumsum(self.shard_rows)])
+        self._start_F = [0, *np.cumsum(self.shard_rows).tolist()]
 
     def key(self, row: int) -> str:
         """The shard, and the name that the sample's members share."""
@@ -79,8 +79,8 @@ class TarReader(RowReader):
         """Kept for the row asked for last: a row is asked for several times in succession."""
         if self._last is None or self._last[0] != row:
             place = bisect_right(self._start_F, row) - 1
-            sample = self._index(place).sample(row - int(self._start_F[place]))
-            self._last = row, _Found(place, sample, f"{self.files[place].name}/{sample.key}")
+            sample = self._index(place).sample(row - self._start_F[place])
+            self._last = row, _Found(place, sample, f"{self._names[place]}/{sample.key}")
         return self._last[1]
 
     def _index(self, place: int) -> TarIndex:
@@ -115,11 +115,17 @@ class Members(Mapping):
         return extension is not None and (field is None or field in self._object(extension))
 
     def __getitem__(self, column: str):
-        extension, field = self._resolved(column)
-        if extension is None:
+        value = self.get(column, self)
+        if value is self:
             raise KeyError(column)
+        return value
+
+    def get(self, column: str, default=None):
+        extension, field = (column, None) if column in self._members else self._resolved(column)
+        if extension is None:
+            return default
         if field is not None:
-            return self._object(extension)[field]
+            return self._object(extension).get(field, default)
         offset, size = self._members[extension]
         if extension.rpartition(".")[2] not in _TEXTS:
             return extension, offset, size
