@@ -25,7 +25,7 @@ from imp_ds.data.decoding import decode_all
 from imp_ds.data.decoding.film import FILMS, read_film
 from imp_ds.data.decoding.image import read_image
 from imp_ds.data.decoding.picture import pixels_needed
-from imp_ds.data.decoding.sound import OpenSound
+from imp_ds.data.decoding.sound_files import open_sound
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.samples import Media
 from imp_ds.data.sources import open_reader
@@ -64,7 +64,7 @@ def prepared(corpus: Corpus, collate: Collator, samples: list[tuple[bytes, int]]
 
 def _decoded(media: Media, task: Task, rng: np.random.Generator, nothing: MediaCache):
     if task.views.audio is not None:
-        samples_N, rate = OpenSound(media).samples()
+        samples_N, rate = open_sound(media).samples()
         start = int(rng.random() * (max(0, len(samples_N) - (wanted := round(task.views.audio.seconds * rate))) + 1))
         return samples_N[start : start + wanted], rate
     view, augment = task.views.vision, task.augment
@@ -87,7 +87,7 @@ def _generator() -> np.random.Generator:
 class Raw:
     """No loader: as many bare processes do the work on samples that they read where they know them to lie, and forget it."""
 
-    name = "raw decoding"
+    name, in_turn = "raw decoding", False
 
     def __init__(self, corpus: Corpus, workers: int, folder: Path):
         self.corpus, self.workers, self.places = corpus, workers, []
@@ -124,13 +124,21 @@ class Raw:
             for place in rng.integers(len(self.places), size=size).tolist():
                 path, offset, length, label = self.places[place]
                 found.append((os.pread(files[path], length, offset), label))
-            prepared(self.corpus, collate, found)
+            prepared(self.corpus, collate, found, self.in_turn)
             samples += size
         results.put(samples / (time.perf_counter() - start))
 
 
+class RawInTurn(Raw):
+    """The same, decoded as our loader decodes: what is left between the two is the loader's own."""
+
+    name, in_turn = "raw, in turn", True
+
+
 class _Loader:
     """A contestant whose batches are iterated: `start` gives the iterator."""
+
+    in_turn = False
 
     def __init__(self, corpus: Corpus, workers: int, folder: Path):
         self.corpus, self.workers, self.folder = corpus, workers, folder
@@ -184,7 +192,8 @@ class Datasets(_Loader):
         self.rows = datasets.load_dataset("webdataset", **settings).select_columns([corpus.extension, "cls"])
 
     def start(self):
-        work, extension = partial(prepared, self.corpus, collator(self.corpus)), self.corpus.extension
+        work = partial(prepared, self.corpus, collator(self.corpus), in_turn=self.in_turn)
+        extension = self.corpus.extension
         return iter(
             DataLoader(
                 self.rows, batch_size=self.corpus.task.batch_size, sampler=RandomSampler(self.rows, num_samples=1 << 24),
@@ -202,7 +211,8 @@ class WebDataset(_Loader):
     def start(self):
         import webdataset
 
-        work, extension = partial(prepared, self.corpus, collator(self.corpus)), self.corpus.extension
+        work = partial(prepared, self.corpus, collator(self.corpus), in_turn=self.in_turn)
+        extension = self.corpus.extension
         shards = [str(path) for path in self.corpus.shards]
         # without end: named again and again, since `repeat` would also repeat the incomplete batch at the end
         samples = webdataset.WebDataset(shards * (1 << 16), shardshuffle=len(shards), seed=0)
@@ -212,4 +222,5 @@ class WebDataset(_Loader):
         return iter(webdataset.WebLoader(batches, batch_size=None, **settings))
 
 
-CONTESTANTS = (Raw, Ours, Datasets, WebDataset)
+CONTESTANTS = (Raw, RawInTurn, Ours, Datasets, WebDataset)
+PEERS = (Datasets, WebDataset)

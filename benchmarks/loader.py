@@ -3,8 +3,10 @@
     python benchmarks/loader.py [--data ../shared/data/real] [--rounds 3] [--seconds 2.5] [--out benchmarks/results/loader.md]
 
 All read the same tar shards (benchmarks/corpora.py) and do the same work by the same functions with as many workers, one thread
-each (benchmarks/feeders.py): only the feeding differs. They take turns, `--rounds` times; the median is reported. About 9
-minutes; `--only sounds` measures a part.
+each (benchmarks/feeders.py). Raw decoding and the peers do it for one sample from beginning to end and then for the next, as maps
+over samples do; our loader, and "raw, in turn", one kind of work for all samples of a batch before the next kind
+(imp_ds/data/decoding/turns.py). They take turns, `--rounds` times; the median is reported. About 10 minutes; `--only sounds`
+measures a part.
 """
 
 import argparse
@@ -25,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from corpora import corpora  # noqa: E402
-from feeders import CONTESTANTS, PREFETCH, Ours, Raw  # noqa: E402
+from feeders import CONTESTANTS, PEERS, PREFETCH, Ours, Raw, RawInTurn  # noqa: E402
 
 
 def main() -> None:
@@ -35,11 +37,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.5, help="that each contestant is measured in a round")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--only", default="", help="corpora whose names begin so")
+    parser.add_argument("--peers-in-turn", action="store_true", help="let the peers decode as our loader does")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     options = parser.parse_args()
     if not (options.data / "images").is_dir():
         parser.error(f"--data: no folder {options.data / 'images'}; it wants the real corpus, with images/, videos/ and audio/")
     torch.set_num_threads(1)
+    for peer in PEERS:
+        peer.in_turn = options.peers_in_turn
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for corpus in corpora(options.data, Path(folder)):
@@ -73,20 +78,20 @@ def head(options) -> str:
             "",
             f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()},",
             f"{packages}.",
-            f"Medians of {options.rounds} rounds of {options.seconds:g} s in which all take turns, the last two columns of "
+            f"Medians of {options.rounds} rounds of {options.seconds:g} s in which all take turns, the last three columns of "
             f"ratios within a round; prefetch {PREFETCH}.",
-            "`python benchmarks/loader.py` makes this table.",
+            f"`python benchmarks/loader.py {' '.join(sys.argv[1:])}` makes this table.",
             "",
-            f"| corpus | workers | {' | '.join(names)} | of raw | of the better peer |",
-            "| --- | ---: | " + " | ".join(["---:"] * (len(names) + 2)) + " |",
+            f"| corpus | workers | {' | '.join(names)} | of raw | of raw, in turn | of the better peer |",
+            "| --- | ---: | " + " | ".join(["---:"] * (len(names) + 3)) + " |",
         ]
     )
 
 
 def row(corpus, workers: int, rates: dict[type, list[float]]) -> str:
-    peers = [max(found) for found in zip(*(found for kind, found in rates.items() if kind not in (Raw, Ours)))]
+    peers = [max(found) for found in zip(*(rates[kind] for kind in PEERS))]
     cells = [corpus.name, workers, *(f"{statistics.median(found):,.0f}" for found in rates.values())]
-    for others in (rates[Raw], peers):
+    for others in (rates[Raw], rates[RawInTurn], peers):
         cells.append(f"{statistics.median(ours / other for ours, other in zip(rates[Ours], others)):.2f}")
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from imp_ds.data.decoding.container import opened
 from imp_ds.data.decoding.film import FILMS
-from imp_ds.data.decoding.sound import BY_LIBSNDFILE
+from imp_ds.data.decoding.sound_files import BY_LIBSNDFILE
 from imp_ds.data.samples import BadSample, Media
 
 

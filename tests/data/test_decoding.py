@@ -16,7 +16,7 @@ from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding import decode, decode_all, decode_windows, picture, turns
 from imp_ds.data.decoding import film as films
 from imp_ds.data.decoding import image as images
-from imp_ds.data.decoding import sound as sounds
+from imp_ds.data.decoding import sound_files as sounds
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.tasks import AudioView, Augmentation, TextView, Views, VisionView
 
@@ -36,7 +36,7 @@ def read_film(path, frames, rng=None, **view):
 
 
 def read_sound(path):
-    return sounds.OpenSound(media(path)).samples()
+    return sounds.open_sound(media(path)).samples()
 
 
 GREYS = np.arange(10, dtype=np.uint8) * 20 + 30

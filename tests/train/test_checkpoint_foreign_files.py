@@ -20,7 +20,7 @@ from imp_ds.config import DataSettings, RunConfig
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.film import read_film
 from imp_ds.data.decoding.image import read_image
-from imp_ds.data.decoding.sound import OpenSound
+from imp_ds.data.decoding.sound_files import open_sound
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
@@ -218,7 +218,7 @@ def test_corpora_and_configurations(tmp_path, mark, form):
         "data set": open_it("huggingface"),
         "image": lambda: read_image(raw("0.png")),
         "film": lambda: read_film(raw("0.mp4"), view, None, MediaCache(0)),
-        "sound": lambda: OpenSound(raw("0.wav")).samples(),
+        "sound": lambda: open_sound(raw("0.wav")).samples(),
         "classes": lambda: load_classes(folder / "classes.json", "digits"),
         "DeepSpeed": lambda: ds_config.load(folder / "ds.json"),
         "run": lambda: RunConfig.load(folder),

@@ -33,10 +33,14 @@ def opened_in_parts(opened: Callable, *samples: Sequence) -> Iterator[tuple[slic
         ends a run.
     """
     begin, held, results = 0, 0, []
-    for end, one in enumerate(zip(*samples, strict=True), start=1):
-        results += in_turn(opened, *([item] for item in one))
-        if not isinstance(results[-1], BadSample):
-            held += _HELD if results[-1] is None else results[-1].bytes
+    for end, (first, *others) in enumerate(zip(*samples, strict=True), start=1):
+        if not isinstance(first, BadSample):
+            try:
+                first = opened(first, *others)
+                held += _HELD if first is None else first.bytes
+            except BadSample as bad:
+                first = bad.told()
+        results.append(first)
         if held >= _HELD or end == len(samples[0]):
             yield slice(begin, end), results
             begin, held, results = end, 0, []
