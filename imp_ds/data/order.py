@@ -7,11 +7,10 @@ number of samples; ranks, workers and resuming do not come in.
 A task with several sources takes from each in proportion to its weight, exactly so in every block of places. Each source
 has epochs of its own.
 
-Shapes: S shards, W places of a window.
+Shapes: S shards, W places of a window, P places that are asked for.
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,14 +48,18 @@ class SourceOrder:
         self.rows = int(self.start_S[-1]) // multiple * multiple
         self._shards, self._windows = {}, {}
 
-    def at(self, place: int) -> tuple[int, int]:
-        """(epoch, row) of a place, from 0 without end."""
-        epoch, place = divmod(place, self.rows)
-        number, inside = divmod(place, self.window)
-        position = number * self.window + int(self._window(epoch, number)[inside])
-        order_S, begin_S = self._shard_order(epoch)
-        shard = bisect_right(begin_S, position) - 1
-        return epoch, int(self.start_S[order_S[shard]]) + position - int(begin_S[shard])
+    def at(self, place_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, row) of places, from 0 without end: int64 [P] each."""
+        epoch_P, inside_P = np.divmod(place_P, self.rows)
+        number_P, inside_P = np.divmod(inside_P, self.window)
+        row_P = np.empty_like(epoch_P)
+        for epoch, number in sorted(set(zip(epoch_P.tolist(), number_P.tolist()))):
+            these = (epoch_P == epoch) & (number_P == number)
+            position_P = number * self.window + self._window(epoch, number)[inside_P[these]]
+            order_S, begin_S = self._shard_order(epoch)
+            shard_P = np.searchsorted(begin_S, position_P, side="right") - 1
+            row_P[these] = self.start_S[order_S[shard_P]] + position_P - begin_S[shard_P]
+        return epoch_P, row_P
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards in the order of an epoch, and the place at which each begins."""
@@ -100,14 +103,28 @@ class TaskOrder:
         self._edges = [*(float(edge) for edge in edges[:-1]), 1.0]
         self._blocks = {}
 
-    def at(self, place: int) -> Spot:
-        """The sample of a place, from 0 without end."""
-        if len(self.sources) == 1:
-            return Spot(0, *self.sources[0].at(place))
-        number, inside = divmod(place, _BLOCK)
-        source_P, rank_P, before = self._block(number)
-        source = int(source_P[inside])
-        return Spot(source, *self.sources[source].at(before[source] + int(rank_P[inside])))
+    def at(self, places: range) -> list[Spot]:
+        """The samples of successive places, from 0 without end."""
+        place_P = np.arange(places.start, places.stop)
+        source_P, own_P = np.zeros_like(place_P), place_P  # place of each in its source's own order
+        if len(self.sources) > 1:
+            source_P, own_P = self._in_sources(place_P)
+        epoch_P, row_P = np.empty_like(place_P), np.empty_like(place_P)
+        for source in set(source_P.tolist()):
+            these = source_P == source
+            epoch_P[these], row_P[these] = self.sources[source].at(own_P[these])
+        return list(map(Spot, source_P.tolist(), epoch_P.tolist(), row_P.tolist()))
+
+    def _in_sources(self, place_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source, place in the source's own order) of each place."""
+        number_P, inside_P = np.divmod(place_P, _BLOCK)
+        source_P, own_P = np.empty_like(place_P), np.empty_like(place_P)
+        for number in set(number_P.tolist()):
+            these = number_P == number
+            sources, ranks, before = self._block(number)
+            source_P[these], own_P[these] = sources[inside_P[these]], ranks[inside_P[these]]
+            own_P[these] += np.array(before)[source_P[these]]
+        return source_P, own_P
 
     def _taken(self, places: int) -> list[int]:
         """How many of the first `places` places each source has; their sum is `places`."""

@@ -54,7 +54,7 @@ class StepBatches(Dataset):
         task = self.tasks[name]
         local = task.batch_size // self.world
         first = visit * task.batch_size + self.rank * local
-        return [self.orders[name].at(place) for place in range(first, first + local)]
+        return self.orders[name].at(range(first, first + local))
 
     def __getitem__(self, step: int) -> Batch | UserError:
         return self.first_of(step)

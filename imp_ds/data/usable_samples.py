@@ -44,9 +44,12 @@ class _Tried(NamedTuple):
     @property
     def held(self) -> int:
         """Bytes of media in memory."""
-        if isinstance(self.raw, BadSample):
-            return 0
-        return sum(len(value.data) for value in self.raw.values() if isinstance(value, Media) and value.data is not None)
+        held = 0
+        if not isinstance(self.raw, BadSample):
+            for value in self.raw.values():
+                if isinstance(value, Media) and value.data is not None:
+                    held += len(value.data)
+        return held
 
 
 class UsableSamples:

@@ -9,8 +9,13 @@ from imp_ds.data.order import SourceOrder, Spot, TaskOrder
 from imp_ds.errors import UserError
 
 
+def at(order, places):
+    """(epoch, row) of each place of a source."""
+    return list(zip(*(found.tolist() for found in order.at(np.array(places)))))
+
+
 def epoch(order, number):
-    return [order.at(place) for place in range(number * order.rows, (number + 1) * order.rows)]
+    return at(order, range(number * order.rows, (number + 1) * order.rows))
 
 
 @pytest.mark.parametrize("shard_rows, window", [([20], 65536), ([5, 1, 7, 3], 4), ([1] * 9, 2), ([3, 0, 4], 100)])
@@ -25,10 +30,10 @@ def test_every_row_comes_once_in_each_epoch(shard_rows, window):
 
 def test_a_place_can_be_asked_for_in_any_order():
     places = list(range(200))
-    expected = [SourceOrder([30, 10, 20], [1], 8).at(place) for place in places]  # a fresh one each: nothing came before
+    expected = [at(SourceOrder([30, 10, 20], [1], 8), [place])[0] for place in places]  # a fresh one each: nothing came before
     order = SourceOrder([30, 10, 20], [1], 8)
-    assert [order.at(place) for place in places] == expected
-    assert [order.at(place) for place in reversed(places)] == expected[::-1]
+    assert at(order, places) == [at(order, [place])[0] for place in places] == expected
+    assert at(order, places[::-1]) == expected[::-1]
 
 
 def test_shards_are_read_close_in_time():
@@ -65,15 +70,16 @@ def test_a_mixture_has_its_shares():
     # 3 : 1 : 4 of 4096 are 1536, 512 and 2048, in each block.
     order = mixture([3.0, 1.0, 4.0])
     for block in (0, 1, 7):
-        sources = [order.at(place).source for place in range(block * 4096, (block + 1) * 4096)]
+        sources = [spot.source for spot in order.at(range(block * 4096, (block + 1) * 4096))]
         assert np.bincount(sources).tolist() == [1536, 512, 2048]
         assert len(set(map(tuple, np.reshape(sources, (64, 64))))) == 64  # drawn, not in stripes
 
 
 def test_each_source_of_a_mixture_walks_through_its_own_epochs():
     order = mixture([2.0, 1.0])
-    spots = [order.at(place) for place in range(3 * 4096)]
-    assert spots[5] == mixture([2.0, 1.0]).at(5) and isinstance(spots[5], Spot)
+    spots = order.at(range(3 * 4096))
+    assert [spots[5]] == mixture([2.0, 1.0]).at(range(5, 6)) and isinstance(spots[5], Spot)
+    assert spots[4000:4200] == mixture([2.0, 1.0]).at(range(4000, 4200))  # of two blocks
     for source in (0, 1):
         own = [(spot.epoch, spot.row) for spot in spots if spot.source == source]
         assert len(set(own)) == len(own)  # no row twice in an epoch
@@ -84,7 +90,7 @@ def test_each_source_of_a_mixture_walks_through_its_own_epochs():
 def test_a_share_too_small_for_a_block_is_refused():
     with pytest.raises(UserError, match="too small"):
         mixture([1.0, 4000.0])
-    assert mixture([2.0, 4094.0]).at(0).source in (0, 1)
+    assert mixture([2.0, 4094.0]).at(range(1))[0].source in (0, 1)
 
 
 @pytest.mark.parametrize("rows", [10**3, 10**5, 10**7])
@@ -93,7 +99,7 @@ def test_memory_does_not_grow_with_the_rows(rows):
     tracemalloc.start()
     order = SourceOrder(shards, [0], 65536)
     for place in np.linspace(0, order.rows - 1, 50).astype(int):
-        order.at(int(place))
+        order.at(np.array([place]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # four windows of 65,536 int64 are 2 MiB, a permutation being made another two
