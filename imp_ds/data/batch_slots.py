@@ -33,7 +33,7 @@ class BatchSlots:
         for reading, writing in self._returned:
             for end in (reading, writing):
                 fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_NONBLOCK)
-        self._free = list(range(each))  # of this process, if it is a worker
+        self._worker, self._free = None, []
         self._close = weakref.finalize(self, _close, [*self._files, *(end for pair in self._returned for end in pair)])
 
     @staticmethod
@@ -41,15 +41,19 @@ class BatchSlots:
         """Whether this system has what they need."""
         return hasattr(os, "memfd_create")
 
-    def take(self, worker: int, size: int) -> tuple[int, np.ndarray] | None:
-        """In a worker: (number of a free slot, its first `size` bytes as uint8), or None when none is free."""
+    def fill_as(self, worker: int) -> None:
+        """Make this process the one that fills the slots of that worker."""
+        self._worker, self._free = worker, list(range(self._each))
+
+    def take(self, size: int) -> tuple[int, np.ndarray] | None:
+        """(number of a free slot, its first `size` bytes as uint8), or None when none is free."""
         try:
-            self._free += os.read(self._returned[worker][0], self._each)
+            self._free += os.read(self._returned[self._worker][0], self._each)
         except BlockingIOError:
             pass
         if not self._free:
             return None
-        slot = worker * self._each + self._free.pop()
+        slot = self._worker * self._each + self._free.pop()
         if size > os.fstat(self._files[slot]).st_size:
             os.ftruncate(self._files[slot], -(-size // _GRAIN) * _GRAIN)
         return slot, self._bytes(slot, size)

@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding import decode
 from imp_ds.data.media_facts import media_facts
 from imp_ds.data.samples import BadSample, Media, RawSample, Reader
 from imp_ds.data.tallies import Contents, Spread, file_digest, script_of, text_digest
+from imp_ds.data.worker_pool import WorkerLost, WorkerPool
 from imp_ds.errors import UserError
 from imp_ds.tasks import Rejection, Task
 
 _LEAST, _PARTS = 32, 2000  # rows that are looked at together; parts of a large source
+_AHEAD = 2  # parts that a process looks at before they are added up
 _SHOWN = 10  # samples that are named
 _CACHE_MB = 512  # what tasks that see a sample alike decode once
 
@@ -65,7 +66,7 @@ class Findings:
         return max((reasons.total() for reasons in self.left_out.values()), default=0)
 
 
-class Looks(Dataset):
+class Looks:
     """part -> the Findings in its rows.
 
     Args:
@@ -162,24 +163,22 @@ def look(reader: Reader, tasks: list[Task], tokenizer=None, processes: int = 0, 
 
 
 def _in_processes(looks: Looks, processes: int) -> Iterable[Findings]:
-    settings = dict(multiprocessing_context="fork", worker_init_fn=_one_thread) if processes else {}
-    parts = iter(DataLoader(looks, batch_size=None, collate_fn=_as_it_is, num_workers=processes, **settings))
-    for part in range(len(looks)):
-        try:
-            yield next(parts)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            rows = looks.rows(part)
-            raise UserError(
-                f"{looks.reader.name}: a process died while it looked at samples",
-                got=f"{looks.reader.key(rows[0])} or one of the next {len(rows)}: {error}",
-                fix="often memory: fewer --processes",
-            ) from error
-
-
-def _as_it_is(found: Findings) -> Findings:
-    return found
+    if not processes:
+        yield from map(looks.__getitem__, range(len(looks)))
+        return
+    pool = WorkerPool(looks.__getitem__, range(len(looks)), workers=processes, ahead=_AHEAD, prepare=_one_thread)
+    try:
+        for part in range(len(looks)):
+            yield pool.take()
+    except WorkerLost as error:
+        rows = looks.rows(part)
+        raise UserError(
+            f"{looks.reader.name}: a process died while it looked at samples",
+            got=f"{looks.reader.key(rows[0])} or one of the next {len(rows)}: {error}",
+            fix="often memory: fewer --processes",
+        ) from error
+    finally:
+        pool.close()
 
 
 def _one_thread(_process: int) -> None:

@@ -4,23 +4,22 @@ What a batch holds does not depend on who prepares it (`imp_ds.data.step_batches
 speed alone.
 """
 
-import multiprocessing
 import os
 import signal
 import threading
 import time
+import weakref
 from functools import partial
 
 import torch
-from torch.utils.data import DataLoader
 
 from imp_ds.data.batch_slots import BatchSlots
 from imp_ds.data.packed_batch import PackedBatch, pack
+from imp_ds.data.pinned_ahead import PinnedAhead
 from imp_ds.data.step_batches import StepBatches
+from imp_ds.data.worker_pool import WorkerLost, WorkerPool, start_method
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch
-
-_LOOK_S = 2.0  # how often a waiting loader looks whether its workers live
 
 
 class RotatingLoader:
@@ -41,15 +40,9 @@ class RotatingLoader:
                  pin_memory: bool = False, timeout_s: float = 300.0):  # fmt: skip
         self.batches = batches
         self.step, self.stop_step, self.timeout_s = start_step, stop_step, timeout_s
+        self.workers, self.prefetch, self.pinned = workers, prefetch, pin_memory and torch.cuda.is_available()
         self.wait_seconds = 0.0
-        # fork starts at once and shares the rows; the workers touch neither the GPU nor the process group.
-        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        self._settings = dict(num_workers=workers, pin_memory=pin_memory and torch.cuda.is_available())
-        if workers:
-            look_s = min(_LOOK_S, timeout_s or _LOOK_S)
-            self._settings |= dict(prefetch_factor=prefetch, timeout=look_s, worker_init_fn=_prepare_worker,
-                                   multiprocessing_context=multiprocessing.get_context(method))  # fmt: skip
-        self._iterator = self._slots = None
+        self._pool = self._slots = self._ahead = self._take = None
 
     def __len__(self) -> int:
         """Batches that are left."""
@@ -59,14 +52,15 @@ class RotatingLoader:
         return self
 
     def __next__(self) -> Batch:
+        if self.step >= self.stop_step:
+            self.close()
+            raise StopIteration
         start = time.perf_counter()
-        if self._iterator is None:
-            if self.step >= self.stop_step:
-                raise StopIteration
-            self._iterator = self._start()
         try:
-            batch = self._wait(start + self.timeout_s)
-        except (StopIteration, UserError):
+            batch = self._made_ahead() if self.workers else self._made_now()
+            if isinstance(batch, UserError):
+                raise batch
+        except BaseException:
             self.close()
             raise
         self.step += 1
@@ -75,59 +69,53 @@ class RotatingLoader:
 
     def close(self):
         """End the worker processes; the next batch, if one is asked for, starts new ones."""
-        self._iterator = self._slots = None
+        for source in (self._ahead, self._pool):
+            if source is not None:
+                source.close()
+        self._pool = self._slots = self._ahead = self._take = None
 
-    def _start(self):
-        """Start the workers. torch's handler for a dying worker is taken off again: it would raise in the middle of whatever
-        the training is doing; `_wait` finds a dead worker at its next look."""
-        handler = signal.getsignal(signal.SIGCHLD)  # None: set outside Python, and not ours to set again
-        steps = range(self.step, self.stop_step)
-        if self._settings["num_workers"]:
-            self._slots = self._new_slots()
-            sent = partial(_packed, self._slots)
-        else:
-            sent = _as_it_is
-        iterator = iter(DataLoader(self.batches, batch_size=None, sampler=steps, collate_fn=sent, **self._settings))
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler)
-        return iterator
+    def _made_now(self) -> Batch | UserError:
+        batch = self.batches[self.step]
+        return batch.pin_memory() if self.pinned and isinstance(batch, Batch) else batch
 
-    def _wait(self, deadline: float) -> Batch:
-        """The next batch of the workers, looking after them every _LOOK_S seconds."""
-        while True:
-            try:
-                batch = next(self._iterator)
-            except RuntimeError as error:
-                late = str(error).startswith("DataLoader timed out")
-                if late and (not self.timeout_s or time.perf_counter() < deadline):
-                    continue
-                if not late and not str(error).startswith("DataLoader worker"):
-                    raise
-                raise _no_batch(self.step, f"a wait of {self.timeout_s:g} s" if late else str(error).splitlines()[0]) from error
-            except (ConnectionError, EOFError, FileNotFoundError) as error:  # a batch of its was on the way
-                raise _no_batch(self.step, f"a worker process exited unexpectedly ({error!r})") from error
-            if isinstance(batch, UserError):
-                raise batch
-            return batch.unpack(self._slots) if isinstance(batch, PackedBatch) else batch
+    def _made_ahead(self) -> Batch | UserError:
+        if self._pool is None:
+            self._start()
+        try:
+            return self._take(self.timeout_s or None)
+        except TimeoutError:
+            raise _no_batch(self.step, f"a wait of {self.timeout_s:g} s") from None
+        except WorkerLost as error:
+            raise _no_batch(self.step, error) from error
 
-    def _new_slots(self) -> BatchSlots | None:
-        """Slots that workers inherit; none where they would not, and none where torch's thread copies each batch into page-locked
-        memory, which finds no slots. Beside those ahead a batch is being made, one is computed with, and one is kept."""
-        method = self._settings["multiprocessing_context"].get_start_method()
-        if method != "fork" or self._settings["pin_memory"] or not BatchSlots.are_there():
-            return None
-        return BatchSlots(self._settings["num_workers"], self._settings["prefetch_factor"] + 3)
+    def _start(self) -> None:
+        """Start the workers, which touch neither the GPU nor the process group."""
+        if start_method() == "fork" and BatchSlots.are_there():
+            # beside those ahead a batch is being made, one is computed with, and one is kept
+            self._slots = BatchSlots(self.workers, self.prefetch + 3)
+        make, steps = partial(_packed, self.batches, self._slots), range(self.step, self.stop_step)
+        prepare = partial(_prepare_worker, self._slots)
+        self._pool = WorkerPool(make, steps, workers=self.workers, ahead=self.prefetch, prepare=prepare)
+        self._take = partial(_taken, self._pool, self._slots, self.pinned)
+        if self.pinned:
+            self._ahead = PinnedAhead(self._take, self.prefetch)
+            self._take = self._ahead.take
+            weakref.finalize(self, self._ahead.close)
 
 
-def _as_it_is(batch: Batch | UserError) -> Batch | UserError:
-    return batch
+def _taken(pool: WorkerPool, slots: BatchSlots | None, pinned: bool, timeout_s: float | None) -> Batch | UserError:
+    sent = pool.take(timeout_s)
+    return sent.unpack(slots, pinned) if isinstance(sent, PackedBatch) else sent
 
 
-def _packed(slots: BatchSlots | None, batch: Batch | UserError) -> PackedBatch | UserError:
+def _packed(batches: StepBatches, slots: BatchSlots | None, step: int) -> PackedBatch | UserError:
+    batch = batches[step]
     return batch if isinstance(batch, UserError) else pack(batch, slots)
 
 
-def _prepare_worker(_worker: int):
+def _prepare_worker(slots: BatchSlots | None, worker: int):
+    if slots is not None:
+        slots.fill_as(worker)
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers
@@ -142,6 +130,6 @@ def _end_for_parent():
     os._exit(0)
 
 
-def _no_batch(step: int, reason: str) -> UserError:
+def _no_batch(step: int, reason: object) -> UserError:
     fix = "often memory: fewer data.workers, a smaller data.cache_mb, more /dev/shm; or slow storage: a larger data.timeout_s"
     return UserError(f"the loader gave no batch for step {step}", got=reason, fix=fix)

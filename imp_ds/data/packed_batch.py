@@ -2,11 +2,10 @@
 (`imp_ds.data.batch_slots`), or else new memory.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import get_worker_info
 
 from imp_ds.data.batch_slots import BatchSlots
 from imp_ds.tasks import Batch, BatchReport
@@ -35,13 +34,11 @@ class PackedBatch:
     slot: int | None
     data: torch.Tensor | None
 
-    def pin_memory(self) -> "PackedBatch":
-        """The same in page-locked memory, one piece too."""
-        return replace(self, data=self.data.pin_memory())
-
-    def unpack(self, slots: BatchSlots | None = None) -> Batch:
-        """The batch, whose tensors are views of the shared memory; in a slot, which is free when the last of them is gone."""
+    def unpack(self, slots: BatchSlots | None = None, pinned: bool = False) -> Batch:
+        """The batch, whose tensors are views of the shared memory, in a slot, which is free when the last of them is gone; or of
+        a copy in page-locked memory."""
         data, found = self.data if self.slot is None else torch.from_numpy(slots.open(self.slot, self.size)), {}
+        data = data.pin_memory() if pinned else data
         for name, dtype, shape, begin, size in self.places:
             found.setdefault(name[0], {})[name[1]] = data[begin : begin + size].view(dtype).view(shape)
         targets = found.pop("", {})
@@ -49,7 +46,7 @@ class PackedBatch:
 
 
 def pack(batch: Batch, slots: BatchSlots | None = None) -> PackedBatch:
-    """Copy a batch into shared memory; with `slots` this is a loader worker."""
+    """Copy a batch into shared memory; with `slots`, those that this process fills."""
     tensors = {(modality, name): t for modality, inputs in batch.inputs.items() for name, t in inputs.items()}
     tensors |= {("", name): tensor for name, tensor in batch.targets.items()}
     tensors |= {} if batch.key_B is None else {("", ""): batch.key_B}
@@ -66,7 +63,7 @@ def pack(batch: Batch, slots: BatchSlots | None = None) -> PackedBatch:
 
 def _memory(size: int, slots: BatchSlots | None) -> tuple[int | None, torch.Tensor]:
     """(number of the slot, or None for new memory, its bytes)."""
-    taken = None if slots is None else slots.take(get_worker_info().id, size)
+    taken = None if slots is None else slots.take(size)
     if taken is not None:
         return taken[0], torch.from_numpy(taken[1])
     # as torch's own collation does in a worker: written where it will be read, not copied there once more

@@ -6,8 +6,6 @@ unless a task asks for it (`Task.drop_last`).
 
 import zlib
 
-from torch.utils.data import Dataset
-
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
 from imp_ds.data.order import SourceOrder, Spot, TaskOrder
@@ -18,7 +16,7 @@ from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Task, Views
 
 
-class StepBatches(Dataset):
+class StepBatches:
     """step -> Batch, for one rank. A failure that the user is to read comes back as a value: raised in a worker, it
     would reach the main process wrapped in the worker's traceback.
 

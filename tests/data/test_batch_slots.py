@@ -17,18 +17,20 @@ def open_files() -> int:
 
 def test_a_slot_is_free_again_when_the_last_view_of_it_is_gone():
     slots = BatchSlots(workers=2, each=2)
-    taken = [slots.take(1, 10)[0] for _ in range(2)]
-    assert sorted(taken) == [2, 3] and slots.take(1, 10) is None  # those of the second worker
+    slots.fill_as(1)
+    taken = [slots.take(10)[0] for _ in range(2)]
+    assert sorted(taken) == [2, 3] and slots.take(10) is None  # those of the second worker
     kept = torch.from_numpy(slots.open(3, 10))[2:4]
-    assert slots.take(1, 10) is None
+    assert slots.take(10) is None
     del kept
-    assert slots.take(1, 10)[0] == 3 and slots.take(1, 10) is None
+    assert slots.take(10)[0] == 3 and slots.take(10) is None
 
 
 def test_a_slot_grows_with_what_it_holds():
     slots = BatchSlots(workers=1, each=1)
+    slots.fill_as(0)
     for size in (3, 5_000_000, 100, 9_000_000):
-        slot, data = slots.take(0, size)
+        slot, data = slots.take(size)
         data[:] = np.arange(size) % 251
         assert np.array_equal(slots.open(slot, size), np.arange(size) % 251)
 
@@ -36,7 +38,8 @@ def test_a_slot_grows_with_what_it_holds():
 def test_nothing_stays_open():
     before = open_files()
     slots = BatchSlots(workers=2, each=3)
-    kept = slots.open(slots.take(0, 100)[0], 100)
+    slots.fill_as(0)
+    kept = slots.open(slots.take(100)[0], 100)
     del slots
     assert open_files() > before  # the batch is still looked at
     del kept

@@ -319,7 +319,7 @@ def test_closing_ends_the_workers_and_may_be_taken_up_again(root):
     whole = list(loader(root))
     some = loader(root, workers=2)
     first = [next(some) for _ in range(3)]
-    workers = [w.pid for w in some._iterator._workers]
+    workers = some._pool.pids
     some.close()
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
