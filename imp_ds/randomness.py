@@ -16,6 +16,7 @@ Shapes: B samples, N elements of a sample.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -30,17 +31,18 @@ def sample_keys(seed: int, step: int, first: int, count: int) -> torch.Tensor:
 
     All keys of a step differ in the lower 24 bits alone, so that any of them says which step it is of (`step_key`).
     """
-    return _keys_of_step(derive(torch.tensor([_signed(seed)]), 0) + step, first, count)
+    return torch.arange(first, first + count) + _signed((_run_key(seed) + step) << _SAMPLE)
+
+
+@lru_cache(maxsize=16)
+def _run_key(seed: int) -> int:
+    return int(derive(torch.tensor([_signed(seed)]), 0))
 
 
 def further_keys(key_B: torch.Tensor, number: int, first: int, count: int) -> torch.Tensor:
     """The keys of things first .. first+count-1 that belong to the step of these samples, beside them, such as its candidates:
     int64 [count], the same on every rank; they know a step of their own. `number` tells kinds of things apart, from 16 on."""
-    return _keys_of_step(derive(step_key(key_B), number), first, count)
-
-
-def _keys_of_step(step_1: torch.Tensor, first: int, count: int) -> torch.Tensor:
-    return (step_1 << _SAMPLE) + torch.arange(first, first + count, device=step_1.device)
+    return (derive(step_key(key_B), number) << _SAMPLE) + torch.arange(first, first + count, device=key_B.device)
 
 
 def step_key(key_B: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ number of samples; ranks, workers and resuming do not come in.
 A task with several sources takes from each in proportion to its weight, exactly so in every block of places. Each source
 has epochs of its own.
 
-Shapes: S shards, W places of a window, P places that are asked for.
+Shapes: S shards, W places of a window, P places that are asked for together.
 """
 
 import math
@@ -48,26 +48,28 @@ class SourceOrder:
         self.rows = int(self.start_S[-1]) // multiple * multiple
         self._shards, self._windows = {}, {}
 
-    def at(self, place_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, row) of places, from 0 without end: int64 [P] each."""
-        epoch_P, inside_P = np.divmod(place_P, self.rows)
-        number_P, inside_P = np.divmod(inside_P, self.window)
-        row_P = np.empty_like(epoch_P)
-        for epoch, number in sorted(set(zip(epoch_P.tolist(), number_P.tolist()))):
-            these = (epoch_P == epoch) & (number_P == number)
-            position_P = number * self.window + self._window(epoch, number)[inside_P[these]]
-            order_S, begin_S = self._shard_order(epoch)
-            shard_P = np.searchsorted(begin_S, position_P, side="right") - 1
-            row_P[these] = self.start_S[order_S[shard_P]] + position_P - begin_S[shard_P]
-        return epoch_P, row_P
+    def at(self, places: range) -> list[tuple[int, int]]:
+        """(epoch, row) of successive places, from 0 without end."""
+        found, place = [], places.start
+        while place < places.stop:
+            epoch, inside = divmod(place, self.rows)
+            number, begin = divmod(inside, self.window)
+            end = begin + min(places.stop - place, self.rows - inside, self.window - begin)
+            position_P = number * self.window + self._window(epoch, number)[begin:end]
+            begin_S, shift_S = self._shard_order(epoch)
+            row_P = position_P + shift_S[np.searchsorted(begin_S, position_P, side="right") - 1]
+            found += [(epoch, row) for row in row_P.tolist()]
+            place += end - begin
+        return found
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of an epoch, and the place at which each begins."""
+        """For the shards in the order of an epoch, the position at which each begins, and how far its rows are from there."""
 
         def make():
             order_S = np.random.default_rng([_SHARDS, *self.seed, epoch]).permutation(len(self.start_S) - 1)
             rows_S = np.diff(self.start_S)[order_S]
-            return order_S, np.cumsum(rows_S) - rows_S
+            begin_S = np.cumsum(rows_S) - rows_S
+            return begin_S, self.start_S[order_S] - begin_S
 
         return _kept(self._shards, epoch, make)
 
@@ -105,26 +107,23 @@ class TaskOrder:
 
     def at(self, places: range) -> list[Spot]:
         """The samples of successive places, from 0 without end."""
-        place_P = np.arange(places.start, places.stop)
-        source_P, own_P = np.zeros_like(place_P), place_P  # place of each in its source's own order
-        if len(self.sources) > 1:
-            source_P, own_P = self._in_sources(place_P)
-        epoch_P, row_P = np.empty_like(place_P), np.empty_like(place_P)
-        for source in set(source_P.tolist()):
-            these = source_P == source
-            epoch_P[these], row_P[these] = self.sources[source].at(own_P[these])
-        return list(map(Spot, source_P.tolist(), epoch_P.tolist(), row_P.tolist()))
+        if len(self.sources) == 1:
+            return [Spot(0, *found) for found in self.sources[0].at(places)]
+        spots = []
+        for number in range(places.start // _BLOCK, -(-places.stop // _BLOCK)):
+            first = number * _BLOCK
+            inside = slice(max(0, places.start - first), places.stop - first)
+            spots += self._of_block(number, inside)
+        return spots
 
-    def _in_sources(self, place_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(source, place in the source's own order) of each place."""
-        number_P, inside_P = np.divmod(place_P, _BLOCK)
-        source_P, own_P = np.empty_like(place_P), np.empty_like(place_P)
-        for number in set(number_P.tolist()):
-            these = number_P == number
-            sources, ranks, before = self._block(number)
-            source_P[these], own_P[these] = sources[inside_P[these]], ranks[inside_P[these]]
-            own_P[these] += np.array(before)[source_P[these]]
-        return source_P, own_P
+    def _of_block(self, number: int, inside: slice) -> list[Spot]:
+        """Those of some places of a block, of which each source has successive ones of its own."""
+        source_P, rank_P, before = self._block(number)
+        source_P, rank_P, own = source_P[inside], rank_P[inside], {}
+        for source in set(source_P.tolist()):
+            rank = rank_P[source_P == source]
+            own[source] = iter(self.sources[source].at(range(before[source] + int(rank[0]), before[source] + int(rank[-1]) + 1)))
+        return [Spot(source, *next(own[source])) for source in source_P.tolist()]
 
     def _taken(self, places: int) -> list[int]:
         """How many of the first `places` places each source has; their sum is `places`."""

@@ -9,13 +9,8 @@ from imp_ds.data.order import SourceOrder, Spot, TaskOrder
 from imp_ds.errors import UserError
 
 
-def at(order, places):
-    """(epoch, row) of each place of a source."""
-    return list(zip(*(found.tolist() for found in order.at(np.array(places)))))
-
-
 def epoch(order, number):
-    return at(order, range(number * order.rows, (number + 1) * order.rows))
+    return order.at(range(number * order.rows, (number + 1) * order.rows))
 
 
 @pytest.mark.parametrize("shard_rows, window", [([20], 65536), ([5, 1, 7, 3], 4), ([1] * 9, 2), ([3, 0, 4], 100)])
@@ -29,11 +24,11 @@ def test_every_row_comes_once_in_each_epoch(shard_rows, window):
 
 
 def test_a_place_can_be_asked_for_in_any_order():
-    places = list(range(200))
-    expected = [at(SourceOrder([30, 10, 20], [1], 8), [place])[0] for place in places]  # a fresh one each: nothing came before
+    one = lambda order, place: order.at(range(place, place + 1))  # noqa: E731
+    expected = sum((one(SourceOrder([30, 10, 20], [1], 8), place) for place in range(200)), [])  # fresh ones: nothing came before
     order = SourceOrder([30, 10, 20], [1], 8)
-    assert at(order, places) == [at(order, [place])[0] for place in places] == expected
-    assert at(order, places[::-1]) == expected[::-1]
+    assert order.at(range(200)) == expected and order.at(range(50, 70)) == expected[50:70] and order.at(range(3, 3)) == []
+    assert sum((one(order, place) for place in reversed(range(200))), []) == expected[::-1]
 
 
 def test_shards_are_read_close_in_time():
@@ -98,8 +93,8 @@ def test_memory_does_not_grow_with_the_rows(rows):
     shards = np.full(max(1, rows // 4096), 4096)
     tracemalloc.start()
     order = SourceOrder(shards, [0], 65536)
-    for place in np.linspace(0, order.rows - 1, 50).astype(int):
-        order.at(np.array([place]))
+    for place in np.linspace(0, order.rows - 1, 50).astype(int).tolist():
+        order.at(range(place, place + 1))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # four windows of 65,536 int64 are 2 MiB, a permutation being made another two
