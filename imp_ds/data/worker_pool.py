@@ -84,10 +84,11 @@ def _work(make: Callable, parts: range, worker: int, connection: Connection, pre
         if not _wanted(connection, parent):
             return
         try:
-            found = None, make(part)
-        except Exception:
-            found = traceback.format_exc(), None
-        connection.send(found)
+            connection.send((None, make(part)))
+        except BrokenPipeError:
+            return
+        except Exception:  # also of what cannot be pickled, of which nothing has been sent
+            connection.send((traceback.format_exc(), None))
     while _wanted(connection, parent):  # shared memory that was sent may not have been opened yet
         pass
 

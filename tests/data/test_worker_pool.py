@@ -1,0 +1,141 @@
+"""The pool of workers: parts in order, no further ahead than asked, and no failure that hangs or is not told."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from imp_ds.data import worker_pool
+from imp_ds.data.worker_pool import WorkerLost, WorkerPool
+
+TIMEOUT_S = 30
+
+
+def until(happened, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def living(pids):
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_parts_come_in_order_each_from_its_worker(workers, ahead):
+    pool = WorkerPool(lambda part: (part, os.getpid()), range(5, 18), workers=workers, ahead=ahead)
+    found = [pool.take(TIMEOUT_S) for _ in range(13)]
+    assert [part for part, _ in found] == list(range(5, 18))
+    assert [pid for _, pid in found] == [pool.pids[place % workers] for place in range(13)]
+    with pytest.raises(StopIteration):
+        pool.take(TIMEOUT_S)
+
+
+def test_nothing_is_made_further_ahead_than_asked():
+    made = multiprocessing.get_context("fork").Value("i", 0)
+
+    def make(part):
+        with made.get_lock():
+            made.value += 1
+
+    pool = WorkerPool(make, range(100), workers=2, ahead=3)
+    for taken in range(4):
+        until(lambda: made.value >= 6 + taken)  # 3 by each, and one for each that was taken
+        time.sleep(0.2)
+        assert made.value == 6 + taken
+        pool.take(TIMEOUT_S)
+
+
+def test_each_worker_is_prepared_with_its_number():
+    seen = []
+    pool = WorkerPool(lambda part: list(seen), range(4), workers=2, ahead=1, prepare=seen.append)
+    assert [pool.take(TIMEOUT_S) for _ in range(4)] == [[0], [1], [0], [1]] and seen == []
+
+
+@pytest.mark.parametrize("what, told", [
+    (lambda: 1 / 0, "ZeroDivisionError"), (lambda: open, None), (lambda: lambda: 0, "pickle"),
+], ids=["raises", "can be sent", "cannot be sent"])  # fmt: skip
+def test_what_fails_in_a_worker_is_told_with_its_traceback(what, told):
+    pool = WorkerPool(lambda part: what() if part == 1 else part, range(4), workers=1, ahead=2)
+    assert pool.take(TIMEOUT_S) == 0
+    if told is None:
+        assert pool.take(TIMEOUT_S) is open
+    else:
+        with pytest.raises(RuntimeError, match=rf"(?s)worker 0 failed:.*test_worker_pool.py|{told}") as error:
+            pool.take(TIMEOUT_S)
+        assert told in str(error.value)
+    assert pool.take(TIMEOUT_S) == 2  # it goes on
+
+
+@pytest.mark.parametrize("end, how", [
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "by signal SIGKILL"), (lambda: os._exit(3), "with exit code 3"),
+], ids=["killed", "exits"])  # fmt: skip
+def test_a_worker_that_ends_is_told(end, how):
+    pool = WorkerPool(lambda part: end() if part == 2 else part, range(10), workers=2, ahead=2)
+    start = time.monotonic()
+    assert [pool.take(TIMEOUT_S) for _ in range(2)] == [0, 1]
+    with pytest.raises(WorkerLost, match=f"worker 0 exited unexpectedly, {how}"):
+        pool.take(TIMEOUT_S)
+    assert time.monotonic() - start < 20
+
+
+def test_a_wait_has_an_end_and_may_be_taken_up_again():
+    pool = WorkerPool(lambda part: time.sleep(1.0) or part, range(2), workers=1, ahead=1)
+    with pytest.raises(TimeoutError, match="worker 0 made nothing in 0.1 s"):
+        pool.take(0.1)
+    assert [pool.take(TIMEOUT_S) for _ in range(2)] == [0, 1]
+
+
+def test_shared_memory_outlives_the_last_part_of_its_worker():
+    pool = WorkerPool(lambda part: torch.full((10,), part).share_memory_(), range(4), workers=2, ahead=2)
+    time.sleep(0.5)  # both have made all their parts
+    assert [pool.take(TIMEOUT_S).tolist() for _ in range(4)] == [[part] * 10 for part in range(4)]
+
+
+@pytest.mark.parametrize("how", ["closed", "forgotten"])
+def test_workers_end_with_the_pool(how):
+    pool = WorkerPool(lambda part: time.sleep(60), range(4), workers=2, ahead=2)
+    pids = pool.pids
+    assert living(pids) == pids
+    if how == "closed":
+        pool.close()
+    del pool
+    gc.collect()
+    until(lambda: not living(pids))
+
+
+def test_a_copy_in_another_process_ends_nobody():
+    pool = WorkerPool(lambda part: part, range(4), workers=1, ahead=1)
+    copy = multiprocessing.get_context("fork").Process(target=pool.close)
+    copy.start()
+    copy.join(20)
+    assert copy.exitcode == 0 and living(pool.pids) == pool.pids and pool.take(TIMEOUT_S) == 0
+
+
+def test_workers_end_when_whoever_takes_is_killed(tmp_path):
+    """None of them waits for ever, though each holds the pipes of those that were started before it."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(worker_pool.__file__).parents[2])!r})\n"
+        "import os, signal\n"
+        "from imp_ds.data import worker_pool\n"
+        "worker_pool._LOOK_S = 0.2\n"
+        "pool = worker_pool.WorkerPool(lambda part: part, range(100), workers=3, ahead=1)\n"
+        "pool.take(20)\n"
+        "print(*pool.pids, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with open(tmp_path / "pids", "w") as out:  # not a pipe, which they would hold open
+        assert subprocess.run([sys.executable, str(script)], stdout=out, timeout=60).returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 3
+    until(lambda: not living(pids))
