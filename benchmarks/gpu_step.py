@@ -142,7 +142,7 @@ def made_up(run, task, config):
 
     samples, inputs, generator = task.batch_size, {}, torch.Generator().manual_seed(0)
     for modality, length in task_tokens(task, config, run.data.audio).items():
-        shape = samples, length, patch_values(modality, config)
+        shape = samples, length, patch_values(task.views, config)[modality]
         if modality == "text":
             ids = torch.randint(1, VOCABULARY, shape[:2], generator=generator)
             inputs[modality] = dict(input_ids=ids, attention_mask=torch.ones_like(ids))

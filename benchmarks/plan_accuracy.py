@@ -119,7 +119,7 @@ def make_batch(run, task, config, rank: int, world: int):
 
     draw, samples, inputs = torch.Generator().manual_seed(rank), task.batch_size // world, {}
     for modality, length in task_tokens(task, config, run.data.audio).items():
-        values = patch_values(modality, config)
+        values = patch_values(task.views, config)[modality]
         if modality == "text":
             ids = torch.randint(1, 1000, (samples, length), generator=draw)
             inputs[modality] = dict(input_ids=ids, attention_mask=torch.ones_like(ids))

@@ -58,14 +58,14 @@ def test_activations_fall_with_ranks_pieces_and_checkpointing():
     run = get_recipe("imp_b")
     config, task, audio = run.model.to_config(32100, run.tasks), run.task("image_class"), run.data.audio
     whole = activation_bytes(task, config, audio, 8, "bf16", False)
-    # 8192 * 256 tokens over 8 ranks, 2 bytes: 3072 raw values, 6 widths around the blocks, 12 layers of 8 widths and 2 hidden
-    # ones (no QK-norm), and a width and a hidden one twice on the way back
-    assert whole == 8192 * 256 / 8 * 2 * (3072 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
+    # 8192 * 256 tokens over 8 ranks, 2 bytes: 768 raw values of a frame, 6 widths around the blocks, 12 layers of 8 widths and 2
+    # hidden ones (no QK-norm), and a width and a hidden one twice on the way back
+    assert whole == 8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
     assert activation_bytes(task, config, audio, 16, "bf16", False) == whole / 2
     assert activation_bytes(task.model_copy(update={"pieces": 4}), config, audio, 8, "bf16", False) == whole / 4
     # every layer keeps its input alone, and one of them all
     assert activation_bytes(task, config, audio, 8, "bf16", True) == (
-        8192 * 256 / 8 * 2 * (3072 + 6 * 768 + 12 * 768 + (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
+        8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * 768 + (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
     )
 
 

@@ -1,7 +1,10 @@
 """Vision: an image is a clip of one step, a film a clip of several; both are 3-D patches (IMP, section 3.1; VATT).
 
-Shapes: B batch, L tokens of an example, P raw values of a patch (frames * height * width * channels), D width,
-K tokens of it that are kept, T frames, H height, W width, C = 3 channels.
+A patch of an image holds its one frame, and the embedding takes it for all frames of a patch. So an image is a fraction of the
+bytes on its way from the workers to the device that it would be with the frame repeated, and the embedding as much less work.
+
+Shapes: B batch, L tokens of an example, P raw values of a patch (frames * height * width * channels, of an image those of one
+frame), D width, K tokens of it that are kept, T frames, H height, W width, C = 3 channels.
 """
 
 import math
@@ -19,17 +22,34 @@ from imp_ds.modalities.positions import FactoredPositions
 INPUT_NAMES = ("pixel_values", "pixel_positions")
 
 
+class PatchProjection(nn.Linear):
+    """A linear map of patches of several frames. Of a patch of one frame it is the map of that frame repeated: each of its values
+    meets the sum of the weights of all frames."""
+
+    def __init__(self, frames: int, values: int, width: int):
+        super().__init__(frames * values, width)
+        self.frames, self.values = frames, values
+
+    def forward(self, values_BLP: torch.Tensor) -> torch.Tensor:
+        if values_BLP.shape[-1] == self.in_features:
+            return super().forward(values_BLP)
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        weight_DP = self.weight.unflatten(1, (self.frames, self.values)).sum(1, dtype=exact).to(self.weight.dtype)
+        return nn.functional.linear(values_BLP, weight_DP, self.bias)
+
+
 class VisionEmbedding(nn.Module):
     """Patches and their coordinates to tokens.
 
-    forward takes `pixel_values`, [B, L, P] uint8 in 0..255 (or float, already in [-1, 1]), and `pixel_positions`,
-    [B, L, 3] (time, height, width) in [0, 1); it returns tokens [B, L, D] and None: no token is padding.
+    forward takes `pixel_values`, [B, L, P] uint8 in 0..255 (or float, already in [-1, 1]), of all frames of a patch or of the one
+    of an image, and `pixel_positions`, [B, L, 3] (time, height, width) in [0, 1); it returns tokens [B, L, D] and None: no token
+    is padding.
     """
 
     def __init__(self, config):
         super().__init__()
         frames, height, width = config.vision_patch
-        self.patch = nn.Linear(frames * height * width * config.num_channels, config.hidden_size)
+        self.patch = PatchProjection(frames, height * width * config.num_channels, config.hidden_size)
         buckets = [largest // patch for largest, patch in zip(config.vision_max, config.vision_patch)]
         self.positions = FactoredPositions(buckets, config.hidden_size, config.layer_norm_eps)
 
@@ -54,7 +74,7 @@ def preprocess(
     """Images (T = 1) or films to the model's inputs: `pixel_values` uint8 [B, K, P] and `pixel_positions` float32 [B, K, 3].
 
     `frames` frames are taken uniformly over a film. Each is resized so that it just covers `size`, and cut at the centre. One
-    frame alone is repeated to the depth of a patch: an image is a clip of one step.
+    frame alone is a step by itself, and P are the values of that frame.
 
     Args:
         clips: uint8 [T, H, W, 3] each.
@@ -79,7 +99,7 @@ def preprocess(
     steps, grid = max(1, frames // depth), (size[0] // patch[1], size[1] // patch[2])
     budget = steps * math.prod(grid)
     shape = len(clips), kept_count(budget, drop_rate)
-    values_BKP = np.empty((*shape, math.prod(patch) * 3), np.uint8)
+    values_BKP = np.empty((*shape, math.prod(patch) * 3 // (depth if frames == 1 else 1)), np.uint8)
     positions_BK3 = np.empty((*shape, 3), np.float32)
     for place, clip_THWC in enumerate(clips):
         clip_THWC = clip_frames(clip_THWC, frames)
@@ -108,9 +128,7 @@ def clip_frames(frames_THWC: np.ndarray, frames: int) -> np.ndarray:
 
 
 def patches(clip_THWC: np.ndarray, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> np.ndarray:
-    """A view of the clip by patches: [steps, rows, columns, frames, height, width, C]. One frame serves as all of a step."""
-    (steps, rows, columns), (depth, high, wide), channels = grid, patch, clip_THWC.shape[-1]
-    if len(clip_THWC) == 1:
-        clip_THWC = np.broadcast_to(clip_THWC, (depth, *clip_THWC.shape[1:]))
-    blocks = clip_THWC.reshape(steps, depth, rows, high, columns, wide, channels)
+    """A view of the clip by patches: [steps, rows, columns, frames, height, width, C]; one frame alone is a step."""
+    (steps, rows, columns), (_, high, wide), channels = grid, patch, clip_THWC.shape[-1]
+    blocks = clip_THWC.reshape(steps, len(clip_THWC) // steps, rows, high, columns, wide, channels)
     return blocks.transpose(0, 2, 4, 1, 3, 5, 6)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from imp_ds.config import AudioSettings
 from imp_ds.modalities.masking import most_hidden
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.tasks import Task
+from imp_ds.tasks import Task, Views
 from imp_ds.tokens import candidate_sequences, candidate_set, task_sequences, task_tokens
 from imp_ds.train.flops_experts import blend, conditional_map, map_widths, mixture
 from imp_ds.train.kernels import FLOAT32, Kernel, passes, product
@@ -42,9 +42,9 @@ def step_kernels(
     of `value_bytes` bytes."""
     samples = task.batch_size // world
     kernels = []
-    lengths, sets = task_tokens(task, config, audio), candidate_sequences(task, config)
+    lengths, sets, values = task_tokens(task, config, audio), candidate_sequences(task, config), patch_values(task.views, config)
     for sequences in (*task_sequences(task, config, audio).values(), *sets.values()):
-        kernels += _encoder(sequences.segments, config, sequences.of_rank(world), value_bytes, ep_size)
+        kernels += _encoder(sequences.segments, values, config, sequences.of_rank(world), value_bytes, ep_size)
     for candidates in sets.values():
         kernels += _likelihood_head(config, candidates.of_rank(world), value_bytes)
     for objective in task.objectives:
@@ -62,17 +62,20 @@ def step_kernels(
     return kernels
 
 
-def patch_values(modality: str, config: ImpConfig) -> int:
-    """Raw values that become one token; 0 for a text, which has none."""
-    channels = {"vision": config.num_channels, "audio": 1, "text": 0}[modality]
-    return channels * math.prod(config.vision_patch if modality == "vision" else config.audio_patch)
+def patch_values(views: Views, config: ImpConfig) -> dict[str, int]:
+    """Raw values that become one token, by modality; 0 for a text, which has none. A patch of an image has one frame."""
+    whole = config.num_channels * math.prod(config.vision_patch)
+    image = views.vision is not None and views.vision.frames == 1
+    return {"vision": whole // config.vision_patch[0] if image else whole, "audio": math.prod(config.audio_patch), "text": 0}
 
 
-def _encoder(segments: Sequence[tuple[str, int]], config: ImpConfig, samples: int, size: int, ep_size: int) -> list[Kernel]:
-    """A sequence of segments (modality, tokens) from their raw values to the pooled encoding."""
+def _encoder(
+    segments: Sequence[tuple[str, int]], values: dict[str, int], config: ImpConfig, samples: int, size: int, ep_size: int
+) -> list[Kernel]:
+    """A sequence of segments (modality, tokens) from their raw values, so many for a token, to the pooled encoding."""
     length, width, kernels = sum(length for _, length in segments), config.hidden_size, []
     for modality, part in segments:
-        kernels += _embedding(modality, config, samples * part, size)
+        kernels += _embedding(modality, values[modality], config, samples * part, size)
         kernels += [product(samples * part, width, width, size)] * 2  # before and after the blocks
     tokens = samples * length
     kernels += [passes("norm", 5 * tokens * width * size, 1), passes("copy", 6 * tokens * width * size, 4)]  # biases, mean
@@ -90,13 +93,13 @@ def _encoder(segments: Sequence[tuple[str, int]], config: ImpConfig, samples: in
     return kernels + (attention(*shape, maps, ep_size) + last) * sparse
 
 
-def _embedding(modality: str, config: ImpConfig, tokens: int, size: int) -> list[Kernel]:
+def _embedding(modality: str, values: int, config: ImpConfig, tokens: int, size: int) -> list[Kernel]:
     """Raw values to tokens; positions are looked up on each axis, summed and normed."""
     width = config.hidden_size
     if modality == "text":
         table = config.vocab_size * width * size  # the gradient of the words is dense: filled with zeros, then added to
         return [passes("copy", table + 5 * tokens * width * size, 3)]
-    values, axes = patch_values(modality, config), 3 if modality == "vision" else 2
+    axes = 3 if modality == "vision" else 2
     raw = passes("copy", (5 * tokens * values if modality == "vision" else 0) * size, 3)
     places = passes("copy", 7 * axes * tokens * width * size, 3 * axes)
     norm = passes("norm", 5 * tokens * width * size, 1)
@@ -162,7 +165,7 @@ def _named_classes(objective, config: ImpConfig, samples: int, size: int, ep_siz
     kernels = [product(samples, config.hidden_size, len(objective.names), size)]
     if objective.prompts:
         prompts = sum(map(len, objective.prompts))
-        kernels += _encoder([("text", objective.length)], config, prompts, size, ep_size)
+        kernels += _encoder([("text", objective.length)], {"text": 0}, config, prompts, size, ep_size)
         kernels.append(product(samples, config.common_dim, len(objective.names), FLOAT32))
     return kernels
 

@@ -74,13 +74,13 @@ def activation_bytes(
     """
     size = PRECISIONS[precision][0]
     layers, moe, width = config.num_hidden_layers, len(config.moe_layer_indices), config.hidden_size
-    kept = most = 0.0
+    kept, most, values = 0.0, 0.0, patch_values(task.views, config)
     for sequences in (*task_sequences(task, config, audio).values(), *candidate_sequences(task, config).values()):
         samples, length = sequences.of_rank(world if sequences.shared else world * task.pieces), sequences.length
         tokens = samples * length
         dense, sparse = block_values(config, samples, length)
         passing = 2 * tokens * (config.intermediate_size + width)  # gradients on their way through a block
-        kept += samples * sum(part * (patch_values(modality, config) + 6 * width) for modality, part in sequences.segments)
+        kept += samples * sum(part * (values[modality] + 6 * width) for modality, part in sequences.segments)
         if checkpointing:
             kept += layers * tokens * width
             passing += max(dense, sparse)

@@ -18,13 +18,14 @@ SMALLEST = 96  # pixels: pictures are enlarged to at least this height, to be se
 
 def clips_BTHW3(inputs: dict, view, patch: list[int]) -> np.ndarray:
     """Frames of each sample, uint8 [B, T, H, W, 3], from `pixel_values` (uint8, patches in the order frame, row, column,
-    channel) and `pixel_positions`. An image has one frame, however deep its patches are. Under `keep_aspect` only the samples of
+    channel) and `pixel_positions`. An image has one frame, and so have its patches. Under `keep_aspect` only the samples of
     one batch that have the same grid can be shown together: give one."""
     deep, high, wide = patch
     grid = (max(1, view.frames // deep), view.height // high, view.width // wide)
     if view.keep_aspect:
         grid = (grid[0], *(_steps(inputs["pixel_positions"].numpy()[..., axis]) for axis in (1, 2)))
     values = inputs["pixel_values"].numpy()
+    deep = values.shape[-1] // (high * wide * 3)
     cells = np.full((len(values), *grid, deep, high, wide, 3), GREY, dtype=np.uint8)
     index = np.rint(inputs["pixel_positions"].numpy() * np.array(grid)).astype(int)
     rows = np.arange(len(values))[:, None]

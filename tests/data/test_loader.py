@@ -95,7 +95,7 @@ def test_batches_hold_what_the_task_asks_for(root):
         "vision.pixel_values", "vision.pixel_positions", "text.input_ids", "text.attention_mask", "targets.label", "key"
     }  # fmt: skip
     assert batches[0].inputs["vision"]["pixel_values"].dtype == torch.uint8
-    assert batches[0].inputs["vision"]["pixel_values"].shape == (8, 8, 768)  # half of 16 tokens dropped
+    assert batches[0].inputs["vision"]["pixel_values"].shape == (8, 8, 192)  # half of 16 tokens dropped
     assert flat(batches[2]).keys() == {"audio.input_features", "audio.feature_positions", "targets.label", "key"}
     # The corpus is made so that row r is grey 10 r and has label r % 10: pictures and labels belong together.
     grey = batches[0].inputs["vision"]["pixel_values"][:, 0, 0].int()
@@ -368,7 +368,7 @@ def test_evaluation_covers_the_split_in_equal_shapes(root, world):
     ranks = [list(evaluation_batches(images(root), collator, views, rank=rank, **settings)) for rank in range(world)]
     # 20 rows in blocks of 3 are 7 blocks, dealt in turn
     assert [len(batches) for batches in ranks] == {1: [7], 2: [4, 3], 3: [3, 2, 2]}[world]
-    assert {b.inputs["vision"]["pixel_values"].shape for batches in ranks for b in batches} == {(3, 16, 768)}  # nothing dropped
+    assert {b.inputs["vision"]["pixel_values"].shape for batches in ranks for b in batches} == {(3, 16, 192)}  # nothing dropped
     rows = [b.targets["index"][b.targets["valid"]] for batches in ranks for b in batches]
     assert sorted(torch.cat(rows).tolist()) == list(range(20))
     for batch in (b for batches in ranks for b in batches):

@@ -95,10 +95,10 @@ def test_pictures_are_those_of_the_files_and_of_the_batch(root, tmp_path):
         [seen] = card["pictures"]
         number = int(card["key"].removesuffix(".png"))
         assert np.array_equal(seen, times(picture(PIXELS, PIXELS, number), 6))  # 16 pixels are enlarged to 96
-        for token in range(16):  # [frame, row, column, channel] of a patch; an image fills all four frames
+        for token in range(16):  # [row, column, channel] of a patch: an image has one frame
             row, column = 4 * (token // 4), 4 * (token % 4)
-            patch = batch.inputs["vision"]["pixel_values"][place, token].reshape(4, 4, 4, 3).numpy()
-            assert np.array_equal(patch[0], seen[::6, ::6][row : row + 4, column : column + 4])
+            patch = batch.inputs["vision"]["pixel_values"][place, token].reshape(4, 4, 3).numpy()
+            assert np.array_equal(patch, seen[::6, ::6][row : row + 4, column : column + 4])
 
 
 def test_dropped_tokens_are_grey_and_all_others_are_in_their_place(root, tmp_path):

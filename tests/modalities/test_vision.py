@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imp_ds.errors import UserError
@@ -32,11 +33,28 @@ def test_patches_are_in_the_order_time_row_column_and_hold_frame_row_column_chan
     assert out["pixel_positions"][6].tolist() == [0.5, 0.5, 0.0]
 
 
-def test_an_image_fills_the_depth_of_a_patch_with_its_one_frame():
+def test_an_image_has_patches_of_its_one_frame():
     image = counting_clip(1, 2, 2)
     out = one(image, 1, (2, 2), (4, 2, 2))
-    assert out["pixel_values"].tolist() == [image.reshape(-1).tolist() * 4]
+    assert out["pixel_values"].tolist() == [image.reshape(-1).tolist()]
     assert out["pixel_positions"].tolist() == [[0.0, 0.0, 0.0]]
+    film = one(np.repeat(image, 8, 0), 8, (2, 2), (4, 2, 2))
+    assert film["pixel_values"].tolist() == [image.reshape(-1).tolist() * 4] * 2  # two steps of four frames
+
+
+def test_an_image_is_embedded_as_the_film_of_its_frame_repeated():
+    """Values and gradients, in float64: weights of frame f meet the same pixels, whether they are there once or four times."""
+    torch.manual_seed(0)
+    once, repeated = (vision.PatchProjection(4, 12, 5).double() for _ in range(2))
+    repeated.load_state_dict(once.state_dict())
+    values_BLP = torch.randn(2, 3, 12, dtype=torch.float64)
+    seen = once(values_BLP), repeated(values_BLP.repeat(1, 1, 4))
+    torch.testing.assert_close(*seen, rtol=1e-12, atol=1e-12)
+    for layer, out in zip((once, repeated), seen):
+        out.square().sum().backward()
+    torch.testing.assert_close(once.weight.grad, repeated.weight.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(once.bias.grad, repeated.bias.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(once(values_BLP.repeat(1, 1, 4)), seen[1], rtol=0, atol=0)  # and a film is what it was
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ class TestInputs:
             model.encode("vision", {name: torch.from_numpy(value) for name, value in inputs.items()}).pooled_BD
             for inputs in (as_image, as_film)
         )
-        assert torch.equal(images, films)
+        assert as_image["pixel_values"].shape[-1] * 2 == as_film["pixel_values"].shape[-1]
+        assert_near(images, films)
 
     @pytest.mark.parametrize("experts", [{}, EXPERTS])
     def test_every_size_up_to_the_maximum_runs(self, experts):

@@ -54,7 +54,7 @@ def sample_inputs(processor):
 
 def test_one_call_gives_the_inputs_of_the_model(processor):
     out = sample_inputs(processor)
-    assert out["pixel_values"].shape == (2, 16, 768) and out["pixel_values"].dtype == torch.uint8
+    assert out["pixel_values"].shape == (2, 16, 192) and out["pixel_values"].dtype == torch.uint8
     assert out["pixel_positions"].shape == (2, 16, 3) and out["pixel_positions"].dtype == torch.float32
     assert out["input_features"].shape == (2, 28, 256) and out["feature_positions"].shape == (2, 28, 2)
     assert out["input_ids"].shape == out["attention_mask"].shape and out["input_ids"].dtype == torch.int64
@@ -137,7 +137,7 @@ def test_every_kind_of_image_gives_the_same_pixels(image, processor):
 def test_every_mode_of_image_becomes_rgb(mode, processor):
     image = Image.fromarray(IMAGE[..., 0].astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(IMAGE).convert(mode)
     values = processor.image_processor(image)["pixel_values"]
-    assert values.shape == (1, 16, 768)
+    assert values.shape == (1, 16, 192)
     if mode == "I;16":
         grey = np.repeat(IMAGE[None, ..., :1], 3, -1)
         np.testing.assert_array_equal(values[0], vision.preprocess([grey], 1, (32, 32), (4, 8, 8))["pixel_values"][0])
@@ -170,7 +170,7 @@ def test_a_grey_film_and_other_numbers_of_frames(processor):
 def test_keywords_of_a_task_override_what_is_stored(processor):
     rng = np.random.default_rng(0)
     out = processor.image_processor([IMAGE, IMAGE], size=(64, 32), drop_rate=0.5, rng=rng, return_tensors="pt")
-    assert out["pixel_values"].shape == (2, 16, 768)
+    assert out["pixel_values"].shape == (2, 16, 192)
     out = processor.feature_extractor([np.ones(100, np.float32)], sampling_rate=16000, seconds=0.5, drop_rate=0.5, rng=rng)
     assert out["input_features"].shape == (1, 8, 256)  # 50 frames, rounded up to 64: 4 x 4 patches, half of them
 
