@@ -33,18 +33,17 @@ class WorkerPool:
 
     def __init__(self, make: Callable, parts: range, *, workers: int, ahead: int, prepare: Callable | None = None):
         context = multiprocessing.get_context(start_method())
-        self._taken, self._parts, self._connections, self._processes = 0, len(parts), [], []
+        self._taken, self._parts, self._connections, self._processes, self._asked = 0, len(parts), [], [], []
         self.close = weakref.finalize(self, _end, os.getpid(), self._processes, self._connections)
         for worker in range(workers):
-            connection, its_end = context.Pipe()
-            share = make, parts[worker::workers], worker, its_end, prepare, os.getpid()
+            (connection, its_end), asked = context.Pipe(duplex=False), context.Semaphore(ahead)
+            share = make, parts[worker::workers], worker, its_end, asked, prepare, os.getpid()
             process = context.Process(target=_work, args=share, daemon=True, name=f"worker {worker}")
             process.start()
             its_end.close()  # so that the pipe ends when the worker does
             self._connections.append(connection)
             self._processes.append(process)
-            for _ in range(ahead):
-                connection.send_bytes(b"")
+            self._asked.append(asked)
 
     @property
     def pids(self) -> list[int]:
@@ -61,11 +60,11 @@ class WorkerPool:
             if not connection.poll(timeout_s):
                 raise TimeoutError(f"{self._processes[worker].name} made nothing in {timeout_s:g} s")
             failure, made = connection.recv()  # of shared memory, only a handle comes, which a worker that died cannot give
-            connection.send_bytes(b"")
         except TimeoutError:
             raise
         except (EOFError, OSError) as error:
             raise WorkerLost(_how_it_ended(self._processes[worker])) from error
+        self._asked[worker].release()
         self._taken += 1
         if failure is not None:
             raise RuntimeError(f"{self._processes[worker].name} failed:\n{failure}")
@@ -77,11 +76,13 @@ def start_method() -> str | None:
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
 
 
-def _work(make: Callable, parts: range, worker: int, connection: Connection, prepare: Callable | None, parent: int) -> None:
+def _work(
+    make: Callable, parts: range, worker: int, connection: Connection, asked, prepare: Callable | None, parent: int
+) -> None:
     if prepare is not None:
         prepare(worker)
     for part in parts:
-        if not _wanted(connection, parent):
+        if not _wanted(asked, parent):
             return
         try:
             connection.send((None, make(part)))
@@ -89,19 +90,15 @@ def _work(make: Callable, parts: range, worker: int, connection: Connection, pre
             return
         except Exception:  # also of what cannot be pickled, of which nothing has been sent
             connection.send((traceback.format_exc(), None))
-    while _wanted(connection, parent):  # shared memory that was sent may not have been opened yet
+    while _wanted(asked, parent):  # shared memory that was sent may not have been opened yet
         pass
 
 
-def _wanted(connection: Connection, parent: int) -> bool:
-    """Wait for the word to go on. The pipe may stay open when the parent is gone: workers that came after hold its end too."""
-    try:
-        while not connection.poll(_LOOK_S):
-            if os.getppid() != parent:
-                return False
-        connection.recv_bytes()
-    except (EOFError, OSError):
-        return False
+def _wanted(asked, parent: int) -> bool:
+    """Wait until one more is asked for. False when the process that takes them is gone."""
+    while not asked.acquire(timeout=_LOOK_S):
+        if os.getppid() != parent:
+            return False
     return True
 
 
