@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.augmentation import SpecMasks, mask_spectrogram
+from imp_ds.modalities.augmentation import SpecMasks, below, mask_spectrogram
 from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
 from imp_ds.modalities.log_mel import LogMel
 from imp_ds.modalities.positions import FactoredPositions
@@ -143,5 +143,5 @@ def _place(samples_N: np.ndarray, rate: int, target: int, row_N: np.ndarray, cro
 
 def _offset(slack: int, crop: str, rng: np.random.Generator | None) -> int:
     if crop == "random":
-        return int(rng.integers(slack + 1))
+        return below(slack + 1, rng)
     return slack // 2 if crop == "center" else 0

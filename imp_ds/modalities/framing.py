@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from imp_ds.modalities.augmentation import below
+
 Size = tuple[int, int]
 _ATTEMPTS = 10  # crops that are drawn before the largest centred one is taken, as in the Inception crop
 
@@ -46,12 +48,11 @@ def random_box(
         area: range of the share of the picture's area, uniform.
     """
     for _ in range(_ATTEMPTS):
-        surface = size[0] * size[1] * rng.uniform(*area)
-        ratio = aspect * math.exp(rng.uniform(math.log(change[0]), math.log(change[1])))
+        surface = size[0] * size[1] * (area[0] + (area[1] - area[0]) * rng.random())
+        ratio = aspect * change[0] * (change[1] / change[0]) ** rng.random()
         height, width = _pixels(math.sqrt(surface / ratio)), _pixels(math.sqrt(surface * ratio))
         if height <= size[0] and width <= size[1]:
-            top, left = rng.integers(size[0] - height + 1), rng.integers(size[1] - width + 1)
-            return Box(int(top), int(left), height, width)
+            return Box(below(size[0] - height + 1, rng), below(size[1] - width + 1, rng), height, width)
     return centre_box(size, aspect)
 
 

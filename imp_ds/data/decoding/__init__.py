@@ -53,7 +53,7 @@ def decode_all(
 
     def begun(raw: RawSample, rng: np.random.Generator | None) -> dict:
         for role in needed:
-            if raw.get(role) in (None, []):
+            if (value := raw.get(role)) is None or value == []:
                 raise BadSample(_MISSING[role])
         sample = {}
         if views.text is not None:
@@ -87,4 +87,9 @@ def decode_windows(raw: RawSample, views: Views, cache: MediaCache | None = None
 def _with(role: str, samples: list[dict | BadSample], values: list) -> list[dict | BadSample]:
     """The samples with one more entry; a BadSample among the values, which stands there for one in `samples` too, takes the
     sample's place."""
-    return in_turn(lambda value, sample: sample | {role: value}, values, samples)
+
+    def add(value, sample: dict) -> dict:
+        sample[role] = value
+        return sample
+
+    return in_turn(add, values, samples)

@@ -12,17 +12,18 @@ from imp_ds.data.samples import BadSample
 _HELD = 1 << 23  # bytes, decoded, of media that are open together: the caches are not large, nor is memory for whole photographs
 
 
-def in_turn(work: Callable, first: Iterable, *others: Iterable) -> list:
-    """`work(item of first, item of others ...)` for one sample after another. A sample whose item of `first` is a BadSample, or
-    for which `work` raises one, has that as its result, and the others go on."""
+def in_turn(work: Callable, *samples: Iterable) -> list:
+    """`work(item of the first, item of the second ...)` for one sample after another. A sample whose first item is a BadSample,
+    or for which `work` raises one, has that as its result, and the others go on."""
     results = []
-    for item, *more in zip(first, *others, strict=True):
-        if not isinstance(item, BadSample):
+    for items in zip(*samples, strict=True):
+        result = items[0]
+        if type(result) is not BadSample:
             try:
-                item = work(item, *more)
+                result = work(*items)
             except BadSample as bad:
-                item = bad.told()
-        results.append(item)
+                result = bad.told()
+        results.append(result)
     return results
 
 
@@ -33,14 +34,15 @@ def opened_in_parts(opened: Callable, *samples: Sequence) -> Iterator[tuple[slic
         ends a run.
     """
     begin, held, results = 0, 0, []
-    for end, (first, *others) in enumerate(zip(*samples, strict=True), start=1):
-        if not isinstance(first, BadSample):
+    for end, items in enumerate(zip(*samples, strict=True), start=1):
+        result = items[0]
+        if type(result) is not BadSample:
             try:
-                first = opened(first, *others)
-                held += _HELD if first is None else first.bytes
+                result = opened(*items)
+                held += _HELD if result is None else result.bytes
             except BadSample as bad:
-                first = bad.told()
-        results.append(first)
+                result = bad.told()
+        results.append(result)
         if held >= _HELD or end == len(samples[0]):
             yield slice(begin, end), results
             begin, held, results = end, 0, []
