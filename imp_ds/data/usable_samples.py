@@ -73,13 +73,13 @@ class UsableSamples:
         """A sample for each spot: its own, or the first usable one of those that may take its place. Raises UserError where a
         hundred one after another cannot be used."""
         found, tried, held = [], [], 0
-        for spot in spots:
+        for end, spot in enumerate(spots, start=1):
             tried.append(self._look_up(spot, spot.row, 0))
             held += tried[-1].held
-            if len(tried) == _TOGETHER or held > _HELD:
+            if end == len(spots) or len(tried) == _TOGETHER or held > _HELD:
                 found += self._usable(tried)
                 tried, held = [], 0
-        return found + self._usable(tried)
+        return found
 
     def _look_up(self, spot: Spot, row: int, attempt: int) -> _Tried:
         reader, rng = self.readers[spot.source], sample_stream(_SAMPLE, *self._stream, *spot, attempt)
