@@ -34,7 +34,7 @@ class Usable(NamedTuple):
 
 
 class _Tried(NamedTuple):
-    """A row that may be the sample of a spot, not decoded yet: its key, what the reader gives of it, its generator."""
+    """A row that may be the sample of a spot, not decoded yet: its key, what the reader gives of it, the spot's generator."""
 
     spot: Spot
     key: str

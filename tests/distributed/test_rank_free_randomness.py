@@ -46,7 +46,9 @@ def test_losses_and_weights_are_those_of_one_rank(trained, name):
     (alone, weights_alone), (spread, weights_spread) = trained["alone"], trained[name]
     assert len(alone) == randomness_worker.STEPS
     assert spread == pytest.approx(alone, abs=1e-5)
-    assert largest_difference(weights_alone, weights_spread) < 1e-4
+    # Adam makes whole steps along gradients that are all but rounding: two elements of a projection differ by 1.4e-4, the others
+    # by less than 3e-5; with other keys it is more than 1e-3
+    assert largest_difference(weights_alone, weights_spread) < 3e-4
 
 
 def test_the_check_would_see_other_randomness(trained):

@@ -113,12 +113,12 @@ def test_flops_of_hidden_words_are_those_that_torch_counts():
 
 def test_flops_of_a_large_dense_step_by_hand():
     # imp_b, image_class: 8192 samples of 256 tokens; 12 layers of (4 + 8) D^2 products and two of 256 x 256 x D a sample,
-    # 2 D^2 around the blocks, a patch of 4 * 16 * 16 * 3 = 3072 values whose backward is one product, 1000 classes
+    # 2 D^2 around the blocks, a patch of one frame of 16 * 16 * 3 = 768 values whose backward is one product, 1000 classes
     run = get_recipe("imp_b")
     config = run.model.to_config(32100, run.tasks)
     tokens, width = 8192 * 256, 768
     layers = 12 * 6 * (12 * width**2 * tokens + 2 * 256 * width * tokens)
-    rest = 6 * 2 * width**2 * tokens + 4 * 3072 * width * tokens + 6 * width * 1000 * 8192
+    rest = 6 * 2 * width**2 * tokens + 4 * 768 * width * tokens + 6 * width * 1000 * 8192
     for world in (1, 8, 64):  # nothing of a dense step depends on the ranks
         assert step_flops(run.task("image_class"), config, run.data.audio, world) == pytest.approx(layers + rest, rel=1e-12)
 
