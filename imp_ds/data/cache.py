@@ -25,15 +25,13 @@ class MediaCache:
         return key in self._kept
 
     def get(self, key: Hashable, read: Callable):
-        """The value of `key`: an array, or (array or None, rate), made by `read()` when it is not kept. It is read-only."""
+        """The value of `key`: an array, or (array, rate), made by `read()` when it is not kept. It is read-only."""
         if key in self._kept:
             return self._kept[key]
         value = read()
         array = value[0] if isinstance(value, tuple) else value
-        size = 0
-        if array is not None:
-            array.flags.writeable, size = False, array.nbytes
-        if size <= self._free:
-            self._free -= size
+        array.flags.writeable = False
+        if array.nbytes <= self._free:
+            self._free -= array.nbytes
             self._kept[key] = value
         return value

@@ -1,7 +1,7 @@
 """A batch on its way from a loader worker to its rank: all tensors in one piece of shared memory, a slot where one is free
 (`imp_ds.data.batch_slots`), or else new memory.
 
-What is sent beside it are numbers and names alone, which take a fifth of the time of torch's types to pickle.
+What is sent beside it are numbers and names alone.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Processes that make the parts of a sequence, each its share, and each a few parts ahead of whoever takes them.
 
 A worker knows its parts, and has a pipe of its own to send them through, so that neither side needs threads or queues: against
-torch's DataLoader this saves the process that trains half of its work, and a worker a twentieth (benchmarks/results/loader.md).
+torch's DataLoader this saves the process that trains half of its work, and workers 3 to 5 % (benchmarks/results/loader.md).
 """
 
 import multiprocessing

@@ -52,9 +52,7 @@ def decode_all(
     needed = [*views.names(), *(["label"] if needs_label else [])]
 
     def begun(raw: RawSample, rng: np.random.Generator | None) -> dict:
-        for role in needed:
-            if (value := raw.get(role)) is None or value == []:
-                raise BadSample(_MISSING[role])
+        _check_complete(raw, needed)
         sample = {}
         if views.text is not None:
             sample["text"] = raw["text"][0 if rng is None else int(rng.integers(len(raw["text"])))]
@@ -78,10 +76,15 @@ def decode_windows(raw: RawSample, views: Views, cache: MediaCache | None = None
     cache = MediaCache(0) if cache is None else cache
     if views.audio is None:
         return [decode(raw, views, None, cache)]
-    if not raw.get("audio"):
-        raise BadSample(_MISSING["audio"])
+    _check_complete(raw, views.names())
     rest = decode(raw, views.model_copy(update={"audio": None}), None, cache)
     return [rest | {"audio": window} for window in read_windows(raw["audio"], views.audio.seconds, cache)]
+
+
+def _check_complete(raw: RawSample, needed: Sequence[str]) -> None:
+    for role in needed:
+        if (value := raw.get(role)) is None or value == []:
+            raise BadSample(_MISSING[role])
 
 
 def _with(role: str, samples: list[dict | BadSample], values: list) -> list[dict | BadSample]:

@@ -35,7 +35,7 @@ def read_clips(
         return None if media.suffix in FILMS or (media.name, needed) in cache else open_image(media, needed)
 
     def read(image: OpenImage | None, media: Media, rng) -> np.ndarray:
-        if media.suffix in FILMS:
+        if image is None and media.suffix in FILMS:
             return read_film(media, view, rng, cache)
         return cache.get((media.name, needed), lambda: image.pixels())[None]
 

@@ -15,16 +15,7 @@ _HELD = 1 << 23  # bytes, decoded, of media that are open together: the caches a
 def in_turn(work: Callable, *samples: Iterable) -> list:
     """`work(item of the first, item of the second ...)` for one sample after another. A sample whose first item is a BadSample,
     or for which `work` raises one, has that as its result, and the others go on."""
-    results = []
-    for items in zip(*samples, strict=True):
-        result = items[0]
-        if type(result) is not BadSample:
-            try:
-                result = work(*items)
-            except BadSample as bad:
-                result = bad.told()
-        results.append(result)
-    return results
+    return [_result(work, items) for items in zip(*samples, strict=True)]
 
 
 def opened_in_parts(opened: Callable, *samples: Sequence) -> Iterator[tuple[slice, list]]:
@@ -35,14 +26,19 @@ def opened_in_parts(opened: Callable, *samples: Sequence) -> Iterator[tuple[slic
     """
     begin, held, results = 0, 0, []
     for end, items in enumerate(zip(*samples, strict=True), start=1):
-        result = items[0]
-        if type(result) is not BadSample:
-            try:
-                result = opened(*items)
-                held += _HELD if result is None else result.bytes
-            except BadSample as bad:
-                result = bad.told()
+        result = _result(opened, items)
         results.append(result)
+        if type(result) is not BadSample:
+            held += _HELD if result is None else result.bytes
         if held >= _HELD or end == len(samples[0]):
             yield slice(begin, end), results
             begin, held, results = end, 0, []
+
+
+def _result(work: Callable, items: tuple):
+    if type(items[0]) is BadSample:
+        return items[0]
+    try:
+        return work(*items)
+    except BadSample as bad:
+        return bad.told()
