@@ -31,7 +31,8 @@ def sample_keys(seed: int, step: int, first: int, count: int) -> torch.Tensor:
 
     All keys of a step differ in the lower 24 bits alone, so that any of them says which step it is of (`step_key`).
     """
-    return torch.arange(first, first + count) + _signed((_run_key(seed) + step) << _SAMPLE)
+    first += _signed((_run_key(seed) + step) << _SAMPLE)
+    return torch.arange(first, first + count)
 
 
 @lru_cache(maxsize=16)

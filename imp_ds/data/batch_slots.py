@@ -2,18 +2,20 @@
 
 New memory is slow: the kernel zeroes each page and maps it in both processes, which takes longer than to copy a batch into memory
 that is mapped already; and to hand a new piece over takes a connection between the processes (benchmarks/results/loader.md). So
-each worker has a few slots, made before it is started. A slot grows to the largest batch that it has held. It is free again when
-the rank has let go of all tensors of its batch, however long it keeps them; a worker without a free slot sends the batch in new
-memory.
+each worker has a few slots, made before it is started, and the large arrays of a batch are made in one from the beginning. A
+slot grows to the largest batch that it has held. It is free again when the rank has let go of all tensors of its batch, however
+long it keeps them; a worker without a free slot sends the batch in new memory.
 """
 
 import fcntl
+import math
 import mmap
 import os
 import weakref
 
 import numpy as np
 
+_ALIGNED = 64  # bytes: each array begins at a multiple of it
 _GRAIN = 1 << 21  # bytes: slots grow by multiples of it, so that batches of nearly one size do not map them anew each time
 
 
@@ -45,31 +47,83 @@ class BatchSlots:
         """Make this process the one that fills the slots of that worker."""
         self._worker, self._free = worker, list(range(self._each))
 
-    def take(self, size: int) -> tuple[int, np.ndarray] | None:
-        """(number of a free slot, its first `size` bytes as uint8), or None when none is free."""
+    def take(self) -> "Slot | None":
+        """A free slot, or None when none is free."""
         try:
             self._free += os.read(self._returned[self._worker][0], self._each)
         except BlockingIOError:
             pass
-        if not self._free:
-            return None
-        slot = self._worker * self._each + self._free.pop()
+        return Slot(self, self._worker * self._each + self._free.pop()) if self._free else None
+
+    def put_back(self, slot: "Slot") -> None:
+        """What a worker has taken and does not send."""
+        self._free.append(slot.number % self._each)
+
+    def grown(self, slot: int, size: int) -> mmap.mmap:
+        """In the worker that fills it: the memory of a slot, of `size` bytes at least. What was made in it before stays in it."""
         if size > os.fstat(self._files[slot]).st_size:
             os.ftruncate(self._files[slot], -(-size // _GRAIN) * _GRAIN)
-        return slot, self._bytes(slot, size)
+        return self._map(slot, size)
 
     def open(self, slot: int, size: int) -> np.ndarray:
         """In the rank: the first `size` bytes of a slot that a worker has filled. When nothing refers to them any more, the slot
         is free again."""
-        data = self._bytes(slot, size)
+        data = np.frombuffer(self._map(slot, size), np.uint8, size)
         worker, number = divmod(slot, self._each)
         weakref.finalize(data, _give_back, self, worker, number).atexit = False
         return data
 
-    def _bytes(self, slot: int, size: int) -> np.ndarray:
+    def _map(self, slot: int, size: int) -> mmap.mmap:
         if slot not in self._maps or len(self._maps[slot]) < size:
             self._maps[slot] = mmap.mmap(self._files[slot], os.fstat(self._files[slot]).st_size)
-        return np.frombuffer(self._maps[slot], np.uint8, size)
+        return self._maps[slot]
+
+
+def aligned(size: int) -> int:
+    """Bytes that an array of `size` bytes takes up, so that the next is aligned too, whatever its type."""
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+class Pieces:
+    """Memory that is given out array by array, from its beginning.
+
+    used: bytes of it, up to a multiple of 64.
+    """
+
+    def __init__(self):
+        self.used, self._begins = 0, {}
+
+    def empty(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+        """An array in it, as `numpy.empty` makes it elsewhere."""
+        begin, dtype = self.used, np.dtype(dtype)
+        self.used += aligned(math.prod(shape) * dtype.itemsize)
+        array = np.ndarray(shape, dtype, self._buffer(self.used), begin)
+        if array.nbytes:  # what takes nothing shares its place with the next
+            self._begins[array.ctypes.data] = begin
+        return array
+
+    def place(self, array: np.ndarray) -> int:
+        """The byte at which an array begins that was made in it, or else is copied into it."""
+        begin = self._begins.get(array.ctypes.data) if array.flags.c_contiguous else None
+        if begin is None:
+            begin = self.used
+            self.empty(array.shape, array.dtype)[...] = array
+        return begin
+
+    def _buffer(self, size: int):
+        """All of it, of `size` bytes at least."""
+        raise NotImplementedError
+
+
+class Slot(Pieces):
+    """A slot in the hands of the worker that fills it."""
+
+    def __init__(self, slots: BatchSlots, number: int):
+        super().__init__()
+        self._slots, self.number = slots, number
+
+    def _buffer(self, size: int) -> mmap.mmap:
+        return self._slots.grown(self.number, max(size, 1))  # no file of no bytes can be mapped
 
 
 def _give_back(slots: BatchSlots, worker: int, number: int) -> None:

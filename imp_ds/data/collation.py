@@ -6,6 +6,8 @@ whatever company. What leaves a worker is contiguous and small: pixels as uint8,
 to its own type on the device.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -33,7 +35,7 @@ class Collator:
     def __call__(
         self, task: str, views: Views, samples: list[dict], rngs: list[np.random.Generator] | None = None, *,
         augment: Augmentation = _UNCHANGED, mask_rate: float = 0.0, marked: bool = False,
-        says_captions: bool = False,
+        says_captions: bool = False, empty: Callable = np.empty,
     ) -> Batch:  # fmt: skip
         """Batch the samples of `decode`.
 
@@ -44,13 +46,14 @@ class Collator:
             mask_rate: share of the words that are hidden; `targets["words"]` has them then.
             marked: whether each text is to have a mark where its answer is read (`imp_ds.modalities.marking`).
             says_captions: whether the texts are to be said word by word; `targets["caption"]` has their words and ends then.
+            empty: makes the arrays of pictures and sounds, as `numpy.empty` does; for memory of one's own.
         """
         inputs, targets, padding = {}, {}, {}
         if views.vision is not None:
-            inputs["vision"] = self._vision(views.vision, [sample["vision"] for sample in samples], rngs)
+            inputs["vision"] = self._vision(views.vision, [sample["vision"] for sample in samples], rngs, empty)
             padding["vision"] = 0.0
         if views.audio is not None:
-            inputs["audio"] = self._audio(views.audio, [sample["audio"] for sample in samples], rngs, augment)
+            inputs["audio"] = self._audio(views.audio, [sample["audio"] for sample in samples], rngs, augment, empty)
             padding["audio"] = 0.0
         if views.text is not None:
             found = self._text(views.text, [sample["text"] for sample in samples], rngs, mask_rate, marked)
@@ -64,17 +67,17 @@ class Collator:
             targets[_LABEL] = torch.tensor([sample[_LABEL] for sample in samples], dtype=torch.int64)
         return Batch(task, inputs, targets, report=BatchReport(padding=padding))
 
-    def _vision(self, view: VisionView, clips: list[np.ndarray], rngs) -> dict[str, torch.Tensor]:
+    def _vision(self, view: VisionView, clips: list[np.ndarray], rngs, empty: Callable) -> dict[str, torch.Tensor]:
         settings = self.processor.image_processor
         return _tensors(
             vision.preprocess(
                 clips, view.frames, (view.height, view.width), settings.patch, keep_aspect=view.keep_aspect,
                 largest=settings.largest and size_pair(settings.largest),
-                drop_rate=0.0 if rngs is None else view.drop_rate, rngs=rngs,
+                drop_rate=0.0 if rngs is None else view.drop_rate, rngs=rngs, empty=empty,
             )
         )  # fmt: skip
 
-    def _audio(self, view: AudioView, sounds: list[tuple[np.ndarray, int]], rngs, augment: Augmentation):
+    def _audio(self, view: AudioView, sounds: list[tuple[np.ndarray, int]], rngs, augment: Augmentation, empty: Callable):
         settings = self.processor.feature_extractor
         crop = "center" if settings.crop == "random" and rngs is None else settings.crop
         masks = SpecMasks(augment.spec_masks, augment.spec_time, augment.spec_frequency)
@@ -84,6 +87,7 @@ class Collator:
                 list(samples), list(rates), settings.transform, view.seconds, settings.patch, mean=settings.mean,
                 std=settings.std, crop=crop, masks=masks if rngs is not None and masks.count else None,
                 drop_rate=0.0 if rngs is None else view.drop_rate, rngs=rngs, dtype=np.float16,
+                empty=empty,
             )
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from imp_ds.data.batch_slots import BatchSlots
-from imp_ds.data.packed_batch import PackedBatch, pack
+from imp_ds.data.packed_batch import PackedBatch, make_packed
 from imp_ds.data.pinned_ahead import PinnedAhead
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.data.worker_pool import WorkerLost, WorkerPool, start_method
@@ -109,8 +109,7 @@ def _taken(pool: WorkerPool, slots: BatchSlots | None, pinned: bool, timeout_s: 
 
 
 def _packed(batches: StepBatches, slots: BatchSlots | None, step: int) -> PackedBatch | UserError:
-    batch = batches[step]
-    return batch if isinstance(batch, UserError) else pack(batch, slots)
+    return make_packed(partial(batches.first_of, step), slots)
 
 
 def _prepare_worker(slots: BatchSlots | None, worker: int):

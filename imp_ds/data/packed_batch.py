@@ -4,15 +4,15 @@
 What is sent beside it are numbers and names alone.
 """
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from imp_ds.data.batch_slots import BatchSlots
+from imp_ds.data.batch_slots import BatchSlots, Pieces, Slot, aligned
+from imp_ds.errors import UserError
 from imp_ds.tasks import Batch, BatchReport
-
-_ALIGNED = 64  # bytes: each tensor begins at a multiple of it, whatever its type
 
 
 class _Place(NamedTuple):
@@ -47,26 +47,37 @@ class PackedBatch(NamedTuple):
         return Batch(self.task, found, targets, targets.pop("", None), self.report)
 
 
-def pack(batch: Batch, slots: BatchSlots | None = None) -> PackedBatch:
-    """Copy a batch into shared memory; with `slots`, those that this process fills."""
-    arrays = {(modality, name): t.numpy() for modality, inputs in batch.inputs.items() for name, t in inputs.items()}
-    arrays |= {("", name): tensor.numpy() for name, tensor in batch.targets.items()}
-    arrays |= {} if batch.key_B is None else {("", ""): batch.key_B.numpy()}
-    places, end = [], 0
-    for name, array in arrays.items():
-        places.append(_Place(name, array.dtype.name, array.shape, end, array.nbytes))
-        end += -(-array.nbytes // _ALIGNED) * _ALIGNED
-    slot, data = _memory(end, slots)
-    there = data.numpy() if slot is None else data
-    for place, array in zip(places, arrays.values()):
-        np.ndarray(array.shape, array.dtype, there, place.begin)[...] = array
-    return PackedBatch(batch.task, places, batch.report, end, slot, data if slot is None else None)
+def make_packed(make: Callable[..., Batch | UserError], slots: BatchSlots | None) -> PackedBatch | UserError:
+    """What `make` gives, packed. Large arrays are made in a slot, where one is free, by the `empty` that it is called with."""
+    slot, batch = None if slots is None else slots.take(), None
+    try:
+        batch = make(empty=np.empty if slot is None else slot.empty)
+    finally:
+        if slot is not None and not isinstance(batch, Batch):
+            slots.put_back(slot)
+    return pack(batch, slot) if isinstance(batch, Batch) else batch
 
 
-def _memory(size: int, slots: BatchSlots | None) -> tuple[int | None, np.ndarray | torch.Tensor]:
-    """(number of the slot, or None for new memory, its bytes)."""
-    taken = None if slots is None else slots.take(size)
-    if taken is not None:
-        return taken
-    # as torch's own collation does in a worker: written where it will be read, not copied there once more
-    return None, torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+def pack(batch: Batch, slot: Slot | None = None) -> PackedBatch:
+    """Bring a batch into one piece of shared memory: the slot, where what was made in it stays as it is, or new memory."""
+    tensors = {(modality, name): tensor for modality, inputs in batch.inputs.items() for name, tensor in inputs.items()}
+    tensors |= {("", name): tensor for name, tensor in batch.targets.items()}
+    tensors |= {} if batch.key_B is None else {("", ""): batch.key_B}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    pieces = _NewMemory(arrays.values()) if slot is None else slot
+    places = [_Place(name, array.dtype.name, array.shape, pieces.place(array), array.nbytes) for name, array in arrays.items()]
+    number, data = (None, pieces.data) if slot is None else (slot.number, None)
+    return PackedBatch(batch.task, places, batch.report, pieces.used, number, data)
+
+
+class _NewMemory(Pieces):
+    """Shared memory that is as large as these arrays: `data`, uint8."""
+
+    def __init__(self, arrays: Iterable[np.ndarray]):
+        super().__init__()
+        # as torch's own collation does in a worker: written where it will be read, not copied there once more
+        size = sum(aligned(array.nbytes) for array in arrays)
+        self.data = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+
+    def _buffer(self, size: int) -> np.ndarray:
+        return self.data.numpy()

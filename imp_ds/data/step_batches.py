@@ -5,6 +5,9 @@ unless a task asks for it (`Task.drop_last`).
 """
 
 import zlib
+from collections.abc import Callable
+
+import numpy as np
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
@@ -57,8 +60,11 @@ class StepBatches:
     def __getitem__(self, step: int) -> Batch | UserError:
         return self.first_of(step)
 
-    def first_of(self, step: int, most: int | None = None, view: int | None = None) -> Batch | UserError:
-        """The batch of a step, or as much of it as its first `most` samples, in its own view or in the one of that number."""
+    def first_of(
+        self, step: int, most: int | None = None, view: int | None = None, empty: Callable = np.empty
+    ) -> Batch | UserError:
+        """The batch of a step, or as much of it as its first `most` samples, in its own view or in the one of that number.
+        `empty` makes its large arrays, as `numpy.empty` does."""
         name, visit = self.schedule.at(step)
         task = self.tasks[name]
         view = task.draw_view(self.seed, visit) if view is None else view
@@ -68,7 +74,7 @@ class StepBatches:
             samples, rngs, keys = zip(*usable.at(self.spots(step)[:most]))
             batch = self.collator(
                 name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.mask_rate,
-                marked=task.marks_text, says_captions=task.says_captions,
+                marked=task.marks_text, says_captions=task.says_captions, empty=empty,
             )  # fmt: skip
         except UserError as error:
             return error

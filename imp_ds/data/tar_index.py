@@ -32,17 +32,17 @@ WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a
 _IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
 _BLOCK = 4096  # samples that are written together
 _HELD = 1 << 18  # bytes of an index that is held in memory: of a few thousand samples
-_FIRST, _AFTER_ANOTHER = struct.Struct("<3q"), struct.Struct("<6q")
+_THREE, _SIX = struct.Struct("<3q"), struct.Struct("<6q")
 # samples: state, end of its key in names, end of its members, three numbers each; members: number of the extension, offset, size
 _COLUMNS = dict(samples="int64", names="uint8", members="int64")
 
 
 class TarSample(NamedTuple):
-    """A sample of a shard: folder and name without extensions; WHOLE, UNSAFE or CUT; {extension: [offset, size]}."""
+    """A sample of a shard: folder and name without extensions; WHOLE, UNSAFE or CUT; {extension: (offset, size)}."""
 
     key: str
     state: int
-    members: dict[str, list[int]]
+    members: dict[str, tuple[int, int]]
 
 
 class TarIndex:
@@ -61,12 +61,11 @@ class TarIndex:
 
     def sample(self, number: int) -> TarSample:
         if number:
-            _, key_begin, begin, state, key_end, end = _AFTER_ANOTHER.unpack(self._samples.raw(3 * number - 3, 6))
+            _, key_begin, begin, state, key_end, end = _SIX.unpack(self._samples.raw(3 * number - 3, 6))
         else:
-            key_begin, begin, (state, key_end, end) = 0, 0, _FIRST.unpack(self._samples.raw(0, 3))
-        count = 3 * (end - begin)
-        numbers = iter(struct.unpack(f"<{count}q", self._members.raw(3 * begin, count)))
-        members = {self.extensions[extension]: place for extension, *place in zip(numbers, numbers, numbers)}
+            key_begin, begin, (state, key_end, end) = 0, 0, _THREE.unpack(self._samples.raw(0, 3))
+        found = _THREE.iter_unpack(self._members.raw(3 * begin, 3 * (end - begin)))
+        members = {self.extensions[extension]: (offset, size) for extension, offset, size in found}
         return TarSample(os.fsdecode(self._names.raw(key_begin, key_end - key_begin)), state, members)
 
 

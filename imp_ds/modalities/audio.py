@@ -5,7 +5,7 @@ C channels, F spectrogram frames, M mel bins.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ def preprocess(
     drop_rate: float = 0.0,
     rngs: Sequence[np.random.Generator] | None = None,
     dtype: type = np.float32,
+    empty: Callable = np.empty,
 ) -> dict[str, np.ndarray]:
     """Sounds of any length and rate to the model's inputs: `input_features` [B, K, P], `feature_positions` float32 [B, K, 2].
 
@@ -71,6 +72,7 @@ def preprocess(
         drop_rate: share of the tokens dropped.
         rngs: one for each sound, the source of all that is random.
         dtype: of the features: float32, or float16, half as much to carry and still exact to 1 / 2048 of a value.
+        empty: makes the arrays, as `numpy.empty` does; for memory of one's own.
 
     Raises:
         UserError: samples, rates or sizes that cannot be used.
@@ -83,7 +85,7 @@ def preprocess(
     mel_BFM = mel_BFM.sub_(mean).div_(std).numpy()
     steps, bands = grid = mel_BFM.shape[1] // patch[0], log_mel.mel_bins // patch[1]
     shape = len(sounds), kept_count(steps * bands, drop_rate)
-    values_BKP, positions_BK2 = np.empty((*shape, math.prod(patch)), dtype), np.empty((*shape, 2), np.float32)
+    values_BKP, positions_BK2 = empty((*shape, math.prod(patch)), dtype), empty((*shape, 2), np.float32)
     for place, mel_FM in enumerate(mel_BFM):
         rng = None if rngs is None else rngs[place]
         if masks is not None:

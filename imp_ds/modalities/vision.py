@@ -8,7 +8,7 @@ frame), D width, K tokens of it that are kept, T frames, H height, W width, C = 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ def preprocess(
     largest: Size | None = None,
     drop_rate: float = 0.0,
     rngs: Sequence[np.random.Generator] | None = None,
+    empty: Callable = np.empty,
 ) -> dict[str, np.ndarray]:
     """Images (T = 1) or films to the model's inputs: `pixel_values` uint8 [B, K, P] and `pixel_positions` float32 [B, K, 3].
 
@@ -85,6 +86,7 @@ def preprocess(
         largest: under keep_aspect, the (height, width) that a picture may have.
         drop_rate: share of the tokens dropped.
         rngs: one for each clip, the source of all that is random.
+        empty: makes the arrays, as `numpy.empty` does; for memory of one's own.
 
     Raises:
         UserError: the patch does not divide the clip, or something random is asked for without `rngs`.
@@ -99,8 +101,8 @@ def preprocess(
     steps, grid = max(1, frames // depth), (size[0] // patch[1], size[1] // patch[2])
     budget = steps * math.prod(grid)
     shape = len(clips), kept_count(budget, drop_rate)
-    values_BKP = np.empty((*shape, math.prod(patch) * 3 // (depth if frames == 1 else 1)), np.uint8)
-    positions_BK3 = np.empty((*shape, 3), np.float32)
+    values_BKP = empty((*shape, math.prod(patch) * 3 // (depth if frames == 1 else 1)), np.uint8)
+    positions_BK3 = empty((*shape, 3), np.float32)
     for place, clip_THWC in enumerate(clips):
         clip_THWC = clip_frames(clip_THWC, frames)
         if keep_aspect:

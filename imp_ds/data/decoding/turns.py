@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from imp_ds.data.samples import BadSample
 
-_HELD = 1 << 23  # bytes, decoded, of media that are open together: the caches are not large, nor is memory for whole photographs
+_HELD = 1 << 19  # bytes, decoded, of media that are open together: what a core's own cache holds (benchmarks/results/loader.md)
 
 
 def in_turn(work: Callable, *samples: Iterable) -> list:
