@@ -95,6 +95,12 @@ def training(module: Callable, *inputs: torch.Tensor) -> Callable:
     return call
 
 
+def bytes_per_second(more: float, short: float, long: float) -> float:
+    """From the seconds that two calls took, of which the longer moved `more` bytes more. A difference hidden by noise counts
+    as a fiftieth of the longer call: nothing is moved for nothing."""
+    return more / max(long - short, 0.02 * long)
+
+
 class KernelTimer:
     """Rates of every kind of kernel on `device` in `dtype`."""
 
@@ -162,7 +168,7 @@ class KernelTimer:
     def _passes(self, module: Callable, width: int, number: int, calls: int) -> Rate:
         """`number` passes over a tensor in `calls` kernels."""
         short, long = (self._seconds(module, self._tensor(tokens, width)) for tokens in (FEW, LARGE))
-        rate = number * (LARGE - FEW) * width * self.size / (long - short)
+        rate = bytes_per_second(number * (LARGE - FEW) * width * self.size, short, long)
         return Rate(overhead_s=max(0.0, short - number * FEW * width * self.size / rate) / calls, bytes_per_s=rate)
 
     def _attention(self) -> Rate:
@@ -175,7 +181,7 @@ class KernelTimer:
             return self._seconds(F.scaled_dot_product_attention, *tensors), kernel
 
         (start, least), (short, moving), (long, computing) = measure(1, 16), measure(128, 16), measure(8, 256)
-        bandwidth = (moving.bytes - least.bytes) / (short - start)
+        bandwidth = bytes_per_second(moving.bytes - least.bytes, start, short)
         overhead = max(0.0, start - least.bytes / bandwidth)
         return Rate(overhead_s=overhead, bytes_per_s=bandwidth, flops_per_s={0: computing.flops / max(long - overhead, 1e-9)})
 
@@ -193,7 +199,7 @@ class KernelTimer:
             return max(whole - self._seconds(layer.experts, self._tensor(rows, 384)), 0.05 * whole), kernel.bytes
 
         (short, little), (long, much) = measure(1, FEW), measure(MANY // 256, 256)
-        rate = (much - little) / max(long - short, 1e-9)
+        rate = bytes_per_second(much - little, short, long)
         return Rate(overhead_s=max(0.0, short - little / rate), bytes_per_s=rate)
 
 

@@ -8,7 +8,7 @@ import rates_worker
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.train.measure import KernelTimer, matrix_peak, measure_links, seconds_of
+from imp_ds.train.measure import KernelTimer, bytes_per_second, matrix_peak, measure_links, seconds_of
 from imp_ds.train.rates import OPERATIONS, Rates, h200
 from ranks import run_ranks
 
@@ -56,6 +56,12 @@ def test_the_peak_is_what_a_product_reaches():
         a @ b
     alone = 5 * 2 * 768**3 / (time.perf_counter() - start)
     assert 1e9 < peak < 1e13 and alone < 3 * peak  # another product of the same kind is not beyond it; the bounds are for noise
+
+
+def test_a_difference_hidden_by_noise_is_not_taken_for_endless_speed():
+    assert bytes_per_second(300.0, short=1.0, long=2.5) == 200.0
+    # 0.02 * 2 s for 100 bytes
+    assert bytes_per_second(100.0, short=2.1, long=2.0) == bytes_per_second(100.0, short=2.0, long=2.0) == 2500.0
 
 
 def test_every_kind_of_kernel_is_measured(monkeypatch):
