@@ -216,9 +216,9 @@ def measure_links(device: torch.device, after_work: bool = True) -> dict[str, Li
     for name, share in (("all_reduce", 2), ("all_gather", 1), ("reduce_scatter", 1), ("all_to_all", 1)):
         small, middle, large = (share * 4 * (ranks - 1) * numel for numel in LINK_ELEMENTS)
         start, short, long = (seconds(_collective(name, numel * ranks, device), device) for numel in LINK_ELEMENTS)
-        rate = (middle - small) / max(short - start, 1e-9)
+        rate = bytes_per_second(middle - small, start, short)
         found[name] = Link(
-            latency_s=max(0.0, start - small / rate), bytes_per_s=(large - middle) / max(long - short, 1e-9),
+            latency_s=max(0.0, start - small / rate), bytes_per_s=bytes_per_second(large - middle, short, long),
             short_bytes=middle, short_bytes_per_s=rate,
         )  # fmt: skip
     return found
