@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from imp_ds.data.batch_slots import BatchSlots
-from imp_ds.data.packed_batch import PackedBatch, make_packed
+from imp_ds.data.packed_batch import PackedBatch, dumps, make_packed
 from imp_ds.data.pinned_ahead import PinnedAhead
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.data.worker_pool import WorkerLost, WorkerPool, start_method
@@ -95,7 +95,7 @@ class RotatingLoader:
             self._slots = BatchSlots(self.workers, self.prefetch + 3)
         make, steps = partial(_packed, self.batches, self._slots), range(self.step, self.stop_step)
         prepare = partial(_prepare_worker, self._slots)
-        self._pool = WorkerPool(make, steps, workers=self.workers, ahead=self.prefetch, prepare=prepare)
+        self._pool = WorkerPool(make, steps, workers=self.workers, ahead=self.prefetch, prepare=prepare, dumps=dumps)
         self._take = partial(_taken, self._pool, self._slots, self.pinned)
         if self.pinned:
             self._ahead = PinnedAhead(self._take, self.prefetch)

@@ -4,7 +4,9 @@
 What is sent beside it are numbers and names alone.
 """
 
+import pickle
 from collections.abc import Callable, Iterable
+from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +16,9 @@ from imp_ds.data.batch_slots import BatchSlots, Pieces, Slot, aligned
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch, BatchReport
 
-
-class _Place(NamedTuple):
-    """Where a tensor lies: (modality, input name), ("", target name), or ("", "") for the samples' keys; its type's name in numpy
-    and torch."""
-
-    name: tuple[str, str]
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    bytes: int
+# Where a tensor lies: modality and input name, "" and target name, or "" and "" for the samples' keys; its type's name in numpy
+# and torch; its shape; the byte at which it begins. A plain tuple, since objects of a class take longer to pickle.
+_Place = tuple[str, str, str, tuple[int, ...], int]
 
 
 class PackedBatch(NamedTuple):
@@ -40,9 +35,10 @@ class PackedBatch(NamedTuple):
         """The batch, whose tensors are views of the shared memory, in a slot, which is free when the last of them is gone; or of
         a copy in page-locked memory."""
         data, found = self.data if self.slot is None else torch.from_numpy(slots.open(self.slot, self.size)), {}
-        data = data.pin_memory() if pinned else data
-        for name, dtype, shape, begin, size in self.places:
-            found.setdefault(name[0], {})[name[1]] = data[begin : begin + size].view(getattr(torch, dtype)).view(shape)
+        memory = (data.pin_memory() if pinned else data).untyped_storage()
+        for modality, name, dtype, shape, begin in self.places:
+            tensor = torch.empty(0, dtype=getattr(torch, dtype))
+            found.setdefault(modality, {})[name] = tensor.set_(memory, begin // tensor.itemsize, shape)
         targets = found.pop("", {})
         return Batch(self.task, found, targets, targets.pop("", None), self.report)
 
@@ -65,9 +61,17 @@ def pack(batch: Batch, slot: Slot | None = None) -> PackedBatch:
     tensors |= {} if batch.key_B is None else {("", ""): batch.key_B}
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     pieces = _NewMemory(arrays.values()) if slot is None else slot
-    places = [_Place(name, array.dtype.name, array.shape, pieces.place(array), array.nbytes) for name, array in arrays.items()]
+    places = [(*name, array.dtype.name, array.shape, pieces.place(array)) for name, array in arrays.items()]
     number, data = (None, pieces.data) if slot is None else (slot.number, None)
     return PackedBatch(batch.task, places, batch.report, pieces.used, number, data)
+
+
+def dumps(message: tuple) -> bytes:
+    """A message of `WorkerPool`, pickled. Shared memory is handed over by the pickler of multiprocessing, which takes longer for
+    what needs no such care."""
+    _, made = message
+    in_slot = isinstance(made, PackedBatch) and made.slot is not None
+    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL) if in_slot else ForkingPickler.dumps(message)
 
 
 class _NewMemory(Pieces):
