@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from imp_ds.data.batch_slots import BatchSlots
+from imp_ds.data.freed_memory import keep_freed_memory
 from imp_ds.data.packed_batch import PackedBatch, dumps, make_packed
 from imp_ds.data.pinned_ahead import PinnedAhead
 from imp_ds.data.step_batches import StepBatches
@@ -115,6 +116,7 @@ def _packed(batches: StepBatches, slots: BatchSlots | None, step: int) -> Packed
 def _prepare_worker(slots: BatchSlots | None, worker: int):
     if slots is not None:
         slots.fill_as(worker)
+    keep_freed_memory()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers

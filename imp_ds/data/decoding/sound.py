@@ -10,7 +10,7 @@ import numpy as np
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.sound_files import OpenSound, Sound, open_sound
-from imp_ds.data.decoding.turns import in_turn, opened_in_parts
+from imp_ds.data.decoding.turns import in_turn
 from imp_ds.data.samples import BadSample, Media
 
 _SPEEDS = 100  # steps of a speed of 1: the resampler designs a filter for each
@@ -27,10 +27,7 @@ def read_sounds(
 
     What is no sound, is damaged, too long, or not of finite numbers has a BadSample instead.
     """
-    sounds = []
-    for part, some in opened_in_parts(partial(_opened, seconds, cache), media, rngs):
-        sounds += in_turn(partial(_heard, seconds, speed, cache), some, media[part], rngs[part])
-    return sounds
+    return in_turn(partial(_heard, seconds, speed, cache), media, rngs)
 
 
 def read_windows(media: Media, seconds: float, cache: MediaCache) -> list[Sound]:
@@ -43,12 +40,9 @@ def read_windows(media: Media, seconds: float, cache: MediaCache) -> list[Sound]
     return [(samples_N[start : start + length], rate) for start in starts]
 
 
-def _opened(seconds: float, cache: MediaCache, media: Media, rng: np.random.Generator | None) -> OpenSound | None:
-    """None for what is kept decoded."""
-    return None if _key(media, seconds, rng) in cache else open_sound(media)
-
-
-def _heard(seconds: float, speed: float, cache: MediaCache, sound: OpenSound | None, media: Media, rng) -> Sound:
+def _heard(seconds: float, speed: float, cache: MediaCache, media: Media, rng) -> Sound:
+    # opened and read at once: both are one library's code, so to open many first, as of images, gains nothing
+    sound = None if _key(media, seconds, rng) in cache else open_sound(media)
     if rng is None:
         return _whole(sound, _key(media, seconds, rng), cache)
     factor = 1.0 if not speed else 1.0 + round(rng.uniform(-speed, speed) * _SPEEDS) / _SPEEDS

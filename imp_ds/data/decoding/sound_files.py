@@ -29,12 +29,10 @@ class OpenSound:
 
     length: samples, None where that is not known.
     rate: samples a second.
-    bytes: that all of it takes when it is decoded, as far as that is known.
     """
 
     def __init__(self, name: str, length: int | None, channels: int, rate: int):
         self.name, self.length, self.channels, self.rate = name, length, channels, rate
-        self.bytes = 4 * channels * (length or 0)
 
     def samples(self, first: int = 0, count: int | None = None) -> Sound:
         """Read `count` samples, or all that are left, and close it. Raises BadSample for what is damaged, too long, or not of

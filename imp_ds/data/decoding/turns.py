@@ -18,19 +18,19 @@ def in_turn(work: Callable, *samples: Iterable) -> list:
     return [_result(work, items) for items in zip(*samples, strict=True)]
 
 
-def opened_in_parts(opened: Callable, *samples: Sequence) -> Iterator[tuple[slice, list]]:
+def opened_in_parts(opened: Callable, samples: Sequence) -> Iterator[tuple[slice, list]]:
     """What `opened` gives `in_turn` for each sample, in runs that are held together: (which samples, what is open).
 
     opened: gives something with `bytes`, what it takes when it is decoded, or None for what need not or cannot be opened yet and
         ends a run.
     """
     begin, held, results = 0, 0, []
-    for end, items in enumerate(zip(*samples, strict=True), start=1):
-        result = _result(opened, items)
+    for end, sample in enumerate(samples, start=1):
+        result = _result(opened, (sample,))
         results.append(result)
         if type(result) is not BadSample:
             held += _HELD if result is None else result.bytes
-        if held >= _HELD or end == len(samples[0]):
+        if held >= _HELD or end == len(samples):
             yield slice(begin, end), results
             begin, held, results = end, 0, []
 
