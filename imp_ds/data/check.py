@@ -168,10 +168,10 @@ def _in_processes(looks: Looks, processes: int) -> Iterable[Findings]:
         return
     pool = WorkerPool(looks.__getitem__, range(len(looks)), workers=processes, ahead=_AHEAD, prepare=_one_thread)
     try:
-        for part in range(len(looks)):
+        for _ in range(len(looks)):
             yield pool.take()
     except WorkerLost as error:
-        rows = looks.rows(part)
+        rows = looks.rows(error.part)
         raise UserError(
             f"{looks.reader.name}: a process died while it looked at samples",
             got=f"{looks.reader.key(rows[0])} or one of the next {len(rows)}: {error}",

@@ -87,13 +87,13 @@ class RotatingLoader:
         except TimeoutError:
             raise _no_batch(self.step, f"a wait of {self.timeout_s:g} s") from None
         except WorkerLost as error:
-            raise _no_batch(self.step, error) from error
+            raise _no_batch(error.part, error) from error
 
     def _start(self) -> None:
         """Start the workers, which touch neither the GPU nor the process group."""
         if start_method() == "fork" and BatchSlots.are_there():
-            # beside those ahead a batch is being made, one is computed with, and one is kept
-            self._slots = BatchSlots(self.workers, self.prefetch + 3)
+            # those ahead, as many again where another worker is slow, one being made, one computed with, one kept
+            self._slots = BatchSlots(self.workers, 2 * self.prefetch + 3)
         make, steps = partial(_packed, self.batches, self._slots), range(self.step, self.stop_step)
         prepare = partial(_prepare_worker, self._slots)
         self._pool = WorkerPool(make, steps, workers=self.workers, ahead=self.prefetch, prepare=prepare, dumps=dumps)

@@ -69,7 +69,7 @@ def pack(batch: Batch, slot: Slot | None = None) -> PackedBatch:
 def dumps(message: tuple) -> bytes:
     """A message of `WorkerPool`, pickled. Shared memory is handed over by the pickler of multiprocessing, which takes longer for
     what needs no such care."""
-    _, made = message
+    made = message[-1]
     in_slot = isinstance(made, PackedBatch) and made.slot is not None
     return pickle.dumps(message, pickle.HIGHEST_PROTOCOL) if in_slot else ForkingPickler.dumps(message)
 

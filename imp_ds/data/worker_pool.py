@@ -1,38 +1,51 @@
-"""Processes that make the parts of a sequence, each its share, and each a few parts ahead of whoever takes them.
+"""Processes that make the parts of a sequence: each the next one that nobody has begun, all of them a few parts ahead of whoever
+takes the parts in order.
 
-A worker knows its parts, and has a pipe of its own to send them through, so that neither side needs threads or queues: against
-torch's DataLoader this saves the process that trains half of its work, and workers 3 to 5 % (benchmarks/results/loader.md).
+So a worker that is slow, or whose part is, keeps no other waiting. The workers share the number of the next part, and each has a
+pipe of its own to send through: neither side needs threads or queues. Against torch's DataLoader this saves the process that
+trains half of its work (benchmarks/results/loader.md).
 """
 
 import multiprocessing
 import os
 import select
 import signal
+import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Semaphore
 from typing import NamedTuple
 
 _LOOK_S = 5.0  # how often a waiting worker looks whether it is still wanted
+_NOTHING = -1  # the place of no part
 _END_S = 5.0  # that a worker has for its end before it is killed
 
 
 class WorkerLost(Exception):
-    """A worker process has ended by itself."""
+    """A worker process has ended by itself. `part` is the one that it began last."""
+
+    def __init__(self, how: str, part: int):
+        super().__init__(how)
+        self.part = part
 
 
 class _Worker(NamedTuple):
-    """A process as the other side knows it: where what it makes comes in, what waits for that (milliseconds or None for ever ->
-    something, when it is there), the count of parts that it may make."""
-
     process: BaseProcess
     connection: Connection
-    poll: Callable[[float | None], list]
+
+
+class _Shared(NamedTuple):
+    """What the workers share: how many parts may still be begun, the place of the next part, and of the one that each of them
+    has begun last."""
+
     asked: Semaphore
+    next: Synchronized
+    begun: Sequence[int]
 
 
 class WorkerPool:
@@ -42,9 +55,9 @@ class WorkerPool:
         make: part -> what it is made into, which is pickled.
         parts: numbers of the parts.
         workers: processes, at least one.
-        ahead: parts that each makes before it is asked for more.
+        ahead: parts for each worker that all together make before they are asked for more.
         prepare: called in each process with its number, before anything else.
-        dumps: pickles a message, (None, what was made) or (traceback, None), in the worker.
+        dumps: pickles a message, (place of the part, None, what was made) or (place, traceback, None), in the worker.
     """
 
     def __init__(
@@ -52,40 +65,56 @@ class WorkerPool:
         dumps: Callable[[tuple], bytes] = ForkingPickler.dumps,
     ):  # fmt: skip
         context = multiprocessing.get_context(start_method())
-        self._taken, self._parts, self._workers = 0, len(parts), []
+        self._parts, self._taken, self._made, self._workers, self._poll = parts, 0, {}, {}, select.poll()
+        begun = context.RawArray("q", [_NOTHING] * workers)
+        self._shared = _Shared(context.Semaphore(workers * ahead), context.Value("q", 0), begun)
         self.close = weakref.finalize(self, _end, os.getpid(), self._workers)
-        for worker in range(workers):
-            (connection, its_end), asked = context.Pipe(duplex=False), context.Semaphore(ahead)
-            share = make, parts[worker::workers], worker, its_end, asked, prepare, dumps, os.getpid()
-            process = context.Process(target=_work, args=share, daemon=True, name=f"worker {worker}")
+        for number in range(workers):
+            connection, its_end = context.Pipe(duplex=False)
+            share = make, parts, self._shared, number, its_end, prepare, dumps, os.getpid()
+            process = context.Process(target=_work, args=share, daemon=True, name=f"worker {number}")
             process.start()
             its_end.close()  # so that the pipe ends when the worker does
-            self._workers.append(_Worker(process, connection, _poll(connection), asked))
+            self._workers[connection.fileno()] = _Worker(process, connection)
+            self._poll.register(connection.fileno(), select.POLLIN)
 
     @property
     def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._workers]
+        return [worker.process.pid for worker in self._workers.values()]
 
     def take(self, timeout_s: float | None = None):
         """The next part. Raises StopIteration after the last, TimeoutError, WorkerLost, and RuntimeError, with the worker's
         traceback, for what its making raises."""
-        if self._taken == self._parts:
+        if self._taken == len(self._parts):
             raise StopIteration
-        worker = self._workers[self._taken % len(self._workers)]
-        try:
-            if not worker.poll(None if timeout_s is None else timeout_s * 1000):
-                raise TimeoutError(f"{worker.process.name} made nothing in {timeout_s:g} s")
-            # of shared memory, only a handle comes, which a worker that died cannot give
-            failure, made = worker.connection.recv()
-        except TimeoutError:
-            raise
-        except (EOFError, OSError) as error:
-            raise WorkerLost(_how_it_ended(worker.process)) from error
-        worker.asked.release()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._taken not in self._made:
+            ready = self._poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise TimeoutError(f"{self._maker()} made nothing in {timeout_s:g} s")
+            for descriptor, _ in ready:
+                self._receive(self._workers[descriptor])
+        worker, failure, made = self._made.pop(self._taken)
+        self._shared.asked.release()
         self._taken += 1
         if failure is not None:
             raise RuntimeError(f"{worker.process.name} failed:\n{failure}")
         return made
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            # of shared memory, only a handle comes, which a worker that died cannot give
+            place, failure, made = worker.connection.recv()
+        except (EOFError, OSError) as error:
+            begun = self._shared.begun[list(self._workers.values()).index(worker)]
+            part = self._parts[self._taken if begun == _NOTHING else begun]
+            raise WorkerLost(_how_it_ended(worker.process), part) from error
+        self._made[place] = worker, failure, made
+
+    def _maker(self) -> str:
+        """Who makes the part that is taken next."""
+        makers = dict(zip(self._shared.begun, self._workers.values()))
+        return makers[self._taken].process.name if self._taken in makers else "the workers"
 
 
 def start_method() -> str | None:
@@ -94,30 +123,30 @@ def start_method() -> str | None:
 
 
 def _work(
-    make: Callable, parts: range, worker: int, connection: Connection, asked: Semaphore, prepare: Callable | None,
+    make: Callable, parts: range, shared: _Shared, worker: int, connection: Connection, prepare: Callable | None,
     dumps: Callable[[tuple], bytes], parent: int,
 ) -> None:  # fmt: skip
     if prepare is not None:
         prepare(worker)
-    for part in parts:
-        if not _wanted(asked, parent):
-            return
+    while (place := _begin(shared, worker, parent)) is not None and place < len(parts):
         try:
-            connection.send_bytes(dumps((None, make(part))))
+            connection.send_bytes(dumps((place, None, make(parts[place]))))
         except BrokenPipeError:
             return
         except Exception:  # also of what cannot be pickled, of which nothing has been sent
-            connection.send_bytes(dumps((traceback.format_exc(), None)))
-    while _wanted(asked, parent):  # shared memory that was sent may not have been opened yet
+            connection.send_bytes(dumps((place, traceback.format_exc(), None)))
+    while _wanted(shared.asked, parent):  # shared memory that was sent may not have been opened yet
         pass
 
 
-def _poll(connection: Connection) -> Callable[[float | None], list]:
-    """What waits for something to receive. `Connection.poll` makes a selector anew each time, which takes about as long as all
-    else that is done to take a batch."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return poll.poll
+def _begin(shared: _Shared, worker: int, parent: int) -> int | None:
+    """The place of the next part, once one is asked for; None when the process that takes them is gone."""
+    if not _wanted(shared.asked, parent):
+        return None
+    with shared.next.get_lock():
+        place = shared.begun[worker] = shared.next.value
+        shared.next.value += 1
+    return place
 
 
 def _wanted(asked: Semaphore, parent: int) -> bool:
@@ -128,9 +157,10 @@ def _wanted(asked: Semaphore, parent: int) -> bool:
     return True
 
 
-def _end(owner: int, workers: list[_Worker]) -> None:
+def _end(owner: int, by_descriptor: dict[int, _Worker]) -> None:
     if os.getpid() != owner:  # a copy in a process that was forked
         return
+    workers = by_descriptor.values()
     for worker in workers:
         worker.connection.close()
     for worker in workers:

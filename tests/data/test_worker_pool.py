@@ -31,13 +31,20 @@ def living(pids):
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("ahead", [1, 4])
-def test_parts_come_in_order_each_from_its_worker(workers, ahead):
-    pool = WorkerPool(lambda part: (part, os.getpid()), range(5, 18), workers=workers, ahead=ahead)
+def test_parts_come_in_order_from_whoever_makes_them(workers, ahead):
+    pool = WorkerPool(lambda part: (part, os.getpid()), range(5, 70, 5), workers=workers, ahead=ahead)
     found = [pool.take(TIMEOUT_S) for _ in range(13)]
-    assert [part for part, _ in found] == list(range(5, 18))
-    assert [pid for _, pid in found] == [pool.pids[place % workers] for place in range(13)]
+    assert [part for part, _ in found] == list(range(5, 70, 5))
+    assert {pid for _, pid in found} <= set(pool.pids)
     with pytest.raises(StopIteration):
         pool.take(TIMEOUT_S)
+
+
+def test_a_slow_part_keeps_no_other_worker_waiting():
+    """Of 8 parts in all, the first takes 2 s: its worker makes it alone, the other the seven that may be made ahead."""
+    pool = WorkerPool(lambda part: time.sleep(2.0 * (part == 0)) or os.getpid(), range(8), workers=2, ahead=4)
+    slow, *others = (pool.take(TIMEOUT_S) for _ in range(8))
+    assert {slow, others[0]} == set(pool.pids) and len(set(others)) == 1
 
 
 def test_nothing_is_made_further_ahead_than_asked():
@@ -49,7 +56,7 @@ def test_nothing_is_made_further_ahead_than_asked():
 
     pool = WorkerPool(make, range(100), workers=2, ahead=3)
     for taken in range(4):
-        until(lambda: made.value >= 6 + taken)  # 3 by each, and one for each that was taken
+        until(lambda: made.value >= 6 + taken)  # 3 for each worker, and one for each that was taken
         time.sleep(0.2)
         assert made.value == 6 + taken
         pool.take(TIMEOUT_S)
@@ -57,8 +64,9 @@ def test_nothing_is_made_further_ahead_than_asked():
 
 def test_each_worker_is_prepared_with_its_number():
     seen = []
-    pool = WorkerPool(lambda part: list(seen), range(4), workers=2, ahead=1, prepare=seen.append)
-    assert [pool.take(TIMEOUT_S) for _ in range(4)] == [[0], [1], [0], [1]] and seen == []
+    pool = WorkerPool(lambda part: (os.getpid(), list(seen)), range(4), workers=2, ahead=1, prepare=seen.append)
+    found = [pool.take(TIMEOUT_S) for _ in range(4)]
+    assert all(numbers == [pool.pids.index(pid)] for pid, numbers in found) and seen == []
 
 
 @pytest.mark.parametrize("what, told", [
@@ -79,13 +87,20 @@ def test_what_fails_in_a_worker_is_told_with_its_traceback(what, told):
 @pytest.mark.parametrize("end, how", [
     (lambda: os.kill(os.getpid(), signal.SIGKILL), "by signal SIGKILL"), (lambda: os._exit(3), "with exit code 3"),
 ], ids=["killed", "exits"])  # fmt: skip
-def test_a_worker_that_ends_is_told(end, how):
-    pool = WorkerPool(lambda part: end() if part == 2 else part, range(10), workers=2, ahead=2)
-    start = time.monotonic()
-    assert [pool.take(TIMEOUT_S) for _ in range(2)] == [0, 1]
-    with pytest.raises(WorkerLost, match=f"worker 0 exited unexpectedly, {how}"):
-        pool.take(TIMEOUT_S)
+def test_a_worker_that_ends_is_told_with_its_part(end, how):
+    pool = WorkerPool(lambda part: end() if part == 50 else part, range(48, 60), workers=2, ahead=1)
+    start, found = time.monotonic(), []
+    with pytest.raises(WorkerLost, match=f"worker [01] exited unexpectedly, {how}") as error:
+        found += (pool.take(TIMEOUT_S) for _ in range(3))
+    assert found == list(range(48, 48 + len(found))) and error.value.part == 50
     assert time.monotonic() - start < 20
+
+
+def test_a_worker_that_ends_before_its_first_part_is_told():
+    pool = WorkerPool(lambda part: part, range(7, 9), workers=1, ahead=1, prepare=lambda number: os._exit(4))
+    with pytest.raises(WorkerLost, match="worker 0 exited unexpectedly, with exit code 4") as error:
+        pool.take(TIMEOUT_S)
+    assert error.value.part == 7
 
 
 def test_a_wait_has_an_end_and_may_be_taken_up_again():
