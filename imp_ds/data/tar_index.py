@@ -27,22 +27,31 @@ from imp_ds.data.sources.named_files import check_name
 from imp_ds.data.sources.tar_headers import Damaged, Member, members
 from imp_ds.data.storage import File, Storage, local_path
 
-FORMAT = "2"  # of the index
+FORMAT = "3"  # of the index
+TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}  # the last part of their extensions
+SHORT = 7  # bytes: shorter texts, as labels are, stand in the index itself
 WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a name that leads out; not all there
 _IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
 _BLOCK = 4096  # samples that are written together
 _HELD = 1 << 18  # bytes of an index that is held in memory: of a few thousand samples
 _THREE, _SIX = struct.Struct("<3q"), struct.Struct("<6q")
-# samples: state, end of its key in names, end of its members, three numbers each; members: number of the extension, offset, size
+# samples: state, end of its key in names, end of its members, three numbers each; members: number of the extension, offset, size;
+# the offset of a short text is its bytes as an integer n, as -1 - n
 _COLUMNS = dict(samples="int64", names="uint8", members="int64")
 
 
 class TarSample(NamedTuple):
-    """A sample of a shard: folder and name without extensions; WHOLE, UNSAFE or CUT; {extension: (offset, size)}."""
+    """A sample of a shard: folder and name without extensions; WHOLE, UNSAFE or CUT; {extension: (offset, size)}, where an
+    offset below 0 is a short text itself (`short_text`)."""
 
     key: str
     state: int
     members: dict[str, tuple[int, int]]
+
+
+def short_text(offset: int, size: int) -> bytes:
+    """The text whose bytes stand in the index."""
+    return (-1 - offset).to_bytes(size, "little")
 
 
 class TarIndex:
@@ -161,9 +170,17 @@ def write_index(shard: BinaryIO, file: File, path: Path) -> None:
         key_end, member_end = int(key_ends[-1]), int(member_ends[-1])
         writer.append("samples", np.stack([[state for _, state, _ in block], key_ends, member_ends], 1).ravel())
         writer.append("names", np.frombuffer(b"".join(names), np.uint8))
-        numbers = ((extensions.setdefault(name, len(extensions)), member.offset, member.size) for name, member in entries)
+        numbers = ((extensions.setdefault(name, len(extensions)), _offset(shard, name, m), m.size) for name, m in entries)
         writer.append("members", [number for three in numbers for number in three])
     writer.close(extensions=json.dumps(list(extensions)), stamp=file.stamp, format=FORMAT)
+
+
+def _offset(shard: BinaryIO, extension: str, member: Member) -> int:
+    """Of a member, as the index holds it."""
+    if member.kind != "file" or member.size > SHORT or extension.rpartition(".")[2] not in TEXTS:
+        return member.offset
+    text = os.pread(shard.fileno(), member.size, member.offset)
+    return -1 - int.from_bytes(text, "little") if len(text) == member.size else member.offset
 
 
 def _samples(shard: BinaryIO) -> Iterator[tuple[str, int, dict[str, Member]]]:

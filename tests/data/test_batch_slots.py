@@ -93,11 +93,11 @@ def test_nothing_stays_open():
 
 
 def test_the_loader_uses_few_slots_for_many_batches_and_lets_go_of_all(root):  # noqa: F811
+    list(loader(root, workers=1, stop_step=1))  # multiprocessing keeps the memory in which its first numbers were shared
     before = open_files()
     some = loader(root, workers=2, prefetch=1, stop_step=40)
     places = {next(iter(batch.inputs.values())).popitem()[1].untyped_storage().data_ptr() for batch in some}
-    # 2 workers have 4 slots each, and those of a worker that nobody is behind are enough
-    assert 1 <= len(places) <= 8
+    assert 1 <= len(places) <= 10  # 2 workers have 5 slots each
     del some
     assert open_files() == before
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imp_ds.data.storage import Storage
+from imp_ds.data.tar_index import FORMAT
 from processes import run
 
 SAMPLES = {"few": 10**3, "some": 10**5, "many": 10**7}
@@ -49,7 +50,7 @@ def write(folder, samples: int) -> None:
     """
     folder.mkdir(parents=True)
     (folder / "train-0.tar").write_bytes(bytes(1024))
-    facts = dict(extensions='["png"]', stamp=Storage().file(str(folder / "train-0.tar")).stamp, format="2")
+    facts = dict(extensions='["png"]', stamp=Storage().file(str(folder / "train-0.tar")).stamp, format=FORMAT)
     lengths = dict(samples=("I64", 3 * samples), members=("I64", 3 * samples), names=("U8", 8 * samples))
     header, at, begin = {"__metadata__": facts}, 0, {}
     for name, (kind, length) in lengths.items():

@@ -17,6 +17,8 @@ from PIL import Image
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import captions, has_split, labels, open_reader
 from imp_ds.data.sources.tar_headers import members
+from imp_ds.data.storage import Storage
+from imp_ds.data.tar_index import open_index, short_text
 from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 
@@ -170,6 +172,23 @@ def test_members_with_one_name_are_a_sample(tmp_path, settings, form):
     assert (tmp_path / "t/train-00001.tar.idx").is_file()
     copy = pickle.loads(pickle.dumps(reader))
     assert shade(copy.read(2)["vision"]) == 2
+
+
+def test_short_texts_stand_in_the_index(tmp_path):
+    """Up to seven bytes, whatever they are; longer texts and media are read from the shard."""
+    short = {"cls": b"7", "txt": b"", "left.cls": "größe".encode(), "id": b"\0" + 6 * b"\xff"}
+    members = {**short, "text": b"8 bytes.", "png": b"7 bytes"}
+    path = tmp_path / "train-0.tar"
+    with tarfile.open(path, "w") as tar:
+        for extension, data in members.items():
+            add(tar, f"a.{extension}", data)
+    found = open_index(Storage(), Storage().file(str(path))).sample(0).members
+    assert {extension: size for extension, (_, size) in found.items()} == {name: len(data) for name, data in members.items()}
+    assert {extension: short_text(*place) for extension, place in found.items() if place[0] < 0} == short
+    shard = path.read_bytes()
+    for extension in ("text", "png"):
+        offset, size = found[extension]
+        assert shard[offset : offset + size] == members[extension]
 
 
 def test_an_index_is_made_again_for_another_shard(tmp_path, settings):

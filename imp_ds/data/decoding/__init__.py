@@ -14,7 +14,7 @@ from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.picture import read_clips
 from imp_ds.data.decoding.sound import read_sounds, read_windows
 from imp_ds.data.decoding.turns import in_turn
-from imp_ds.data.samples import BadSample, RawSample
+from imp_ds.data.samples import BadSample, Media, RawSample
 from imp_ds.tasks import Augmentation, Views
 
 _UNCHANGED = Augmentation()
@@ -62,10 +62,10 @@ def decode_all(
 
     samples = in_turn(begun, raws, rngs)
     if views.vision is not None:
-        media = in_turn(lambda _, raw: raw["vision"], samples, raws)
+        media = _media("vision", samples, raws)
         samples = _with("vision", samples, read_clips(media, views.vision, rngs, cache, augment))
     if views.audio is not None:
-        media = in_turn(lambda _, raw: raw["audio"], samples, raws)
+        media = _media("audio", samples, raws)
         samples = _with("audio", samples, read_sounds(media, views.audio.seconds, rngs, cache, augment.speed))
     return samples
 
@@ -87,12 +87,17 @@ def _check_complete(raw: RawSample, needed: Sequence[str]) -> None:
             raise BadSample(_MISSING[role])
 
 
+def _media(role: str, samples: list[dict | BadSample], raws: Sequence[RawSample | BadSample]) -> list[Media | BadSample]:
+    """What is to be decoded for that role: nothing for a sample that is of no use already."""
+    return [sample if type(sample) is BadSample else raw[role] for sample, raw in zip(samples, raws, strict=True)]
+
+
 def _with(role: str, samples: list[dict | BadSample], values: list) -> list[dict | BadSample]:
     """The samples with one more entry; a BadSample among the values, which stands there for one in `samples` too, takes the
     sample's place."""
-
-    def add(value, sample: dict) -> dict:
-        sample[role] = value
-        return sample
-
-    return in_turn(add, values, samples)
+    for place, value in enumerate(values):
+        if type(value) is BadSample:
+            samples[place] = value
+        else:
+            samples[place][role] = value
+    return samples

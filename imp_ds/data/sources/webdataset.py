@@ -19,12 +19,11 @@ from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.values import shown, written_label
 from imp_ds.data.storage import File
-from imp_ds.data.tar_index import CUT, UNSAFE, TarIndex, TarSample, make_indexes, open_index
+from imp_ds.data.tar_index import CUT, TEXTS, UNSAFE, TarIndex, TarSample, make_indexes, open_index, short_text
 
 _OPEN = 64  # shards that are open at a time
 _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
 _MOST_MEDIA = 1 << 31  # bytes of an image, a film or a sound
-_TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}
 
 
 def find(wanted: Wanted) -> None:
@@ -127,7 +126,7 @@ class Members(Mapping):
         if field is not None:
             return self._object(extension).get(field, default)
         offset, size = self._members[extension]
-        if extension.rpartition(".")[2] not in _TEXTS:
+        if extension.rpartition(".")[2] not in TEXTS:
             return extension, offset, size
         text = self._text(extension)
         return written_label(text, self._class_places) if column == self._label else text.strip()
@@ -154,8 +153,10 @@ class Members(Mapping):
         return self._objects[extension]
 
     def _text(self, extension: str) -> str:
+        offset, size = self._members[extension]
         try:
-            return self._read_bytes(*self._members[extension], _MOST_TEXT).decode("utf-8")
+            text = short_text(offset, size) if offset < 0 else self._read_bytes(offset, size, _MOST_TEXT)
+            return text.decode("utf-8")
         except UnicodeDecodeError as error:
             kind = "bad JSON" if extension == "json" else "wrong column"
             raise BadSample(kind, f"{self._where}.{extension} is not UTF-8: {error}") from None
