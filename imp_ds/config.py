@@ -127,7 +127,7 @@ class DataSettings(Settings):
 
     root: str = Field("data/digits", description="folder of the corpus; sources and classes.json are relative to it")
     workers: int = Field(1, ge=0, description="loader processes of each rank; 0 loads in the training process")
-    prefetch: int = Field(4, ge=1, description="batches each worker prepares ahead")
+    prefetch: int = Field(4, ge=1, description="batches prepared ahead, for each worker")
     cache_mb: int = Field(512, ge=0, description="decoded samples kept by each worker, in MiB; 0 keeps none")
     seed: int = Field(0, ge=0, description="of the order, the captions, the dropped tokens, dropout and the routers' noise")
     window: int = Field(65536, ge=1, description="samples that are shuffled among each other, after the shards have been")
