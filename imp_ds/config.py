@@ -120,6 +120,7 @@ class AudioSettings(Settings):
     mel_bins: int = Field(128, ge=1)
     min_frequency: float = Field(80.0, ge=0, description="Hz")
     max_frequency: float = Field(7600.0, gt=0, description="Hz")
+    normalize: bool = Field(False, description="bring each sound to mean 0 and variance 1, so that its loudness does not count")
 
 
 class DataSettings(Settings):

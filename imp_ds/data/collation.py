@@ -85,9 +85,9 @@ class Collator:
         return _tensors(
             audio.preprocess(
                 list(samples), list(rates), settings.transform, view.seconds, settings.patch, mean=settings.mean,
-                std=settings.std, crop=crop, masks=masks if rngs is not None and masks.count else None,
-                drop_rate=0.0 if rngs is None else view.drop_rate, rngs=rngs, dtype=np.float16,
-                empty=empty,
+                std=settings.std, do_normalize=settings.do_normalize, crop=crop,
+                masks=masks if rngs is not None and masks.count else None, drop_rate=0.0 if rngs is None else view.drop_rate,
+                rngs=rngs, dtype=np.float16, empty=empty,
             )
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from imp_ds.modalities.resampling import resample
 INPUT_NAMES = ("input_features", "feature_positions")
 CROPS = ("start", "center", "random")
 _MOST_CHANNELS = 32
+_LEAST_VARIANCE = np.float32(1e-7)  # as transformers has it; what is much quieter than -70 dB of full scale stays quiet
 
 
 class AudioEmbedding(nn.Module):
@@ -51,6 +52,7 @@ def preprocess(
     *,
     mean: float = 0.0,
     std: float = 1.0,
+    do_normalize: bool = False,
     crop: str = "start",
     masks: SpecMasks | None = None,
     drop_rate: float = 0.0,
@@ -67,6 +69,8 @@ def preprocess(
         sounds: samples [N], [N, C] or [C, N]; floats in [-1, 1] or integers over their type's range.
         patch: spectrogram frames and mel bins of a patch.
         mean, std: the log-mel values become (value - mean) / std; fixed numbers, not statistics of the sound.
+        do_normalize: bring what is heard of each sound to mean 0 and variance 1 first, so that its loudness does not count
+            (wav2vec 2.0, arXiv 2006.11477, section 2).
         crop: where a longer sound is cut, and where a shorter one lies in the silence: "start", "center" or "random".
         masks: bands of the spectrogram to be masked at random.
         drop_rate: share of the tokens dropped.
@@ -81,7 +85,7 @@ def preprocess(
         raise UserError("the patch does not divide the mel bins", got=f"{log_mel.mel_bins} bins in patches of {patch[1]}")
     if crop not in CROPS or (crop == "random" and rngs is None):
         raise UserError("unknown crop of a sound", got=f"crop={crop!r}, rngs={rngs}", allowed=f'{CROPS}; "random" needs rngs')
-    mel_BFM = spectrograms(sounds, sampling_rates, log_mel, seconds, patch[0], crop, rngs)
+    mel_BFM = spectrograms(sounds, sampling_rates, log_mel, seconds, patch[0], crop, rngs, do_normalize)
     mel_BFM = mel_BFM.sub_(mean).div_(std).numpy()
     steps, bands = grid = mel_BFM.shape[1] // patch[0], log_mel.mel_bins // patch[1]
     shape = len(sounds), kept_count(steps * bands, drop_rate)
@@ -97,15 +101,16 @@ def preprocess(
 
 
 def spectrograms(
-    sounds: list[np.ndarray], sampling_rates: list[int], log_mel: LogMel, seconds: float, multiple: int, crop: str, rngs
-) -> torch.Tensor:
+    sounds: list[np.ndarray], sampling_rates: list[int], log_mel: LogMel, seconds: float, multiple: int, crop: str, rngs,
+    do_normalize: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """The log-mel spectrograms of `seconds` of each sound, float32 [B, F, M]; F is rounded up to a multiple of `multiple`."""
     length = round(seconds * log_mel.sampling_rate)
     frames = multiple * math.ceil(math.ceil(length / log_mel.hop_length) / multiple)
     samples_BN = np.zeros((len(sounds), max(length, log_mel.samples_for(frames))), np.float32)
     for place, (sound, rate) in enumerate(zip(sounds, sampling_rates, strict=True)):
         rng = None if rngs is None else rngs[place]
-        _place(to_mono(sound), rate, log_mel.sampling_rate, samples_BN[place, :length], crop, rng)
+        _place(to_mono(sound), rate, log_mel.sampling_rate, samples_BN[place, :length], crop, rng, do_normalize)
     return log_mel(torch.from_numpy(samples_BN[:, : log_mel.samples_for(frames)]))
 
 
@@ -131,8 +136,11 @@ def to_mono(sound: np.ndarray) -> np.ndarray:
     return samples
 
 
-def _place(samples_N: np.ndarray, rate: int, target: int, row_N: np.ndarray, crop: str, rng: np.random.Generator | None):
-    """Write a sound into its row of silence: resampled, and cut or shifted as `crop` says."""
+def _place(
+    samples_N: np.ndarray, rate: int, target: int, row_N: np.ndarray, crop: str, rng: np.random.Generator | None,
+    do_normalize: bool,
+):  # fmt: skip
+    """Write a sound into its row of silence: resampled, cut or shifted as `crop` says, and normalised."""
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate < 1:
         raise UserError("a sampling rate must be a whole number of samples per second", got=repr(rate), allowed="such as 16000")
     wanted = math.ceil(len(row_N) * rate / target)
@@ -140,7 +148,13 @@ def _place(samples_N: np.ndarray, rate: int, target: int, row_N: np.ndarray, cro
     start = _offset(max(len(samples_N) - wanted, 0), crop, rng)
     samples_N = resample(samples_N[start : start + wanted], int(rate), target)[: len(row_N)]
     start = _offset(len(row_N) - len(samples_N), crop, rng)
-    row_N[start : start + len(samples_N)] = samples_N
+    row_N[start : start + len(samples_N)] = _normalised(samples_N) if do_normalize else samples_N
+
+
+def _normalised(samples_N: np.ndarray) -> np.ndarray:
+    """To mean 0 and variance 1; silence stays silence."""
+    centred_N = samples_N - samples_N.mean()
+    return centred_N / np.sqrt(np.mean(centred_N * centred_N) + _LEAST_VARIANCE)
 
 
 def _offset(slack: int, crop: str, rng: np.random.Generator | None) -> int:

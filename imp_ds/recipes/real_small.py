@@ -102,7 +102,7 @@ def real_small() -> RunConfig:
             size="tiny", vision_patch=(4, 4, 4), vision_max=(16, 64, 64), audio_patch=(8, 16), audio_max=(128, 64), text_max=32,
             common_dim=128, num_experts=4, moe_layers="every:2", group_examples=1, router_z_loss=1e-3,
         ),
-        data=DataSettings(root="data/real", vocab_size=256, audio=audio()),
+        data=DataSettings(root="data/real", vocab_size=256, audio=audio().model_copy(update={"normalize": True})),
         tasks=tasks(),
         evaluations=evaluations(),
         train=TrainSettings(steps=6000, log_every=100, eval_every=1000, save_every=1000),

@@ -84,10 +84,10 @@ def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[R
         sampling_rate=audio.sampling_rate, frame_length=audio.frame_length, hop_length=audio.hop_length,
         mel_bins=audio.mel_bins, f_min=audio.min_frequency, f_max=audio.max_frequency,
     )  # fmt: skip
-    extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch)
+    extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch, do_normalize=audio.normalize)
     if run.train.init_from is not None and (Path(run.train.init_from) / "processor_config.json").is_file():
         before = ImpProcessor.from_pretrained(run.train.init_from, local_files_only=True).feature_extractor
-        extractor.mean, extractor.std = before.mean, before.std
+        extractor.mean, extractor.std, extractor.do_normalize = before.mean, before.std, before.do_normalize
         return extractor
     values = []
     for name, view in list(views.items())[:1]:

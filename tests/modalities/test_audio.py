@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import Wav2Vec2FeatureExtractor
 
 from imp_ds.errors import UserError
 from imp_ds.modalities import audio
@@ -51,6 +52,27 @@ def test_standardisation_is_affine_and_fixed():
     plain = audio.preprocess([tone(440, 16000, 1.0)], [16000], SHORT, 1.0, (16, 16))["input_features"]
     scaled = audio.preprocess([tone(440, 16000, 1.0)], [16000], SHORT, 1.0, (16, 16), mean=-3.0, std=4.0)["input_features"]
     np.testing.assert_allclose(scaled, (plain + 3.0) / 4.0, atol=1e-6)
+
+
+def test_normalised_sounds_are_those_of_transformers_whatever_their_loudness():
+    sound = np.random.default_rng(0).normal(0.1, 0.05, 9600).astype(np.float32)  # 0.6 s, and not around zero
+    (expected,) = Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm([sound.astype(np.float64)], None)
+    settings = dict(rngs=[np.random.default_rng(1)], crop="random")
+    plain = audio.preprocess([expected], [16000], SHORT, 1.0, (16, 16), **settings)["input_features"]
+    for factor in (1.0, 0.3, 5.0):
+        settings = dict(rngs=[np.random.default_rng(1)], crop="random")
+        found = audio.preprocess([factor * sound], [16000], SHORT, 1.0, (16, 16), do_normalize=True, **settings)
+        np.testing.assert_allclose(found["input_features"], plain, atol=1e-3)
+
+
+def test_what_is_heard_is_normalised_and_silence_stays_silent():
+    sound = tone(440, 16000, 2.0)
+    sound[16000:] *= 50.0  # not heard, so it counts for nothing
+    whole, half = ([one] for one in (sound, sound[:16000]))
+    found = [audio.preprocess(s, [16000], SHORT, 1.0, (16, 16), do_normalize=True)["input_features"] for s in (whole, half)]
+    np.testing.assert_array_equal(*found)
+    silence = audio.preprocess([np.full(8000, 0.3, np.float32)], [16000], SHORT, 1.0, (16, 16), do_normalize=True)
+    np.testing.assert_allclose(silence["input_features"], SILENCE, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])

@@ -38,7 +38,7 @@ def processor():
     return ImpProcessor(
         ImpImageProcessor(size=32, patch=(4, 8, 8)),
         ImpVideoProcessor(frames=8, size=(32, 32), patch=(4, 8, 8)),
-        ImpFeatureExtractor(log_mel=LOG_MEL, seconds=1.0, mean=-4.0, std=3.0),
+        ImpFeatureExtractor(log_mel=LOG_MEL, seconds=1.0, mean=-4.0, std=3.0, do_normalize=True),
         train_tokenizer(CAPTIONS, 64, max_length=16),
     )
 

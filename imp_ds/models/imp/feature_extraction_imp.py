@@ -20,12 +20,15 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
         seconds: length of the sound; longer ones are cut, shorter ones padded with silence.
         patch: spectrogram frames and mel bins of a patch, as `ImpConfig.audio_patch`.
         mean, std: log-mel values become (value - mean) / std.
+        do_normalize: whether each sound is brought to mean 0 and variance 1 first, so that its loudness does not count.
         crop: "start", "center" or "random": where a long sound is cut and a short one lies.
     """
 
     model_input_names = list(audio.INPUT_NAMES)
 
-    def __init__(self, log_mel=None, seconds=8.192, patch=(16, 16), mean=0.0, std=1.0, crop="start", **kwargs):
+    def __init__(
+        self, log_mel=None, seconds=8.192, patch=(16, 16), mean=0.0, std=1.0, crop="start", do_normalize=False, **kwargs
+    ):
         transform = make_log_mel(log_mel or {})
         for name, value in (("feature_size", transform.mel_bins), ("sampling_rate", transform.sampling_rate)):
             if kwargs.pop(name, value) != value:
@@ -37,6 +40,7 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
         self.patch = list(patch)
         self.mean, self.std = mean, std
         self.crop = crop
+        self.do_normalize = do_normalize
         self.transform = transform
 
     def __call__(
@@ -61,7 +65,8 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
             raise UserError("there is not one sampling rate for each sound", got=f"{len(rates)} rates for {len(sounds)} sounds")
         inputs = audio.preprocess(
             sounds, rates, self.transform, self.seconds if seconds is None else seconds, self.patch,
-            mean=self.mean, std=self.std, crop=crop or self.crop, drop_rate=drop_rate, rngs=one_for_all(rng, sounds),
+            mean=self.mean, std=self.std, do_normalize=self.do_normalize, crop=crop or self.crop, drop_rate=drop_rate,
+            rngs=one_for_all(rng, sounds),
         )  # fmt: skip
         return BatchFeature(inputs, tensor_type=return_tensors)
 
