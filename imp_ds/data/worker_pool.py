@@ -27,7 +27,8 @@ _END_S = 5.0  # that a worker has for its end before it is killed
 
 
 class WorkerLost(Exception):
-    """A worker process has ended by itself. `part` is the one that it began last."""
+    """A worker process has ended by itself. `part` is the one that it began last, or, where it had none to make, the one that
+    was waited for."""
 
     def __init__(self, how: str, part: int):
         super().__init__(how)
@@ -107,8 +108,9 @@ class WorkerPool:
             place, failure, made = worker.connection.recv()
         except (EOFError, OSError) as error:
             begun = self._shared.begun[list(self._workers.values()).index(worker)]
-            part = self._parts[self._taken if begun == _NOTHING else begun]
-            raise WorkerLost(_how_it_ended(worker.process), part) from error
+            # another number: it had not begun its first, or had made its last
+            place = begun if begun in range(len(self._parts)) else self._taken
+            raise WorkerLost(_how_it_ended(worker.process), self._parts[place]) from error
         self._made[place] = worker, failure, made
 
     def _maker(self) -> str:

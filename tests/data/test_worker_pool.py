@@ -103,6 +103,24 @@ def test_a_worker_that_ends_before_its_first_part_is_told():
     assert error.value.part == 7
 
 
+def test_a_worker_that_ends_after_its_last_part_is_told():
+    idle = multiprocessing.get_context("fork").Value("q", 0)
+
+    def make(part):
+        if part == 8:
+            idle.value = os.getpid()  # it waits from now on, for there is no third part
+        return part if part == 8 else time.sleep(60)
+
+    pool = WorkerPool(make, range(7, 9), workers=2, ahead=2)
+    until(lambda: idle.value)
+    time.sleep(0.5)
+    os.kill(idle.value, signal.SIGKILL)
+    with pytest.raises(WorkerLost, match="by signal SIGKILL") as error:
+        pool.take(TIMEOUT_S)
+    assert error.value.part == 7
+    pool.close()
+
+
 def test_a_wait_has_an_end_and_may_be_taken_up_again():
     pool = WorkerPool(lambda part: time.sleep(1.0) or part, range(2), workers=1, ahead=1)
     with pytest.raises(TimeoutError, match="worker 0 made nothing in 0.1 s"):
