@@ -29,7 +29,7 @@ from imp_ds.data.storage import File, Storage, local_path
 
 FORMAT = "3"  # of the index
 TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}  # the last part of their extensions
-SHORT = 7  # bytes: shorter texts, as labels are, stand in the index itself
+_SHORT = 7  # bytes: shorter texts, as labels are, stand in the index itself
 WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a name that leads out; not all there
 _IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
 _BLOCK = 4096  # samples that are written together
@@ -177,7 +177,7 @@ def write_index(shard: BinaryIO, file: File, path: Path) -> None:
 
 def _offset(shard: BinaryIO, extension: str, member: Member) -> int:
     """Of a member, as the index holds it."""
-    if member.kind != "file" or member.size > SHORT or extension.rpartition(".")[2] not in TEXTS:
+    if member.kind != "file" or member.size > _SHORT or extension.rpartition(".")[2] not in TEXTS:
         return member.offset
     text = os.pread(shard.fileno(), member.size, member.offset)
     return -1 - int.from_bytes(text, "little") if len(text) == member.size else member.offset

@@ -36,6 +36,7 @@ class WorkerLost(Exception):
 
 
 class _Worker(NamedTuple):
+    number: int
     process: BaseProcess
     connection: Connection
 
@@ -76,7 +77,7 @@ class WorkerPool:
             process = context.Process(target=_work, args=share, daemon=True, name=f"worker {number}")
             process.start()
             its_end.close()  # so that the pipe ends when the worker does
-            self._workers[connection.fileno()] = _Worker(process, connection)
+            self._workers[connection.fileno()] = _Worker(number, process, connection)
             self._poll.register(connection.fileno(), select.POLLIN)
 
     @property
@@ -107,7 +108,7 @@ class WorkerPool:
             # of shared memory, only a handle comes, which a worker that died cannot give
             place, failure, made = worker.connection.recv()
         except (EOFError, OSError) as error:
-            begun = self._shared.begun[list(self._workers.values()).index(worker)]
+            begun = self._shared.begun[worker.number]
             # another number: it had not begun its first, or had made its last
             place = begun if begun in range(len(self._parts)) else self._taken
             raise WorkerLost(_how_it_ended(worker.process), self._parts[place]) from error

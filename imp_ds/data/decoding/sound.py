@@ -42,25 +42,22 @@ def read_windows(media: Media, seconds: float, cache: MediaCache) -> list[Sound]
 
 def _heard(seconds: float, speed: float, cache: MediaCache, media: Media, rng) -> Sound:
     # opened and read at once: both are one library's code, so to open many first, as of images, gains nothing
-    sound = None if _key(media, seconds, rng) in cache else open_sound(media)
+    # what a whole sound is kept under: what is drawn must not hang on what others have read of it
+    key = (media.name, "sound") if rng is None else (media.name, "sound", seconds)
+    sound = None if key in cache else open_sound(media)
     if rng is None:
-        return _whole(sound, _key(media, seconds, rng), cache)
+        return _whole(sound, key, cache)
     factor = 1.0 if not speed else 1.0 + round(rng.uniform(-speed, speed) * _SPEEDS) / _SPEEDS
     window, place = seconds * factor, rng.random()
     if sound is not None and sound.length is not None and sound.length > 2 * seconds * (1 + speed) * sound.rate:
         wanted = round(window * sound.rate)
         samples_N, rate = sound.samples(int(place * (sound.length - wanted + 1)), wanted)
     else:
-        samples_N, rate = _whole(sound, _key(media, seconds, rng), cache)
+        samples_N, rate = _whole(sound, key, cache)
         if len(samples_N) > (wanted := round(window * rate)):
             start = int(place * (len(samples_N) - wanted + 1))
             samples_N = samples_N[start : start + wanted]
     return samples_N, max(1, round(rate * factor))
-
-
-def _key(media: Media, seconds: float, rng: np.random.Generator | None) -> tuple:
-    """What a whole sound is kept under: what is drawn must not hang on what others have read of it."""
-    return (media.name, "sound") if rng is None else (media.name, "sound", seconds)
 
 
 def _whole(sound: OpenSound | None, key: tuple, cache: MediaCache) -> Sound:
