@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 
-def _tolerance(buckets: int) -> float:
-    """i / n * buckets must floor to the same bucket in float32 as in exact arithmetic. Added before the floor: more than
-    float32 can be wrong by (two roundings, below buckets * 2**-23), less than 1 / n (no grid of pixels is finer than 1e4)."""
-    return max(1e-4, buckets * 2.0**-22)
+# i / n * buckets must floor to the same bucket as in exact arithmetic. Added to the coordinate, in float64, before it is scaled:
+# more than i / n in float32 can be wrong by (2**-25), less than what the largest float32 below 1 lacks to 1 (2**-24).
+_TOLERANCE = 1.5 * 2.0**-25
 
 
 def grid_positions(*sizes: int) -> np.ndarray:
@@ -37,6 +36,6 @@ class FactoredPositions(nn.Module):
 
     def forward(self, positions_BLA: torch.Tensor) -> torch.Tensor:
         # axis by axis with plain numbers: a tensor of bucket counts made here would have to wait for the device in every call
-        places = zip(positions_BLA.float().unbind(-1), self.buckets)
-        index = ((places_BL * buckets + _tolerance(buckets)).long() for places_BL, buckets in places)
+        places = zip((positions_BLA.double() + _TOLERANCE).unbind(-1), self.buckets)
+        index = ((places_BL * buckets).long() for places_BL, buckets in places)
         return self.norm(sum(table(index_BL) for table, index_BL in zip(self.tables, index)))

@@ -43,8 +43,8 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait for all ranks; nothing without a process group."""
-    if _joined():
+    """Wait for all ranks; nothing where there is one alone."""
+    if world_size() > 1:
         dist.barrier()
 
 

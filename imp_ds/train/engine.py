@@ -202,10 +202,13 @@ class Engine:
 
         def stretched(group, norm):
             # ZeRO 3 tells a group by its number, the others by its gradients
-            self._stretch([zero.fp32_partitioned_groups_flat[group].grad] if self.stage == 3 else group)
-            # it divides by max(1, norm / clip): where that is 1, a pass over all gradients for nothing
-            if zero.loss_scale != 1.0 or self._norm + 1e-6 > zero.clip_grad > 0.0:
+            gradients = [zero.fp32_partitioned_groups_flat[group].grad] if self.stage == 3 else group
+            self._stretch(gradients)
+            if zero.loss_scale != 1.0:
                 unscale_and_clip(group, norm)
+            elif self._norm + 1e-6 > zero.clip_grad > 0.0:
+                # by the norm that is known here already: DeepSpeed reads it from the device, group by group, and waits for it
+                torch._foreach_mul_(gradients, zero.clip_grad / (self._norm + 1e-6))
 
         zero.unscale_and_clip_grads = stretched
 

@@ -51,6 +51,14 @@ def test_floors_equal_exact_arithmetic(buckets):
         assert torch.equal(got, torch.arange(n) * buckets // n), n
 
 
+@pytest.mark.parametrize("buckets", [1, 4, 10, 77, 512, 32768])
+def test_the_largest_coordinate_below_1_reads_the_last_bucket(buckets):
+    positions = FactoredPositions([buckets], 1, 1e-6)
+    positions.norm = torch.nn.Identity()
+    positions.tables[0].weight.data = torch.arange(buckets, dtype=torch.float32).unsqueeze(1)
+    assert positions(torch.full((1, 1, 1), 1 - 2.0**-24)).item() == buckets - 1
+
+
 @pytest.mark.parametrize("longest", [4096, 5000, 8191, 32768])
 def test_every_word_of_the_longest_text_has_a_bucket_of_its_own(longest):
     """Text is scaled by its longest length: place i / longest must read bucket i, also where float32 is coarse."""
