@@ -4,8 +4,9 @@
     python benchmarks/fed_step.py --device cpu --model tiny --batch 16 --steps 30 --log-every 10 --workers 1 2
 
 A run for each number of workers: `imp_ds.train.trainer.train` as a user starts it, one task, the last log intervals of its
-metrics.jsonl. "fed" has every batch decoded, cropped, mirrored and cut into patches by the workers; "unfed" is the same run on one batch that stays on the device. The photographs are the real ones enlarged to 500 x 375 (corpora.py).
-On a GPU about a minute for each run, most of it to make the model and compile it.
+metrics.jsonl. "fed" has every batch decoded, cropped, mirrored and cut into patches by the workers; "unfed" is the same run on
+one batch that stays on the device. The photographs are the real ones enlarged to 500 x 375 (corpora.py). On a GPU about a minute
+for each run, most of it to make the model and compile it.
 """
 
 import argparse
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 CORPUS = "images, 500 x 375"
+WHAT = ("step_seconds", "examples_per_s", "data_wait_share")  # of metrics.jsonl
 
 
 def main() -> None:
@@ -89,8 +91,7 @@ def measured(run, folder: Path) -> dict[str, float]:
     trainer.train(run, output)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["kind"] == "train"]
-    late = lines[len(lines) // 2 :]
-    return {name: statistics.median(line[name] for line in late) for name in ("step_seconds", "examples_per_s", "data_wait_share")}
+    return {what: statistics.median(line[what] for line in lines[len(lines) // 2 :]) for what in WHAT}
 
 
 def repeating(loader: type) -> type:
@@ -120,7 +121,7 @@ def heading(options) -> list[str]:
         "# A model fed with photographs",
         "",
         f"{datetime.date.today()}, {where}, {os.cpu_count()} CPU cores; Python {platform.python_version()}, {packages}.",
-        f"Size {options.model}, {options.batch} photographs of 500 x 375 a step, decoded, cropped to 256 x 256, mirrored, cut into patches.",
+        f"Size {options.model}, {options.batch} photographs of 500 x 375 a step, decoded, cropped to 256 x 256, mirrored.",
         f"`python benchmarks/fed_step.py {' '.join(sys.argv[1:])}` makes this file.",
         "",
         "| batches | step, ms | photographs/s | of unfed | waited |",
@@ -132,10 +133,8 @@ def table(found: dict[int, dict[str, float]]) -> list[str]:
     lines, unfed = [], found[0]["examples_per_s"]
     for workers, values in found.items():
         name = f"from {workers} worker{'s' * (workers > 1)}" if workers else "unfed: one, again and again"
-        lines.append(
-            f"| {name} | {values['step_seconds'] * 1e3:.1f} | {values['examples_per_s']:,.0f} | {values['examples_per_s'] / unfed:.2f} "
-            f"| {values['data_wait_share']:.1%} |"
-        )
+        seconds, rate, waited = (values[what] for what in WHAT)
+        lines.append(f"| {name} | {seconds * 1e3:.1f} | {rate:,.0f} | {rate / unfed:.2f} | {waited:.1%} |")
     return lines
 
 

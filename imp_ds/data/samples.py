@@ -76,12 +76,14 @@ class Reader(Protocol):
     name: the source as messages and counts call it, for example "images[train]".
     shard_rows: rows of each shard, int64 [S], in the order of the rows. What has no shards is cut into runs of rows.
     class_names: in the order of the labels, or None.
+    damage: files that end before they should, each in a sentence; the rows before their ends are there.
     """
 
     name: str
     source: Source
     shard_rows: np.ndarray
     class_names: list[str] | None
+    damage: list[str]
 
     def __len__(self) -> int: ...
 

@@ -22,7 +22,7 @@ class Subset:
 
     def __init__(self, reader: Reader, rows: Sequence[int]):
         self.reader, self.rows = reader, rows
-        self.name, self.source, self.class_names = reader.name, reader.source, reader.class_names
+        self.name, self.source, self.class_names, self.damage = reader.name, reader.source, reader.class_names, reader.damage
         self.shard_rows = np.array([len(rows)])
 
     def __len__(self) -> int:

@@ -68,6 +68,14 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self._samples) // 3
 
+    @property
+    def damage(self) -> str | None:
+        """What is wrong with a shard that cannot be read to its end."""
+        last = len(self) - 1
+        if last < 0 or self.sample(last).state != CUT:
+            return None
+        return f"cut off after {last:,} samples ({self.sample(last).key}); what came after them is lost, so get this shard again"
+
     def sample(self, number: int) -> TarSample:
         if number:
             _, key_begin, begin, state, key_end, end = _SIX.unpack(self._samples.raw(3 * number - 3, 6))

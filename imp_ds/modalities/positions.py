@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-
 # i / n * buckets must floor to the same bucket as in exact arithmetic. Added to the coordinate, in float64, before it is scaled:
 # more than i / n in float32 can be wrong by (2**-25), less than what the largest float32 below 1 lacks to 1 (2**-24).
 _TOLERANCE = 1.5 * 2.0**-25

@@ -64,8 +64,8 @@ class CheckReport:
         return [source for source in self.sources if source.share_left_out > self.run.data.max_rejected]
 
     def warnings(self) -> list[str]:
-        """Labels that a task has no class for."""
-        found = []
+        """Files that are not all there, and labels that a task has no class for."""
+        found = [f"{source.name}: {damage}" for source in self.sources for damage in source.subset.damage]
         for source in self.sources:
             largest = max(source.found.labels, default=-1)
             for task in source.tasks:

@@ -43,7 +43,16 @@ def open_readers(run: RunConfig) -> dict[str, list[Reader]]:
     first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
     for turn in (is_main(), first_of_node):
         on_main(lambda turn=turn: _open_with_progress(run) if turn else None, "the corpus cannot be read", every_rank=True)
-    return on_main(lambda: open_corpus(run), "the corpus cannot be read", every_rank=True)
+    readers = on_main(lambda: open_corpus(run), "the corpus cannot be read", every_rank=True)
+    if is_main():
+        _tell_of_damage(readers)
+    return readers
+
+
+def _tell_of_damage(readers: dict[str, list[Reader]]) -> None:
+    distinct = {id(reader): reader for of_task in readers.values() for reader in of_task}.values()
+    for told in dict.fromkeys(f"{reader.name}: {damage}" for reader in distinct for damage in reader.damage):
+        print(told, file=sys.stderr, flush=True)
 
 
 def _open_with_progress(run: RunConfig) -> None:

@@ -253,6 +253,25 @@ def test_a_tar_that_was_cut_has_its_whole_samples(tmp_path, settings):
     assert [shade(reader.read(row)["vision"]) for row in range(3)] == [0, 1, 2]
     with pytest.raises(BadSample, match="cut off"):
         reader.read(3)
+    [damage] = reader.damage
+    assert "train-0.tar: cut off after 3 samples (folder/0003)" in damage
+
+
+def test_a_tar_with_a_damaged_header_has_what_comes_before_it(tmp_path, settings):
+    (tmp_path / "t").mkdir()
+    path = tmp_path / "t/train-0.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(4):
+            add_sample(tar, i, png=picture(i) + bytes(2000))
+    with tarfile.open(path) as tar:
+        header = next(m.offset for m in tar if m.name == "folder/0002.png")
+    data = bytearray(path.read_bytes())
+    data[header : header + 3] = b"???"
+    path.write_bytes(data)
+    reader = open_reader(tmp_path, TAR, "train", settings)
+    assert [shade(reader.read(row)["vision"]) for row in range(2)] == [0, 1]
+    [damage] = reader.damage
+    assert "cut off after 2 samples (after folder/0001: there is no tar header at byte" in damage
 
 
 def test_headers_are_read_as_tarfile_reads_them(tmp_path):

@@ -30,7 +30,7 @@ def open_ranks(monkeypatch, world: int, ep_size: int, schedule: str) -> list:
 class Rows:
     """A source of which nothing but its size is asked."""
 
-    name, shard_rows = "rows", [ROWS]
+    name, shard_rows, damage = "rows", [ROWS], ["a.tar: cut off after 3 samples"]
 
     def __len__(self):
         return ROWS
@@ -93,3 +93,10 @@ def test_a_run_that_goes_on_with_other_groups_says_so(monkeypatch, capsys):
     monkeypatch.setattr(start, "world_size", lambda: 3)
     start.tell_of_groups(run, state)
     assert "until step 70 2 groups of ranks drew a task each, from here on 3" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_told_once(monkeypatch, capfd):
+    run, rows = make_run(), Rows()
+    monkeypatch.setattr(start, "open_corpus", lambda run, progress=None: {task.name: [rows] for task in run.tasks})
+    start.open_readers(run)
+    assert capfd.readouterr().err == "rows: a.tar: cut off after 3 samples\n"

@@ -26,6 +26,7 @@ class RowReader:
     def __init__(self, wanted: Wanted, shard_rows: Sequence[int], class_names: list[str] | None):
         self.name, self.source, self.class_names = wanted.name, wanted.source, class_names
         self.shard_rows = np.asarray(shard_rows, dtype=np.int64)
+        self.damage: list[str] = []
         self._read_roles(self.source.roles())
         self._rows = int(self.shard_rows.sum())
         self.class_places = None if class_names is None else {name: place for place, name in enumerate(class_names)}

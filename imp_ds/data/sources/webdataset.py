@@ -53,7 +53,9 @@ class TarReader(RowReader):
         self.storage, self.files, self._names = wanted.storage, files, [file.name for file in files]
         self._shards, self._indexes = Recent(_OPEN), Recent(_OPEN)
         self._last: tuple[int, _Found] | None = None
-        super().__init__(wanted, [len(self._index(place)) for place in range(len(files))], class_names)
+        indexes = [(len(index), index.damage) for index in map(self._index, range(len(files)))]
+        super().__init__(wanted, [samples for samples, _ in indexes], class_names)
+        self.damage = [f"{file.address}: {damage}" for file, (_, damage) in zip(files, indexes) if damage is not None]
         self._start_F = [0, *np.cumsum(self.shard_rows).tolist()]
 
     def key(self, row: int) -> str:
