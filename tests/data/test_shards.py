@@ -240,12 +240,18 @@ def test_bad_samples_of_a_tar_are_told_one_by_one(tmp_path, settings):
     ]  # fmt: skip
 
 
-def test_a_tar_that_was_cut_has_its_whole_samples(tmp_path, settings):
-    (tmp_path / "t").mkdir()
-    path = tmp_path / "t/train-0.tar"
+def four_samples(folder):
+    """A shard of four pictures."""
+    (folder / "t").mkdir()
+    path = folder / "t/train-0.tar"
     with tarfile.open(path, "w") as tar:
         for i in range(4):
             add_sample(tar, i, png=picture(i) + bytes(2000))
+    return path
+
+
+def test_a_tar_that_was_cut_has_its_whole_samples(tmp_path, settings):
+    path = four_samples(tmp_path)
     with tarfile.open(path) as tar:
         inside = next(m.offset_data + 100 for m in tar if m.name == "folder/0003.png")
     path.write_bytes(path.read_bytes()[:inside])
@@ -258,11 +264,7 @@ def test_a_tar_that_was_cut_has_its_whole_samples(tmp_path, settings):
 
 
 def test_a_tar_with_a_damaged_header_has_what_comes_before_it(tmp_path, settings):
-    (tmp_path / "t").mkdir()
-    path = tmp_path / "t/train-0.tar"
-    with tarfile.open(path, "w") as tar:
-        for i in range(4):
-            add_sample(tar, i, png=picture(i) + bytes(2000))
+    path = four_samples(tmp_path)
     with tarfile.open(path) as tar:
         header = next(m.offset for m in tar if m.name == "folder/0002.png")
     data = bytearray(path.read_bytes())
