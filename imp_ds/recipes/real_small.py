@@ -6,8 +6,8 @@
 metadata.jsonl), each with classes.json and the splits train and validation. Six tasks train together: each modality matched with
 its captions, and each by its class.
 
-Hardware: two CPU cores. Time: 15 to 20 minutes. Zero-shot top 1 on the validation split, 2026-11-26: photographs 52.4 % (10
-classes), films 50.0 % (4 actions, 8 films), speech 94.5 % (10 digits); benchmarks/results/real_small.md.
+Hardware: two CPU cores. Time: 14 to 20 minutes. Zero-shot top 1 on the validation split, 2026-11-27: photographs 53.8 % (10
+classes), films 75.0 % (4 actions, 8 films), speech 96.5 % (10 digits); benchmarks/results/real_small.md.
 """
 
 from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
