@@ -10,7 +10,7 @@ from imp_ds.errors import UserError
 
 # 200 rows of class 0, 60 of class 1, 50 of class 2, in turns; two that cannot be read
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, -1], [200, 60, 50, 2]))
-READER = SimpleNamespace(name="birds[train]", source=None, class_names=["tit", "owl", "jay"])
+READER = SimpleNamespace(name="birds[train]", source=None, class_names=["tit", "owl", "jay"], damage=[])
 
 
 def rows(fraction: float, seed: int = 0) -> list[int]:
