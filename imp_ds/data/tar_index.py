@@ -71,10 +71,11 @@ class TarIndex:
     @property
     def damage(self) -> str | None:
         """What is wrong with a shard that cannot be read to its end."""
-        last = len(self) - 1
-        if last < 0 or self.sample(last).state != CUT:
+        whole = len(self) - 1
+        last = self.sample(whole) if len(self) else None
+        if last is None or last.state != CUT:
             return None
-        return f"cut off after {last:,} samples ({self.sample(last).key}); what came after them is lost, so get this shard again"
+        return f"cut off after {whole:,} samples ({last.key}); what came after them is lost, so get this shard again"
 
     def sample(self, number: int) -> TarSample:
         if number:

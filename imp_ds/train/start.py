@@ -50,8 +50,8 @@ def open_readers(run: RunConfig) -> dict[str, list[Reader]]:
 
 
 def _tell_of_damage(readers: dict[str, list[Reader]]) -> None:
-    distinct = {id(reader): reader for of_task in readers.values() for reader in of_task}.values()
-    for told in dict.fromkeys(f"{reader.name}: {damage}" for reader in distinct for damage in reader.damage):
+    every = (reader for of_task in readers.values() for reader in of_task)
+    for told in dict.fromkeys(f"{reader.name}: {damage}" for reader in every for damage in reader.damage):
         print(told, file=sys.stderr, flush=True)
 
 
