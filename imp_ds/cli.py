@@ -115,6 +115,20 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="folder of an exported model")],
+    paths: Annotated[list[Path], typer.Argument(help="files of images, videos or recordings, or folders of them")],
+    task: Annotated[str | None, typer.Option("--task", help="whose classes; default: the only task that has some")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="classes that are shown of each file")] = 5,
+    output: Annotated[Path | None, typer.Option("--output", help="write the predictions as JSON lines to this file")] = None,
+):
+    """Say which classes a trained model sees or hears in files, with their probabilities."""
+    from imp_ds.commands.predict import predict as run_prediction
+
+    run_prediction(model, paths, task=task, top=top, output=output)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="output folder of a training run")],
     out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained")],

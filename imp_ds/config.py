@@ -85,6 +85,7 @@ class ModelSettings(Settings):
         }
         if tokenizer is not None and any(spec.get("family") for entry in objectives.values() for spec in entry["objectives"]):
             changes |= {"mask_token_id": mask_id(tokenizer), "end_token_id": end_id(tokenizer)}
+        changes |= _class_names(tasks)
         config = ImpConfig.from_size(self.size, vocab_size=vocab_size, objectives=objectives, **changes)
         spaces = [set(pair) for pair in config.pairs]
         for task in tasks:
@@ -92,6 +93,14 @@ class ModelSettings(Settings):
                 if set(pair) not in spaces:
                     raise UserError(f"task {task.name}: the model has no common space for a pair", got=pair, allowed=config.pairs)
         return config
+
+
+def _class_names(tasks: list[Task]) -> dict:
+    """id2label and label2id, as transformers has them, of the first task whose classes have names; nothing where none has."""
+    named = [o.names for task in tasks for o in task.objectives if o.kind in ("classification", "named_classes") and o.names]
+    if not named:
+        return {}
+    return {"id2label": dict(enumerate(named[0])), "label2id": {name: place for place, name in enumerate(named[0])}}
 
 
 def _spec(task: Task, objective, tokenizer) -> dict:

@@ -12,9 +12,12 @@ from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedModel
 from imp_ds.objectives import build_objective
 from imp_ds.objectives.captioning import CaptioningObjective
+from imp_ds.objectives.classification import ClassificationObjective
 from imp_ds.objectives.likelihood import AmongNames
 from imp_ds.objectives.named_classes import NamedClassesObjective
 from imp_ds.tasks import Batch
+
+_ANSWERING = (ClassificationObjective, AmongNames, NamedClassesObjective)  # what tells classes apart
 
 
 class TaskObjectives(nn.Module):
@@ -94,8 +97,8 @@ class ImpForPreTraining(ImpPreTrainedModel):
 
     @torch.no_grad()
     def answer(self, task: str | None = None, **inputs: torch.Tensor) -> torch.Tensor:
-        """The probability of each candidate of a task that looks for its answer among names: float32 [B, K], in the order of
-        `config.objectives[task]["objectives"][i]["candidates"]`, of a tuned model ["names"].
+        """The probability of each class of a task that has a classification head, or looks for its answer among names: float32
+        [B, K], in the order of `answer_names(task)`. Under sigmoid the classes do not exclude each other.
 
         Args:
             task: None: the only one of that kind.
@@ -104,7 +107,7 @@ class ImpForPreTraining(ImpPreTrainedModel):
 
         Raises UserError for a task of another kind, for inputs that it does not read, and for a text without a mark.
         """
-        task, objective = self._only_task((AmongNames, NamedClassesObjective), task, "looks for its answer among names")
+        task, objective = self.answering(task)
         given = {m: {n: inputs[n] for n in names if inputs.get(n) is not None} for m, (_, names) in EMBEDDINGS.items()}
         given = {modality: named for modality, named in given.items() if named}
         if set(given) != set(objective.inputs):
@@ -116,7 +119,29 @@ class ImpForPreTraining(ImpPreTrainedModel):
                 fix="processor(..., marked=True)",
             )  # fmt: skip
         encodings = self.encode(Batch(task, given, {}))
+        if isinstance(objective, ClassificationObjective):
+            return objective.probabilities(self.imp, encodings)
         return objective.logits(self.imp, encodings).softmax(1)
+
+    def answer_names(self, task: str | None = None) -> list[str]:
+        """The names of the classes that `answer` gives probabilities of; of a head whose classes have no names their indices.
+        task: None: the only one that tells classes apart. Raises UserError as `answer`."""
+        task, objective = self.answering(task)
+        spec = self.config.objectives[task]["objectives"][list(self.objectives[task].parts).index(objective)]
+        named = spec["candidates"] if isinstance(objective, AmongNames) else spec["names"]
+        return [name if isinstance(name, str) else name[0] for name in named] or [str(k) for k in range(objective.num_classes)]
+
+    def predict(self, task: str | None = None, *, top: int | None = None, **inputs: torch.Tensor) -> list[dict[str, float]]:
+        """For each input {class name: probability}, the likeliest first: `answer` by name. top: that many classes; None: all."""
+        names, answers_BK = self.answer_names(task), self.answer(task, **inputs).cpu()
+        found = answers_BK.topk(min(top or len(names), len(names)), dim=1)
+        pairs = zip(found.indices.tolist(), found.values.tolist())
+        return [{names[k]: p for k, p in zip(indices, values)} for indices, values in pairs]
+
+    def answering(self, task: str | None = None) -> tuple[str, nn.Module]:
+        """The name of a task that tells classes apart, and its objective. task: None: the only one. Raises UserError when there
+        is no such task, and where None could mean several."""
+        return self._only_task(_ANSWERING, task, "tells classes apart")
 
     def _only_task(self, kind: type | tuple[type, ...], task: str | None, does: str) -> tuple[str, nn.Module]:
         """The name of a task with an objective of that class, and the objective. task: None: the only one."""

@@ -145,9 +145,16 @@ class Classification(Record):
     kind: Literal["classification"] = "classification"
     modality: Modality
     num_classes: int = Field(ge=2)
+    names: list[str] = Field([], description="of the classes, in the order of the labels; none: those of the source, if any")
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     weight: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _each_class_has_a_name(self):
+        if self.names and len(self.names) != self.num_classes:
+            raise ValueError(f"classification: {len(self.names)} names, but num_classes = {self.num_classes}")
+        return self
 
 
 class NamedClasses(Record):

@@ -100,7 +100,7 @@ def exported(
     folder, merges = models / job.name, job.router in CONSTANT_GATES
     if not folder.exists():
         export(job.folder, folder, merge_tasks=[] if merges else None)
-    served, _ = load_model(folder, heads=True)
+    served, _ = load_model(folder)
     return served.to(device).eval(), trained.load_model().to(device).eval() if merges else None
 
 

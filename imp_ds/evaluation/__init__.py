@@ -13,21 +13,24 @@ from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import decode
 from imp_ds.data.evaluation_batches import evaluation_batches
 from imp_ds.data.samples import BadSample, Reader
-from imp_ds.data.sources import labels, open_reader
+from imp_ds.data.sources import has_split, labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.captioning import CaptioningEvaluator
-from imp_ds.evaluation.evaluator import TextEvaluator
+from imp_ds.evaluation.evaluator import KeptBatches, TextEvaluator
+from imp_ds.evaluation.heads import HeadEvaluator, heads
 from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.evaluation.named_classes import NamedClassesEvaluator
 from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
 from imp_ds.parallel.groups import rank, world_size
-from imp_ds.tasks import Evaluation, Views
+from imp_ds.tasks import Evaluation, Source, Task, Views
 
-Evaluator = TextEvaluator | MaskedLanguageEvaluator | NamedClassesEvaluator | CaptioningEvaluator
+Evaluator = TextEvaluator | MaskedLanguageEvaluator | NamedClassesEvaluator | CaptioningEvaluator | HeadEvaluator
+_KEPT_MB = 256  # of a head's batches, from one evaluation to the next
 
 
-def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> list[Evaluator]:
-    """The evaluators of `run.evaluations` on a split ("train", "validation", "test") of the corpus at `run.data.root`.
+def build_evaluators(run, processor, split: str, *, batch_size: int = 64, with_heads: bool = True) -> list[Evaluator]:
+    """The evaluators of `run.evaluations` on a split ("train", "validation", "test") of the corpus at `run.data.root`, and, if
+    `with_heads`, of the classification head of each task whose sources have that split.
 
     `batch_size` is that of each rank. Raises UserError when the corpus or its class names are missing or unusable.
     """
@@ -43,7 +46,29 @@ def build_evaluators(run, processor, split: str, *, batch_size: int = 64) -> lis
             evaluators.append(_text_evaluator(run, processor, record, reader, batch_size))
             if _is_tuned(run, record):
                 evaluators.append(NamedClassesEvaluator(evaluators[-1]))
+    for task in run.tasks if with_heads else []:
+        if heads(task) and all(has_split(run.data.root, source, split) for source in task.sources):
+            evaluators += _head_evaluators(run, processor, task, split, batch_size)
     return evaluators
+
+
+def evaluated_sources(run) -> list[Source]:
+    """The sources that are read at each evaluation while a run trains."""
+    with_heads = [task for task in run.tasks if heads(task)]
+    held_out = [task for task in with_heads if all(has_split(run.data.root, source, "validation") for source in task.sources)]
+    return [record.source for record in run.evaluations] + [source for task in held_out for source in task.sources]
+
+
+def _head_evaluators(run, processor, task: Task, split: str, batch_size: int) -> list[HeadEvaluator]:
+    shape, found = dict(batch_size=batch_size, rank=rank(), world=world_size()), []
+    readers = [open_reader(run.data.root, source, split, run.data) for source in task.sources]
+    label_R = [torch.from_numpy(labels(reader)) for reader in readers]
+    for place, objective, name in heads(task):
+        views = Views(**{objective.modality: getattr(task.views, objective.modality)})
+        make = [partial(evaluation_batches, reader, Collator(processor), views, **shape) for reader in readers]
+        parts = [(KeptBatches(batches, _KEPT_MB // len(readers)), label) for batches, label in zip(make, label_R)]
+        found.append(HeadEvaluator(task, place, parts, name))
+    return found
 
 
 def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> TextEvaluator:
@@ -135,7 +160,7 @@ def evaluate(model, evaluators: list[Evaluator]) -> dict[str, float]:
 def expert_usage(evaluators) -> dict[str, list[list[float]]]:
     """Share of each expert in each MoE layer over the last run, {evaluation name or "text": [layer][expert]}; {} when dense."""
     usage, text = {}, []
-    for evaluator in evaluators:
+    for evaluator in (found for found in evaluators if found.usage):
         own = evaluator.usage.get(evaluator.record.modality)
         if own:
             usage[evaluator.record.name] = own

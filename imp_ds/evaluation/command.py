@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
-from imp_ds.models.imp import ImpModel, ImpProcessor  # and with them what the Auto classes know
+from imp_ds.evaluation.measures import written
+from imp_ds.models.imp import ImpProcessor  # and with it what the Auto classes know
 from imp_ds.pretraining import ImpForPreTraining
 
 SPLITS = ("train", "validation", "test")
@@ -45,25 +46,27 @@ def evaluate(
     run = read_run(Path(model_path))
     if data is not None:
         run.data.root = str(data)
-    if not run.evaluations:
-        raise UserError("the model's run names no evaluations", got=Path(model_path) / FILE_NAME, fix="add them to that file")
-    heads = any(record.modality == "text" or record.captioner is not None for record in run.evaluations)
-    heads |= any(objective.kind == "named_classes" for task in run.tasks for objective in task.objectives)
-    model, processor = load_model(Path(model_path), heads)
-    results = run_evaluators(model, build_evaluators(run, processor, split, batch_size=batch_size))
+    model, processor = load_model(Path(model_path))
+    evaluators = build_evaluators(run, processor, split, batch_size=batch_size)
+    if not evaluators:
+        raise UserError(
+            "there is nothing to evaluate",
+            got=f"no evaluations in {Path(model_path) / FILE_NAME}, and no head of classes whose source has a split {split}",
+            fix="--split train, validation or test; or add evaluations",
+        )  # fmt: skip
+    results = run_evaluators(model, evaluators)
     Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
     if output is not None:
         output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
-def load_model(folder: Path, heads: bool = False) -> tuple[ImpModel | ImpForPreTraining, ImpProcessor]:
-    """Model, with the tasks' heads if they are asked for, and processor of an exported folder, on the GPU if there is one.
-    Raises UserError when they do not load."""
+def load_model(folder: Path) -> tuple[ImpForPreTraining, ImpProcessor]:
+    """Model, with the tasks' heads, and processor of an exported folder, on the GPU if there is one. Raises UserError when they
+    do not load."""
     transformers_logging.disable_progress_bar()
     try:
-        kind = ImpForPreTraining if heads else AutoModel
-        model = kind.from_pretrained(folder, local_files_only=True)
+        model = ImpForPreTraining.from_pretrained(folder, local_files_only=True)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except UserError:
         raise
@@ -86,8 +89,7 @@ def results_table(results: dict[str, float], title: str) -> Table:
             table.add_section()
         previous = (kind, evaluation)
         what = f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}".strip()
-        plain = {"left_out": f"{value:.0f}"}.get(kind, f"{value:.2f}" if measure[-1:] in (["perplexity"], ["cider"]) else None)
-        table.add_row(what, evaluation, plain or f"{100 * value:.1f} %")
+        table.add_row(what, evaluation, written(name, value))
     return table
 
 

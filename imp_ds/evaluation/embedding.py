@@ -37,10 +37,12 @@ def embed_by(
     embed: Callable[[Batch], Iterable[tuple[str, torch.Tensor, list[RouterReport]]]],
     batches: Iterable[Batch],
     device: torch.device,
+    unit: bool = True,
 ) -> Embedded:
     """`embed` gives, for each modality that it reads of a batch, its name, its vectors and the reports of the routers.
 
     Each batch has targets "index" (row of the split, int64 [B]) and "valid" (bool [B]). All ranks call this together.
+    unit: whether the mean of a row's several vectors is made a unit vector again; False for what is no vector, as probabilities.
     A UserError that one rank meets in making a batch is raised on all.
     """
     vectors, shares, index, valid = defaultdict(list), defaultdict(list), [], []
@@ -53,7 +55,7 @@ def embed_by(
             shares[source].append([report.usage_E for report in reports])
     index, valid = gather_rows(torch.cat(index)), gather_rows(torch.cat(valid))
     rows_N, place = index[valid].unique(return_inverse=True)
-    joined = {m: _mean_of_rows(gather_rows(torch.cat(parts))[valid], place, len(rows_N)) for m, parts in vectors.items()}
+    joined = {m: _mean_of_rows(gather_rows(torch.cat(parts))[valid], place, len(rows_N), unit) for m, parts in vectors.items()}
     return Embedded(rows_N.cpu(), joined, {source: _mean_usage(parts) for source, parts in shares.items()})
 
 
@@ -71,11 +73,11 @@ def in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def _mean_of_rows(vectors_RC: torch.Tensor, place_R: torch.Tensor, rows: int) -> torch.Tensor:
-    """The mean of each row's vectors, [N, C]; where there are several, of unit length again."""
+def _mean_of_rows(vectors_RC: torch.Tensor, place_R: torch.Tensor, rows: int, unit: bool) -> torch.Tensor:
+    """The mean of each row's vectors, [N, C]; where there are several, of unit length again if `unit`."""
     sum_NC = vectors_RC.new_zeros(rows, vectors_RC.shape[1]).index_add_(0, place_R, vectors_RC)
     entries_N1 = place_R.bincount(minlength=rows).unsqueeze(1)
-    return torch.where(entries_N1 > 1, F.normalize(sum_NC, dim=-1), sum_NC)
+    return torch.where(entries_N1 > 1, F.normalize(sum_NC, dim=-1) if unit else sum_NC / entries_N1, sum_NC)
 
 
 def _mean_usage(shares: list[list[torch.Tensor]]) -> list[list[float]]:

@@ -6,6 +6,7 @@ Shapes: N rows of the split, K classes.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.evaluator import TextEvaluator
@@ -16,7 +17,8 @@ from imp_ds.tasks import Batch
 
 
 class NamedClassesEvaluator:
-    """`run(model)` yields tuned/{name}/top1, and top5 when there are more than 5 classes, over all usable rows of the split.
+    """`run(model)` yields tuned/{name}/loss, the mean cross-entropy, tuned/{name}/top1, and top5 when there are more than 5
+    classes, over all usable rows of the split.
 
     Args:
         by_names: the evaluation of the same rows without that head, whose batches and labels are used.
@@ -41,9 +43,10 @@ class NamedClassesEvaluator:
             kept.update({name: found for name, found in encodings.items() if name == NameScores.NAMES})
             yield modality, objective.logits(model.imp, encodings), []
 
-        found = embed_by(logits, self._batches, next(model.parameters()).device)
+        found = embed_by(logits, self._batches, next(model.parameters()).device, unit=False)
         logits_NK = found.vectors[modality]
         label_N = self._labels[found.rows_N].to(logits_NK.device)
+        yield f"tuned/{self.record.name}/loss", F.cross_entropy(logits_NK.double(), label_N).item()
         each_KK = torch.eye(logits_NK.shape[1], device=logits_NK.device)
         for k in (1, 5) if len(each_KK) > 5 else (1,):
             yield f"tuned/{self.record.name}/top{k}", accuracy(logits_NK, each_KK, label_N, k)

@@ -1,4 +1,4 @@
-"""The results of a run as one picture: accuracy by task over steps, and which experts each modality uses."""
+"""The results of a run as one picture: accuracy and retrieval by task over steps, and which experts each modality uses."""
 
 from pathlib import Path
 
@@ -14,35 +14,45 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
     Args:
         history: lines of metrics.jsonl (`imp_ds.train.monitor`): "evaluation" lines give the thick curves, or stars when the
             split is "test", "train" lines the pale ones.
-        usage: {modality: [layer][expert] share of the combine weight}; {} for a dense encoder, which has no second panel.
+        usage: {modality: [layer][expert] share of the combine weight}; {} for a dense encoder, which has no such panel.
         layers: index in the encoder of each MoE layer; counted from 0 when not given.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # Without pyplot: no global state, no display, whatever the process does besides.
-    figure = Figure(figsize=(13, 5.2) if usage else (8, 5.2), dpi=130, layout="constrained")
+    retrieval = any(curves(history, split, RETRIEVAL) for split in ("validation", "test"))
+    count = 1 + retrieval + bool(usage)
+    figure = Figure(figsize=({1: 8, 2: 13, 3: 19}[count], 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, width_ratios=(1.0, 1.0)) if usage else [figure.subplots()]
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
     draw_accuracy(panels[0], history)
+    if retrieval:
+        draw_retrieval(panels[1], history)
     if usage:
-        draw_usage(panels[1], usage, list(layers))
+        draw_usage(panels[-1], usage, list(layers))
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.savefig(path, format="png")
 
 
-def zero_shot_curves(history: list[dict], split: str = "validation") -> dict[str, tuple[list[int], list[float]]]:
-    """Evaluation name -> (steps, top-1 in percent), of the evaluations on a split; that of a tuned head as "name, tuned"."""
-    curves = {}
+# what a curve shows: the measures' kinds, their last part, and what is put behind the evaluation's name
+ACCURACY = {"zero_shot": ("top1", ""), "tuned": ("top1", ", tuned"), "heads": ("top1", ", head")}
+RETRIEVAL = {"retrieval": ("R@1", "")}
+
+
+def curves(history: list[dict], split: str, shown: dict[str, tuple[str, str]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Name -> (steps, values in percent) of the measures `shown`, of the evaluations on a split. Retrieval is named by its
+    direction."""
+    found = {}
     for line in (line for line in history if line.get("split") == split):
         for name, value in line.get("results", {}).items():
-            if name.startswith(("zero_shot/", "tuned/")) and name.endswith("/top1"):
-                kind, evaluation, _ = name.split("/")
-                steps, values = curves.setdefault(evaluation + (", tuned" if kind == "tuned" else ""), ([], []))
+            kind, *path = name.split("/")
+            if kind in shown and path[-1] == shown[kind][0]:
+                steps, values = found.setdefault(path[-2] + shown[kind][1], ([], []))
                 steps.append(line["step"])
                 values.append(100 * value)
-    return curves
+    return found
 
 
 def training_curves(history: list[dict]) -> dict[str, tuple[list[int], list[float]]]:
@@ -59,30 +69,47 @@ def training_curves(history: list[dict]) -> dict[str, tuple[list[int], list[floa
 
 
 def draw_accuracy(axes, history: list[dict]) -> None:
-    """Zero-shot accuracy of each evaluation on the validation split, thick, over the accuracy of each task on its training
-    batches, thin and pale. On the test split it is a star, and the number in the legend."""
+    """Accuracy of each evaluation on the validation split, thick, that of classification heads dashed, over the accuracy of each
+    task on its training batches, thin and pale. On the test split it is a star, and the number in the legend."""
     faint = [
         axes.plot(*curve, color=_PALE[i % len(_PALE)], linewidth=1.3, label=task.replace("_", " "))[0]
         for i, (task, curve) in enumerate(training_curves(history).items())
     ]
-    validation, test = zero_shot_curves(history), zero_shot_curves(history, "test")
-    bold = []
+    bold, test = _plot_curves(axes, history, ACCURACY)
+    _dress(axes, "Accuracy by task", "accuracy in %")
+    heading = "top 1 (\u2605: test)" if test else "top 1, last value"
+    _legend_below(axes, {heading: bold, "on training batches": faint})
+
+
+def draw_retrieval(axes, history: list[dict]) -> None:
+    """Share of queries whose own match ranks first (R@1), of each direction, on the validation split; stars on the test split."""
+    bold, test = _plot_curves(axes, history, RETRIEVAL)
+    _dress(axes, "Retrieval by direction", "R@1 in %")
+    _legend_below(axes, {"R@1 (\u2605: test)" if test else "R@1, last value": bold})
+
+
+def _plot_curves(axes, history: list[dict], shown: dict[str, tuple[str, str]]) -> tuple[list, bool]:
+    """The lines, with their last value in their labels, and whether any of them has a value on the test split."""
+    validation, test = curves(history, "validation", shown), curves(history, "test", shown)
+    lines = []
     for i, name in enumerate(dict.fromkeys([*validation, *test])):
         style = dict(color=_BOLD[i % len(_BOLD)], zorder=3, clip_on=False)
         last = (test.get(name) or validation[name])[1][-1]
-        bold += axes.plot(
-            *validation.get(name, ([], [])), **style, linewidth=2.6, marker="o", markersize=5.5,
-            label=f"{name.replace('_', ' ')}: {last:.1f} %",
+        lines += axes.plot(
+            *validation.get(name, ([], [])), **style, linewidth=2.6, linestyle="--" if name.endswith(", head") else "-",
+            marker="o", markersize=5.5, label=f"{name.replace('_', ' ')}: {last:.1f} %",
         )  # fmt: skip
         if name in test:
             axes.plot(*test[name], **style, linestyle="none", marker="*", markersize=15, markeredgecolor="white")
-    axes.set(title="Accuracy by task", xlabel="optimizer steps", ylabel="accuracy in %", ylim=(0, 102))
+    return lines, bool(test)
+
+
+def _dress(axes, title: str, unit: str) -> None:
+    axes.set(title=title, xlabel="optimizer steps", ylabel=unit, ylim=(0, 102))
     axes.set_xlim(left=0)
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    heading = "zero-shot top 1 (\u2605: test)" if test else "zero-shot top 1, last value"
-    _legend_below(axes, {heading: bold, "on training batches": faint})
 
 
 def _legend_below(axes, groups: dict[str, list]) -> None:

@@ -17,13 +17,28 @@ class ClassificationObjective(Objective):
     images of several labels), used as it is for sigmoid. The sigmoid loss is the mean over classes.
     """
 
-    def __init__(self, config, modality: str, num_classes: int, loss: str = "softmax", label_smoothing: float = 0.0):
+    answer_at = "start"  # as likelihood objectives have it
+
+    def __init__(
+        self, config, modality: str, num_classes: int, loss: str = "softmax", label_smoothing: float = 0.0,
+        names: list[str] = (),
+    ):  # fmt: skip
         super().__init__()
-        self.modality, self.num_classes, self.loss, self.label_smoothing = modality, num_classes, loss, label_smoothing
+        self.modality, self.inputs, self.names = modality, [modality], list(names)
+        self.num_classes, self.loss, self.label_smoothing = num_classes, loss, label_smoothing
         self.head = nn.Linear(config.hidden_size, num_classes)
 
+    def logits(self, model, encodings: dict) -> torch.Tensor:
+        """Of each sample and class, float32 [B, N]."""
+        return self.head(encodings[self.modality].pooled_BD).float()
+
+    def probabilities(self, model, encodings: dict) -> torch.Tensor:
+        """Of each sample and class, float32 [B, N]: they sum to 1 under softmax, each stands for itself under sigmoid."""
+        logits_BN = self.logits(model, encodings)
+        return logits_BN.softmax(1) if self.loss == "softmax" else logits_BN.sigmoid()
+
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logits_BN = self.head(encodings[self.modality].pooled_BD).float()
+        logits_BN = self.logits(model, encodings)
         label = targets["label"]
         member_BN = label.float() if label.is_floating_point() else F.one_hot(label, self.num_classes).float()
         correct = member_BN.gather(1, logits_BN.detach().argmax(1, keepdim=True)) > 0

@@ -8,7 +8,8 @@ films 88.5 % (of 40), speech 98.1 % (`bash scripts/quickstart.sh`).
 """
 
 from imp_ds.config import AudioSettings, DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
-from imp_ds.tasks import AudioView, Classification, Contrastive, Evaluation, Source, Task, TextView, Views, VisionView
+from imp_ds.data.digits.captions import class_names
+from imp_ds.tasks import AudioView, Classification, Contrastive, Evaluation, Modality, Source, Task, TextView, Views, VisionView
 
 IMAGE = VisionView(frames=1, height=32, width=32)
 # Two ways to see a film with fewer tokens than the whole (72): a quarter of the tokens dropped (54), or half of the frames (36).
@@ -29,6 +30,12 @@ def matching(*pairs: tuple[str, str]) -> Contrastive:
     return Contrastive(pairs=list(pairs), positives="equal")
 
 
+def naming(modality: Modality, folder: str) -> Classification:
+    """A head for the classes of a folder of the corpus."""
+    names = class_names(folder)
+    return Classification(modality=modality, num_classes=len(names), names=names)
+
+
 def tasks() -> list[Task]:
     """Four tasks that match modalities with each other, two that name the digit. Films are the hardest: they come most often."""
     text = ("vision", "text"), ("audio", "text")
@@ -45,7 +52,7 @@ def tasks() -> list[Task]:
             name="film_text",
             source=FILMS,
             views=Views(vision=FILM_DROPPED, text=CAPTION),
-            objectives=[matching(text[0]), Classification(modality="vision", num_classes=40)],
+            objectives=[matching(text[0]), naming("vision", "films")],
             batch_size=32,
         ),
         Task(
@@ -68,7 +75,7 @@ def tasks() -> list[Task]:
             name="image_digit",
             source=IMAGES,
             views=Views(vision=IMAGE),
-            objectives=[Classification(modality="vision", num_classes=10)],
+            objectives=[naming("vision", "images")],
             batch_size=32,
             interval=2,
         ),
@@ -76,7 +83,7 @@ def tasks() -> list[Task]:
             name="speech_digit",
             source=SPEECH,
             views=Views(audio=SOUND),
-            objectives=[Classification(modality="audio", num_classes=10)],
+            objectives=[naming("audio", "speech")],
             batch_size=32,
             interval=2,
         ),

@@ -5,12 +5,12 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from imp_ds.config import RunConfig
+from imp_ds.evaluation.measures import KINDS, written
 from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import hides_words
 
 PICTURE = "results.png"
-_MEASURES = ("tuned/", "zero_shot/", "answers/", "retrieval/", "captioning/", "masked_language/")
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -148,7 +148,7 @@ def _answering(config: ImpConfig) -> list[str]:
     inputs = {"vision": "images=[image]", "audio": "audio=[sound], sampling_rate=rate", "text": 'text=["a text"]'}
     for task, entry in config.objectives.items():
         for number, spec in enumerate(entry["objectives"]):
-            if spec["kind"] == "named_classes":
+            if spec["kind"] in ("classification", "named_classes") and spec["names"]:
                 read = spec["modality"]
                 return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], names="names")]
             among_names = spec["kind"] == "likelihood" and spec["candidates"] not in ("vocabulary", "batch")
@@ -236,13 +236,11 @@ def _learned(objective) -> str:
 
 
 def _scores(results: dict[str, float], split: str) -> str:
-    measured = {name: value for name, value in results.items() if name.startswith(_MEASURES)}
-    plain = ("/perplexity", "/cider")
-    rows = [(f"`{name}`", f"{v:.2f}" if name.endswith(plain) else f"{100 * v:.1f} %") for name, v in measured.items()]
+    rows = [(f"`{name}`", written(name, value)) for name, value in results.items() if name.partition("/")[0] in KINDS]
     if not rows:
         return "Not measured."
     table = _table(("measure", "value"), rows)
-    how = "zero-shot by prompts, retrieval against the whole split, captions by beam search, hidden words by the task's head"
+    how = "zero-shot by prompts, retrieval against the whole split, classes and hidden words by heads, captions by beam search"
     return f"On the {split} split; {how}.\n\n{table}"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from imp_ds.evaluation.interference import Interference
+from imp_ds.evaluation.measures import in_one_line
 from imp_ds.evaluation.picture import draw
 from imp_ds.tasks import Batch, Evaluation, Rejection
 from imp_ds.train.history import cut_lines
@@ -125,9 +126,7 @@ class Monitor:
         prefix = "" if split == "validation" else f"{split}/"
         self.board.scalars(step, {prefix + name: value for name, value in results.items()})
         self.board.flush()
-        shown = [found for found in (_top1(results, kind) for kind in ("tuned", "zero_shot")) if found]
-        shown = "; ".join(shown) or "evaluated"
-        self.progress.say(f"step {step}, {split}: {shown}")
+        self.progress.say(f"step {step}, {split}: {in_one_line(results) or 'evaluated'}")
 
     def record_interference(self, step: int, found: dict[str, Interference]) -> None:
         """How the tasks interfere after `step` steps, by the names of weights."""
@@ -184,7 +183,7 @@ class Monitor:
         experts, charts = expert_scalars(found["experts"], self.moe_layers)
         self.board.scalars(step, tags | experts)
         self.board.expert_charts(charts)
-        self.progress.report({task: values["loss"] for task, values in found["tasks"].items()}, learning_rate)
+        self.progress.report({task: values["loss"] for task, values in found["tasks"].items()}, _facts(found, tags))
 
     def _write(self, line: dict) -> None:
         self.history.append(line)
@@ -192,11 +191,14 @@ class Monitor:
             file.write(json.dumps(_finite(line)) + "\n")
 
 
-def _top1(results: dict[str, float], kind: str) -> str:
-    """What evaluations of a kind scored, in words; nothing where there are none."""
-    named = {name: value for name, value in results.items() if name.startswith(f"{kind}/") and name.endswith("/top1")}
-    found = [(name.split("/")[1], value) for name, value in named.items()]
-    return f"{kind.replace('_', '-')} " + ", ".join(f"{name} {value:.1%}" for name, value in found) if found else ""
+def _facts(found: dict, tags: dict[str, float]) -> str:
+    """What a log line says of an interval beside the losses: mean training accuracy, gradient norm, rate and speed."""
+    tasks = [[value for name, value in of.items() if name.startswith("accuracy/")] for of in found["tasks"].values()]
+    means = [sum(values) / len(values) for values in tasks if values]
+    said = [f"accuracy {100 * sum(means) / len(means):.1f} %"] if means else []
+    if (norm := tags.get("optimizer/grad_norm")) is not None:
+        said.append(f"grad norm {norm:.3g}")
+    return "  ".join([*said, f"lr {found['learning_rate']:.2e}", f"{found['examples_per_s']:,.0f} samples/s"])
 
 
 def train_scalars(found: dict) -> dict[str, float]:

@@ -37,8 +37,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._row, completed=done)
 
-    def report(self, losses: dict[str, float], learning_rate: float) -> None:
-        """The end of a log interval: mean loss of each task that trained in it."""
+    def report(self, losses: dict[str, float], facts: str) -> None:
+        """The end of a log interval: mean loss of each task that trained in it, and what else is said of it, in words."""
         if not self.enabled:
             return
         self._measure()
@@ -47,9 +47,9 @@ class Progress:
         known = "  ".join(f"{task} {loss:.3f}" for task, loss in losses.items())
         if self._bar is not None:
             mean = sum(losses.values()) / max(1, len(losses))
-            self._bar.update(self._row, note=f"loss {mean:.3f}  {left}")
+            self._bar.update(self._row, note=f"loss {mean:.3f}  {facts}  {left}")
         else:
-            self.say(f"step {self.done}/{self.total}  {known}  rate {learning_rate:.2e}  {left}")
+            self.say(f"step {self.done}/{self.total}  {known}  {facts}  {left}")
 
     def say(self, line: str) -> None:
         """One line, above the bar where there is one."""

@@ -19,7 +19,7 @@ from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import has_split
 from imp_ds.errors import UserError
-from imp_ds.evaluation import CaptioningEvaluator, build_evaluators, evaluate, expert_usage
+from imp_ds.evaluation import CaptioningEvaluator, build_evaluators, evaluate, evaluated_sources, expert_usage
 from imp_ds.parallel.groups import barrier, is_main, on_main, raise_shared, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
@@ -318,7 +318,7 @@ class Trainer:
         self.save()
         self.writer.wait()
         results, evaluators = self.evaluate(), self.evaluators
-        if all(has_split(self.run.data.root, entry.source, "test") for entry in self.run.evaluations):
+        if all(has_split(self.run.data.root, source, "test") for source in evaluated_sources(self.run)):
             evaluators = build_evaluators(self.run, self.processor, "test")
             with uncompiled():
                 results = evaluate(self.engine.model, evaluators)

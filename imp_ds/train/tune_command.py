@@ -16,6 +16,7 @@ from imp_ds.data.sources import has_split
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.command import load_model, read_run
+from imp_ds.evaluation.measures import written
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.export import export
@@ -62,8 +63,8 @@ def scores_before(model: Path, run: RunConfig, source: RunConfig, evaluation: st
     record = next(record for record in source.evaluations if record.name == evaluation)
     run = run.model_copy(update={"data": source.data, "evaluations": [record]})
     split = "test" if has_split(source.data.root, record.source, "test") else "validation"
-    network, processor = load_model(model, heads=True)
-    return run_evaluators(network, build_evaluators(run, processor, split))
+    network, processor = load_model(model)
+    return run_evaluators(network, build_evaluators(run, processor, split, with_heads=False))
 
 
 def samples(results: dict[str, float]) -> int:
@@ -72,12 +73,12 @@ def samples(results: dict[str, float]) -> int:
 
 
 def comparison(results: dict[str, float], title: str) -> Table:
-    """A row for each measure that was taken before or after, in percent."""
+    """A row for each measure that was taken before or after."""
     table = Table(title=title)
     for heading, justify in (("measure", "left"), ("before", "right"), ("after", "right")):
         table.add_column(heading, justify=justify)
     names = [name.removeprefix(f"{BEFORE}/") for name in results]
     for name in dict.fromkeys(name for name in names if name.startswith(("tuned/", "zero_shot/"))):
         cells = [results.get(key) for key in (f"{BEFORE}/{name}", name)]
-        table.add_row(name, *("" if value is None else f"{100 * value:.1f} %" for value in cells))
+        table.add_row(name, *("" if value is None else written(name, value) for value in cells))
     return table

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from imp_ds.evaluation.picture import draw, training_curves, zero_shot_curves
+from imp_ds.evaluation.picture import ACCURACY, RETRIEVAL, curves, draw, training_curves
 
 
 def evaluation(split: str, step: int, results: dict) -> dict:
@@ -20,19 +20,23 @@ HISTORY = [
 
 
 def test_curves_by_hand():
-    assert zero_shot_curves(HISTORY) == {"image": ([10, 20], [50.0, 75.0])}
-    assert zero_shot_curves(HISTORY, "test") == {"image": ([20], [70.0])}
-    tuned = [evaluation("test", 3, {"tuned/image/top1": 0.5, "tuned/image/top5": 0.9, "zero_shot/image/top1": 0.25})]
-    assert zero_shot_curves(tuned, "test") == {"image, tuned": ([3], [50.0]), "image": ([3], [25.0])}
+    assert curves(HISTORY, "validation", ACCURACY) == {"image": ([10, 20], [50.0, 75.0])}
+    assert curves(HISTORY, "test", ACCURACY) == {"image": ([20], [70.0])}
+    assert curves(HISTORY, "validation", RETRIEVAL) == {"image_to_text": ([20], [10.0])}
+    results = {"tuned/image/top1": 0.5, "tuned/image/top5": 0.9, "zero_shot/image/top1": 0.25, "heads/image/top1": 0.75}
+    named = {"image, tuned": ([3], [50.0]), "image": ([3], [25.0]), "image, head": ([3], [75.0])}
+    assert curves([evaluation("test", 3, results | {"heads/image/loss": 1.5})], "test", ACCURACY) == named
     assert training_curves(HISTORY) == {"a": ([10, 20], [50.0, 100.0])}  # (25 + 75) / 2, then x alone
 
 
 @pytest.mark.parametrize(
     "history, usage, layers, size",
     [
-        (HISTORY, {"image": [[0.25, 0.75], [0.5, 0.5]], "text": [[1.0, 0.0], [0.5, 0.5]]}, [1, 3], (1690, 676)),
-        (HISTORY, {"image": [[1 / 64] * 64] * 12}, [], (1690, 676)),
-        (HISTORY, {}, [], (1040, 676)),
+        (HISTORY, {"image": [[0.25, 0.75], [0.5, 0.5]], "text": [[1.0, 0.0], [0.5, 0.5]]}, [1, 3], (2470, 676)),
+        (HISTORY, {"image": [[1 / 64] * 64] * 12}, [], (2470, 676)),
+        (HISTORY[:2], {"image": [[1 / 64] * 64] * 12}, [], (1690, 676)),
+        (HISTORY, {}, [], (1690, 676)),
+        (HISTORY[:2], {}, [], (1040, 676)),
         ([], {}, [], (1040, 676)),
     ],
 )

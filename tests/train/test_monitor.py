@@ -293,8 +293,9 @@ def test_a_log_file_gets_plain_lines(capsys, tmp_path):
     monitor.record_evaluation(2, RESULTS, {})
     monitor.close()
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("step 2/8  image_text 4.000  film_text 3.000  rate 2.00e-02  ") and first.endswith(" left")
-    assert second == "step 2, validation: zero-shot image 50.0%"
+    assert first.startswith("step 2/8  image_text 4.000  film_text 3.000  ") and first.endswith(" left")
+    assert "  lr 2.00e-02  " in first and " samples/s  " in first
+    assert second == "step 2, validation: zero-shot image 50.0 %; retrieval R@1 image_to_text 25.0 %"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):
@@ -303,7 +304,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     stream = io.StringIO()
     progress = Progress(100, 40, stream=stream)
     progress.advance(50)
-    progress.report({"image_text": 1.0, "film_text": 2.0}, 1e-3)
+    progress.report({"image_text": 1.0, "film_text": 2.0}, "lr 1.00e-03")
     progress.say("hello")
     progress.close()
     assert "50/100" in stream.getvalue() and "loss 1.500" in stream.getvalue() and "hello" in stream.getvalue()

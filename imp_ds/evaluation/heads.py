@@ -1,0 +1,90 @@
+"""What a classification head reaches on samples that it was not trained on: its loss and its accuracy.
+
+Shapes: N rows that can be used, K classes, B entries of a batch.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from imp_ds.evaluation.embedding import embed_by
+from imp_ds.objectives.classification import ClassificationObjective
+from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.tasks import Batch, Classification, Task
+
+
+class HeadEvaluator:
+    """`run(model)` yields (name, value), over all usable rows of a split:
+
+    heads/{name}/loss: mean cross-entropy, without label smoothing, of the probabilities that the head gives; under sigmoid the
+        mean over the classes of the binary one;
+    heads/{name}/top1: share whose likeliest class is the right one, and top5 where there are more than 5 classes.
+
+    A long recording has the mean of its windows' probabilities. A row that cannot be used, or whose label is none of the head's
+    classes, is left out, and counted as left_out/{name} where there are any.
+
+    Args:
+        task: whose head it is; its first view is used, without anything random.
+        place: of the objective among the task's.
+        parts: for each source of the task this rank's batches of the split (`imp_ds.data.evaluation_batches`), to be had
+            again at each run, and the label of each of its rows, int64 [rows].
+        name: what the head is called in the results.
+    """
+
+    reads_heads = True  # of the model for pre-training, beside the encoder
+
+    def __init__(self, task: Task, place: int, parts: list[tuple[Iterable[Batch], torch.Tensor]], name: str):
+        self.task, self.name, self._place, self._parts = task, name, place, parts
+        self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
+
+    def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
+        """All ranks call this together and get the same values."""
+        objective: ClassificationObjective = model.objectives[self.task.name].parts[self._place]
+        probabilities_NK, label_N, left_out = self._probabilities(model, objective)
+        if left_out:
+            yield f"left_out/{self.name}", float(left_out)
+        if not len(label_N):
+            return
+        yield f"heads/{self.name}/loss", held_out_loss(probabilities_NK, label_N, objective.loss)
+        for k in (1, 5) if objective.num_classes > 5 else (1,):
+            best_Nk = probabilities_NK.topk(k, dim=1).indices
+            yield f"heads/{self.name}/top{k}", (best_Nk == label_N[:, None]).any(1).double().mean().item()
+
+    def _probabilities(self, model, objective: ClassificationObjective) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Of all rows of all sources that can be used, [N, K], their labels [N], and how many rows are left out."""
+        device = next(model.parameters()).device
+        found, labels, rows = [], [], 0
+
+        def probabilities(batch: Batch):
+            batch = Batch(self.task.name, {objective.modality: batch.inputs[objective.modality]}, {})
+            condition = model.imp.condition(objective.modality, batch.task)
+            encoding = model.imp.encode(objective.modality, batch.inputs[objective.modality], None, condition)
+            yield objective.modality, objective.probabilities(model.imp, {objective.modality: encoding}), []
+
+        for batches, label_R in self._parts:
+            part = embed_by(probabilities, batches, device, unit=False)
+            label_N = label_R[part.rows_N]
+            fits_N = (label_N >= 0) & (label_N < objective.num_classes)
+            found.append(part.vectors[objective.modality][fits_N.to(device)])
+            labels.append(label_N[fits_N])
+            rows += len(label_R)
+        label_N = torch.cat(labels).to(device)
+        return torch.cat(found), label_N, rows - len(label_N)
+
+
+def held_out_loss(probabilities_NK: torch.Tensor, label_N: torch.Tensor, kind: str) -> float:
+    """The mean cross-entropy of classes, `kind` "softmax" or "sigmoid", in nats; in float64."""
+    p_NK = probabilities_NK.double().clamp(1e-12, 1 - 1e-12)
+    right_N = p_NK.gather(1, label_N[:, None])[:, 0].log()
+    if kind == "softmax":
+        return -right_N.mean().item()
+    wrong_NK = (1 - p_NK).log()
+    wrong_N = wrong_NK.sum(1) - wrong_NK.gather(1, label_N[:, None])[:, 0]
+    return -((right_N + wrong_N) / p_NK.shape[1]).mean().item()
+
+
+def heads(task: Task) -> list[tuple[int, Classification, str]]:
+    """The classification heads of a task: place among its objectives, record, and name in the results: the task's, and behind it
+    the modality's where the task has several."""
+    found = [(place, o) for place, o in enumerate(task.objectives) if o.kind == "classification"]
+    return [(place, o, task.name if len(found) == 1 else f"{task.name}_{o.modality}_{place}") for place, o in found]

@@ -1,0 +1,41 @@
+"""Files that are replaced as a whole: at any moment, and after any crash, the old content is there or the new one."""
+
+import json
+import os
+from pathlib import Path
+
+from imp_ds.errors import UserError
+
+
+def write_file(path: str | Path, content: str | bytes) -> Path:
+    """Write `content` beside `path`, bring it to the disk, and give it that name; returns the path.
+
+    Raises OSError, for example for want of room; `path` is then as it was, and nothing is left beside it.
+    """
+    path = Path(path)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with staged.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | Path, value) -> Path:
+    """The same with `value` as indented JSON."""
+    return write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_result(path: str | Path, content: str | bytes) -> Path:
+    """`write_file` for what a command was asked for: raises UserError, with the reason, where it cannot be written."""
+    try:
+        return write_file(path, content)
+    except OSError as error:
+        raise UserError(
+            "the result cannot be written", got=f"{path}: {error.strerror or error}", fix="name a file in a folder with room"
+        ) from None
