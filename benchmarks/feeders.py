@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
-from imp_ds.data.decoding import decode_all
+from imp_ds.data.decoding import Wanted, decode_all
 from imp_ds.data.decoding.film import FILMS, read_film
 from imp_ds.data.decoding.image import read_image
 from imp_ds.data.decoding.picture import pixels_needed
@@ -56,7 +56,7 @@ def prepared(corpus: Corpus, collate: Collator, samples: list[tuple[bytes, int]]
     labels, rngs, role = [label for _, label in samples], [rng] * len(samples), task.modalities[0]
     if in_turn:
         raws = [{role: one, "label": label} for one, label in zip(media, labels)]
-        decoded = decode_all(raws, task.views, rngs, nothing, augment=task.augment, needs_label=True)
+        decoded = decode_all(raws, task.views, rngs, nothing, augment=task.augment, wanted=Wanted(label=True))
     else:
         decoded = [{role: _decoded(one, task, rng, nothing), "label": label} for one, label in zip(media, labels)]
     return collate(task.name, task.views, decoded, rngs, augment=task.augment)

@@ -32,6 +32,10 @@ Set = Annotated[
 ]
 LocalRank = Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="given by the launcher")]
 
+AllowChanges = Annotated[
+    bool,
+    typer.Option("--allow_changes", help="with --resume: the learning rate, clipping, batch sizes and intervals may differ"),
+]
 RESUME = (
     "go on with the run in the output folder. auto: from its newest whole checkpoint, or from the start when there is none; "
     "latest: there must be one; a number: from the checkpoint of that step, refused while there are later ones"
@@ -60,6 +64,7 @@ def train(
     output_dir: Annotated[Path | None, typer.Option("--output_dir", help="default: runs/RECIPE")] = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="WHERE", help=RESUME)] = None,
     hostfile: Annotated[Path | None, typer.Option("--hostfile", help="compare the ranks' places with this hostfile")] = None,
+    allow_changes: AllowChanges = False,
     local_rank: LocalRank = None,
 ):
     """Train a recipe. Start it under deepspeed, torchrun, accelerate launch or srun for several ranks.
@@ -73,7 +78,8 @@ def train(
     run = get_recipe(recipe).override(set_)
     from imp_ds.train.trainer import train as run_training
 
-    _train(lambda: run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume, hostfile))
+    _train(lambda: run_training(run, output_dir or Path("runs") / run.name, deepspeed_config, resume, hostfile,
+                                allow_changes=allow_changes))  # fmt: skip
 
 
 def _check_resume(resume: str | None) -> None:
@@ -200,6 +206,7 @@ def tune(
     ] = None,
     output_dir: Annotated[Path | None, typer.Option("--output_dir", help="default: runs/MODEL_EVALUATION_METHOD")] = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="WHERE", help="as of train: auto, latest or a step")] = None,
+    allow_changes: AllowChanges = False,
     local_rank: LocalRank = None,
 ):
     """Tune an exported model to the classes of an evaluation, on a part of its training data: by prompts (Uni-Perceiver-MoE), by
@@ -213,7 +220,7 @@ def tune(
     asked = Tuning(method, fraction, steps, batch_size, rate, seed, prompts, "separate" if separate else "shared")
     folder = output_dir or Path("runs") / f"{model.resolve().name}_{evaluation}_{method}"
     source = None if recipe is None else get_recipe(recipe)
-    options = dict(source=source, settings=set_, ds_path=deepspeed_config, resume=resume)
+    options = dict(source=source, settings=set_, ds_path=deepspeed_config, resume=resume, allow_changes=allow_changes)
     _train(lambda: run_tuning(model, evaluation, asked, folder, **options))
 
 

@@ -4,19 +4,21 @@ A recipe returns one, `--set` changes it, and it is saved with every run. Engine
 are not here but in the DeepSpeed configuration; what both could own, this one owns.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 from imp_ds.modalities.masking import mask_id
 from imp_ds.modalities.text import end_id
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.overrides import apply_overrides, parse_record
 from imp_ds.tasks import Evaluation, Record, Task
+from imp_ds.written_files import write_json
 
 FILE_NAME = "run_config.json"
 Size = Literal["tiny", "S", "B", "M", "L"]
@@ -148,6 +150,7 @@ class DataSettings(Settings):
     tokenizer: str | None = Field(None, description="name or path of a Hugging Face tokenizer; None trains one on the captions")
     vocab_size: int = Field(32100, ge=8, description="largest vocabulary of a tokenizer trained on the captions")
     audio: AudioSettings = AudioSettings()
+    decoding: DecodingSettings = DecodingSettings()
     timeout_s: float = Field(300.0, gt=0, description="a batch that takes longer is an error")
 
 
@@ -264,22 +267,13 @@ class RunConfig(Settings):
     def save(self, path: str | Path) -> Path:
         """Write JSON to `path`, or to run_config.json in the folder `path`; returns the file."""
         path = _file(path)
-        path.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-        return path
+        return write_json(path, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, path: str | Path) -> "RunConfig":
         """Read what `save` wrote. Raises UserError for a file that is missing, damaged or of another shape."""
         path = _file(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError("the run configuration cannot be read", got=f"{path}: {error.strerror}") from None
-        except ValueError as error:
-            raise UserError(
-                "the run configuration is not JSON", got=f"{path}: {error}", fix="restore the file from the run"
-            ) from None
-        return parse_record(cls, data, str(path))
+        return parse_record(cls, read_json(path, dict, "restore the file from the run"), str(path))
 
 
 def _file(path: str | Path) -> Path:

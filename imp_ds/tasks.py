@@ -333,11 +333,18 @@ class Task(Record):
     @property
     def needs_label(self) -> bool:
         """Whether a sample must have a class."""
-        classes = ("classification", "named_classes")
-        return any(
-            o.kind in classes or getattr(o, "among_names", False) or getattr(o, "positives", None) == "equal"
-            for o in self.objectives
+        return self.classes is not None or any(
+            getattr(o, "among_names", False) or getattr(o, "positives", None) == "equal" for o in self.objectives
         )
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes its heads tell apart: a label is below it. None where no objective limits the labels."""
+        counts = [o.num_classes for o in self.objectives if o.kind == "classification"]
+        counts += [len(o.names) for o in self.objectives if o.kind == "named_classes"]
+        named = [o for o in self.objectives if getattr(o, "among_names", False) and o.candidates != "label_names"]
+        counts += [len(o.candidates) for o in named]
+        return min(counts, default=None)
 
     @property
     def mask_rate(self) -> float:

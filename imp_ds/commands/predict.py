@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from imp_ds.data.collation import Collator
-from imp_ds.data.decoding import decode_windows
+from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model, read_run
@@ -47,7 +47,7 @@ def predict(
     if not files:
         got = ", ".join(map(str, paths)) or "no path"
         raise UserError("there is no file to predict", got=got, allowed="files or folders of files")
-    found, errors = _predict_files(model, processor, run.task(task), views, files, top)
+    found, errors = _predict_files(model, processor, run.task(task), views, Wanted(settings=run.data.decoding), files, top)
     if output is not None:
         told = {file: {"predictions": of} for file, of in found.items()} | {file: {"error": of} for file, of in errors.items()}
         lines = [{"file": file, **told[file]} for file in dict.fromkeys(files)]
@@ -77,7 +77,7 @@ def _files(paths: list[Path]) -> Iterator[str]:
             yield str(path)
 
 
-def _predict_files(model, processor, task: Task, views: Views, files: list[str], top: int) -> tuple[dict, dict]:
+def _predict_files(model, processor, task: Task, views: Views, wanted: Wanted, files: list[str], top: int) -> tuple[dict, dict]:
     """The predictions of the files that can be decoded, and what is wrong with the others."""
     found, errors, collator = {}, {}, Collator(processor)
     console = Console(stderr=True)
@@ -87,7 +87,7 @@ def _predict_files(model, processor, task: Task, views: Views, files: list[str],
             entries = []
             for file in files[start : start + BATCH]:
                 try:
-                    entries += [(file, window) for window in decode_windows(_sample(file, views), views)]
+                    entries += [(file, window) for window in decode_windows(_sample(file, views), views, None, wanted)]
                 except BadSample as error:
                     errors[file] = str(error)
             for first in range(0, len(entries), BATCH):

@@ -13,6 +13,7 @@ from imp_ds.comparison.timing import time_routers, timing_process
 from imp_ds.data.digits import verify
 from imp_ds.errors import UserError
 from imp_ds.stage_progress import StageProgress
+from imp_ds.written_files import write_json
 
 
 def compare_routers(
@@ -66,7 +67,7 @@ def _times(out: Path, jobs: list[Job], rounds: int, progress: Callable) -> dict[
             times[seed] = time_routers(of_seed, out / "models", device, rounds=rounds, progress=progress)
             path = _times_file(out, seed)
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(times[seed], indent=1) + "\n", encoding="utf-8")
+            write_json(path, times[seed])
     return times
 
 

@@ -9,7 +9,7 @@ from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.recipes import get_recipe
 from imp_ds.recipes.routers import ROUTERS
-from imp_ds.train.final_results import RESULTS
+from imp_ds.train.run_folder import RESULTS
 
 INTERFERENCE = "interference.json"
 # the last map of every feed-forward, plain or of experts: shared by the tasks in some layers, conditional in the others

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from imp_ds.comparison.across import speech_to_images
 from imp_ds.comparison.jobs import INTERFERENCE, Job
-from imp_ds.train.final_results import RESULTS
 from imp_ds.train.plan import count_parameters, parameter_sizes
+from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.trained_run import TrainedRun, open_run
+from imp_ds.written_files import write_json
 
 ACROSS = "speech_to_images.json"
 MORE, LESS = "\u2191", "\u2193"
@@ -87,7 +88,7 @@ def _across(job: Job, trained: TrainedRun) -> dict[str, float]:
     """As it was written, or measured now."""
     path = job.folder / ACROSS
     if not path.is_file():
-        path.write_text(json.dumps(speech_to_images(trained), indent=1) + "\n", encoding="utf-8")
+        write_json(path, speech_to_images(trained))
     return json.loads(path.read_text(encoding="utf-8"))
 
 

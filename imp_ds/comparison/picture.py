@@ -1,10 +1,12 @@
 """The comparison as one picture: a panel of bars for each measure, a bar for each router, whiskers for the seeds."""
 
+import io
 import math
 from pathlib import Path
 
 from imp_ds.comparison.measures import Measure, Spread
 from imp_ds.comparison.report import cell
+from imp_ds.written_files import write_file
 
 _COLUMNS = 4
 # Okabe and Ito: apart for every eye; what is the same in every run is grey
@@ -30,7 +32,9 @@ def draw_comparison(measures: list[Measure], found: dict[str, dict[str, Spread]]
         axes.set_visible(False)
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.savefig(path, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_file(path, drawn.getvalue())
 
 
 def _draw_panel(axes, measure: Measure, found: dict[str, dict[str, Spread]], *, named: bool) -> None:

@@ -1,7 +1,6 @@
 """The comparison for people and programs to read: README.md with its tables, and table.json with every number of every run."""
 
 import datetime
-import json
 import math
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from imp_ds.comparison.measures import SECTIONS, Measure, Spread, spreads
+from imp_ds.written_files import write_file, write_json
 
 TABLE, PAGE, PICTURE = "table.json", "README.md", "comparison.png"
 
@@ -38,7 +38,7 @@ def machine() -> str:
 def write_table(out: Path, told: dict, values: dict[str, list[dict[str, float]]], details: dict) -> None:
     """table.json: what the numbers hang on, {router: the numbers of each seed}, and details beside them."""
     whole = {"facts": told, "routers": values, "details": details}
-    (out / TABLE).write_text(json.dumps(_finite(whole), indent=1) + "\n", encoding="utf-8")
+    write_json(out / TABLE, _finite(whole))
 
 
 def write_page(out: Path, told: dict, values: dict[str, list[dict[str, float]]], notes: list[str]) -> None:
@@ -49,7 +49,7 @@ def write_page(out: Path, told: dict, values: dict[str, list[dict[str, float]]],
         if there := shown(measures, found):
             lines += [f"## {title}", "", *table(there, found), ""]
     lines += ["## How it was measured", "", *(f"- {note}" for note in notes)]
-    (out / PAGE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(out / PAGE, "\n".join(lines) + "\n")
 
 
 def shown(measures: tuple[Measure, ...], found: dict[str, dict[str, Spread]]) -> list[Measure]:

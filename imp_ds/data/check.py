@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 import torch
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding import decode
+from imp_ds.data.decoding import Wanted, decode
 from imp_ds.data.media_facts import media_facts
 from imp_ds.data.samples import BadSample, Media, RawSample, Reader
 from imp_ds.data.tallies import Contents, Spread, file_digest, script_of, text_digest
 from imp_ds.data.worker_pool import WorkerLost, WorkerPool
+from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
+from imp_ds.modalities import text
 from imp_ds.tasks import Rejection, Task
 
 _LEAST, _PARTS = 32, 2000  # rows that are looked at together; parts of a large source
@@ -75,12 +77,16 @@ class Looks:
         tokenizer: counts tokens, if there is one.
     """
 
-    def __init__(self, reader: Reader, tasks: list[Task], tokenizer=None):
-        self.reader, self.tasks, self.tokenizer = reader, tasks, tokenizer
+    def __init__(self, reader: Reader, tasks: list[Task], tokenizer=None, decoding: DecodingSettings = DecodingSettings()):
+        self.reader, self.tasks, self.tokenizer, self.decoding = reader, tasks, tokenizer, decoding
         self.size = max(_LEAST, -(-len(reader) // _PARTS))
 
     def __len__(self) -> int:
         return -(-len(self.reader) // self.size)
+
+    def has_tokens(self, caption: str) -> bool:
+        """Whether a caption has a token, as far as that is known."""
+        return self.tokenizer is None or text.has_tokens(caption, self.tokenizer)
 
     def rows(self, part: int) -> range:
         return range(part * self.size, min((part + 1) * self.size, len(self.reader)))
@@ -101,7 +107,7 @@ class Looks:
         cache = MediaCache(_CACHE_MB)
         for task in self.tasks:
             try:
-                decode(raw, task.views, None, cache, needs_label=task.needs_label)
+                decode(raw, task.views, None, cache, wanted=Wanted.of(task, self.decoding, self.has_tokens))
             except BadSample as bad:
                 self._leave_out(row, bad, [task], found)
         self._count(row, raw, found)
@@ -149,12 +155,15 @@ class Looks:
             found.spreads.setdefault(name, Spread()).add(value)
 
 
-def look(reader: Reader, tasks: list[Task], tokenizer=None, processes: int = 0, progress: Callable | None = None) -> Findings:
+def look(
+    reader: Reader, tasks: list[Task], tokenizer=None, processes: int = 0, progress: Callable | None = None,
+    decoding: DecodingSettings = DecodingSettings(),
+) -> Findings:  # fmt: skip
     """All rows of a reader, looked at by some processes, or by this one where they are 0.
 
     Raises UserError when a process dies.
     """
-    looks, found = Looks(reader, tasks, tokenizer), Findings()
+    looks, found = Looks(reader, tasks, tokenizer, decoding), Findings()
     for part, one in enumerate(_in_processes(looks, processes)):
         found.merge(one)
         if progress is not None:

@@ -2,16 +2,40 @@
 what the classes of a classification head are called."""
 
 from imp_ds.data.samples import Reader
+from imp_ds.data.sources import labels
+from imp_ds.data.subset import spread_over
 from imp_ds.errors import UserError
 from imp_ds.tasks import Task
+
+_LOOKED_AT = 20_000  # labels of a source that are looked at before a run starts
+
+
+def check_labels(run, readers: dict[str, list[Reader]]) -> None:
+    """Raise UserError, with the source and the class, where a task's source has classes that its heads do not.
+
+    What is known beforehand is looked at: the class names of the source, or else some of its labels. Another label that fits no
+    class is met later, and leaves its sample out.
+    """
+    for task in run.tasks:
+        for reader in readers[task.name] if task.classes is not None else []:
+            if reader.class_names is not None:
+                found, name = len(reader.class_names) - 1, f" ({reader.class_names[-1]})"
+            else:
+                found, name = int(max(labels(spread_over(reader, min(len(reader), _LOOKED_AT))), default=-1)), ""
+            if found >= task.classes:
+                raise UserError(
+                    f"task {task.name}: {reader.name} has more classes than the head", got=f"class {found}{name}, counted from 0",
+                    allowed=f"0 to {task.classes - 1}: num_classes = {task.classes}",
+                    fix=f"set num_classes to {found + 1} or more, or repair the labels",
+                )  # fmt: skip
 
 
 def with_class_names(run, readers: dict[str, list[Reader]]):
     """A copy of `run` (a RunConfig) whose tasks list the names of their candidates, which "label_names" leaves to the data, and
-    those of the classes that they tell apart, as far as their sources name any.
+    those of the classes that they tell apart, where their sources name as many.
 
     A run is so complete without its data: what is trained is what the names say. Raises UserError where a likelihood task's
-    source has no class names, the sources of a task have others, or they are not as many as num_classes.
+    source has no class names, or the sources of a task have others.
     """
     return run.model_copy(update={"tasks": [_named(task, readers[task.name]) for task in run.tasks]})
 
@@ -27,7 +51,7 @@ def _named(task: Task, readers: list[Reader]) -> Task:
     elif not any(_nameless(objective) for objective in task.objectives) or any(r.class_names is None for r in readers):
         return task
     names = _common_names(task, readers)
-    return task.model_copy(update={"objectives": [_with_names(task, objective, names) for objective in task.objectives]})
+    return task.model_copy(update={"objectives": [_with_names(objective, names) for objective in task.objectives]})
 
 
 def _common_names(task: Task, readers: list[Reader]) -> list[str]:
@@ -40,19 +64,12 @@ def _common_names(task: Task, readers: list[Reader]) -> list[str]:
     return readers[0].class_names
 
 
-def _with_names(task: Task, objective, names: list[str]):
+def _with_names(objective, names: list[str]):
     if _left_open(objective):
         return objective.model_copy(update={"candidates": names})
-    if not _nameless(objective):
-        return objective
-    if len(names) != objective.num_classes:
-        raise UserError(
-            f"task {task.name}: the head has not as many classes as its source names",
-            got=f"num_classes = {objective.num_classes}, and {len(names)} class names: {', '.join(names[:5])}"
-            + (", ..." if len(names) > 5 else ""),
-            fix=f"set num_classes to {len(names)}, or source.label_names to the names that are meant",
-        )  # fmt: skip
-    return objective.model_copy(update={"names": names})
+    if _nameless(objective) and len(names) == objective.num_classes:
+        return objective.model_copy(update={"names": names})
+    return objective
 
 
 def _left_open(objective) -> bool:

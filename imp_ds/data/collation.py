@@ -32,6 +32,10 @@ class Collator:
     def __init__(self, processor):
         self.processor = processor
 
+    def has_tokens(self, caption: str) -> bool:
+        """Whether the tokenizer makes a token of a caption, beside the marks that it puts around every text."""
+        return text.has_tokens(caption, self.processor.tokenizer)
+
     def __call__(
         self, task: str, views: Views, samples: list[dict], rngs: list[np.random.Generator] | None = None, *,
         augment: Augmentation = _UNCHANGED, mask_rate: float = 0.0, marked: bool = False,

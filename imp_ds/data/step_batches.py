@@ -11,9 +11,11 @@ import numpy as np
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
+from imp_ds.data.decoding import Wanted
 from imp_ds.data.order import SourceOrder, Spot, TaskOrder
 from imp_ds.data.samples import Reader
 from imp_ds.data.usable_samples import UsableSamples
+from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Task, Views
@@ -33,15 +35,17 @@ class StepBatches:
         first_key: what the samples' numbers begin with in their keys; ranks with batches of their own have numbers of their own.
         window: samples that are shuffled among each other.
         cache_mb: decoded media that each process keeps, in MiB.
+        decoding: how large what is decoded may be, and the like.
 
     Raises UserError for a batch size that the ranks cannot share, and a source smaller than a batch that must be full.
     """
 
     def __init__(self, tasks: list[Task], schedule, readers: dict[str, list[Reader]], collator: Collator, *, seed: int,
-                 rank: int = 0, world: int = 1, first_key: int = 0, window: int = 65536, cache_mb: float = 256.0):  # fmt: skip
+                 rank: int = 0, world: int = 1, first_key: int = 0, window: int = 65536, cache_mb: float = 256.0,
+                 decoding: DecodingSettings = DecodingSettings()):  # fmt: skip
         self.tasks = {task.name: task for task in tasks}
         self.schedule, self.readers, self.collator = schedule, readers, collator
-        self.seed, self.rank, self.world, self.first_key = seed, rank, world, first_key
+        self.seed, self.rank, self.world, self.first_key, self.decoding = seed, rank, world, first_key, decoding
         self._cache = MediaCache(cache_mb)
         self.orders = {task.name: _order(task, readers[task.name], seed, window) for task in tasks}
         for task in tasks:
@@ -85,7 +89,8 @@ class StepBatches:
 
     def usable(self, task: Task, views: Views) -> UsableSamples:
         """The samples of a task, as these views see them."""
-        return UsableSamples(task, views, self.readers[task.name], self.seed, self._cache)
+        wanted = Wanted.of(task, self.decoding, self.collator.has_tokens)
+        return UsableSamples(task, views, self.readers[task.name], self.seed, self._cache, wanted)
 
 
 def _order(task: Task, readers: list[Reader], seed: int, window: int) -> TaskOrder:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding import decode_all
+from imp_ds.data.decoding import Wanted, decode_all
 from imp_ds.data.order import Spot
 from imp_ds.data.sample_stream import sample_stream
 from imp_ds.data.samples import BadSample, Media, RawSample, Reader
@@ -60,12 +60,13 @@ class UsableSamples:
         readers: of the task's sources.
         seed: of what training draws.
         cache: decoded media that are kept.
+        wanted: what a sample must have.
 
     `rejected`: those that could not be used.
     """
 
-    def __init__(self, task: Task, views: Views, readers: list[Reader], seed: int, cache: MediaCache):
-        self.task, self.views, self.readers, self.cache = task, views, readers, cache
+    def __init__(self, task: Task, views: Views, readers: list[Reader], seed: int, cache: MediaCache, wanted: Wanted):
+        self.task, self.views, self.readers, self.cache, self.wanted = task, views, readers, cache, wanted
         self.rejected: list[Rejection] = []
         self._stream = seed, zlib.crc32(task.name.encode())
 
@@ -97,7 +98,7 @@ class UsableSamples:
 
     def _decoded(self, tried: list[_Tried]) -> list[dict | BadSample]:
         raws, rngs = [one.raw for one in tried], [one.rng for one in tried]
-        return decode_all(raws, self.views, rngs, self.cache, augment=self.task.augment, needs_label=self.task.needs_label)
+        return decode_all(raws, self.views, rngs, self.cache, augment=self.task.augment, wanted=self.wanted)
 
     def _substitute(self, tried: _Tried, bad: BadSample) -> Usable:
         """What takes the place of a sample whose own row is bad."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from imp_ds.data.collation import Collator
-from imp_ds.data.decoding import decode
+from imp_ds.data.decoding import Wanted, decode
 from imp_ds.data.evaluation_batches import evaluation_batches
 from imp_ds.data.samples import BadSample, Reader
 from imp_ds.data.sources import has_split, labels, open_reader
@@ -60,7 +60,8 @@ def evaluated_sources(run) -> list[Source]:
 
 
 def _head_evaluators(run, processor, task: Task, split: str, batch_size: int) -> list[HeadEvaluator]:
-    shape, found = dict(batch_size=batch_size, rank=rank(), world=world_size()), []
+    found = []
+    shape = dict(batch_size=batch_size, rank=rank(), world=world_size(), decoding=run.data.decoding)
     readers = [open_reader(run.data.root, source, split, run.data) for source in task.sources]
     label_R = [torch.from_numpy(labels(reader)) for reader in readers]
     for place, objective, name in heads(task):
@@ -72,16 +73,16 @@ def _head_evaluators(run, processor, task: Task, split: str, batch_size: int) ->
 
 
 def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> TextEvaluator:
-    shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
-    collator = partial(Collator(processor), marked=record.answer_at == "mark")
+    shape = dict(batch_size=batch_size, rank=rank(), world=world_size(), decoding=run.data.decoding)
+    shape["marked"] = record.answer_at == "mark"
     asked = record.modality == "text" or record.answer_at == "mark"  # the text is what is read
 
     def frames(row):
-        return decode(reader.read(row), Views(vision=record.views.vision))["vision"]
+        return decode(reader.read(row), Views(vision=record.views.vision), wanted=Wanted(settings=run.data.decoding))["vision"]
 
     return TextEvaluator(
         record,
-        lambda: evaluation_batches(reader, collator, _used_views(record), **shape),
+        lambda: evaluation_batches(reader, Collator(processor), _used_views(record), **shape),
         processor.tokenizer,
         labels=None if record.source.label is None else torch.from_numpy(labels(reader)),
         classes=class_prompts(run, record, reader),
@@ -92,7 +93,7 @@ def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_si
 
 
 def _captioning_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> CaptioningEvaluator:
-    shape = dict(batch_size=batch_size, rank=rank(), world=world_size())
+    shape = dict(batch_size=batch_size, rank=rank(), world=world_size(), decoding=run.data.decoding)
     batches = lambda: evaluation_batches(reader, Collator(processor), _used_views(record), **shape)  # noqa: E731
     return CaptioningEvaluator(record, run.task(record.captioner), batches, all_captions(reader), processor.tokenizer)
 

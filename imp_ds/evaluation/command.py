@@ -16,6 +16,7 @@ from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.measures import written
 from imp_ds.models.imp import ImpProcessor  # and with it what the Auto classes know
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.written_files import write_result
 
 SPLITS = ("train", "validation", "test")
 
@@ -57,7 +58,8 @@ def evaluate(
     results = run_evaluators(model, evaluators)
     Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
     if output is not None:
-        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_result(output, json.dumps(results, indent=2) + "\n")
+        print(f"wrote {output}: {len(results)} values")
     return results
 
 

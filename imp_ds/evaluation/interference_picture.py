@@ -1,11 +1,13 @@
 """Interference for people to see: a table for each weight on a terminal, a heat map for each in a picture."""
 
+import io
 import re
 from pathlib import Path
 
 from rich.table import Table
 
 from imp_ds.evaluation.interference import Interference
+from imp_ds.written_files import write_file
 
 _READING = "row: the task that is affected; column: the task whose step it is; below 0 it harms"
 
@@ -46,7 +48,9 @@ def draw_interference(found: dict[str, Interference], path: str | Path, *, title
     figure.colorbar(image, ax=panels, label="interference (own step: 1)", fraction=0.04, pad=0.02)
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.savefig(path, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_file(path, drawn.getvalue())
 
 
 def _draw_matrix(axes, measured: Interference, title: str, *, named: bool):

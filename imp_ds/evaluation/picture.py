@@ -1,8 +1,11 @@
 """The results of a run as one picture: accuracy and retrieval by task over steps, and which experts each modality uses."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+
+from imp_ds.written_files import write_file
 
 _PALE = ("#a9cce3", "#f5cba7", "#a9dfbf", "#d7bde2", "#f1948a", "#c8ccd0", "#f9e79f", "#a3e4d7")
 _BOLD = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")  # Okabe and Ito: apart for every eye
@@ -33,7 +36,9 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
         draw_usage(panels[-1], usage, list(layers))
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
-    figure.savefig(path, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_file(path, drawn.getvalue())
 
 
 # what a curve shows: the measures' kinds, their last part, and what is put behind the evaluation's name

@@ -115,6 +115,11 @@ def preprocess_captions(texts: list[str], tokenizer, length: int) -> np.ndarray:
     return said_BL
 
 
+def has_tokens(caption: str, tokenizer) -> bool:
+    """Whether the tokenizer makes a token of a text, beside the marks that it puts around every text."""
+    return bool(tokenizer(caption, add_special_tokens=False)["input_ids"])
+
+
 def end_id(tokenizer) -> int:
     """The id of the token that ends a text that is said word by word: the tokenizer's end or separator token, or, where it has
     neither, the padding token, which is nothing that a text could hold."""

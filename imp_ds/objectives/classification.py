@@ -40,7 +40,9 @@ class ClassificationObjective(Objective):
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits_BN = self.logits(model, encodings)
         label = targets["label"]
-        member_BN = label.float() if label.is_floating_point() else F.one_hot(label, self.num_classes).float()
+        if not label.is_floating_point():  # a label that is no class has a row of zeros: the loader leaves such samples out
+            label = label[:, None] == torch.arange(self.num_classes, device=label.device)
+        member_BN = label.float()
         correct = member_BN.gather(1, logits_BN.detach().argmax(1, keepdim=True)) > 0
         if self.loss == "softmax":
             share_BN = member_BN / member_BN.sum(1, keepdim=True).clamp(min=1e-6)

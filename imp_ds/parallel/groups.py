@@ -75,6 +75,11 @@ def all_agree(fact: bool) -> bool:
     return bool(told)
 
 
+def any_rank(fact: bool) -> bool:
+    """Whether it is true on at least one rank. All ranks call it."""
+    return not all_agree(not fact)
+
+
 def on_main(function: Callable, failure: str, *, every_rank: bool = False):
     """Call `function` on rank 0 (or on every rank) and return its result there, None elsewhere, after all ranks are done.
 

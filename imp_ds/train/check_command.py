@@ -22,7 +22,8 @@ from imp_ds.train.check_report import CheckReport, SourceReport
 from imp_ds.train.check_table import show
 from imp_ds.train.needed_workers import needs
 from imp_ds.train.plan import Plan
-from imp_ds.train.processor import FOLDER, build_processor
+from imp_ds.train.processor import FOLDER, build_processor, load_processor
+from imp_ds.written_files import write_result
 
 _WIDTH = 140  # of a table that goes to a file
 
@@ -51,7 +52,7 @@ def check(
         report = examine(run, plan, split, samples, processes, trained, progress)
     show(report, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     if output is not None:
-        output.write_text(json.dumps(report.record(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_result(output, json.dumps(report.record(), indent=1) + "\n")
     return not report.broken()
 
 
@@ -69,11 +70,11 @@ def examine(
     readers = open_corpus(run, split, progress)
     subsets = {id(reader): _rows(reader, samples) for of_task in readers.values() for reader in of_task}
     few = {name: [subsets[id(reader)] for reader in of_task] for name, of_task in readers.items()}
-    processor = load_processor(run, few, trained)
+    processor = processor_of(run, few, trained)
     sources = []
     for number, subset in subsets.items():
         tasks = [task for task in run.tasks if any(id(reader) == number for reader in readers[task.name])]
-        found = look(subset, tasks, processor.tokenizer, cores if processes is None else processes, progress)
+        found = look(subset, tasks, processor.tokenizer, cores if processes is None else processes, progress, run.data.decoding)
         sources.append(SourceReport(subset, [task.name for task in tasks], found))
     speeds, views = [], [(task, view) for task in run.tasks for view in range(len(task.all_views))]
     for task, view in views:
@@ -86,13 +87,13 @@ def examine(
     return CheckReport(run, split, sources, needs(plan, speeds), plan, cores, own_tokens)
 
 
-def load_processor(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ImpProcessor:
+def processor_of(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ImpProcessor:
     """The processor of a trained run, or one made of these readers. Raises UserError for a folder that has none."""
     if trained is None:
         return build_processor(run, readers)
     if not (trained / FOLDER / "processor_config.json").is_file():
         raise UserError("the run has no processor", got=trained, allowed=f"an output folder of train, with {FOLDER}/ in it")
-    return ImpProcessor.from_pretrained(trained / FOLDER, local_files_only=True)
+    return load_processor(trained)
 
 
 def _rows(reader: Reader, samples: int | None) -> Subset:

@@ -1,17 +1,17 @@
 """`python -m imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint, in one process."""
 
-import json
 import shutil
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import RunConfig
+from imp_ds.json_files import read_json
 from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import model_card
-from imp_ds.train.final_results import RESULTS
+from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.staged_folder import staged_folder
 from imp_ds.train.trained_run import open_run
 
@@ -46,7 +46,7 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: ImpF
     results, final = {}, run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
-        results = json.loads(final.read_text())
+        results = read_json(final, dict, "delete the file: the model is exported without scores")
         if (run_dir / model_card.PICTURE).is_file():
             shutil.copy(run_dir / model_card.PICTURE, folder / model_card.PICTURE)
     parameters = sum(p.numel() for p in model.parameters())

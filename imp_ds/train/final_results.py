@@ -1,6 +1,5 @@
 """What a finished run leaves beside its weights: its scores and what they took, as a file, and what is drawn of them."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ import torch.distributed as dist
 from imp_ds.evaluation import Evaluator
 from imp_ds.parallel.groups import world_size
 from imp_ds.train.monitor import Monitor, memory_gib
+from imp_ds.train.run_folder import RESULTS
+from imp_ds.written_files import write_json
 
-RESULTS = "results.json"
 PROJECTED_ROWS = 500
 
 
@@ -24,7 +24,7 @@ def peak_rank_gib(device: torch.device) -> float:
 
 def write_results(output_dir: Path, results: dict[str, float], evaluators: list[Evaluator], monitor: Monitor, step: int) -> None:
     """The file, and in TensorBoard the vectors of each evaluation and the table of all scores."""
-    (output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+    write_json(output_dir / RESULTS, results)
     for evaluator in (found for found in evaluators if found.vectors_NC is not None):
         rows = min(PROJECTED_ROWS, len(evaluator.vectors_NC))
         labels, pictures = evaluator.label_names(), evaluator.thumbnails(rows)

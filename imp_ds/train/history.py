@@ -1,10 +1,10 @@
 """Files of JSON lines that a run adds to, each line with its step: what lies beyond the step a run goes on from is removed."""
 
 import json
-import os
 from pathlib import Path
 
 from imp_ds.errors import UserError
+from imp_ds.written_files import write_file
 
 
 def cut_lines(path: Path, last_step: int) -> list[dict]:
@@ -24,7 +24,5 @@ def cut_lines(path: Path, last_step: int) -> list[dict]:
         except (ValueError, KeyError, TypeError):
             where = f"{path}, line {number}"
             raise UserError(f"a line of {path.name} cannot be read", got=where, fix="delete the line") from None
-    staged = path.with_suffix(".partial")
-    staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-    os.replace(staged, path)
+    write_file(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept

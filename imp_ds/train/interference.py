@@ -154,7 +154,7 @@ class InterferenceProbe:
         self.batches = StepBatches(
             [task.model_copy(update={"batch_size": min(task.batch_size, examples)}) for task in run.tasks],
             Rotation(dict.fromkeys(self.tasks, 1)), readers, Collator(processor), seed=run.data.seed, rank=rank(),
-            world=world_size(), window=run.data.window, cache_mb=run.data.cache_mb,
+            world=world_size(), window=run.data.window, cache_mb=run.data.cache_mb, decoding=run.data.decoding,
         )  # fmt: skip
 
     def measure(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, Interference]:

@@ -15,6 +15,7 @@ from imp_ds.evaluation.interference_picture import draw_interference, interferen
 from imp_ds.stage_progress import StageProgress
 from imp_ds.train.interference import BATCH_SIZE, SAMPLES, InterferenceProbe
 from imp_ds.train.trained_run import open_run
+from imp_ds.written_files import write_result
 
 
 def interference(
@@ -57,7 +58,7 @@ def interference(
 
 
 def _write(found: dict[str, Interference], output: Path, **facts) -> None:
-    output.write_text(json.dumps(facts | {"weights": as_json(found)}, indent=2) + "\n", encoding="utf-8")
+    write_result(output, json.dumps(facts | {"weights": as_json(found)}, indent=2) + "\n")
     picture = output.with_suffix(".png")
     draw_interference(found, picture, title=f"{facts['run']}, step {facts['step']}: interference of tasks")
     print(f"written: {output}, {picture}", flush=True)

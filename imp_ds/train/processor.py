@@ -1,5 +1,6 @@
 """The processor of a run: made once from the run's configuration and corpus, and saved beside the run."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 from imp_ds.config import RunConfig
 from imp_ds.data.class_names import with_class_names
 from imp_ds.data.corpus import all_captions
-from imp_ds.data.decoding import decode
+from imp_ds.data.decoding import Wanted, decode
 from imp_ds.data.samples import BadSample, Reader
+from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
@@ -19,21 +22,58 @@ from imp_ds.models.imp.tokenization_imp import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.parallel.groups import on_main
 from imp_ds.tasks import Views
+from imp_ds.train.staged_folder import staged_folder
 
 FOLDER = "processor"
+_RESTORE = "restore the files of the run's processor, or start a new run"
 _SOUNDS = 128  # enough for a mean and a spread over millions of spectrogram values
 
 
-def settle_processor(run: RunConfig, readers: dict[str, list[Reader]], output_dir: Path) -> ImpProcessor:
-    """The run's processor: rank 0 makes and saves it if the run has none yet, and every rank loads it."""
+def settle_processor(run: RunConfig, readers: dict[str, list[Reader]], output_dir: Path, state: dict | None) -> ImpProcessor:
+    """The run's processor: rank 0 makes and saves it if the run has none yet, and every rank loads it.
+
+    state: of the checkpoint that the run goes on from, with which the processor has to agree; None: the run begins.
+    """
     folder = output_dir / FOLDER
 
     def make():
-        if not (folder / "processor_config.json").exists():
-            build_processor(run, readers).save_pretrained(folder)
+        if not folder.exists():
+            with staged_folder(folder, "processor") as staging:
+                build_processor(run, readers).save_pretrained(staging)
 
     on_main(make, "the processor could not be saved")
-    return ImpProcessor.from_pretrained(folder, local_files_only=True)
+    return on_main(lambda: load_processor(output_dir, state), "the processor cannot be loaded", every_rank=True)
+
+
+def load_processor(output_dir: Path, state: dict | None = None) -> ImpProcessor:
+    """The processor of a run. Raises UserError where it is missing or damaged, or is not the one that the checkpoint of `state`
+    was trained with."""
+    folder = output_dir / FOLDER
+    if state is not None:
+        _verify(folder, state["processor"])
+    try:
+        return ImpProcessor.from_pretrained(folder, local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # each reader of a damaged file fails in its own way
+        got = f"{folder}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise UserError("the processor of the run cannot be loaded", got=got, fix=_RESTORE) from error
+
+
+def hashes(output_dir: Path) -> dict[str, str]:
+    """SHA-256 of each file of a run's processor, by its name: what a checkpoint keeps of it."""
+    files = sorted(path for path in (output_dir / FOLDER).rglob("*") if path.is_file())
+    return {str(path.relative_to(output_dir / FOLDER)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _verify(folder: Path, expected: dict[str, str]) -> None:
+    found = hashes(folder.parent)
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            what = "is missing" if name not in found else "is new" if name not in expected else "was changed"
+            raise UserError(
+                "the processor is not the one that the checkpoint was trained with", got=f"{folder / name} {what}", fix=_RESTORE
+            )
 
 
 def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProcessor:
@@ -54,8 +94,8 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
     image_view = {} if image is None else dict(size=(image.height, image.width))
     film_view = {} if film is None else dict(frames=film.frames, size=(film.height, film.width))
     return ImpProcessor(
-        image_processor=ImpImageProcessor(patch=config.vision_patch, **image_view),
-        video_processor=ImpVideoProcessor(patch=config.vision_patch, **film_view),
+        image_processor=ImpImageProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **image_view),
+        video_processor=ImpVideoProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **film_view),
         feature_extractor=build_extractor(run, config, readers),
         tokenizer=tokenizer,
     )
@@ -91,17 +131,17 @@ def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[R
         return extractor
     values = []
     for name, view in list(views.items())[:1]:
-        for sound, rate in _some_sounds(readers[name][0], Views(audio=view)):
+        for sound, rate in _some_sounds(readers[name][0], Views(audio=view), run.data.decoding):
             values.append(extractor([sound], [rate], seconds=view.seconds, return_tensors="np")["input_features"])
     if values:
         extractor.mean, extractor.std = round(float(np.mean(values)), 4), round(float(np.std(values)), 4)
     return extractor
 
 
-def _some_sounds(reader: Reader, views: Views) -> Iterable[tuple[np.ndarray, int]]:
+def _some_sounds(reader: Reader, views: Views, decoding: DecodingSettings) -> Iterable[tuple[np.ndarray, int]]:
     """Sounds spread over the source; those that cannot be read are passed over."""
     for row in range(0, len(reader), max(1, len(reader) // _SOUNDS)):
         try:
-            yield decode(reader.read(row), views)["audio"]
+            yield decode(reader.read(row), views, wanted=Wanted(settings=decoding))["audio"]
         except BadSample:
             continue

@@ -15,6 +15,7 @@ from imp_ds.errors import UserError
 from imp_ds.overrides import parse_record
 from imp_ds.tasks import Record
 from imp_ds.train.kernels import Kernel
+from imp_ds.written_files import write_result
 
 KINDS = ("product", "experts", "attention", "routing", "norm", "gelu", "copy")
 OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
@@ -81,7 +82,7 @@ class Rates(Record):
     assumed: list[str] = Field([], description="what is no measurement")
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+        write_result(path, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Rates":

@@ -6,13 +6,24 @@
 """
 
 import json
-import os
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
+from imp_ds.overrides import parse_record
+from imp_ds.train import checkpoint
+from imp_ds.train.run_lock import FILE as LOCK
+from imp_ds.train.run_lock import RunLock
 
+RESULTS = "results.json"
+# what a run makes in its folder, beside run_config.json; interference and captions stand in tensorboard/ and metrics.jsonl too
+_MADE = {
+    LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, "results.png",
+    "interference.json", "interference.png",
+}  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {
     "data.root", "data.workers", "data.prefetch", "data.cache_mb", "data.timeout_s", "train.steps", "train.ep_size",
@@ -20,43 +31,121 @@ _FREE = {
     "train.hang_timeout_s", "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints",
     "train.milestone_every", "train.interference_every", "train.interference_samples", "evaluations", "tasks.*.pieces",
 }  # fmt: skip
+# what may differ too if it is asked for: training goes on otherwise from there, but the weights and moments still fit
+_ON_REQUEST = {
+    "optimizer", "tasks.*.batch_size", "tasks.*.interval", "tasks.*.weight", "tasks.*.gradient_norm", "data.max_rejected",
+}  # fmt: skip
 
 
-def claim(output_dir: Path, run: RunConfig, resume: bool) -> None:
-    """Take an empty or new folder for `run`, or its own again with `resume`. Raises UserError; nothing is changed then."""
-    config = output_dir / FILE_NAME
-    if config.exists():
-        if not resume:
-            raise UserError(
-                "the output folder holds another run", got=output_dir, allowed="a new or empty folder",
-                fix="--output_dir DIR for a new run, or --resume auto to go on with this one",
-            )  # fmt: skip
-        changed = differences(RunConfig.load(config), run)
-        if changed:
-            raise UserError(
-                "the run in the output folder was started differently",
-                got="; ".join(changed[:5]) + (" ..." if changed[5:] else ""),
-                allowed="to resume, changes of " + ", ".join(sorted(_FREE)),
-                fix="resume with the recipe and the --set of that run, or take another --output_dir",
-            )  # fmt: skip
-    elif output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError("the output folder is not empty", got=output_dir, allowed="a new or empty folder", fix="--output_dir DIR")
+def claim(output_dir: Path, run: RunConfig, resume: bool, allow_changes: bool = False) -> RunLock:
+    """Take an empty or new folder for `run`, or its own again with `resume`; returns the lock that is held on it.
+
+    A run that ended before its first checkpoint is nothing to go on from: its folder is taken anew. A configuration that is lost
+    or damaged is restored from the newest complete checkpoint. Raises UserError; nothing is changed then.
+
+    allow_changes: whether the fields of _ON_REQUEST may differ from those of the run that is resumed.
+    """
+    _check_ours(output_dir)
+    if checkpoint.steps(output_dir):
+        _check_same(output_dir, run, resume, allow_changes)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(output_dir, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-        run.save(config)
+        lock = RunLock(output_dir)
+        if not checkpoint.steps(output_dir) and (output_dir / FILE_NAME).exists():
+            _clear(output_dir)
+            print(f"{output_dir} holds a run that ended before its first checkpoint: starting it anew", flush=True)
+        run.save(output_dir / FILE_NAME)
     except OSError as error:
-        got = f"{output_dir}: {error.strerror}"
-        raise UserError("the output folder cannot be written", got=got, fix="--output_dir DIR") from None
+        raise UserError(
+            "the output folder cannot be written", got=f"{output_dir}: {error.strerror}", fix="make room, or --output_dir DIR"
+        ) from None
+    return lock
 
 
-def differences(before: RunConfig, now: RunConfig) -> list[str]:
-    """What differs and may not, as "path: before -> now"."""
+def load_run(output_dir: Path) -> RunConfig:
+    """The configuration of the run in a folder; where its file is lost or damaged, that of the newest complete checkpoint.
+
+    Raises UserError where neither can be had.
+    """
+    try:
+        return RunConfig.load(output_dir / FILE_NAME)
+    except UserError as error:
+        newest = checkpoint.newest(output_dir, lambda message: None)
+        if newest is None:
+            raise
+        print(f"{error.what}: the one of {newest.name} is taken", flush=True)
+        return parse_record(RunConfig, checkpoint.Reader(newest).state.get("run"), str(newest))
+
+
+def is_finished(output_dir: Path, run: RunConfig) -> bool:
+    """Whether the run has done all of its steps and was scored after them."""
+    steps, results = checkpoint.steps(output_dir), output_dir / RESULTS
+    if not steps or steps[-1] < run.train.steps or not results.is_file():
+        return False
+    try:
+        return read_json(results, dict).get("train/steps") == steps[-1]
+    except UserError:  # it is written again
+        return False
+
+
+def _check_ours(output_dir: Path) -> None:
+    """Raise UserError for a folder that holds something else than a run."""
+    if not output_dir.exists():
+        return
+    if not output_dir.is_dir():
+        raise UserError("the output folder is a file", got=output_dir, allowed="a new or empty folder", fix="--output_dir DIR")
+    there = {path.name for path in output_dir.iterdir()}
+    if there - {LOCK} and FILE_NAME not in there and not checkpoint.steps(output_dir):
+        raise UserError("the output folder is not empty", got=output_dir, allowed="a new or empty folder", fix="--output_dir DIR")
+
+
+def _check_same(output_dir: Path, run: RunConfig, resume: bool, allow_changes: bool) -> None:
+    if not resume:
+        raise UserError(
+            "the output folder holds another run", got=output_dir, allowed="a new or empty folder",
+            fix="--output_dir DIR for a new run, or --resume auto to go on with this one",
+        )  # fmt: skip
+    changed = differences(load_run(output_dir), run)
+    asked = {path: said for path, said in changed.items() if _among(path, _ON_REQUEST)}
+    refused = [said for path, said in changed.items() if path not in asked or not allow_changes]
+    if refused:
+        more = "" if asked.keys() != changed.keys() else "; with --allow_changes these too"
+        raise UserError(
+            "the run in the output folder was started differently",
+            got="; ".join(refused[:5]) + (f" and {len(refused) - 5} more" if refused[5:] else ""),
+            allowed=f"to resume, changes of {', '.join(sorted(_FREE))}; with --allow_changes also of "
+            + ", ".join(sorted(_ON_REQUEST)),
+            fix=f"resume with the recipe and the --set of that run{more}; or take another --output_dir",
+        )  # fmt: skip
+    for said in asked.values():
+        print(f"changed from here on: {said}", flush=True)
+
+
+def _clear(output_dir: Path) -> None:
+    """Remove what a run without a checkpoint has left. Raises UserError where there is something else too."""
+    foreign = sorted({path.name for path in output_dir.iterdir()} - _MADE)
+    if foreign:
+        raise UserError(
+            "the output folder holds a run that ended before its first checkpoint, and other things", got=", ".join(foreign[:5]),
+            fix="move them away, or take another --output_dir",
+        )  # fmt: skip
+    for name in _MADE - {LOCK}:
+        path = output_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def differences(before: RunConfig, now: RunConfig) -> dict[str, str]:
+    """What differs and may not without being asked for, by path: "path: before -> now"."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    paths = sorted(old.keys() | new.keys())
-    fixed = [p for p in paths if not any(fnmatchcase(p, free) or p.startswith(free + ".") for free in _FREE)]
-    return [f"{p}: {json.dumps(old.get(p))} -> {json.dumps(new.get(p))}" for p in fixed if old.get(p) != new.get(p)]
+    fixed = [path for path in sorted(old.keys() | new.keys()) if not _among(path, _FREE)]
+    return {p: f"{p}: {json.dumps(old.get(p))} -> {json.dumps(new.get(p))}" for p in fixed if old.get(p) != new.get(p)}
+
+
+def _among(path: str, patterns: set[str]) -> bool:
+    return any(fnmatchcase(path, pattern) or path.startswith(pattern + ".") for pattern in patterns)
 
 
 def _flat(value, path: str = "") -> dict:

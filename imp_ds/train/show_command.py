@@ -18,10 +18,11 @@ from imp_ds.data.subset import spread_over
 from imp_ds.errors import UserError
 from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Batch, Task, Views
-from imp_ds.train.check_command import load_processor
+from imp_ds.train.check_command import processor_of
 from imp_ds.train.first_samples import first_turns
 from imp_ds.train.samples import batch_pictures
 from imp_ds.train.schedule import build_schedule
+from imp_ds.written_files import write_result
 
 _ROWS = 2000  # of each source, from which a tokenizer and the mean of the spectrograms are made where there is no run
 _MASK = "▒"  # a hidden word
@@ -52,9 +53,9 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
     with StageProgress() as progress:
         readers = open_corpus(run, split, progress)
     few = {name: [spread_over(reader, _ROWS) for reader in of_task] for name, of_task in readers.items()}
-    processor = load_processor(run, few, trained)
+    processor = processor_of(run, few, trained)
     schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
-    shape = dict(seed=run.data.seed, window=run.data.window, cache_mb=0)
+    shape = dict(seed=run.data.seed, window=run.data.window, cache_mb=0, decoding=run.data.decoding)
     batches = StepBatches(run.tasks, schedule, readers, Collator(processor), **shape)
     sections = []
     for name, step in first_turns(batches).items():
@@ -63,7 +64,7 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
             sections.append(_section(batches, processor, task, view, step, samples))
     title = html.escape(f"{run.name}: what the model is fed ({split})")
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}"
-    out.write_text(page, encoding="utf-8")
+    write_result(out, page)
     return f"{out}: {len(sections)} views of {len(run.tasks)} tasks"
 
 

@@ -123,7 +123,8 @@ def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Col
         place = dict(rank=member, world=ep_size, first_key=group * max(task.batch_size for task in tasks))
     settings = run.data
     return StepBatches(
-        tasks, schedule, readers, collator, seed=settings.seed, window=settings.window, cache_mb=settings.cache_mb, **place
+        tasks, schedule, readers, collator, seed=settings.seed, window=settings.window, cache_mb=settings.cache_mb,
+        decoding=settings.decoding, **place
     )
 
 

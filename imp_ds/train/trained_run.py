@@ -9,7 +9,9 @@ from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
-from imp_ds.train import checkpoint, processor
+from imp_ds.train import checkpoint
+from imp_ds.train.processor import load_processor
+from imp_ds.train.run_folder import load_run
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,14 @@ def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
 
     Raises UserError when there is no such run or checkpoint, or it is damaged.
     """
-    if not (run_dir / FILE_NAME).is_file() or not (run_dir / processor.FOLDER).is_dir():
+    if not checkpoint.steps(run_dir) and not (run_dir / FILE_NAME).is_file():
         raise UserError(
             "this is not the folder of a run", got=run_dir,
             allowed="the --output_dir of python -m imp_ds train, for example runs/digits",
         )  # fmt: skip
-    run = RunConfig.load(run_dir)
-    folder = _find_checkpoint(run_dir, step)
-    pieces = ImpProcessor.from_pretrained(run_dir / processor.FOLDER, local_files_only=True)
-    return TrainedRun(run, pieces, checkpoint.Reader(folder))
+    run = load_run(run_dir)
+    reader = checkpoint.Reader(_find_checkpoint(run_dir, step))
+    return TrainedRun(run, load_processor(run_dir, reader.state), reader)
 
 
 def _find_checkpoint(run_dir: Path, step: int | None) -> Path:

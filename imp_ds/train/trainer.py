@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 
 from imp_ds.config import RunConfig
-from imp_ds.data.class_names import with_class_names
+from imp_ds.data.class_names import check_labels, with_class_names
 from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import has_split
 from imp_ds.errors import UserError
 from imp_ds.evaluation import CaptioningEvaluator, build_evaluators, evaluate, evaluated_sources, expert_usage
-from imp_ds.parallel.groups import barrier, is_main, on_main, raise_shared, world_size
+from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
@@ -36,8 +36,9 @@ from imp_ds.train.interference import InterferenceProbe
 from imp_ds.train.measure import matrix_peak
 from imp_ds.train.monitor import Monitor
 from imp_ds.train.preemption import Preemption
-from imp_ds.train.processor import settle_processor
+from imp_ds.train.processor import hashes, settle_processor
 from imp_ds.train.rejections import Rejections
+from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.start import (
     compile_model,
     find_checkpoint,
@@ -56,7 +57,7 @@ SHOWN_SAMPLES = 6
 
 def train(
     run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None, hostfile: Path | None = None,
-    before: Callable[[], dict[str, float]] | None = None,
+    before: Callable[[], dict[str, float]] | None = None, allow_changes: bool = False,
 ) -> None:  # fmt: skip
     """Train `run` on the ranks that a launcher started, and write everything into `output_dir`.
 
@@ -66,6 +67,9 @@ def train(
         hostfile: what the ranks were started with; rank 0 compares their places with it.
         before: gives the scores of the model that the run starts from, by flat names, on every rank, once all of them have
             joined; they are recorded as of step 0, and among the results as before/{name}.
+        allow_changes: whether a resumed run may have another learning rate, batch size, ... (`imp_ds.train.run_folder`).
+
+    A resumed run that is finished already says so, and nothing is done.
 
     Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then. Raises Preempted
     after a signal and the checkpoint that followed it.
@@ -78,10 +82,18 @@ def train(
         device = start_process_group(2 * run.train.hang_timeout_s)
         readers = open_readers(run)
         run = on_main(lambda: with_class_names(run, readers), "the class names cannot be read", every_rank=True)
-        on_main(lambda: run_folder.claim(Path(output_dir), run, resume is not None), "the output folder cannot be used")
+        on_main(lambda: check_labels(run, readers), "the labels cannot be read")
+        output_dir = Path(output_dir)
+        claim = lambda: run_folder.claim(output_dir, run, resume is not None, allow_changes)  # noqa: E731
+        lock = on_main(claim, "the output folder cannot be used")  # noqa: F841  held to the end
+        if any_rank(is_main() and resume is not None and run_folder.is_finished(output_dir, run)):
+            if is_main():
+                print(f"finished: all {run.train.steps} steps are done, the scores are in {output_dir / RESULTS}", flush=True)
+            dist.destroy_process_group()
+            return
         scores = {} if before is None else before()
         with Watchdog(run.train.hang_timeout_s) as watchdog:
-            trainer = Trainer(run, Path(output_dir), ds, readers, device, resume, preemption, watchdog, hostfile, scores)
+            trainer = Trainer(run, output_dir, ds, readers, device, resume, preemption, watchdog, hostfile, scores)
             try:
                 trainer.loop()
                 trainer.finish()
@@ -101,15 +113,16 @@ class Trainer:
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.before = before
-        self.processor = settle_processor(run, readers, output_dir)
+        reader = None if resume is None else find_checkpoint(output_dir, resume)
+        self.processor = settle_processor(run, readers, output_dir, None if reader is None else reader.state)
         self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks, self.processor.tokenizer)
         show_ranks(run, self.config, device, hostfile)
-        reader = None if resume is None else find_checkpoint(output_dir, resume)
         if is_main() and resume is not None:
             nothing = f"no checkpoint in {output_dir}: starting from step 0"
             print(nothing if reader is None else f"resuming from {reader.folder}", flush=True)
         if reader is not None:
             tell_of_groups(run, reader.state)
+        self._processor_hashes = hashes(output_dir)
         self._take_state({} if reader is None else reader.state)
         self.engine = start_engine(run, self.config, ds, device, reader, self.processor.tokenizer)
         self.writer = Writer(
@@ -309,6 +322,7 @@ class Trainer:
             "rollbacks": self.rollbacks, "guard": self.guard.state(), "rejected": self.rejections.state(),
             "world_size": world_size(), "ep_size": self.engine.ep_size, "zero_stage": self.engine.stage,
             "config": json.loads(self.config.to_json_string(use_diff=False)), "run": self.run.model_dump(mode="json"),
+            "processor": self._processor_hashes,
             "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
         }  # fmt: skip
         self.writer.save(self.step, state)

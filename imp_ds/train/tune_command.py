@@ -4,7 +4,6 @@ It is a run as any other, in a folder of its own: what is watched, saved and res
 is measured; after it, the tuned model is exported.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.command import load_model, read_run
 from imp_ds.evaluation.measures import written
+from imp_ds.json_files import read_json
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.export import export
-from imp_ds.train.final_results import RESULTS
+from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.trainer import BEFORE, train
 from imp_ds.train.tuning import Tuning, tuning_run
 
@@ -29,7 +29,7 @@ MODEL = "model"  # of a tuning's folder: the tuned model
 
 def tune(
     model: Path, evaluation: str, tuning: Tuning, output_dir: Path, *, source: RunConfig | None = None, settings: list[str] = (),
-    ds_path: Path | None = None, resume: str | None = None,
+    ds_path: Path | None = None, resume: str | None = None, allow_changes: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Tune the exported model in the folder `model`, and write run, scores and the tuned model (`model/`) to `output_dir`.
 
@@ -37,7 +37,7 @@ def tune(
         evaluation: name of an evaluation that names classes, of the model's run or of `source`.
         source: a configuration that names the evaluation and the data; None: the model's own run.
         settings: "path=value" changes of it, as --set gives them: data.root=DIR, evaluations.NAME.views..., train.log_every=...
-        ds_path, resume: as `imp_ds.train.trainer.train` takes them.
+        ds_path, resume, allow_changes: as `imp_ds.train.trainer.train` takes them.
 
     Every rank that a launcher started calls it. Returns the scores on the test split (validation where there is none), "before/"
     those of the model as it was; on the other ranks nothing. Raises UserError as `tuning_run` and `train`.
@@ -46,11 +46,13 @@ def tune(
     source = (run if source is None else source).override(settings)
     tokenizer = ImpProcessor.from_pretrained(model, local_files_only=True).tokenizer
     tuned = tuning_run(model, run, evaluation, tuning, tokenizer, source)
-    train(tuned, output_dir, ds_path, resume, before=lambda: scores_before(model, run, source, evaluation))
+    before = lambda: scores_before(model, run, source, evaluation)  # noqa: E731
+    train(tuned, output_dir, ds_path, resume, before=before, allow_changes=allow_changes)
     if int(os.environ["RANK"]):
         return {}
-    export(output_dir, output_dir / MODEL)
-    results = json.loads((output_dir / RESULTS).read_text())
+    if not (output_dir / MODEL).exists():
+        export(output_dir, output_dir / MODEL)
+    results = read_json(output_dir / RESULTS, dict)
     Console().print(comparison(results, f"{tuning.method} tuning of {model} on {samples(results)} samples"))
     return results
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from made_corpus import make_run, write_films, write_images, write_rows, write_sounds
@@ -19,7 +20,7 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.data.worker_speed import worker_speed
 from imp_ds.errors import UserError
 from imp_ds.train import check_command
-from imp_ds.train.check_command import examine, load_processor
+from imp_ds.train.check_command import examine, processor_of
 from imp_ds.train.check_table import show
 from imp_ds.train.needed_workers import needed_workers
 from imp_ds.train.plan import plan
@@ -84,7 +85,7 @@ def test_captions(found):
 def test_tokens_are_those_of_the_tokenizer(root, quick):
     run = make_run(root, *ALL)
     counted = report(run).record()["sources"][0]["numbers"]["tokens"]
-    tokenizer = load_processor(run, open_corpus(run), None).tokenizer
+    tokenizer = processor_of(run, open_corpus(run), None).tokenizer
     lengths = [len(tokenizer.tokenize(text)) for text in ("a red dog", "a cat", "собака", "a cat", "犬の写真", "123")]
     assert (counted["count"], counted["mean"], counted["largest"]) == (6, sum(lengths) / 6, max(lengths))
 
@@ -109,19 +110,20 @@ def test_sounds(found):
 
 def test_each_task_leaves_out_what_it_cannot_use(found):
     broken = {"unreadable image": 1, "missing file": 1}
-    assert found["images[train]"]["left_out"] == {"image_text": broken, "image_class": broken}
+    # one has the label 2, and image_class tells two classes apart
+    assert found["images[train]"]["left_out"] == {"image_text": broken, "image_class": broken | {"no such class": 1}}
     named = [(example["key"], example["reason"]) for example in found["images[train]"]["examples"]]
-    assert named == [("d.png", "unreadable image"), ("e.png", "missing file")]
+    assert named == [("d.png", "unreadable image"), ("e.png", "missing file"), ("f.jpg", "no such class")]
     # a film without sound is of use to the task that does not hear
     expected = {"film_class": {"unreadable film": 1}, "film_sound": {"no sound": 1, "unreadable film": 1}}
     assert found["films[train]"]["left_out"] == expected
 
 
 def test_the_share_that_is_broken_is_that_of_the_task_that_can_use_the_least(root, quick):
-    # 2 of 6 pictures, 2 of 4 films under film_sound
+    # 3 of 6 pictures under image_class, 2 of 4 films under film_sound
     of_all = report(make_run(root, *ALL, max_rejected=0.4))
-    assert [source.share_left_out for source in of_all.sources] == [2 / 6, 2 / 4, 0]
-    assert [source.name for source in of_all.broken()] == ["films[train]"]
+    assert [source.share_left_out for source in of_all.sources] == [3 / 6, 2 / 4, 0]
+    assert [source.name for source in of_all.broken()] == ["images[train]", "films[train]"]
     of_two = report(make_run(root, "image_text", "film_class", max_rejected=0.34))
     assert of_two.broken() == []  # 2 of 6, and 1 of 4: it is told by what the tasks of the run can use
 
@@ -177,7 +179,7 @@ def test_each_view_of_a_task_is_timed_for_its_own_need(root, quick):
 def test_a_worker_is_timed_by_what_it_does(root, monkeypatch):
     run = make_run(root, "image_text", "sound_class")
     readers, decode, task = open_corpus(run), usable_samples.decode_all, run.task("sound_class")
-    collator = Collator(load_processor(run, readers, None))
+    collator = Collator(processor_of(run, readers, None))
 
     def slow(raws, *given, **settings):
         time.sleep(0.02 * len(raws))
@@ -194,7 +196,8 @@ def test_a_task_without_a_usable_sample_has_no_speed(tmp_path):
     folder = write_rows(tmp_path, "films", dict(file_name="0.mp4", label=0))
     (folder / "0.mp4").write_bytes(b"no film at all")
     run = make_run(tmp_path, "film_class")
-    assert worker_speed(run.tasks[0], open_corpus(run)["film_class"], None, 0, seed=0, window=16, seconds=0.1) is None
+    no_tokens, readers = SimpleNamespace(has_tokens=None), open_corpus(run)["film_class"]
+    assert worker_speed(run.tasks[0], readers, no_tokens, 0, seed=0, window=16, seconds=0.1) is None
 
 
 # --- what is printed, written and refused

@@ -13,11 +13,13 @@ from media_files import write_corpus, write_film
 from PIL import Image
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding import decode, decode_all, decode_windows, picture, turns
+from imp_ds.data.decoding import Wanted, decode, decode_all, decode_windows, picture, turns
 from imp_ds.data.decoding import film as films
 from imp_ds.data.decoding import image as images
 from imp_ds.data.decoding import sound_files as sounds
+from imp_ds.data.decoding import times as shown
 from imp_ds.data.samples import BadSample, Media
+from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.tasks import AudioView, Augmentation, TextView, Views, VisionView
 
 NOTHING = MediaCache(0)
@@ -48,7 +50,8 @@ def grey_film(frames=10, size=32):
 
 @pytest.mark.parametrize("mode, value, expected", [
     ("L", 100, (100, 100, 100)), ("RGB", (1, 2, 3), (1, 2, 3)), ("1", 1, (255, 255, 255)),
-    ("RGBA", (9, 8, 7, 0), (9, 8, 7)), ("LA", (50, 255), (50, 50, 50)), ("I;16", 100 * 256 + 7, (100, 100, 100)),
+    ("RGBA", (9, 8, 7, 0), (255, 255, 255)), ("RGBA", (9, 8, 7, 255), (9, 8, 7)), ("LA", (50, 255), (50, 50, 50)),
+    ("RGBA", (0, 0, 0, 51), (204, 204, 204)), ("LA", (0, 102), (153, 153, 153)), ("I;16", 100 * 256 + 7, (100, 100, 100)),
 ])  # fmt: skip
 def test_every_mode_becomes_rgb(tmp_path, mode, value, expected):
     Image.new(mode, (5, 3), value).save(tmp_path / "x.png")
@@ -118,8 +121,8 @@ def test_frames_far_apart_are_found_by_key_frames(tmp_path):
 def test_variable_frame_rates_are_seen_as_they_play():
     """Ten frames: the first nine are shown for 1/25 s each, the last for 1 s. The middles of four equal stretches of 1.36 s are
     0.17, 0.51, 0.85 and 1.19 s: frame 4 (0.16 to 0.20 s), and then the last one, which is one frame."""
-    times = films.Times(np.array([*range(0, 360, 40), 360]), 1360, np.array([0]))
-    assert films.chosen_frames(times, VisionView(frames=4), None).tolist() == [4, 9]
+    times = shown.Times(np.array([*range(0, 360, 40), 360]), 1360)
+    assert shown.chosen_frames(times, VisionView(frames=4), None).tolist() == [4, 9]
 
 
 def test_a_film_sound_track_and_its_rate(tmp_path):
@@ -174,16 +177,15 @@ def test_damaged_and_hostile_media_are_named(tmp_path):
         read_sound(tmp_path / "good.mp4")
 
 
-def test_sizes_are_refused_from_the_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(films, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(sounds, "MAX_SOUND_SAMPLES", 50)
+def test_sizes_are_refused_from_the_header(tmp_path):
+    small = DecodingSettings(image_pixels=100, audio_samples=50)
     Image.new("L", (11, 10)).save(tmp_path / "x.png")
     write_film(tmp_path / "x.mp4", grey_film())
     soundfile.write(tmp_path / "x.wav", np.zeros(51), 8000)
-    for read, name in ((read_image, "x.png"), (lambda p: read_film(p, 2), "x.mp4"), (read_sound, "x.wav")):
-        with pytest.raises(BadSample, match="too large.*(more than|too many)"):
-            read(tmp_path / name)
+    for views, name in ((VisionView(), "x.png"), (VisionView(frames=2), "x.mp4"), (AudioView(), "x.wav")):
+        role = "audio" if name == "x.wav" else "vision"
+        with pytest.raises(BadSample, match="too large.*more than data.decoding."):
+            decode({role: media(tmp_path / name)}, Views(**{role: views}), wanted=Wanted(settings=small))
 
 
 def bomb(kind):
@@ -249,7 +251,7 @@ def test_what_a_task_needs_may_be_missing(tmp_path, role, reason):
     raw = sample_of(tmp_path)
     del raw[role]
     with pytest.raises(BadSample, match=reason):
-        decode(raw, VIEWS, needs_label=True)
+        decode(raw, VIEWS, wanted=Wanted(label=True))
 
 
 def mixed_rows(tmp_path):
@@ -277,7 +279,7 @@ def test_samples_are_the_same_in_any_company(tmp_path, monkeypatch, held, cached
     monkeypatch.setattr(turns, "_HELD", held)
     rows, cache = mixed_rows(tmp_path), MediaCache(10 if cached else 0)
     views = Views(vision=VisionView(frames=2, height=32, width=32), audio=AudioView(seconds=0.2))
-    changes = dict(augment=Augmentation(crop_area=(0.3, 0.9), flip=True, colour=0.3, speed=0.05), needs_label=True)
+    changes = dict(augment=Augmentation(crop_area=(0.3, 0.9), flip=True, colour=0.3, speed=0.05), wanted=Wanted(label=True))
     for turn in range(2):
         rngs = [np.random.default_rng([turn, seed]) for seed in range(len(rows))]
         together = decode_all([row for row, _ in rows], views, rngs, cache, **changes)

@@ -17,7 +17,7 @@ from imp_ds.data.collation import Collator
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.train.check_command import load_processor
+from imp_ds.train.check_command import processor_of
 from imp_ds.train.first_samples import first_turns
 from imp_ds.train.schedule import build_schedule
 from imp_ds.train.show_command import show
@@ -78,7 +78,7 @@ def fed(root, name: str, view: int = 0, samples: int = 8):
     """The batch that the loader makes of a task's first turn."""
     run = make_run(root, "image_text", name)
     readers = open_corpus(run)
-    processor, schedule = load_processor(run, readers, None), build_schedule("rotation", run.tasks, 0)
+    processor, schedule = processor_of(run, readers, None), build_schedule("rotation", run.tasks, 0)
     batches = StepBatches(run.tasks, schedule, readers, Collator(processor), seed=0, cache_mb=0)
     return batches.first_of(first_turns(batches)[name], samples, view), processor
 

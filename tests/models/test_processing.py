@@ -122,7 +122,7 @@ def test_a_fresh_process_loads_it_and_imports_no_training_libraries(processor, t
         IMAGE.astype(np.int64),
         IMAGE.transpose(2, 0, 1),
         torch.from_numpy(IMAGE),
-        np.concatenate([IMAGE, np.full((32, 32, 1), 7, np.uint8)], -1),
+        np.concatenate([IMAGE, np.full((32, 32, 1), 255, np.uint8)], -1),
         IMAGE[None],
         [IMAGE],
     ],

@@ -211,5 +211,5 @@ def test_another_format_is_refused_with_what_to_do(engine, tmp_path):
     save(writer := Writer(engine, tmp_path, keep=2), 1)
     folder = writer.wait()
     (folder / "state.json").write_text(json.dumps({"format": 1, "step": 1}))
-    with pytest.raises(UserError, match="another format\n  got: .*format 1\n  allowed: format 2\n  fix: "):
+    with pytest.raises(UserError, match="another format\n  got: .*format 1\n  allowed: format 3\n  fix: "):
         checkpoint.Reader(folder)

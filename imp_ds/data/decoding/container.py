@@ -7,7 +7,7 @@ import av
 
 from imp_ds.data.samples import BadSample, Media
 
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,aac,mp3,ogg,wav,flac,asf"
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,aac,mp3,ogg,wav,flac,asf,aiff,au,caf,w64"
 # An empty protocol list would still allow "file"; the format list leaves out every container that names other files.
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
 
@@ -19,5 +19,10 @@ def opened(media: Media, failure: str) -> Iterator[av.container.InputContainer]:
         try:
             with av.open(file, mode="r", options=_OPTIONS) as container:
                 yield container
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise BadSample(failure, f"{media.name}: {error}") from error
+        except BadSample:
+            raise
+        except MemoryError as error:
+            raise BadSample("too large", f"{media.name}: no memory for it") from error
+        except Exception as error:  # FFmpeg's errors, and what PyAV runs into with what it gave
+            said = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise BadSample(failure, f"{media.name}: {said}") from error

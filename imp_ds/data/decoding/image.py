@@ -7,15 +7,24 @@ import math
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.models.imp.image_processing_imp import to_rgb
+from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.models.imp.image_processing_imp import to_rgb, upright
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_IMAGE_PIXELS = 1 << 27  # 128 M, 384 MiB as RGB
-# damaged files make Pillow raise whatever its parsers run into
-_RAISED = (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+try:  # HEIC, where the package is installed: pip install imp_ds[heic]
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    _FORMATS += ("HEIF",)
+except ImportError:
+    pass
+ALLOWED = "PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP, PPM"
+ALLOWED += ", HEIC" if "HEIF" in _FORMATS else "; HEIC after pip install pillow-heif"
+_SETTINGS = DecodingSettings()
+Image.MAX_IMAGE_PIXELS = None  # the bound is `DecodingSettings.image_pixels`, which a user may set
 
 
 class OpenImage(NamedTuple):
@@ -28,49 +37,61 @@ class OpenImage(NamedTuple):
     file: BinaryIO
     image: Image.Image
     bytes: int
+    settings: DecodingSettings
 
     def pixels(self) -> np.ndarray:
         """uint8 [H, W, 3] of any mode, upright by its EXIF orientation. Raises BadSample for what is damaged."""
         with self.file:
             try:
                 self.image.load()
-                return to_rgb(ImageOps.exif_transpose(self.image))
-            except _RAISED as error:
-                raise _bad(self.name, error) from error
+                return to_rgb(upright(self.image), self.settings.alpha_ground)
+            except Exception as error:  # damaged files make Pillow raise whatever its parsers run into
+                raise bad_image(self.name, error) from error
 
 
-def open_image(media: Media, needed: tuple[int, int] | None = None) -> OpenImage:
+def open_image(media: Media, needed: tuple[int, int] | None = None, settings: DecodingSettings = _SETTINGS) -> OpenImage:
     """Read the header of an image.
 
     needed: (height, width) that the picture is to have at least, where it has them; a JPEG far above will be decoded at a half, a
     quarter or an eighth of its size, up to twice as fast (benchmarks/results/decoding.md). None: as it is.
 
-    Raises BadSample for what is no image, or has more than MAX_IMAGE_PIXELS.
+    Raises BadSample for what is no image, or has more pixels than `settings` allow.
     """
     file = media.open()
     try:
         image = Image.open(file, formats=_FORMATS)
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise BadSample("too large", f"{media.name}: {image.width} x {image.height} pixels are more than {MAX_IMAGE_PIXELS}")
+        check_pixels(media.name, image.width, image.height, settings)
         size = 3 * image.width * image.height
         if needed is not None and image.format == "JPEG":
             _decode_smaller(image, needed)
-    except _RAISED as error:
+    except Exception as error:
         file.close()
-        raise _bad(media.name, error) from error
-    except BadSample:
-        file.close()
-        raise
-    return OpenImage(media.name, file, image, size)
+        raise bad_image(media.name, error) from error
+    return OpenImage(media.name, file, image, size, settings)
 
 
-def read_image(media: Media, needed: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(media: Media, needed: tuple[int, int] | None = None, settings: DecodingSettings = _SETTINGS) -> np.ndarray:
     """The `pixels` of `open_image`."""
-    return open_image(media, needed).pixels()
+    return open_image(media, needed, settings).pixels()
 
 
-def _bad(name: str, error: Exception) -> BadSample:
-    return BadSample("too large" if isinstance(error, Image.DecompressionBombError) else "unreadable image", f"{name}: {error}")
+def check_pixels(name: str, width: int, height: int, settings: DecodingSettings) -> None:
+    """Raise BadSample for a picture or frame that is too large."""
+    if width * height > settings.image_pixels:
+        limit = f"data.decoding.image_pixels = {settings.image_pixels}"
+        raise BadSample("too large", f"{name}: {width} x {height} pixels, more than {limit}")
+
+
+def bad_image(name: str, error: Exception) -> BadSample:
+    """What an exception of Pillow or of ours means for the sample."""
+    if isinstance(error, BadSample):
+        return error
+    if isinstance(error, MemoryError):
+        return BadSample("too large", f"{name}: no memory for it")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return BadSample("unreadable image", f"{name}: no image of a kind that is read: {ALLOWED}")
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return BadSample("unreadable image", f"{name}: {said}")
 
 
 def _decode_smaller(image: Image.Image, needed: tuple[int, int]) -> None:

@@ -10,10 +10,12 @@ from functools import partial
 import numpy as np
 
 from imp_ds.data.cache import MediaCache
+from imp_ds.data.decoding.animation import is_animated, read_animation
 from imp_ds.data.decoding.film import FILMS, read_film
 from imp_ds.data.decoding.image import OpenImage, open_image
 from imp_ds.data.decoding.turns import in_turn, opened_in_parts
 from imp_ds.data.samples import BadSample, Media
+from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.modalities.augmentation import mirror, recolour
 from imp_ds.modalities.framing import random_box, resize
 from imp_ds.tasks import Augmentation, VisionView
@@ -21,7 +23,7 @@ from imp_ds.tasks import Augmentation, VisionView
 
 def read_clips(
     media: Sequence[Media | BadSample], view: VisionView, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
-    augment: Augmentation,
+    augment: Augmentation, settings: DecodingSettings = DecodingSettings(),
 ) -> list[np.ndarray | BadSample]:  # fmt: skip
     """The frames that the view wants of each image (T = 1) or film, changed as `augment` says: uint8 [T, H, W, 3] each.
 
@@ -32,11 +34,13 @@ def read_clips(
 
     def opened(media: Media) -> OpenImage | None:
         """None for what need not be opened yet."""
-        return None if media.suffix in FILMS or (media.name, needed) in cache else open_image(media, needed)
+        return None if media.suffix in FILMS or (media.name, needed) in cache else open_image(media, needed, settings)
 
     def read(image: OpenImage | None, media: Media, rng) -> np.ndarray:
         if image is None and media.suffix in FILMS:
-            return read_film(media, view, rng, cache)
+            return read_film(media, view, rng, cache, settings)
+        if view.frames > 1 and image is not None and is_animated(image):
+            return read_animation(image, view, rng)
         return cache.get((media.name, needed), lambda: image.pixels())[None]
 
     for part, images in opened_in_parts(opened, media):

@@ -12,13 +12,14 @@ from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.sound_files import OpenSound, Sound, open_sound
 from imp_ds.data.decoding.turns import in_turn
 from imp_ds.data.samples import BadSample, Media
+from imp_ds.decoding_settings import DecodingSettings
 
 _SPEEDS = 100  # steps of a speed of 1: the resampler designs a filter for each
 
 
 def read_sounds(
     media: Sequence[Media | BadSample], seconds: float, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
-    speed: float = 0.0,
+    speed: float = 0.0, settings: DecodingSettings = DecodingSettings(),
 ) -> list[Sound | BadSample]:  # fmt: skip
     """Each sound; with a generator, of one that is longer than `seconds` a window of that length at a random place.
 
@@ -27,12 +28,14 @@ def read_sounds(
 
     What is no sound, is damaged, too long, or not of finite numbers has a BadSample instead.
     """
-    return in_turn(partial(_heard, seconds, speed, cache), media, rngs)
+    return in_turn(partial(_heard, seconds, speed, cache, settings), media, rngs)
 
 
-def read_windows(media: Media, seconds: float, cache: MediaCache) -> list[Sound]:
+def read_windows(
+    media: Media, seconds: float, cache: MediaCache, settings: DecodingSettings = DecodingSettings()
+) -> list[Sound]:
     """The sound in windows of `seconds`, one after another, the last one up to its end; the whole one when it is not longer."""
-    samples_N, rate = cache.get((media.name, "sound"), lambda: open_sound(media).samples())
+    samples_N, rate = cache.get((media.name, "sound"), lambda: open_sound(media, settings).samples())
     length = round(seconds * rate)
     if len(samples_N) <= length:
         return [(samples_N, rate)]
@@ -40,11 +43,11 @@ def read_windows(media: Media, seconds: float, cache: MediaCache) -> list[Sound]
     return [(samples_N[start : start + length], rate) for start in starts]
 
 
-def _heard(seconds: float, speed: float, cache: MediaCache, media: Media, rng) -> Sound:
+def _heard(seconds: float, speed: float, cache: MediaCache, settings: DecodingSettings, media: Media, rng) -> Sound:
     # opened and read at once: both are one library's code, so to open many first, as of images, gains nothing
     # what a whole sound is kept under: what is drawn must not hang on what others have read of it
     key = (media.name, "sound") if rng is None else (media.name, "sound", seconds)
-    sound = None if key in cache else open_sound(media)
+    sound = None if key in cache else open_sound(media, settings)
     if rng is None:
         return _whole(sound, key, cache)
     factor = 1.0 if not speed else 1.0 + round(rng.uniform(-speed, speed) * _SPEEDS) / _SPEEDS

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
 
@@ -18,12 +19,14 @@ class ImpImageProcessor(BaseImageProcessor):
         size: (height, width), one number for both, or {"height": h, "width": w}.
         patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
         largest: (height, width) that the model has positions for, which bounds what `keep_aspect` may choose; None: no bound.
+        ground: colour (R, G, B) that transparent pictures lie on.
     """
 
     model_input_names = list(vision.INPUT_NAMES)
 
-    def __init__(self, size=256, patch=(4, 16, 16), largest=None, **kwargs):
+    def __init__(self, size=256, patch=(4, 16, 16), largest=None, ground=WHITE, **kwargs):
         super().__init__(**kwargs)
+        self.ground = list(ground)
         self.size = size_dict(size)
         self.patch = list(patch)
         self.largest = None if largest is None else size_dict(largest)
@@ -36,7 +39,7 @@ class ImpImageProcessor(BaseImageProcessor):
         Raises:
             UserError: something that is no image, or sizes that do not fit.
         """
-        clips = [to_rgb(image)[None] for image in image_list(images)]
+        clips = [to_rgb(upright(image), tuple(self.ground))[None] for image in image_list(images)]
         inputs = vision.preprocess(
             clips, 1, size_pair(self.size if size is None else size), self.patch, keep_aspect=keep_aspect,
             largest=self.largest and size_pair(self.largest), drop_rate=drop_rate, rngs=one_for_all(rng, clips),
@@ -76,12 +79,32 @@ def image_list(images) -> list:
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
-def to_rgb(image) -> np.ndarray:
-    """An image of any mode, type and layout to uint8 [H, W, 3]. Transparency is ignored."""
+_ORIENTATION = 0x0112  # EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def upright(image):
+    """A PIL image turned as its EXIF orientation says; anything else, and an image whose EXIF cannot be read, as it is."""
+    if not isinstance(image, Image.Image):
+        return image
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # damaged EXIF makes Pillow raise whatever its parser runs into; it says nothing of the pixels
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image, ground: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """An image of any mode, type and layout to uint8 [H, W, 3]; what is transparent lies on `ground` (R, G, B).
+
+    Numbers of more than 8 bits are scaled: of 16 bits by their range, floats in 0..1 too; where all fit into 0..255 they are
+    taken as they are. Raises UserError for others, which would be white or black, and for what is no image.
+    """
     if isinstance(image, Image.Image):
-        if image.mode.startswith("I;16"):
-            return grey_to_rgb((np.asarray(image) >> 8).astype(np.uint8))
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        return _pil_to_rgb(image, ground)
     if isinstance(image, (str, bytes)) or not hasattr(image, "__array__"):
         raise UserError("this is no image", got=repr(image)[:100], allowed=_ALLOWED, fix="open files with PIL.Image.open")
     pixels = np.asarray(image)
@@ -89,7 +112,33 @@ def to_rgb(image) -> np.ndarray:
         pixels = pixels.transpose(1, 2, 0)
     if not pixels.size or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS):
         raise UserError("this is no image", got=f"an array of shape {pixels.shape}", allowed=_ALLOWED)
-    return grey_to_rgb(to_uint8(pixels))
+    return to_three_channels(to_uint8(pixels), ground)
+
+
+def _pil_to_rgb(image: Image.Image, ground: tuple[int, int, int]) -> np.ndarray:
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        return to_three_channels(_scaled(np.asarray(image)), ground)
+    if not image.has_transparency_data:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    below = Image.new("RGBA", image.size, (*ground, 255))
+    return np.asarray(Image.alpha_composite(below, image.convert("RGBA")).convert("RGB"))
+
+
+def _scaled(pixels_HW: np.ndarray) -> np.ndarray:
+    """Numbers of more than 8 bits to uint8."""
+    low, high = (float(pixels_HW.min()), float(pixels_HW.max())) if pixels_HW.size else (0.0, 0.0)
+    if pixels_HW.dtype == np.uint16:
+        return (pixels_HW >> 8).astype(np.uint8)
+    if low >= 0 and high <= (1.0 if pixels_HW.dtype.kind == "f" else -1.0):
+        return np.rint(pixels_HW * 255.0).astype(np.uint8)
+    if low >= 0 and high <= 255:
+        return np.rint(pixels_HW).astype(np.uint8)
+    if low >= 0 and high <= 65535:
+        return (pixels_HW.astype(np.int64) >> 8).astype(np.uint8)
+    raise UserError(
+        "the numbers of a picture have no known range", got=f"{pixels_HW.dtype} in {low:g}..{high:g}",
+        allowed="0..1 (floats), 0..255 or 0..65535", fix="scale the pictures to one of these",
+    )  # fmt: skip
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
@@ -103,8 +152,12 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.uint8) if largest == 255 else np.rint(pixels * 255.0).astype(np.uint8)
 
 
-def grey_to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """[..., H, W] or [..., H, W, 1, 3 or 4] of uint8 to three channels."""
+def to_three_channels(pixels: np.ndarray, ground: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """[H, W] or [..., H, W, C] of uint8, C = 1, 3 or 4 (the last is alpha), to three channels."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
+    if pixels.shape[-1] == 4:
+        frames = pixels.reshape(-1, *pixels.shape[-3:])
+        flat = [_pil_to_rgb(Image.fromarray(np.ascontiguousarray(frame), "RGBA"), ground) for frame in frames]
+        return np.stack(flat).reshape(*pixels.shape[:-1], 3)
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels

@@ -6,9 +6,10 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_processing_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
-from imp_ds.models.imp.image_processing_imp import one_for_all, size_dict, size_pair, to_rgb, to_uint8
+from imp_ds.models.imp.image_processing_imp import one_for_all, size_dict, size_pair, to_rgb, to_three_channels, to_uint8, upright
 
 _CHANNELS = (1, 3, 4)
 _ALLOWED = "an array [T, H, W, C], [T, C, H, W] or [T, H, W], or a list of images; a list of those is a batch"
@@ -22,17 +23,19 @@ class ImpVideoProcessor(BaseVideoProcessor):
         size: (height, width), one number for both, or {"height": h, "width": w}.
         patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
         largest: (height, width) that the model has positions for, which bounds what `keep_aspect` may choose; None: no bound.
+        ground: colour (R, G, B) that transparent frames lie on.
     """
 
     model_input_names = list(vision.INPUT_NAMES)
 
-    def __init__(self, frames=16, size=256, patch=(4, 16, 16), largest=None, **kwargs):
+    def __init__(self, frames=16, size=256, patch=(4, 16, 16), largest=None, ground=WHITE, **kwargs):
         # The constructors between fill in the fields of the torchvision pipeline, which is neither used nor needed here.
         ImageProcessingMixin.__init__(self, **kwargs)
         self.frames = frames
         self.size = size_dict(size)
         self.patch = list(patch)
         self.largest = None if largest is None else size_dict(largest)
+        self.ground = list(ground)
 
     def preprocess(
         self, videos, *, frames=None, size=None, keep_aspect=False, drop_rate=0.0, rng=None, return_tensors=None
@@ -45,7 +48,7 @@ class ImpVideoProcessor(BaseVideoProcessor):
             UserError: something that is no film, or sizes that do not fit.
         """
         frames = self.frames if frames is None else frames
-        clips = [to_clip(video, frames) for video in video_list(videos)]
+        clips = [to_clip(video, frames, tuple(self.ground)) for video in video_list(videos)]
         inputs = vision.preprocess(
             clips, frames, size_pair(self.size if size is None else size), self.patch, keep_aspect=keep_aspect,
             largest=self.largest and size_pair(self.largest), drop_rate=drop_rate, rngs=one_for_all(rng, clips),
@@ -56,7 +59,7 @@ class ImpVideoProcessor(BaseVideoProcessor):
         return self.preprocess(videos, **kwargs)
 
     def to_dict(self) -> dict:
-        fields = {name: getattr(self, name) for name in ("frames", "size", "patch", "largest")}
+        fields = {name: getattr(self, name) for name in ("frames", "size", "patch", "largest", "ground")}
         return {**fields, "video_processor_type": type(self).__name__}
 
 
@@ -71,10 +74,10 @@ def video_list(videos) -> list:
     return list(videos) if getattr(videos, "ndim", 0) == 5 else [videos]
 
 
-def to_clip(video, frames: int) -> np.ndarray:
+def to_clip(video, frames: int, ground: tuple[int, int, int] = WHITE) -> np.ndarray:
     """`frames` frames uniformly over a film in any layout, uint8 [frames, H, W, 3]; only these are converted."""
     if isinstance(video, (list, tuple)) and len(video):
-        images = [to_rgb(video[i]) for i in vision.clip_indices(len(video), frames)]
+        images = [to_rgb(upright(video[i]), ground) for i in vision.clip_indices(len(video), frames)]
         if len({image.shape for image in images}) > 1:
             raise UserError("the frames of a film differ in size", got=sorted({image.shape[:2] for image in images}))
         return np.stack(images)
@@ -86,5 +89,4 @@ def to_clip(video, frames: int) -> np.ndarray:
     if film is None or film.ndim != 4 or film.shape[-1] not in _CHANNELS or not film.size:
         raise UserError("this is no film", got=repr(video)[:100] if film is None else f"an array of shape {film.shape}",
                         allowed=_ALLOWED, fix="decode files first (imp_ds.data.decoding)")  # fmt: skip
-    clip_THWC = to_uint8(vision.clip_frames(film, frames))
-    return np.repeat(clip_THWC, 3, axis=-1) if clip_THWC.shape[-1] == 1 else clip_THWC[..., :3]
+    return to_three_channels(to_uint8(vision.clip_frames(film, frames)), ground)

@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-FORMAT = 2
+from imp_ds.written_files import write_file
+
+FORMAT = 3
 FOLDER = "checkpoints"
 INDEX, STATE, MANIFEST, LATEST = "index.json", "state.json", "manifest.json", "latest"
 STAGING, DELETED = ".staging-", ".deleted-"
@@ -76,18 +78,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, and flush it."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    flush(beside)
-    beside.rename(path)
-
-
 def write_json(path: Path, value: dict) -> dict:
     """Write JSON, whole or not at all; returns its entry for the manifest."""
     text = json.dumps(value, indent=1, sort_keys=True) + "\n"
-    write_text(path, text)
+    write_file(path, text)
     return {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 

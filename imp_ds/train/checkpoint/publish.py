@@ -4,14 +4,15 @@ The order is what makes a checkpoint whole or not there: files and manifest are 
 `latest` is moved after that, and only then older checkpoints go.
 """
 
-import json
 import time
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 from imp_ds.train.checkpoint import files
+from imp_ds.written_files import write_file
 
 POLL_S = 0.02
 
@@ -48,7 +49,7 @@ def _await_part(staging: Path, rank: int, check: Callable[[], None]) -> dict:
             raise UserError(f"rank {rank} could not write its part: {failure.read_text().strip() or 'no reason known'}")
         check()
         time.sleep(POLL_S)
-    return json.loads(part.read_text())
+    return read_json(part, dict)
 
 
 def _covers(entry: dict) -> bool:
@@ -67,7 +68,7 @@ def _name(staging: Path, final: Path) -> Path:
         final.rename(replaced)
     staging.rename(final)
     files.flush(root)
-    files.write_text(root / files.LATEST, final.name + "\n")
+    write_file(root / files.LATEST, final.name + "\n")
     files.flush(root)
     if replaced.exists():
         files.delete(replaced)
@@ -77,6 +78,6 @@ def _name(staging: Path, final: Path) -> Path:
 def prune(final: Path, keep: int, milestone_every: int) -> None:
     """Delete checkpoints older than the newest `keep` up to `final`; those of multiples of `milestone_every` stay (0: none)."""
     older = [path for path in files.published(final.parent) if files.step_of(path) < files.step_of(final)]
-    for path in older[: len(older) - (keep - 1)]:
+    for path in older[: max(0, len(older) - (keep - 1))]:
         if not milestone_every or files.step_of(path) % milestone_every:
             files.delete(path)

@@ -4,7 +4,6 @@ JSON and safetensors are all that is read: nothing in a checkpoint can be execut
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 from imp_ds.parallel.groups import barrier
 from imp_ds.train import master_state
 from imp_ds.train.checkpoint import files
@@ -22,13 +22,13 @@ _ANOTHER = "use another checkpoint, or delete this folder"
 def verify(folder: Path) -> None:
     """Raise UserError unless every file of the checkpoint is there with the size and hash of its manifest."""
     try:
-        listed = json.loads((folder / files.MANIFEST).read_text())
+        listed = read_json(folder / files.MANIFEST, dict)
         entries = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
         if missing := {files.STATE, files.INDEX} - entries.keys():
             raise ValueError(f"it does not list {', '.join(sorted(missing))}")
         if foreign := [name for name in entries if Path(name).name != name]:
-            raise ValueError(f"it lists {foreign[0]}, which is not a file of this folder")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"it lists {foreign[0]!r}, which is not a file of this folder")
+    except (ValueError, KeyError, TypeError) as error:  # a UserError is a ValueError
         raise UserError("a checkpoint has no readable manifest", got=f"{folder}: {error}", fix="use another one") from None
     for name, (size, digest) in entries.items():
         path = folder / name
@@ -59,13 +59,18 @@ class Reader:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self.state = json.loads((self.folder / files.STATE).read_text())
+        self.state = read_json(self.folder / files.STATE, dict, _ANOTHER)
         if self.state.get("format") != files.FORMAT:
             raise UserError(
                 "the checkpoint was written in another format", got=f"{self.folder}: format {self.state.get('format')}",
                 allowed=f"format {files.FORMAT}", fix="go on with the version of imp_ds that wrote it, or start a new run",
             )  # fmt: skip
-        self.index = json.loads((self.folder / files.INDEX).read_text())
+        if self.state.get("step") != files.step_of(self.folder):
+            raise UserError(
+                "the checkpoint is not of the step that its folder names", got=f"{self.folder}: step {self.state.get('step')}",
+                fix="give the folder back its name, or use another checkpoint",
+            )  # fmt: skip
+        self.index = read_json(self.folder / files.INDEX, dict, _ANOTHER)
         self._open = {}
 
     def read(self, key: str, start: int, stop: int) -> torch.Tensor:
