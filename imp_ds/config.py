@@ -88,6 +88,8 @@ class ModelSettings(Settings):
         if tokenizer is not None and any(spec.get("family") for entry in objectives.values() for spec in entry["objectives"]):
             changes |= {"mask_token_id": mask_id(tokenizer), "end_token_id": end_id(tokenizer)}
         changes |= _class_names(tasks)
+        if lengths := [view.text.length for task in tasks for view in task.all_views if view.text is not None]:
+            changes["text_length"] = max(lengths)
         config = ImpConfig.from_size(self.size, vocab_size=vocab_size, objectives=objectives, **changes)
         spaces = [set(pair) for pair in config.pairs]
         for task in tasks:

@@ -136,10 +136,10 @@ class NaiveMoE(nn.Module):
         """Which token meets which expert."""
         config, size, experts = self.config, len(probabilities), range(len(probabilities[0]))
         if config.router == "expert_choice":
-            slots = int(config.capacity_factor * size / len(experts) + 0.5)
+            slots = round(config.capacity_factor * size / len(experts))
             wanted = {(token, expert): probabilities[token][expert] for token in tokens for expert in experts}
         else:
-            slots = int(config.capacity_factor * config.experts_per_token * size / len(experts) + 0.5)
+            slots = round(config.capacity_factor * config.experts_per_token * size / len(experts))
             wanted = {}
             for token in tokens:
                 best = self._choices(probabilities[token])

@@ -4,8 +4,7 @@ Equal calls on every rank are what expert parallelism and ZeRO 3 need: a rank th
 are. Entries that only fill a batch are marked (`valid`) and left out, so the joined table holds each usable row of the split
 once, in its order, whatever the number of ranks. A row with several entries (the windows of a long recording) has the mean of
 their vectors, made a unit vector again.
-A row's vector depends on the rows of its routing group if a group holds several examples (`config.group_examples`), and
-so on the batch size; with one example in a group it depends on nothing else.
+Outside of training each example routes alone, so a row's vector depends on no other row, on no batch size and on no padding.
 
 Shapes: B entries of a batch, R entries that one rank encoded, N rows that were encoded, C width of a common space, E experts.
 """

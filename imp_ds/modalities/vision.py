@@ -22,17 +22,22 @@ from imp_ds.modalities.positions import FactoredPositions
 INPUT_NAMES = ("pixel_values", "pixel_positions")
 
 
-class PatchProjection(nn.Linear):
+class PatchProjection(nn.Module):
     """A linear map of patches of several frames. Of a patch of one frame it is the map of that frame repeated: each of its values
-    meets the sum of the weights of all frames."""
+    meets the sum of the weights of all frames.
+
+    No nn.Linear, which a quantizer would replace by a map that knows nothing of frames.
+    """
 
     def __init__(self, frames: int, values: int, width: int):
-        super().__init__(frames * values, width)
-        self.frames, self.values = frames, values
+        super().__init__()
+        self.frames, self.values, self.in_features, self.out_features = frames, values, frames * values, width
+        like = nn.Linear(self.in_features, width)
+        self.weight, self.bias = like.weight, like.bias
 
     def forward(self, values_BLP: torch.Tensor) -> torch.Tensor:
         if values_BLP.shape[-1] == self.in_features:
-            return super().forward(values_BLP)
+            return nn.functional.linear(values_BLP, self.weight, self.bias)
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         weight_DP = self.weight.unflatten(1, (self.frames, self.values)).sum(1, dtype=exact).to(self.weight.dtype)
         return nn.functional.linear(values_BLP, weight_DP, self.bias)

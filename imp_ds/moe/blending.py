@@ -39,7 +39,7 @@ class AttributeEmbedding(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, attribute_1A: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.linear(attribute_1A.to(self.linear.weight.dtype)))
+        return self.norm(self.linear(attribute_1A.to(self.norm.weight.dtype)))
 
 
 class BlendRouter(nn.Module):

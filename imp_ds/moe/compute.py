@@ -1,8 +1,8 @@
 """A mixture of experts' arithmetic, once it is decided who computes what: gather, feed-forwards, weighted sum.
 
 The only place that chooses by device: the CPU has a pass over the experts of its own (cpu_experts.py), CUDA with Triton its
-kernels (gpu_experts.py, and gpu_router.py for the router), everything else plain torch: batched products when all experts have
-equally many rows, grouped ones when they have not.
+kernels (gpu_experts.py, and gpu_router.py for the router), everything else, and whatever is exported, plain torch: batched
+products when all experts have equally many rows, grouped ones when they have not.
 
 Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width,
 I inputs and O outputs of a linear map.
@@ -55,11 +55,11 @@ def mixture(
         weight_N: the row's weight. Zero means an empty slot, which gives nothing and gets no gradient.
     """
     weight_N = _only_filled(weight_N)
-    weights = _weights_for(x_TD, len(token_index_N), count, w1_EDF, w2_EFD, w3_EDF)
+    weights = _weights_for(x_TD, token_index_N.shape[0], count, w1_EDF, w2_EFD, w3_EDF)
     if _has_kernels(x_TD):
         return gpu_experts.gpu_mixture(x_TD, token_index_N, weight_N, count, *weights)
     weight_N = weight_N.to(x_TD.dtype)
-    if x_TD.device.type == "cpu":
+    if x_TD.device.type == "cpu" and not torch.compiler.is_exporting():
         return cpu_mixture(x_TD, token_index_N, weight_N, _counts(len(token_index_N), count, w1_EDF), *weights)
     return stacked_mixture(x_TD, token_index_N, weight_N, count, *weights)
 
@@ -72,10 +72,10 @@ def experts_forward(
     gelu(x w1) w2, or with three matrices (gelu(x w1) * x w3) w2, with the tanh form of gelu. Experts without rows get
     gradients of zeros.
     """
-    weights = _weights_for(x_ND, len(x_ND), count, w1_EDF, w2_EFD, w3_EDF)
+    weights = _weights_for(x_ND, x_ND.shape[0], count, w1_EDF, w2_EFD, w3_EDF)
     if _has_kernels(x_ND):
         return gpu_experts.gpu_experts(x_ND, count, *weights)
-    if x_ND.device.type == "cpu":
+    if x_ND.device.type == "cpu" and not torch.compiler.is_exporting():
         return cpu_experts(x_ND, _counts(len(x_ND), count, w1_EDF), *weights)
     return stacked_experts(x_ND, count, *weights)
 
@@ -83,12 +83,12 @@ def experts_forward(
 def linear_mixture(x_TI: Tensor, token_index_N: Tensor, weight_N: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
     """As `mixture`, [T, I] -> [T, O], where an expert is one linear map."""
     y_NO = linear_forward(take_rows(x_TI, token_index_N), count, w_EIO)
-    return sum_rows(y_NO * _only_filled(weight_N).to(y_NO.dtype).unsqueeze(1), token_index_N, len(x_TI))
+    return sum_rows(y_NO * _only_filled(weight_N).to(y_NO.dtype).unsqueeze(1), token_index_N, x_TI.shape[0])
 
 
 def linear_forward(x_NI: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
     """Each row times the matrix of its expert, [N, I] -> [N, O], in the type of x. Experts without rows have gradients of 0."""
-    (w_EIO,) = _weights_for(x_NI, len(x_NI), count, w_EIO)
+    (w_EIO,) = _weights_for(x_NI, x_NI.shape[0], count, w_EIO)
     if isinstance(count, list):
         return torch.cat([rows @ w_IO for rows, w_IO in zip(x_NI.split(count), w_EIO.unbind())])
     return stacked_product(x_NI, count, w_EIO)
@@ -112,7 +112,7 @@ def sum_rows(y_ND: Tensor, token_index_N: Tensor, tokens: int) -> Tensor:
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.is_cuda and gpu_experts is not None
+    return x.is_cuda and gpu_experts is not None and not torch.compiler.is_exporting()
 
 
 def _weights_for(x: Tensor, rows: int, count: Count, *weights: Tensor | None) -> list[Tensor | None]:

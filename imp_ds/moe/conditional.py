@@ -18,7 +18,7 @@ from imp_ds.moe.blending import Blend, BlendedExperts, BlendRouter, LocalBlender
 from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import LinearExperts
 from imp_ds.moe.grouping import Grouping
-from imp_ds.moe.routing import Condition, Router, RouterReport, Routing, Segment
+from imp_ds.moe.routing import Condition, Counted, Router, RouterReport, Routing, Segment
 
 Decision = Routing | tuple[Blend, ...]
 
@@ -28,13 +28,16 @@ class SequenceFacts(NamedTuple):
 
     valid_BL: False at padding; mask_LL: True where the row's token sees the column's; segments: of the sequence, whose lengths
     sum to L; key_BS: a random key of each sample for each random site of a block, int64. None: no padding, everything is seen,
-    nothing is random.
+    nothing is random. counted: each example routes alone, and counts as so many tokens; None: examples share groups.
+    attentions: where each layer lays its attention weights, [B, H, L, tokens that are seen]; None: nobody asks for them.
     """
 
     valid_BL: torch.Tensor | None = None
     mask_LL: torch.Tensor | None = None
     segments: tuple[Segment, ...] = ()
     key_BS: torch.Tensor | None = None
+    counted: Counted | None = None
+    attentions: list[torch.Tensor] | None = None
 
     @property
     def target_side(self) -> bool:
@@ -73,7 +76,7 @@ class RoutedMap(ConditionalMap):
         x_TI, report = x_BLI.reshape(-1, x_BLI.shape[2]), None
         if self.router is not None:
             key_B = sequence.key_B(self.site)
-            context = self.grouping.context(x_BLI, sequence.valid_BL, key_B, sequence.mask_LL)
+            context = self.grouping.context(x_BLI, sequence.valid_BL, key_B, sequence.mask_LL, sequence.counted)
             decision = self.router(x_TI, context)
             x_TI, report = decision.x_TD, decision.report
         return self.dispatcher(x_TI, decision, self.experts).view(*x_BLI.shape[:2], -1), decision, report

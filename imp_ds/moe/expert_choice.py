@@ -8,16 +8,16 @@ Shapes: G groups, S tokens of a group, E experts, N = E * G * C rows.
 
 import torch
 
-from imp_ds.moe.routing import Router, capacity, take_best
+from imp_ds.moe.routing import Counted, Router, expert_slots, take_best
 
 
 class ExpertChoiceRouter(Router):
     """Each expert takes its best tokens: every expert has equally many, a token has none, one or several."""
 
-    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None, counted: Counted | None = None) -> tuple:
         score_GES = logits_GSE.softmax(-1).transpose(1, 2)
         if valid_GS is not None:
             score_GES = score_GES.masked_fill(~valid_GS[:, None], -1.0)
         _, experts, size = score_GES.shape
-        index_N, weight_N = take_best(score_GES, capacity(size, experts, self.capacity_factor))
+        index_N, weight_N = take_best(score_GES, *expert_slots(size, experts, self.capacity_factor, counted))
         return index_N, weight_N, None, weight_N.new_zeros(())

@@ -1,4 +1,4 @@
-"""Which tokens compete for experts: those of a few whole examples.
+"""Which tokens compete for experts: in training those of a few whole examples, outside of it those of one.
 
 Shapes: B batch, L tokens of an example, D width.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.moe.routing import RoutingContext
+from imp_ds.moe.routing import Counted, RoutingContext
 
 
 def examples_per_group(batch: int, length: int, group_tokens: int, group_examples: int | None) -> int:
@@ -34,9 +34,15 @@ class Grouping:
     examples: int | None = None
 
     def context(
-        self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None, key_B: torch.Tensor | None, mask_LL: torch.Tensor | None
+        self,
+        x_BLD: torch.Tensor,
+        valid_BL: torch.Tensor | None,
+        key_B: torch.Tensor | None,
+        mask_LL: torch.Tensor | None,
+        counted: Counted | None = None,
     ) -> RoutingContext:
-        """What a router is told of these tokens."""
+        """What a router knows of these tokens. counted: each example routes alone, and counts so; None: they share groups."""
         batch, length = x_BLD.shape[:2]
-        size = examples_per_group(batch, length, self.tokens, self.examples) * length
-        return RoutingContext(size, None if valid_BL is None else valid_BL.reshape(-1), key_B, length, mask_LL)
+        examples = examples_per_group(batch, length, self.tokens, self.examples) if counted is None else 1
+        flat_T = None if valid_BL is None else valid_BL.reshape(-1)
+        return RoutingContext(examples * length, flat_T, key_B, length, mask_LL, counted)

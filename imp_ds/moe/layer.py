@@ -10,7 +10,7 @@ from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.routers import build_router
-from imp_ds.moe.routing import RouterReport
+from imp_ds.moe.routing import Counted, RouterReport
 
 
 class MoELayer(nn.Module):
@@ -45,9 +45,11 @@ class MoELayer(nn.Module):
         valid_BL: torch.Tensor | None = None,
         key_B: torch.Tensor | None = None,
         mask_LL: torch.Tensor | None = None,
+        counted: Counted | None = None,
     ) -> tuple[torch.Tensor, RouterReport]:
         """valid_BL: False at padding, which no expert takes; key_B: the samples' random keys, int64, for the router's noise;
-        mask_LL: True where the row's token sees the column's, for a router that sees the context."""
+        mask_LL: True where the row's token sees the column's, for a router that sees the context; counted: each example routes
+        alone, and counts as so many tokens; None: examples share groups."""
         x_TD = x_BLD.reshape(-1, x_BLD.shape[2])
-        routing = self.router(x_TD, self.grouping.context(x_BLD, valid_BL, key_B, mask_LL))
+        routing = self.router(x_TD, self.grouping.context(x_BLD, valid_BL, key_B, mask_LL, counted))
         return self.dispatcher(routing.x_TD, routing, self.experts).view_as(x_BLD), routing.report

@@ -43,6 +43,17 @@ class Segment(NamedTuple):
     condition: Condition
 
 
+class Counted(NamedTuple):
+    """As how many tokens an example counts where it routes alone, outside of training: its experts' slots hang on that, not on
+    the examples beside it, nor on the padding.
+
+    most: of any example of these shapes; tokens_B: of each, int64 [B], where padding makes them differ; None: all count as most.
+    """
+
+    most: int
+    tokens_B: torch.Tensor | None = None
+
+
 @dataclass(frozen=True)
 class RoutingContext:
     """What a router may know of a call beside the tokens.
@@ -52,6 +63,7 @@ class RoutingContext:
     key_B: int64 [B], the samples' random keys (`imp_ds.randomness`); None when nothing is random.
     length: L; None where nobody asks for it: without it a router cannot see a token's context.
     mask_LL: bool, True where the token of the row may see that of the column; None: everywhere.
+    counted: where each group is one example, as how many tokens it counts; None: as all of the group, padding with them.
     """
 
     group_tokens: int
@@ -59,6 +71,7 @@ class RoutingContext:
     key_B: torch.Tensor | None = None
     length: int | None = None
     mask_LL: torch.Tensor | None = None
+    counted: Counted | None = None
 
 
 class RouterReport(NamedTuple):
@@ -97,8 +110,21 @@ class Routing(NamedTuple):
 
 
 def capacity(group_tokens: int, num_experts: int, capacity_factor: float) -> int:
-    """Slots of one expert in one group: round(factor * S / E), at least 1 and at most S (IMP release, `routing.py`)."""
-    return max(1, min(group_tokens, int(capacity_factor * group_tokens / num_experts + 0.5)))
+    """Slots of one expert in one group: round(factor * S / E), at least 1 and at most S (IMP release, `routing.py`). A half is
+    rounded to the even number, as Python's round there does."""
+    return max(1, min(group_tokens, round(capacity_factor * group_tokens / num_experts)))
+
+
+def expert_slots(
+    group_tokens: int, num_experts: int, capacity_factor: float, counted: Counted | None
+) -> tuple[int, torch.Tensor | None]:
+    """Slots of one expert in a group, and how many of them it may fill in each, [G]; None: all."""
+    if counted is None:
+        return capacity(group_tokens, num_experts, capacity_factor), None
+    slots = min(group_tokens, capacity(counted.most, num_experts, capacity_factor))
+    if counted.tokens_B is None:
+        return slots, None
+    return slots, (capacity_factor * counted.tokens_B.double() / num_experts).round().clamp(min=1)
 
 
 def router_z_loss(logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> torch.Tensor:
@@ -151,15 +177,15 @@ class Router(nn.Module):
             logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
         valid_GS = None if context.valid_T is None else context.valid_T.view(-1, context.group_tokens)
         logits_GSE = logits_TE.view(-1, context.group_tokens, self.num_experts)
-        index_N, weight_N, count_E, balance = self.choose(logits_GSE, valid_GS)
+        index_N, weight_N, count_E, balance = self.choose(logits_GSE, valid_GS, context.counted)
         z_loss = router_z_loss(logits_GSE, valid_GS)
         with torch.no_grad():
-            tokens = len(x_TD) if valid_GS is None else valid_GS.sum().clamp(min=1)
+            tokens = x_TD.shape[0] if valid_GS is None else valid_GS.sum().clamp(min=1)
             report = RouterReport(
                 z_loss=z_loss,
                 balance_loss=balance,
                 usage_E=_usage(weight_N, count_E, self.num_experts),
-                left_behind=1.0 - _tokens_taken(index_N, weight_N, len(x_TD)) / tokens,
+                left_behind=1.0 - _tokens_taken(index_N, weight_N, x_TD.shape[0]) / tokens,
                 confidence=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
             )
         return Routing(index_N, weight_N, count_E, report, x_TD)
@@ -175,19 +201,23 @@ class Router(nn.Module):
         of_token_BLE = of_token_TE.view(-1, length, self.num_experts)
         return (of_token_BLE + F.linear(pooled, self.weight[:, width:].float())).flatten(0, 1), x_TD
 
-    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None, counted: Counted | None = None) -> tuple:
         """(token_index_N, weight_N, count_E) as in Routing, and the balance loss, a scalar."""
         raise NotImplementedError
 
 
-def take_best(score_GES: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+def take_best(
+    score_GES: torch.Tensor, slots: int, filled_G: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Each expert takes its `slots` best-scored tokens of each group: (token_index_N, weight_N) in expert order.
 
     A negative score means "not this one": such a token fills a slot only when too few others are there, and counts for
-    nothing in it.
+    nothing in it. filled_G: how many of its slots an expert fills in each group, with the best; None: all.
     """
     groups, experts, size = score_GES.shape
-    weight_GEC, place_GEC = score_GES.topk(slots, dim=-1, sorted=False)
+    weight_GEC, place_GEC = score_GES.topk(slots, dim=-1, sorted=filled_G is not None)
+    if filled_G is not None:
+        weight_GEC = weight_GEC.masked_fill(torch.arange(slots, device=filled_G.device) >= filled_G[:, None, None], 0.0)
     start_G11 = (torch.arange(groups, device=score_GES.device) * size)[:, None, None]
     index_EGC = (place_GEC + start_G11).transpose(0, 1)
     return index_EGC.reshape(-1), weight_GEC.clamp(min=0.0).transpose(0, 1).reshape(-1)

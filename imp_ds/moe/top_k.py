@@ -4,17 +4,22 @@ With k = 1 the combine weight is the probability (Switch Transformer, Fedus et a
 probabilities of the chosen ones, renormalised to 1 before anything is dropped (GShard, Lepikhin et al., 2020,
 arXiv 2006.16668; Uni-Perceiver-MoE, `gate.py`).
 
-With capacity, an expert keeps the C = round(factor * k * S / E) of its tokens of a group that weigh most, as in V-MoE's batch
-prioritised routing (Riquelme et al., 2021, arXiv 2106.05974, section 4), so that what is dropped depends neither on the order
-of the tokens nor on other groups; shapes are as static as those of expert choice. Drop-free, every choice is a row, and
-experts have as many as they get.
+With capacity, an expert keeps the C = round(factor * k * S / E) of its tokens of a group that weigh most, so that what is
+dropped depends neither on the order of the tokens nor on other groups; shapes are as static as those of expert choice. With
+k = 1 these are the tokens that V-MoE's batch prioritised routing keeps (Riquelme et al., 2021, arXiv 2106.05974, section 4). With
+k > 1 they need not be: there all first choices are served before any second one, and tokens are ranked by their largest weight;
+here a choice competes with its own weight, whether it is a first or a second one. Drop-free, every choice is a row, and experts
+have as many as they get.
+
+While a model is exported, drop-free too has rows of a number that is known: each expert has all tokens, with a weight of 0 where
+they have not chosen it.
 
 Shapes: G groups, S tokens of a group, T = G * S flat tokens, E experts, K experts of a token, N rows.
 """
 
 import torch
 
-from imp_ds.moe.routing import Router, balance_loss, capacity, take_best
+from imp_ds.moe.routing import Counted, Router, balance_loss, expert_slots, take_best
 
 
 def best_experts(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,21 +42,26 @@ class TopKRouter(Router):
         super().__init__(width, num_experts, capacity_factor, noise, **options)
         self.experts_per_token, self.drop_tokens = experts_per_token, drop_tokens
 
-    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
+    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None, counted: Counted | None = None) -> tuple:
         probability_GSE, weight_GSK, expert_GSK = best_experts(logits_GSE, self.experts_per_token)
         share_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0 / self.experts_per_token)
-        keep = self._keep_best if self.drop_tokens else self._keep_all
-        return *keep(weight_GSK, expert_GSK, valid_GS), balance_loss(probability_GSE, share_GSE, valid_GS)
+        if self.drop_tokens:
+            size, factor = logits_GSE.shape[1], self.capacity_factor * self.experts_per_token
+            kept = self._keep_best(weight_GSK, expert_GSK, valid_GS, *expert_slots(size, self.num_experts, factor, counted))
+        elif torch.compiler.is_exporting():
+            kept = self._keep_best(weight_GSK, expert_GSK, valid_GS, logits_GSE.shape[1])
+        else:
+            kept = self._keep_all(weight_GSK, expert_GSK, valid_GS)
+        return *kept, balance_loss(probability_GSE, share_GSE, valid_GS)
 
-    def _keep_best(self, weight_GSK, expert_GSK, valid_GS) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def _keep_best(self, weight_GSK, expert_GSK, valid_GS, slots: int, filled_G=None) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Rows of equal capacity: a column of the tokens' choices is ranked as under expert choice."""
-        size, experts = weight_GSK.shape[1], self.num_experts
+        experts = self.num_experts
         # below 0 where a token has not chosen the expert; a chosen weight may be 0 in float32, and is as good as none
         score_GSE = weight_GSK.new_full((*weight_GSK.shape[:2], experts), -1.0).scatter(-1, expert_GSK, weight_GSK)
         if valid_GS is not None:
             score_GSE = score_GSE.masked_fill(~valid_GS[..., None], -1.0)
-        slots = capacity(size, experts, self.capacity_factor * self.experts_per_token)
-        return *take_best(score_GSE.transpose(1, 2), slots), None
+        return *take_best(score_GSE.transpose(1, 2), slots, filled_G), None
 
     def _keep_all(self, weight_GSK, expert_GSK, valid_GS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One row for each choice of each valid token, sorted by expert; tokens keep their order within one."""

@@ -118,6 +118,7 @@ def digits() -> RunConfig:
             common_dim=128,
             num_experts=4,
             moe_layers="every:2",
+            capacity_factor=1.01,  # a caption's 10 tokens: 3 slots of each expert, where 2.5 would be rounded to 2
             group_examples=1,
             router_z_loss=1e-3,
         ),

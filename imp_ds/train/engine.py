@@ -23,6 +23,7 @@ from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
 from torch import nn
 
+from imp_ds.modalities.vision import PatchProjection
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.moe.blending import BlendRouter
@@ -73,7 +74,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             if not parameter.requires_grad:
                 continue
             matrix = isinstance(module, (ExpertWeights, Router, BlendRouter))
-            matrix = matrix or (isinstance(module, nn.Linear) and name == "weight")
+            matrix = matrix or (isinstance(module, (nn.Linear, PatchProjection)) and name == "weight")
             (kernels if matrix else others).append(parameter)
     groups = [
         {"params": kernels, "name": "kernels", "weight_decay": weight_decay},

@@ -122,8 +122,11 @@ def _experts(config: ImpConfig) -> str:
         return "The encoder is dense."
     chosen = f"that a {config.gate} gate chooses"
     if config.conditional_maps:
-        return f"Each of {maps} has {config.num_experts} experts {chosen}."
-    return f"The feed-forward of {where} is a mixture of {config.num_experts} experts {chosen}."
+        found = f"Each of {maps} has {config.num_experts} experts {chosen}."
+    else:
+        found = f"The feed-forward of {where} is a mixture of {config.num_experts} experts {chosen}."
+    alone = " In `eval()` each example routes alone: its vector depends neither on the batch nor on padding."
+    return found + (alone if config.tokens_compete else "")
 
 
 def _task(config: ImpConfig) -> str:

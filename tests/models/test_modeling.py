@@ -74,10 +74,10 @@ class TestPadding:
         first, second = (model.encode("text", text_inputs([5, 8, 1], 12, padding)) for padding in (0, 7))
         assert torch.equal(first.pooled_BD, second.pooled_BD)
 
-    def test_an_expert_encoder_depends_on_the_length_through_the_capacity_alone(self):
+    def test_in_training_an_expert_encoder_depends_on_the_length_through_the_capacity_alone(self):
         """Capacity is a share of the padded length: C = round(L / 4) here. With the same C more padding changes nothing, nor
         does it where every expert takes all words anyway; else more slots mean more words for each expert."""
-        model = small_model(**EXPERTS)
+        model = small_model(**EXPERTS).train()
         pooled = {L: model.encode("text", text_inputs([9], L)).pooled_BD for L in (16, 17, 36, 60)}
         assert_near(pooled[16], pooled[17])  # C = 4 and round(4.25) = 4
         assert_near(pooled[36], pooled[60])  # C = 9 and 15: all nine words

@@ -22,7 +22,7 @@ def rows(inputs: dict[str, torch.Tensor], first: int, count: int) -> dict[str, t
     return {name: tensor[first : first + count] for name, tensor in inputs.items()}
 
 
-@pytest.mark.parametrize("changes", [dict(hidden_dropout=0.2), dict(**EXPERTS, router_noise=1.0)])
+@pytest.mark.parametrize("changes", [dict(hidden_dropout=0.2), dict(**EXPERTS, router_noise=1.0, text_length=9)])
 def test_only_training_with_keys_is_random(changes):
     model = small_model(**changes)
     for modality, inputs in INPUTS.items():

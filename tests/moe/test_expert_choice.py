@@ -48,7 +48,9 @@ def choices(routing) -> list[dict[int, float]]:
         (16, 4, 1.0, 4),
         (17, 4, 1.0, 4),  # 4.25
         (19, 4, 1.0, 5),  # 4.75
-        (18, 4, 1.0, 5),  # 4.5: halves go up
+        (18, 4, 1.0, 4),  # 4.5: a half becomes the even number
+        (22, 4, 1.0, 6),  # 5.5
+        (10, 4, 1.0, 2),  # 2.5
         (3, 16, 1.0, 1),  # 0.19: never none
         (4, 2, 8.0, 4),  # 16: no more than there are tokens
     ],

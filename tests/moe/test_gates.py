@@ -87,7 +87,7 @@ def choices(probability: dict[int, torch.Tensor], size: int, kind: str, factor: 
             wanted |= {(t, e): p[e] / total for e in chosen}
         if not drop_tokens:
             return wanted
-    room = int(factor * experts_per_token * size / EXPERTS + 0.5)
+    room = round(factor * experts_per_token * size / EXPERTS)
     kept = {}
     for e in range(EXPERTS):
         pairs = [pair for pair in wanted if pair[1] == e]

@@ -38,6 +38,8 @@ class ImpConfig(PreTrainedConfig):
         vision_patch: frames, height and width of a vision patch; vision_max: the largest clip, in the same units.
         audio_patch: spectrogram frames and mel bins of an audio patch; audio_max: the largest spectrogram.
         text_max: the longest text in tokens.
+        text_length: of the texts of training, in tokens, to which shorter ones were padded; outside of training a text has the
+            experts' slots of one of that length, however it is padded. None: of its own words.
         mask_token_id: of the token that stands for a hidden word, and for a whole sequence before the likelihood head.
         end_token_id: of the token that ends a caption.
         common_dim: width of the common spaces in which two modalities meet.
@@ -92,6 +94,7 @@ class ImpConfig(PreTrainedConfig):
         audio_max=(1024, 128),
         vocab_size=32100,
         text_max=4096,
+        text_length=None,
         pad_token_id=0,
         mask_token_id=None,
         end_token_id=None,
@@ -135,6 +138,7 @@ class ImpConfig(PreTrainedConfig):
         self.audio_max = list(audio_max)
         self.vocab_size = vocab_size
         self.text_max = text_max
+        self.text_length = text_length
         self.pad_token_id = pad_token_id
         self.mask_token_id = mask_token_id
         self.end_token_id = end_token_id

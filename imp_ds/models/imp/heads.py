@@ -6,6 +6,7 @@ three gradients side by side by a copy of its own, and takes as long as the laye
 Shapes: B batch, L tokens of an example, H heads, D width of a head.
 """
 
+import torch
 from torch import Tensor, nn
 
 try:
@@ -16,7 +17,7 @@ except ImportError:  # Triton comes with the CUDA builds of torch alone
 
 def split_heads(qkv_BLX: Tensor, heads: int, query_norm: nn.Module, key_norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """[B, L, 3 H D] -> queries, keys and values, [B, H, L, D] each. The norms: nn.LayerNorm(D, bias=False), or nn.Identity."""
-    if gpu_heads is not None and qkv_BLX.is_cuda:
+    if gpu_heads is not None and qkv_BLX.is_cuda and not torch.compiler.is_exporting():
         weights = [getattr(norm, "weight", None) for norm in (query_norm, key_norm)]
         return gpu_heads.gpu_split_heads(qkv_BLX, heads, *weights, getattr(query_norm, "eps", 0.0))
     return split_heads_plainly(qkv_BLX, heads, query_norm, key_norm)

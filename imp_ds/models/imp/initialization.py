@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from imp_ds.modalities.vision import PatchProjection
 from imp_ds.models.imp.prompts import DeepPrompts
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.context import ContextPool
@@ -31,7 +32,7 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
     """
     if hasattr(module, "initialize_parameters"):
         module.initialize_parameters()
-    elif isinstance(module, nn.Linear):
+    elif isinstance(module, (nn.Linear, PatchProjection)):
         _lecun(module.weight, module.in_features, generator_for("weight"))
         if module.bias is not None:
             init.zeros_(module.bias)

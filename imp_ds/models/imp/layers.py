@@ -21,7 +21,7 @@ from imp_ds.moe.context import visible
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routers import build_router
-from imp_ds.moe.routing import RouterReport, Segment
+from imp_ds.moe.routing import Counted, RouterReport, Segment
 from imp_ds.randomness import dropout
 
 # where something may be random in a block: dropout after the attention and after the feed-forward, the noise of routers
@@ -59,14 +59,27 @@ def answer(linear: nn.Module, x_BLI: torch.Tensor, facts: SequenceFacts, decisio
     return linear(x_BLI), None, None
 
 
+def attend(
+    query_BHLW: torch.Tensor, key_BHSW: torch.Tensor, value_BHSW: torch.Tensor, seen: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as a plain formula, with its weights, [B, H, L, S]: what torch SDPA computes without keeping them."""
+    score_BHLS = query_BHLW @ key_BHSW.transpose(-2, -1) * query_BHLW.shape[-1] ** -0.5
+    if seen is not None:
+        score_BHLS = score_BHLS.masked_fill(~seen, torch.finfo(score_BHLS.dtype).min)
+    weight_BHLS = score_BHLS.softmax(-1, dtype=torch.float32).to(value_BHSW.dtype)
+    return weight_BHLS @ value_BHSW, weight_BHLS
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention through torch SDPA. QK-norm is a bias-free LayerNorm over the head width, shared by heads.
+    """Multi-head self-attention through torch SDPA, or, where someone asks for its weights, as a formula. QK-norm is a bias-free
+    LayerNorm over the head width, shared by heads.
 
     forward: (x [B, L, D], what is known of the sequence) -> ([B, L, D], the reports of what routers it has).
     """
 
     def __init__(self, config, layer: int):
         super().__init__()
+        self.config = config  # which attention it is may be changed later
         self.heads = config.num_attention_heads
         head_width = config.hidden_size // self.heads
         self.qkv = linear_map(config, layer, "qkv", config.hidden_size, 3 * config.hidden_size)
@@ -88,7 +101,12 @@ class Attention(nn.Module):
             key, value = self.prompts(key, value, facts.target_side)
             seen = see_prompts(seen, self.prompt_length)
         mask = None if seen is None else seen.unsqueeze(1)  # the same for all heads
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        if facts.attentions is None and self.config._attn_implementation != "eager":
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            mixed, weights = attend(query, key, value, mask)
+            if facts.attentions is not None:
+                facts.attentions.append(weights)
         y_BLD, _, second = answer(self.out, mixed.transpose(1, 2).reshape(batch, length, width), facts, decision)
         return y_BLD, [report for report in (first, second) if report is not None]
 
@@ -144,17 +162,20 @@ class ImpBlock(GradientCheckpointingLayer):
         key_BS: torch.Tensor | None = None,
         segments: tuple[Segment, ...] = (),
         mask_LL: torch.Tensor | None = None,
+        counted: Counted | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ):
         """valid_BL: False at padding; None: there is none. mask_LL: True where the token of the row sees that of the column;
         None: everywhere. segments: whose lengths sum to L; conditional maps of a constant gate ask for them. key_BS: a random
-        key of each sample for each site, int64 [B, RANDOM_SITES]; None: nothing is random.
+        key of each sample for each site, int64 [B, RANDOM_SITES]; None: nothing is random. counted, attentions: as
+        `SequenceFacts` has them.
         """
-        facts = SequenceFacts(valid_BL, mask_LL, segments, key_BS)
+        facts = SequenceFacts(valid_BL, mask_LL, segments, key_BS, counted, attentions)
         attended_BLD, reports = self.attention(self.attention_norm(x_BLD), facts)
         x_BLD = x_BLD + dropout(attended_BLD, self.dropout_rate, facts.key_B(ATTENTION_DROPOUT))
         normed_BLD = self.feed_forward_norm(x_BLD)
         if self.is_moe:
-            y_BLD, report = self.feed_forward(normed_BLD, valid_BL, facts.key_B(EXPERTS_NOISE), mask_LL)
+            y_BLD, report = self.feed_forward(normed_BLD, valid_BL, facts.key_B(EXPERTS_NOISE), mask_LL, counted)
             reports = [report]
         else:
             y_BLD, further = self.feed_forward(normed_BLD, facts)

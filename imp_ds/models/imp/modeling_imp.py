@@ -5,7 +5,7 @@ V words of the vocabulary.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,15 @@ from transformers.utils import ModelOutput
 
 from imp_ds.errors import UserError
 from imp_ds.modalities import EMBEDDINGS
+from imp_ds.modalities.text import WordTable
 from imp_ds.models.imp.conditions import MODALITIES, build_condition, condition_name, is_target
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
+from imp_ds.models.imp.inputs import by_modality
 from imp_ds.models.imp.layers import RANDOM_SITES, ImpBlock
 from imp_ds.models.imp.likelihood import LikelihoodHead
 from imp_ds.models.imp.prompts import SEPARATE
+from imp_ds.models.imp.sequences import count_tokens, join_segments, join_tokens, masked_mean
 from imp_ds.moe.conditional import join
 from imp_ds.moe.routing import Condition, RouterReport, Segment
 from imp_ds.randomness import derive, step_key
@@ -33,7 +36,8 @@ class Encoding:
 
     tokens_BLD: the tokens after the last norm and the modality's own projection; valid_BL: False at padding, or None;
     pooled_BD: their mean over valid tokens; reports: one RouterReport for each MoE layer, in order; lengths: tokens of each
-    segment, in order, which sum to L.
+    segment, in order, which sum to L; hidden_states: the input of the first block and the output of each, [B, L, D];
+    attentions: the attention weights of each block, [B, H, L, deep prompts and L]. Both None unless asked for.
     """
 
     tokens_BLD: torch.Tensor
@@ -41,6 +45,8 @@ class Encoding:
     pooled_BD: torch.Tensor
     reports: list[RouterReport]
     lengths: tuple[int, ...] = ()
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -50,6 +56,8 @@ class ImpOutput(ModelOutput):
     vision_pooled, audio_pooled, text_pooled: [B, D].
     embeddings: "source_to_target" -> unit vectors [B, C]; compare "vision_to_text" with "text_to_vision" by dot product.
     router_z_loss: the z-losses of all MoE layers and modalities, weighted by config.router_z_loss and summed.
+    hidden_states, attentions: where asked for, of the one modality that was given, as `Encoding` has them; where several were
+        given, these tuples by modality.
     """
 
     vision_pooled: torch.Tensor | None = None
@@ -57,6 +65,8 @@ class ImpOutput(ModelOutput):
     text_pooled: torch.Tensor | None = None
     embeddings: dict[str, torch.Tensor] | None = None
     router_z_loss: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | dict[str, tuple[torch.Tensor, ...]] | None = None
+    attentions: tuple[torch.Tensor, ...] | dict[str, tuple[torch.Tensor, ...]] | None = None
 
 
 class Projection(nn.Module):
@@ -71,33 +81,6 @@ class Projection(nn.Module):
     def forward(self, pooled_BD: torch.Tensor) -> torch.Tensor:
         hidden_BC = F.gelu(self.up(pooled_BD), approximate="tanh")
         return F.normalize(self.norm(self.down(hidden_BC)).float(), dim=-1, eps=1e-6)
-
-
-def masked_mean(tokens_BLD: torch.Tensor, valid_BL: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the valid tokens, [B, D]; zeros for an example without any."""
-    if valid_BL is None:
-        return tokens_BLD.mean(1)
-    weight_BL1 = valid_BL.to(tokens_BLD.dtype).unsqueeze(-1)
-    return (tokens_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
-
-
-def join_tokens(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Segments (tokens [B, L, D], valid [B, L] or None) as one sequence of the same form."""
-    tokens_BLD = join([tokens for tokens, _ in parts])
-    if all(valid_BL is None for _, valid_BL in parts):
-        return tokens_BLD, None
-    all_valid = lambda tokens: torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)  # noqa: E731
-    return tokens_BLD, join([all_valid(tokens) if valid_BL is None else valid_BL for tokens, valid_BL in parts])
-
-
-def join_segments(parts: Iterable[tuple[int, Condition]]) -> tuple[Segment, ...]:
-    """Segments of those lengths and conditions; neighbours that were given the very same condition are one."""
-    found = []
-    for length, condition in parts:
-        if found and found[-1].condition is condition:
-            length += found.pop().length
-        found.append(Segment(length, condition))
-    return tuple(found)
 
 
 class ImpPreTrainedModel(PreTrainedModel):
@@ -132,6 +115,26 @@ class ImpPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module):
         initialize_module(module, self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of the words' vectors."""
+        return self.base_model.embeddings["text"].words
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another table in its place; a plain nn.Embedding becomes a WordTable, which scores words too."""
+        if not isinstance(value, WordTable):
+            table = WordTable(value.num_embeddings, value.embedding_dim, device="meta")
+            table.weight = value.weight
+            value = table
+        self.base_model.embeddings["text"].words = value
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
+        """As transformers has it; what scores all words of the vocabulary (`resize_words`) follows."""
+        found = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        for module in self.modules():
+            if hasattr(module, "resize_words"):
+                module.resize_words(found.num_embeddings)
+        return found
 
 
 class ImpModel(ImpPreTrainedModel):
@@ -182,21 +185,32 @@ class ImpModel(ImpPreTrainedModel):
         inputs: dict[str, torch.Tensor],
         key_B: torch.Tensor | None = None,
         condition: Condition | None = None,
+        *,
+        hidden_states: bool = False,
+        attentions: bool = False,
     ) -> Encoding:
         """One modality through the shared encoder. `inputs` holds the modality's arrays by the names of its embedding.
 
         key_B: the samples' random keys (`imp_ds.randomness`), int64, from which dropout and the routers' noise are drawn;
         nothing is random without them, nor outside of training. condition: as `condition` gives it; None: of the modality alone.
+        hidden_states, attentions: whether the Encoding shall have them.
+
+        In training examples compete for experts in groups; outside of it each routes alone, whatever is beside it in the batch
+        and however it is padded.
 
         Raises UserError when there is no condition and the gates ask for the task.
         """
-        return self.encode_segments([(modality, inputs, condition)], key_B)
+        part = (modality, inputs, condition)
+        return self.encode_segments([part], key_B, hidden_states=hidden_states, attentions=attentions)
 
     def encode_segments(
         self,
         parts: list[tuple[str, dict[str, torch.Tensor], Condition | None]],
         key_B: torch.Tensor | None = None,
         mask_LL: torch.Tensor | None = None,
+        *,
+        hidden_states: bool = False,
+        attentions: bool = False,
     ) -> Encoding:
         """Several segments, each (modality, inputs, condition) as `encode` takes them, through the encoder as one sequence.
 
@@ -222,14 +236,21 @@ class ImpModel(ImpPreTrainedModel):
             for (modality, _, condition), length in zip(parts, lengths)
         )
         x_BLD, valid_BL = join_tokens(embedded)
-        reports = []
+        alone = not self.training and self.config.tokens_compete
+        counted = count_tokens(modalities, embedded, self.config.text_length) if alone else None
+        reports, seen, weights = [], [x_BLD], [] if attentions else None
         for block, (key_BS, keyed) in zip(self.blocks, self._keyed(modalities, key_B, segments), strict=True):
-            x_BLD, report = block(x_BLD, valid_BL, key_BS, keyed, mask_LL)
+            x_BLD, report = block(x_BLD, valid_BL, key_BS, keyed, mask_LL, counted, weights)
             if report is not None:
                 reports.append(report)
+            if hidden_states:
+                seen.append(x_BLD)
         states = self.norm(x_BLD).split(lengths, dim=1)
         tokens_BLD = join([self.post_encoder[modality](states_BLD) for modality, states_BLD in zip(modalities, states)])
-        return Encoding(tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports, tuple(lengths))
+        return Encoding(
+            tokens_BLD, valid_BL, masked_mean(tokens_BLD, valid_BL), reports, tuple(lengths),
+            tuple(seen) if hidden_states else None, tuple(weights) if attentions else None,
+        )  # fmt: skip
 
     def _embed(self, modality: str, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
         tokens_BLD, valid_BL = self.embeddings[modality](**inputs)
@@ -288,31 +309,49 @@ class ImpModel(ImpPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         task: str | None = None,
-        **kwargs,
-    ) -> ImpOutput:
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImpOutput | tuple:
         """Encode whatever is given, as `ImpProcessor` returns it, and project it towards every modality it is paired with.
 
-        task: one of config.objectives, whose condition all of it has; task and attribute gates have to be told.
+        Args:
+            pixel_positions, feature_positions: None: those of a whole grid, where the number of patches tells it.
+            task: one of config.objectives, whose condition all of it has; task and attribute gates have to be told.
+            output_hidden_states, output_attentions, return_dict: as in transformers; None: as the configuration says. Without
+                `return_dict` the answer is a tuple of what ImpOutput holds, in its order.
+
+        Raises UserError when nothing is given, and for positions that cannot be derived.
         """
-        given = {
-            "vision": dict(pixel_values=pixel_values, pixel_positions=pixel_positions),
-            "audio": dict(input_features=input_features, feature_positions=feature_positions),
-            "text": dict(input_ids=input_ids, attention_mask=attention_mask),
-        }
+        inputs = dict(
+            pixel_values=pixel_values, pixel_positions=pixel_positions, input_features=input_features,
+            feature_positions=feature_positions, input_ids=input_ids, attention_mask=attention_mask,
+        )  # fmt: skip
+        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
         encodings = {
-            modality: self.encode(modality, inputs, condition=self.condition(modality, task))
-            for modality, inputs in given.items()
-            if inputs[EMBEDDINGS[modality][1][0]] is not None
+            modality: self.encode(
+                modality, named, condition=self.condition(modality, task), hidden_states=hidden_states, attentions=attentions
+            )
+            for modality, named in by_modality(self.config, inputs).items()
         }
-        if not encodings:
-            raise UserError("nothing to encode", allowed="at least one of pixel_values, input_features, input_ids")
-        embeddings = {}
-        for name, projection in self.projections.items():
-            source = name.split("_to_")[0]
-            if source in encodings:
-                embeddings[name] = projection(encodings[source].pooled_BD)
-        return ImpOutput(
+        output = ImpOutput(
             **{f"{modality}_pooled": encoding.pooled_BD for modality, encoding in encodings.items()},
-            embeddings=embeddings,
+            embeddings={
+                name: projection(encodings[source].pooled_BD)
+                for name, projection in self.projections.items()
+                if (source := name.split("_to_")[0]) in encodings
+            },
             router_z_loss=self.router_loss(*encodings.values()),
+            hidden_states=_of_layers(encodings, "hidden_states"),
+            attentions=_of_layers(encodings, "attentions"),
         )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _of_layers(encodings: dict[str, Encoding], name: str):
+    """That field of the only encoding, or of each by modality; None where nobody asked for it."""
+    found = {modality: getattr(encoding, name) for modality, encoding in encodings.items()}
+    if None in found.values():
+        return None
+    return found if len(found) > 1 else next(iter(found.values()))
