@@ -68,6 +68,10 @@ class Words(Candidates):
     def __init__(self, vocab_size: int):
         self.count = vocab_size
 
+    def resize(self, count: int) -> None:
+        """Follow a vocabulary that now has `count` words."""
+        self.count = count
+
     def texts(self, index_n, key_1):
         return index_n[:, None], torch.ones_like(index_n[:, None], dtype=torch.bool)
 

@@ -35,6 +35,9 @@ class CaptioningObjective(AmongTexts):
         self.sequence = f"caption+{modality}"
         self.candidates = Words(config.vocab_size)
 
+    def resize_words(self, count: int) -> None:
+        self.candidates.resize(count)
+
     def encode(self, model, batch, encodings):
         if self.sequence not in encodings:
             of = self.pictured(model, batch.task, self.modality, batch.inputs[self.modality])

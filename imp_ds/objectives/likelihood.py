@@ -105,6 +105,9 @@ class AmongWords(AmongTexts):
         self.candidates = Words(config.vocab_size)
         self.hidden = HiddenWords(rate)
 
+    def resize_words(self, count: int) -> None:
+        self.candidates.resize(count)
+
     def answers(self, model: ImpModel, encodings: dict[str, Encoding], words_BL: torch.Tensor):
         """As `HiddenWords.answers`."""
         encoding = encodings[self.sequence]

@@ -34,6 +34,12 @@ class WordHead(nn.Module):
     def initialize_parameters(self) -> None:
         init.zeros_(self.bias)
 
+    @torch.no_grad()
+    def resize_words(self, count: int) -> None:
+        """Follow a vocabulary that now has `count` words: the biases of new ones are 0, as at the start of training."""
+        kept = self.bias[:count]
+        self.bias = nn.Parameter(F.pad(kept, (0, count - len(kept))), requires_grad=self.bias.requires_grad)
+
     def forward(self, model, states_ND: torch.Tensor) -> torch.Tensor:
         hidden_ND = self.norm(F.gelu(self.dense(states_ND), approximate="tanh"))
         return model.score_words(hidden_ND) + self.bias

@@ -42,7 +42,7 @@ def vision_grid(config, patches: int, values: int) -> tuple[int, int, int]:
     steps, rows, columns = (largest // patch for largest, patch in zip(config.vision_max, config.vision_patch))
     if values * config.vision_patch[0] == math.prod(config.vision_patch) * config.num_channels:
         steps = 1  # one frame
-    squares = ((patches // n, n) for n in (math.isqrt(patches // s) for s in range(1, steps + 1)) if n and patches % n**2 == 0)
+    squares = ((patches // n**2, n) for n in (math.isqrt(patches // s) for s in range(1, steps + 1)) if n and patches % n**2 == 0)
     fitting = sorted({(s, n, n) for s, n in squares if s <= steps and n <= min(rows, columns) and s * n * n == patches})
     if len(fitting) != 1:
         raise UserError(

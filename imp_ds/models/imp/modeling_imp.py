@@ -121,15 +121,22 @@ class ImpPreTrainedModel(PreTrainedModel):
         return self.base_model.embeddings["text"].words
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another table in its place; a plain nn.Embedding becomes a WordTable, which scores words too."""
-        if not isinstance(value, WordTable):
-            table = WordTable(value.num_embeddings, value.embedding_dim, device="meta")
-            table.weight = value.weight
-            value = table
+        """Put another table in its place. A plain nn.Embedding becomes a WordTable, which scores words too: itself, not a copy,
+        since others may hold it."""
+        if type(value) is nn.Embedding:
+            value.__class__ = WordTable
         self.base_model.embeddings["text"].words = value
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
-        """As transformers has it; what scores all words of the vocabulary (`resize_words`) follows."""
+        """As transformers has it; what scores all words of the vocabulary (`resize_words`) follows. UserError for fewer words
+        than the numbers of the padding, mask and end tokens ask for."""
+        special = [getattr(self.config, f"{name}_token_id") for name in ("pad", "mask", "end")]
+        least = 1 + max((number for number in special if number is not None), default=0)
+        if new_num_tokens is not None and new_num_tokens < least:
+            raise UserError(
+                "the vocabulary would lose a token that the model needs", got=f"{new_num_tokens} tokens",
+                allowed=f"{least} at least: padding, mask and end are {special}",
+            )  # fmt: skip
         found = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         for module in self.modules():
             if hasattr(module, "resize_words"):
