@@ -1,5 +1,9 @@
 """The error that a user is meant to read."""
 
+from imp_ds.printable import printable
+
+_UNDER = "\n" + " " * 11  # further lines stand under the first, so that no text can pose as another entry
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used; the command line prints it in one block, without a traceback.
@@ -12,15 +16,10 @@ class UserError(ValueError):
         shared: every rank raises this same error, so that one of them may speak for all.
     """
 
-    def __init__(
-        self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None, shared: bool = False
-    ):
-        lines = [what]
-        if got is not None:
-            lines.append(f"  got:     {got}")
-        if allowed is not None:
-            lines.append(f"  allowed: {allowed}")
-        if fix is not None:
-            lines.append(f"  fix:     {fix}")
+    def __init__(self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None, shared: bool = False):
+        lines = [printable(what, lines=True)]
+        for name, value in (("got", got), ("allowed", allowed), ("fix", fix)):
+            if value is not None:
+                lines.append(f"  {name + ':':8} " + printable(value, lines=True).replace("\n", _UNDER))
         super().__init__("\n".join(lines))
         self.what, self.shared = what, shared

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from imp_ds.printable import printable
+
 _LINE_S = 30.0  # from one plain line of a stage to the next
 
 
@@ -26,6 +28,7 @@ class StageProgress:
             self.bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        stage = printable(stage)  # it may name a class's folder
         if self.bar is None:
             self._say(stage, done, total)
             return

@@ -19,6 +19,7 @@ from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model, read_run
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.printable import printable
 from imp_ds.tasks import Task, Views
 from imp_ds.written_files import write_result
 
@@ -124,9 +125,9 @@ def _show(found: dict, errors: dict[str, str], task: str, output: Path | None) -
     table.add_column("file", overflow="fold")
     table.add_column("classes")
     for file, predictions in found.items():
-        table.add_row(file, ", ".join(f"{name} {100 * p:.1f} %" for name, p in predictions.items()))
+        table.add_row(printable(file), ", ".join(f"{name} {100 * p:.1f} %" for name, p in predictions.items()))
     for file, error in errors.items():
-        table.add_row(file, f"left out: {error}")
+        table.add_row(printable(file), f"left out: {printable(error)}")
     console.print(table, markup=False)
     if output is not None:
         print(f"wrote {output}: {len(found)} files predicted, {len(errors)} left out")

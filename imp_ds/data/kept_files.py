@@ -58,7 +58,7 @@ class KeptFiles:
         return self._path(key).exists()
 
     def _path(self, key: str) -> Path:
-        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return self.folder / name[:2] / name
 
     def _find(self, path: Path) -> BinaryIO | None:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from imp_ds.data.tallies import Contents
+from imp_ds.printable import printable
 from imp_ds.train.check_report import CheckReport, SourceReport
 
 _UNITS = {
@@ -25,19 +26,24 @@ def show(report: CheckReport, console: Console) -> None:
     console.print(_tasks(report))
     console.print(_workers(report))
     for warning in report.warnings():
-        console.print(f"warning: {escape(warning)}")
+        console.print(f"warning: {_safe(warning)}")
     for source in report.broken():
         share = f"{source.share_left_out:.1%} of the {source.found.rows:,} that were looked at"
         limit = f"data.max_rejected = {report.run.data.max_rejected:.1%}, a run would stop"
-        console.print(f"too many samples of {escape(source.name)} cannot be used: {share}; {limit}", style="bold red")
+        console.print(f"too many samples of {_safe(source.name)} cannot be used: {share}; {limit}", style="bold red")
+
+
+def _safe(text: str) -> str:
+    """What comes from the data, for the console: no markup, no control characters."""
+    return escape(printable(text))
 
 
 def _show_source(source: SourceReport, report: CheckReport, console: Console) -> None:
     found = source.found
     looked_at = "all" if found.rows == source.samples else f"{found.rows:,}"
-    console.print(f"\n{escape(source.name)}: {source.samples:,} samples, {looked_at} looked at", style="bold", highlight=False)
+    console.print(f"\n{_safe(source.name)}: {source.samples:,} samples, {looked_at} looked at", style="bold", highlight=False)
     for line in _lines(source, report):
-        console.print(f"  {escape(line)}", highlight=False)
+        console.print(f"  {_safe(line)}", highlight=False)
     if found.spreads:
         console.print(_numbers(source))
 

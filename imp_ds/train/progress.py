@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from imp_ds.printable import printable
+
 
 class Progress:
     """Reports steps to a person. Only rank 0 makes an enabled one; a disabled one does nothing.
@@ -52,7 +54,8 @@ class Progress:
             self.say(f"step {self.done}/{self.total}  {known}  {facts}  {left}")
 
     def say(self, line: str) -> None:
-        """One line, above the bar where there is one."""
+        """One line, above the bar where there is one; what a user's data say in it cannot end it."""
+        line = printable(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         elif self.enabled:

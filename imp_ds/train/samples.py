@@ -7,8 +7,11 @@ Shapes: B samples, L tokens of an example, P raw values of a patch, T frames, H 
 M mel bins.
 """
 
+import html
+
 import numpy as np
 
+from imp_ds.printable import printable
 from imp_ds.tasks import Batch, Views
 
 GREY = 128
@@ -110,9 +113,14 @@ def batch_captions(batch: Batch, tokenizer, count: int) -> str | None:
     return sample_table(columns)
 
 
+def _cell(value) -> str:
+    """As a cell of a table, of which it can end neither the cell nor the line, and without markup."""
+    return html.escape(printable(value), quote=False).replace("|", "\\|")
+
+
 def sample_table(columns: dict[str, list]) -> str:
     """A Markdown table with a row for each sample."""
     lines = ["| sample | " + " | ".join(columns) + " |", "|" + " --- |" * (len(columns) + 1)]
     for number, row in enumerate(zip(*columns.values()), start=1):
-        lines.append(f"| {number} | " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |")
+        lines.append(f"| {number} | " + " | ".join(_cell(cell) for cell in row) + " |")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from imp_ds.data.samples import Reader
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.data.subset import spread_over
 from imp_ds.errors import UserError
+from imp_ds.printable import printable
 from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Batch, Task, Views
 from imp_ds.train.check_command import processor_of
@@ -62,10 +63,15 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
         task = run.task(name)
         for view in range(len(task.all_views)):
             sections.append(_section(batches, processor, task, view, step, samples))
-    title = html.escape(f"{run.name}: what the model is fed ({split})")
+    title = _safe(f"{run.name}: what the model is fed ({split})")
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}"
     write_result(out, page)
     return f"{out}: {len(sections)} views of {len(run.tasks)} tasks"
+
+
+def _safe(text: str) -> str:
+    """For the page."""
+    return html.escape(printable(text))
 
 
 def _section(batches: StepBatches, processor, task: Task, view: int, step: int, samples: int) -> str:
@@ -83,7 +89,7 @@ def _section(batches: StepBatches, processor, task: Task, view: int, step: int, 
     facts = [f"{modality}: {_described(modality, views, batch)}" for modality in views.names()]
     if batch.report.rejected:
         facts.append(f"left out on the way: {len(batch.report.rejected)}")
-    return f"<h2>{html.escape(task.name)}{number}</h2><p>{html.escape('; '.join(facts))}</p><div class=row>{''.join(cards)}</div>"
+    return f"<h2>{_safe(task.name)}{number}</h2><p>{_safe('; '.join(facts))}</p><div class=row>{''.join(cards)}</div>"
 
 
 def _described(modality: str, views: Views, batch: Batch) -> str:
@@ -101,20 +107,20 @@ def _card(batch: Batch, place: int, views: Views, processor, readers: list[Reade
     lines = [_caption(one, processor.tokenizer)] if "text" in one.inputs else []
     if "label" in one.targets and one.targets["label"].dim() == 1:
         label, names = int(one.targets["label"]), readers[0].class_names
-        lines.append(f"class {label}" + (f": {html.escape(names[label])}" if names and label < len(names) else ""))
-    lines.append(f"<small>{html.escape(batch.report.keys[place])}</small>")
+        lines.append(f"class {label}" + (f": {_safe(names[label])}" if names and label < len(names) else ""))
+    lines.append(f"<small>{_safe(batch.report.keys[place])}</small>")
     return f"<figure>{''.join(parts)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
 
 
 def _caption(one: Batch, tokenizer) -> str:
     """What the tokens say; under hidden words, what they were."""
     ids_L = one.inputs["text"]["input_ids"][0][one.inputs["text"]["attention_mask"][0] > 0]
-    said = html.escape(tokenizer.decode(ids_L.tolist(), skip_special_tokens="words" not in one.targets))
+    said = _safe(tokenizer.decode(ids_L.tolist(), skip_special_tokens="words" not in one.targets))
     if "words" not in one.targets:
         return said
-    said = said.replace(html.escape(tokenizer.mask_token or _MASK), f"<b>{_MASK}</b>")
+    said = said.replace(_safe(tokenizer.mask_token or _MASK), f"<b>{_MASK}</b>")
     hidden_L = one.targets["words"][0]
-    return f"{said}<br>hidden: <b>{html.escape(tokenizer.decode(hidden_L[hidden_L >= 0].tolist()))}</b>"
+    return f"{said}<br>hidden: <b>{_safe(tokenizer.decode(hidden_L[hidden_L >= 0].tolist()))}</b>"
 
 
 def _picture(picture_HW3: np.ndarray) -> str:

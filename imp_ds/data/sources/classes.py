@@ -5,6 +5,7 @@ import json
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.data.storage import Storage, place
 from imp_ds.errors import UserError
+from imp_ds.printable import is_text
 from imp_ds.tasks import Source
 
 
@@ -23,6 +24,8 @@ def class_names(wanted: Wanted, folder: str, found: list[str] | None = None) -> 
     if names is not None and len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UserError(f"{source.path}: two classes have one name", got=", ".join(twice), fix="rename one in source.label_names")
+    if names is not None and (foreign := [name for name in names if not is_text(name)]):
+        raise UserError(f"{source.path}: a class name is not UTF-8", got=", ".join(foreign), fix="rename the folder or the class")
     if source.text is None and source.templates:
         _check_templates(source, names)
     return names

@@ -1,22 +1,34 @@
 """What the columns of a row may hold: a caption or several, a class by index or name."""
 
+import unicodedata
+
 from imp_ds.data.samples import BadSample
+from imp_ds.printable import is_text
 
 _MOST_LABEL = 2**31
 
 
 def captions(value, where: str) -> list[str]:
-    """The captions of a value that is one or a list of them; blank ones are passed over.
+    """The captions of a value that is one or a list of them; None, blank ones and those without a visible character are passed
+    over.
 
-    Raises BadSample("wrong column") for another value and BadSample("no text") when nothing is left.
+    Raises BadSample("wrong column") for another value, or one that is no Unicode text, and BadSample("no text") when nothing is
+    left.
     """
     found = [value] if isinstance(value, str) or value is None else value
-    if not isinstance(found, list) or not all(isinstance(caption, str) or value is None for caption in found):
+    if not isinstance(found, list) or not all(caption is None or isinstance(caption, str) for caption in found):
         raise BadSample("wrong column", f"{where} is neither a caption nor a list of captions: {shown(value)}")
-    found = [caption for caption in found if caption and not caption.isspace()]
+    found = [caption for caption in found if caption and _is_visible(caption)]
     if not found:
         raise BadSample("no text", where)
+    if not all(map(is_text, found)):
+        raise BadSample("wrong column", f"{where} is no Unicode text, but has half of a surrogate pair: {shown(value)}")
     return found
+
+
+def _is_visible(caption: str) -> bool:
+    """Whether any of its characters is more than a space, a control character, or a format character such as U+200B."""
+    return any(not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf") for character in caption)
 
 
 def label(value, places: dict[str, int] | None, where: str) -> int:
