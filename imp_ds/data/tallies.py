@@ -95,6 +95,12 @@ class Contents:
         self._prune()
         self._bound()
 
+    def shared(self, other: "Contents") -> tuple[int, list[tuple[int, int]]]:
+        """How many contents both have, an estimate where either keeps a share; and a few of them: own row, row of the other."""
+        every = max(self.every, other.every)
+        both = [number for number in self._first if number in other._first and number % every == 0]
+        return len(both) * every, [(self._first[number], other._first[number]) for number in both[:_EXAMPLES]]
+
     def _show(self, row: int, same: int) -> None:
         if len(self.examples) < _EXAMPLES:
             self.examples.append((row, same))

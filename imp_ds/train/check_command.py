@@ -18,6 +18,7 @@ from imp_ds.data.worker_speed import worker_speed
 from imp_ds.errors import UserError
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.stage_progress import StageProgress
+from imp_ds.train.check_copies import other_splits, overlaps
 from imp_ds.train.check_report import CheckReport, SourceReport
 from imp_ds.train.check_table import show
 from imp_ds.train.needed_workers import needs
@@ -67,6 +68,7 @@ def examine(
 ) -> CheckReport:
     """As `check`, without printing."""
     cores = len(os.sched_getaffinity(0))
+    processes = cores if processes is None else processes
     readers = open_corpus(run, split, progress)
     subsets = {id(reader): _rows(reader, samples) for of_task in readers.values() for reader in of_task}
     few = {name: [subsets[id(reader)] for reader in of_task] for name, of_task in readers.items()}
@@ -74,7 +76,7 @@ def examine(
     sources = []
     for number, subset in subsets.items():
         tasks = [task for task in run.tasks if any(id(reader) == number for reader in readers[task.name])]
-        found = look(subset, tasks, processor.tokenizer, cores if processes is None else processes, progress, run.data.decoding)
+        found = look(subset, tasks, processor.tokenizer, processes, progress, run.data.decoding)
         sources.append(SourceReport(subset, [task.name for task in tasks], found))
     speeds, views = [], [(task, view) for task in run.tasks for view in range(len(task.all_views))]
     for task, view in views:
@@ -84,7 +86,9 @@ def examine(
     own_tokens = (
         trained is not None or run.data.tokenizer is not None or all(len(s.rows) == len(s.reader) for s in subsets.values())
     )
-    return CheckReport(run, split, sources, needs(plan, speeds), plan, cores, own_tokens)
+    others = other_splits(run, split, samples, processes, progress)
+    common = overlaps([(source.subset, source.found) for source in sources] + others)
+    return CheckReport(run, split, sources, needs(plan, speeds), plan, cores, own_tokens, common)
 
 
 def processor_of(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ImpProcessor:

@@ -1,11 +1,12 @@
 """What a check of the data found, as one record: of each source, of each task in each of its views, and of all together."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from imp_ds.config import RunConfig
 from imp_ds.data.check import Findings
 from imp_ds.data.subset import Subset
 from imp_ds.data.tallies import Contents
+from imp_ds.train.check_copies import Overlap, cut_captions, padded_audio
 from imp_ds.train.needed_workers import Need, needed_workers
 from imp_ds.train.plan import Plan
 
@@ -44,7 +45,7 @@ class SourceReport:
 @dataclass(frozen=True)
 class CheckReport:
     """All of it. `needs` are those of `plan`'s tasks; `cores` are this machine's; `own_tokens`: whether tokens were counted by
-    the tokenizer that the run will have."""
+    the tokenizer that the run will have; `overlaps`: what sources and splits have in common."""
 
     run: RunConfig
     split: str
@@ -53,6 +54,7 @@ class CheckReport:
     plan: Plan
     cores: int
     own_tokens: bool
+    overlaps: list[Overlap]
 
     @property
     def workers(self) -> int | None:
@@ -63,8 +65,20 @@ class CheckReport:
         """The sources of which more is broken than a run bears."""
         return [source for source in self.sources if source.share_left_out > self.run.data.max_rejected]
 
+    def views(self, source: SourceReport) -> list[dict]:
+        """What each view of its tasks does to the captions and the audio of a source: {"task", "tokens", "cut"} and {"task",
+        "seconds", "padding"}, with shares from 0 to 1."""
+        found, shares = source.found, []
+        for task in source.tasks:
+            views = self.run.task(task).all_views
+            for length in sorted({view.text.length for view in views if view.text is not None}):
+                shares.append({"task": task, "tokens": length, "cut": cut_captions(found, length)})
+            for seconds in sorted({view.audio.seconds for view in views if view.audio is not None}):
+                shares.append({"task": task, "seconds": seconds, "padding": padded_audio(found, seconds)})
+        return [share for share in shares if None not in share.values()]
+
     def warnings(self) -> list[str]:
-        """Files that are not all there, and labels that a task has no class for."""
+        """Files that are not all there, labels that a task has no class for, and what stands in two sources or splits."""
         found = [f"{source.name}: {damage}" for source in self.sources for damage in source.subset.damage]
         for source in self.sources:
             largest = max(source.found.labels, default=-1)
@@ -73,15 +87,15 @@ class CheckReport:
                     classes, told = _classes(objective)
                     if classes is not None and largest >= classes:
                         what = f"{source.name} has a class {largest}, but task {task} has {told}"
-                        found.append(f"{what}: training would fail at its first such sample")
-        return found
+                        found.append(f"{what}: training leaves such samples out")
+        return found + [str(overlap) for overlap in self.overlaps]
 
     def record(self) -> dict:
         """As JSON has it."""
         plan = self.plan
         return {
             "recipe": self.run.name, "split": self.split, "max_rejected": self.run.data.max_rejected, "cores": self.cores,
-            "sources": [_source_record(source) for source in self.sources],
+            "sources": [_source_record(source) | {"views": self.views(source)} for source in self.sources],
             "tokens_of_the_run": self.own_tokens,
             "tasks": [_need_record(need) for need in self.needs],
             "plan": {
@@ -89,6 +103,7 @@ class CheckReport:
                 "precision": plan.precision, "workers_of_a_rank": self.workers,
             },
             "too_many_left_out": [source.name for source in self.broken()], "warnings": self.warnings(),
+            "in_common": [asdict(overlap) for overlap in self.overlaps],
         }  # fmt: skip
 
 

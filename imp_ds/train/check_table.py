@@ -58,6 +58,11 @@ def _lines(source: SourceReport, report: CheckReport) -> list[str]:
         lines.append(f"captions: {_copies(found.captions)}; scripts: {_listed(found.scripts, shares=True)}")
         if "tokens" in found.spreads and not report.own_tokens:
             lines.append("tokens: of a tokenizer trained on these captions; the run's will be trained on all")
+    for share in report.views(source):
+        if "cut" in share:
+            lines.append(f"{share['task']}: a view of {share['tokens']} tokens cuts {share['cut']:.1%} of the captions")
+        else:
+            lines.append(f"{share['task']}: a view of {share['seconds']:g} s of audio is {share['padding']:.1%} padding")
     if found.labels:
         lines.append(_classes(source))
     for task, reasons in found.left_out.items():

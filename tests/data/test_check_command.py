@@ -133,6 +133,46 @@ def test_a_label_without_a_class_is_warned_of(root, quick):
     assert "images[train] has a class 2, but task image_class has num_classes = 2" in warning
 
 
+def test_what_two_sources_or_splits_have_in_common_is_named(root, quick, tmp_path):
+    write_images(tmp_path)
+    write_images(tmp_path / "other")
+    folder = tmp_path / "images" / "validation"
+    folder.mkdir()
+    for name, content in (("v.png", "b.png"), ("w.png", None)):
+        content = b"no picture" if content is None else (tmp_path / "images" / "train" / content).read_bytes()
+        (folder / name).write_bytes(content)
+    rows = [dict(file_name=name, label=0, captions="a cat") for name in ("v.png", "w.png")]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = make_run(tmp_path, "image_text", "image_class")
+    one, two = run.tasks
+    other = two.source.model_copy(update={"path": "other/images"})
+    run = run.model_copy(update={"tasks": [one, two.model_copy(update={"source": other})]})
+    found = report(run)
+    # a, b, d and f are in both sources, c is a again; b alone is in the validation split, once for each source
+    told = [(entry["first"], entry["second"], entry["what"], entry["count"]) for entry in found.record()["in_common"]]
+    assert told == [
+        ("images[train]", "other/images[train]", "media files", 4),
+        ("images[train]", "images[validation]", "media files", 1),
+        ("other/images[train]", "images[validation]", "media files", 1),
+    ]
+    assert found.overlaps[1].same == [("b.png", "v.png")]
+    assert "warning: images[train] and images[validation] have 1 media files in common: b.png and v.png" in printed(found)
+
+
+def test_captions_that_a_view_cuts_and_padding_of_audio(root, quick):
+    run = make_run(root, "image_text", "sound_class", "film_sound")
+    found = report(run)
+    images, films, sounds = found.record()["sources"]
+    tokenizer = processor_of(run, open_corpus(run), None).tokenizer
+    lengths = [len(tokenizer.tokenize(text)) for text in ("a red dog", "a cat", "собака", "a cat", "犬の写真", "123")]
+    assert images["views"] == [{"task": "image_text", "tokens": 8, "cut": sum(length > 8 for length in lengths) / 6}]
+    assert sounds["views"] == [{"task": "sound_class", "seconds": 0.32, "padding": 0}]  # tones of 0.32 s
+    # about 0.2 s, to a frame of AAC, in a view of 0.32 s
+    [heard] = films["views"]
+    assert heard["padding"] == pytest.approx(1 - 0.2 / 0.32, abs=0.064 / 0.32)
+    assert "sound_class: a view of 0.32 s of audio is 0.0% padding" in printed(found)
+
+
 def test_some_samples_are_spread_over_a_source(root, quick):
     found = report(make_run(root, "image_text"), samples=3)
     [images] = found.record()["sources"]
