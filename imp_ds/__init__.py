@@ -1,6 +1,9 @@
 """imp_ds: training of sparse multimodal models on DeepSpeed, by alternating gradient descent.
 
 Importing it makes the Auto classes of transformers know the models; it needs neither deepspeed nor datasets nor a GPU.
+
+A recipe file imports the records of a run from here, `from imp_ds import RunConfig, Task, Source, ...`, and a program trains with
+`from imp_ds import get_recipe, train`, `train(get_recipe("my_recipe.py"), "runs/mine")`; they are loaded when asked for.
 """
 
 import sys
@@ -12,13 +15,26 @@ _HOMES = {
     "ImpProcessor": "imp_ds.models.imp",
     "ImpForPreTraining": "imp_ds.pretraining",
 }
-__all__ = sorted(_HOMES)
+_RECORDS = {
+    "imp_ds.config": ("RunConfig", "ModelSettings", "DataSettings", "AudioSettings", "TrainSettings", "OptimizerSettings"),
+    "imp_ds.decoding_settings": ("DecodingSettings",),
+    "imp_ds.tasks": (
+        "Task", "Source", "Views", "VisionView", "AudioView", "TextView", "Augmentation", "Evaluation",
+        "Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning",
+    ),
+    "imp_ds.recipes": ("get_recipe",),
+}  # fmt: skip
+_LATER = {name: home for home, names in _RECORDS.items() for name in names}
+__all__ = sorted([*_HOMES, *_LATER, "train"])
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name == "train":  # the package, which can be called
+        return import_module("imp_ds.train")
+    home = _HOMES.get(name) or _LATER.get(name)
+    if home is None:
         raise AttributeError(f"module 'imp_ds' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(home), name)
 
 
 def _is_command() -> bool:

@@ -22,7 +22,6 @@ from imp_ds.written_files import write_json
 
 FILE_NAME = "run_config.json"
 Size = Literal["tiny", "S", "B", "M", "L"]
-Positive = Field(None, ge=1)
 
 
 class Settings(Record):
@@ -34,19 +33,19 @@ class Settings(Record):
 class ModelSettings(Settings):
     """The encoder: a published size, and whatever differs from it. A field left at None keeps the size's or ImpConfig's value."""
 
-    size: Size = "B"
-    hidden_size: int | None = Positive
-    intermediate_size: int | None = Positive
-    num_hidden_layers: int | None = Positive
-    num_attention_heads: int | None = Positive
-    qk_norm: bool | None = None
-    hidden_dropout: float | None = Field(None, ge=0, lt=1)
+    size: Size = Field("B", description="published size whose widths and layers are taken")
+    hidden_size: int | None = Field(None, ge=1, description="width of the encoder")
+    intermediate_size: int | None = Field(None, ge=1, description="width of the feed-forward")
+    num_hidden_layers: int | None = Field(None, ge=1, description="layers of the encoder")
+    num_attention_heads: int | None = Field(None, ge=1, description="attention heads; they divide the width")
+    qk_norm: bool | None = Field(None, description="normalise queries and keys")
+    hidden_dropout: float | None = Field(None, ge=0, lt=1, description="dropout in the encoder")
     vision_patch: tuple[int, int, int] | None = Field(None, description="frames, height, width of a patch")
     vision_max: tuple[int, int, int] | None = Field(None, description="the largest clip, same units")
     audio_patch: tuple[int, int] | None = Field(None, description="spectrogram frames and mel bins of a patch")
     audio_max: tuple[int, int] | None = Field(None, description="the largest spectrogram, same units")
     text_max: int | None = Field(None, ge=1, description="the longest text in tokens")
-    common_dim: int | None = Positive
+    common_dim: int | None = Field(None, ge=1, description="width of the space in which modalities are compared")
     num_experts: int | None = Field(None, ge=0, description="experts of each MoE layer; 0 is a dense encoder")
     moe_layers: str | list[int] | None = Field(
         None, description='"all", "first:N", "last:N", "every:N", "four" (every fourth) or a list of indices from 0'
@@ -59,15 +58,15 @@ class ModelSettings(Settings):
     )
     share_decisions: bool | None = Field(None, description="out goes by the choice of qkv, down by that of up")
     gate_tasks: list[str] | None = Field(None, description="tasks that a task gate knows, in order; None: those of the run")
-    router: Literal["expert_choice", "top_k"] | None = None
+    router: Literal["expert_choice", "top_k"] | None = Field(None, description="experts choose tokens, or tokens experts")
     experts_per_token: int | None = Field(None, ge=1, description="choices of a token under top_k")
     drop_tokens: bool | None = Field(None, description="top_k: whether an expert keeps at most its capacity")
     expert_intermediate_size: int | None = Field(None, ge=1, description="feed-forward width of one expert")
-    expert_activation: Literal["gelu", "geglu"] | None = None
-    capacity_factor: float | None = Field(None, gt=0)
-    group_tokens: int | None = Positive
+    expert_activation: Literal["gelu", "geglu"] | None = Field(None, description="activation inside an expert")
+    capacity_factor: float | None = Field(None, gt=0, description="room of the experts; expert_choice: mean experts of a token")
+    group_tokens: int | None = Field(None, ge=1, description="tokens of a routing group at most")
     group_examples: int | None = Field(None, ge=1, description="examples of a routing group at most; None: no limit")
-    router_z_loss: float | None = Field(None, ge=0)
+    router_z_loss: float | None = Field(None, ge=0, description="coefficient of the loss on large router logits")
     router_balance: float | None = Field(None, ge=0, description="top_k: coefficient of the load-balancing loss")
     router_noise: float | None = Field(None, ge=0, description="noise on the router's logits, in units of 1 / num_experts")
     prompt_length: int | None = Field(None, ge=0, description="deep prompts of each layer; 0: none")
@@ -130,7 +129,7 @@ class AudioSettings(Settings):
     sampling_rate: int = Field(16000, ge=1, description="samples per second")
     frame_length: int = Field(2048, ge=2, description="samples of a frame")
     hop_length: int = Field(1024, ge=1, description="samples from one frame to the next")
-    mel_bins: int = Field(128, ge=1)
+    mel_bins: int = Field(128, ge=1, description="mel bands of the spectrogram")
     min_frequency: float = Field(80.0, ge=0, description="Hz")
     max_frequency: float = Field(7600.0, gt=0, description="Hz")
     normalize: bool = Field(False, description="bring each sound to mean 0 and variance 1, so that its loudness does not count")
@@ -151,8 +150,8 @@ class DataSettings(Settings):
     retries: int = Field(5, ge=0, description="attempts to read a remote file after the first has failed")
     tokenizer: str | None = Field(None, description="name or path of a Hugging Face tokenizer; None trains one on the captions")
     vocab_size: int = Field(32100, ge=8, description="largest vocabulary of a tokenizer trained on the captions")
-    audio: AudioSettings = AudioSettings()
-    decoding: DecodingSettings = DecodingSettings()
+    audio: AudioSettings = Field(AudioSettings(), description="the spectrogram")
+    decoding: DecodingSettings = Field(DecodingSettings(), description="limits and choices of decoding")
     timeout_s: float = Field(300.0, gt=0, description="a batch that takes longer is an error")
 
 
@@ -168,7 +167,7 @@ class TrainSettings(Settings):
         "and samples are compared with those of the same rank alone",
     )
     ep_size: int = Field(1, ge=1, description="ranks that share one set of experts")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     compile: bool = Field(False, description="compile the encoder's blocks, once for each task's shapes, before the first step")
     trainable: list[str] | None = Field(
         None, description="names of the parameters that are trained, with * for anything; None: all"
@@ -178,7 +177,7 @@ class TrainSettings(Settings):
     max_bad_steps: int = Field(10, ge=1, description="steps skipped since the last checkpoint before the run goes back to it")
     max_rollbacks: int = Field(2, ge=0, description="times the run goes back to its last checkpoint before it stops")
     hang_timeout_s: float = Field(1800.0, gt=0, description="a rank that makes no progress for so long ends the run")
-    log_every: int = Field(50, ge=1)
+    log_every: int = Field(50, ge=1, description="steps from one line of curves to the next")
     eval_every: int = Field(1000, ge=0, description="0: at the end only")
     interference_every: int = Field(0, ge=0, description="steps from one measurement of how tasks interfere to the next; 0: none")
     interference_samples: int = Field(100, ge=2, description="gradients of each task in such a measurement; published: 100")
@@ -204,16 +203,16 @@ class OptimizerSettings(Settings):
     w_k = 1 / s_k does so in the first one.
     """
 
-    peak_rate: float = Field(1e-3, gt=0)
-    pre_warmup_rate: float = Field(0.0, ge=0)
-    pre_warmup_steps: int = Field(0, ge=0)
-    warmup_rate: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
-    final_rate: float = Field(0.0, ge=0)
+    peak_rate: float = Field(1e-3, gt=0, description="highest learning rate")
+    pre_warmup_rate: float = Field(0.0, ge=0, description="learning rate of the first step, with a pre-warmup")
+    pre_warmup_steps: int = Field(0, ge=0, description="steps from pre_warmup_rate to warmup_rate")
+    warmup_rate: float = Field(0.0, ge=0, description="learning rate at the beginning of the warmup")
+    warmup_steps: int = Field(0, ge=0, description="steps from warmup_rate to peak_rate")
+    final_rate: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
     decay_steps: int | None = Field(None, ge=1, description="None: final_rate is reached when the run ends")
     weight_decay: float = Field(1e-4, ge=0, description="on matrices that multiply only")
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-7, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and second moment")
+    eps: float = Field(1e-7, gt=0, description="added to the root of the second moment")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
     task_normalisation: bool = Field(False, description="every gradient gets the norm that its task is given, gradient_norm")
 
@@ -232,13 +231,13 @@ class OptimizerSettings(Settings):
 class RunConfig(Settings):
     """One run. `override` is what `--set` does; `save` and `load` keep it as JSON beside what it made."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    tasks: list[Task] = Field(min_length=1)
-    evaluations: list[Evaluation] = []
-    train: TrainSettings
-    optimizer: OptimizerSettings = OptimizerSettings()
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run; its folder is runs/NAME")
+    model: ModelSettings = Field(ModelSettings(), description="the encoder")
+    data: DataSettings = Field(DataSettings(), description="where samples come from")
+    tasks: list[Task] = Field(min_length=1, description="that take turns")
+    evaluations: list[Evaluation] = Field([], description="measured while it trains, and by eval")
+    train: TrainSettings = Field(description="how long, over which ranks, how often")
+    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="AdamW and its learning rate")
 
     @model_validator(mode="after")
     def _names_are_unique(self):

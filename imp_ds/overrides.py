@@ -24,9 +24,15 @@ def parse_record(kind: type[BaseModel], data: object, origin: str) -> BaseModel:
         raise explain(kind, error, origin) from None
 
 
+def complaint(error: ValidationError) -> dict:
+    """The one of pydantic's complaints that is told: an unknown key before what may be missing for it, else the first."""
+    found = error.errors()
+    return next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
+
+
 def explain(kind: type[BaseModel], error: ValidationError, origin: str) -> UserError:
-    """The first complaint of pydantic about a `kind` that came from `origin`, in our four lines."""
-    first = error.errors()[0]
+    """The `complaint` of pydantic about a `kind` that came from `origin`, in our four lines."""
+    first = complaint(error)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return cause

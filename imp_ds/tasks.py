@@ -52,9 +52,9 @@ class TextView(Record):
 class Views(Record):
     """One view for each modality that a task uses; a modality without a view is not decoded."""
 
-    vision: VisionView | None = None
-    audio: AudioView | None = None
-    text: TextView | None = None
+    vision: VisionView | None = Field(None, description="of images and videos")
+    audio: AudioView | None = Field(None, description="of audio")
+    text: TextView | None = Field(None, description="of captions and other texts")
     weight: float = Field(1.0, gt=0, description="relative probability, where a task lists several views")
 
     def names(self) -> list[str]:
@@ -73,7 +73,7 @@ class Source(Record):
         description="folder, shard or pattern of shards, relative to data.root unless absolute or an address (s3://, memory://); "
         "under huggingface also the name of a data set"
     )
-    format: Literal["folder", "parquet", "webdataset", "huggingface"] = "folder"
+    format: Literal["folder", "parquet", "webdataset", "huggingface"] = Field("folder", description="how the samples are stored")
     splits: dict[Literal["train", "validation", "test"], str] = Field(
         {}, description="what a split is called there, where it is not train, validation or test; or a pattern of its files"
     )
@@ -130,25 +130,25 @@ class Augmentation(Record):
 class Contrastive(Record):
     """Cross-modal noise-contrastive estimation over pairs of modalities (IMP release, `optimization/objectives.py`)."""
 
-    kind: Literal["contrastive"] = "contrastive"
-    pairs: list[tuple[Modality, Modality]] = Field(min_length=1)
+    kind: Literal["contrastive"] = Field("contrastive", description="which objective this is")
+    pairs: list[tuple[Modality, Modality]] = Field(min_length=1, description="modalities that are matched, in both directions")
     positives: Literal["diagonal", "equal"] = Field(
         "diagonal", description='"diagonal": the other half of the same sample; "equal": every sample of equal label'
     )
     temperature: float = Field(0.2, gt=0, description="initial learned temperature of each pair")
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
 
 
 class Classification(Record):
     """Classification of one modality by a linear head of the task's own."""
 
-    kind: Literal["classification"] = "classification"
-    modality: Modality
-    num_classes: int = Field(ge=2)
+    kind: Literal["classification"] = Field("classification", description="which objective this is")
+    modality: Modality = Field(description="what is classified")
+    num_classes: int = Field(ge=2, description="outputs of the head; labels are 0 to num_classes - 1")
     names: list[str] = Field([], description="of the classes, in the order of the labels; none: those of the source, if any")
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    weight: float = Field(1.0, ge=0)
+    loss: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over all classes, or binary for each")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of the target that all classes have")
+    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
 
     @model_validator(mode="after")
     def _each_class_has_a_name(self):
@@ -161,22 +161,22 @@ class NamedClasses(Record):
     """Classification among named classes by a model that knows their names (`imp_ds.objectives.named_classes`): what
     `imp_ds tune` makes. Without prompts it is a linear probe."""
 
-    kind: Literal["named_classes"] = "named_classes"
-    modality: Literal["vision", "audio"]
+    kind: Literal["named_classes"] = Field("named_classes", description="which objective this is")
+    modality: Literal["vision", "audio"] = Field(description="what is classified")
     names: list[str] = Field(min_length=2, description="of the classes, in the order of the labels")
     prompts: list[list[list[int]]] = Field([], description="tokens of each class in each template; none: a linear head alone")
     length: int = Field(1, ge=1, description="tokens that a prompt is padded to")
     temperature: float = Field(1.0, gt=0, description="that the cosines in the pair's common space are divided by")
     family: str | None = Field(None, description="whose scale the likelihood head compares with, instead of the pair's space")
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
 
 
 class MaskedLanguage(Record):
     """Masked language modelling (BERT, arXiv 1810.04805): whole words, of which 80% become the mask token, 10% another token."""
 
-    kind: Literal["masked_language"] = "masked_language"
+    kind: Literal["masked_language"] = Field("masked_language", description="which objective this is")
     rate: float = Field(0.15, gt=0.0, lt=1.0, description="share of the words that are to be found")
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
 
 
 def _family(fields: dict) -> str:
@@ -197,7 +197,7 @@ class Likelihood(Record):
     "vocabulary", hidden words; "batch", which samples belong together, in both directions.
     """
 
-    kind: Literal["likelihood"] = "likelihood"
+    kind: Literal["likelihood"] = Field("likelihood", description="which objective this is")
     inputs: list[Modality] = Field(min_length=1, description="what is read, as one sequence in this order")
     candidates: Literal["label_names", "vocabulary", "batch"] | list[str | list[str]] = Field(
         "label_names",
@@ -221,7 +221,7 @@ class Likelihood(Record):
     family: str = Field(
         default_factory=_family, pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature"
     )
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
 
     @property
     def among_names(self) -> bool:
@@ -260,11 +260,11 @@ class Captioning(Record):
     """Captions that are said word by word, each found among all words of the vocabulary by the likelihood head (Uni-Perceiver).
     The text view's length is the most words that are said, the end with them."""
 
-    kind: Literal["captioning"] = "captioning"
+    kind: Literal["captioning"] = Field("captioning", description="which objective this is")
     modality: Literal["vision", "audio"] = Field(description="what the captions are said of")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each word that all words have")
     family: str = Field("caption", pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature")
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
 
 
 Objective = Annotated[
@@ -284,13 +284,13 @@ class Task(Record):
     resolution, length or dropped tokens (IMP, section 3.2: at a constant number of tokens).
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    source: Source
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="names its head and its curves")
+    source: Source = Field(description="where its samples come from")
     further_sources: list[Source] = Field([], description="mixed with it by weight")
-    views: Views
+    views: Views = Field(description="how its samples are seen")
     further_views: list[Views] = Field([], description="of which and of `views` each step draws one by weight")
-    augment: Augmentation = Augmentation()
-    objectives: list[Objective] = Field(min_length=1)
+    augment: Augmentation = Field(Augmentation(), description="what training changes at random")
+    objectives: list[Objective] = Field(min_length=1, description="what is learned; their losses are combined")
     reduction: Literal["sum", "mean"] = Field("sum", description="how several objectives on one batch are combined")
     interval: int = Field(1, ge=1, description="rotation: the task trains on every interval-th visit")
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
@@ -462,9 +462,9 @@ class Evaluation(Record):
         description="in results: zero_shot/{name}/top1, retrieval/{name}/..., captioning/{name}/bleu4, and "
         "masked_language/{name}/..., where it names a task",
     )
-    modality: Modality
-    source: Source
-    views: Views
+    modality: Modality = Field(description="what is evaluated")
+    source: Source = Field(description="where its samples come from")
+    views: Views = Field(description="how they are seen; the text view also for class names")
     head: Literal["pair", "likelihood"] = Field(
         "pair", description="what compares: the projections of a pair of modalities, or the head of likelihood tasks"
     )

@@ -113,7 +113,7 @@ def test_an_error_of_one_joined_rank_is_not_lost(monkeypatch, capsys):
 def test_train_hands_everything_over(command, monkeypatch):
     calls = []
     stand_in = types.ModuleType("imp_ds.train.trainer")
-    stand_in.train = lambda *arguments: calls.append(arguments)
+    stand_in.train = lambda *arguments, **options: calls.append(arguments)
     monkeypatch.setitem(sys.modules, "imp_ds.train.trainer", stand_in)
     assert command("train", "digits", "--set", "train.steps=7", "--set", "train.seed=3")[0] == 0
     options = ["--deepspeed_config", "d.json", "--output_dir", "o", "--resume", "auto", "--hostfile", "h"]
@@ -127,7 +127,7 @@ def test_train_hands_everything_over(command, monkeypatch):
 def test_a_run_that_was_asked_to_stop_ends_with_the_code_to_requeue_on(command, monkeypatch):
     from imp_ds.train.preemption import Preempted
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         raise Preempted("stopped after step 3")
 
     stand_in = types.ModuleType("imp_ds.train.trainer")

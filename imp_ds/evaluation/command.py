@@ -27,6 +27,9 @@ def evaluate(
     split: str = "test",
     batch_size: int = 64,
     output: str | Path | None = None,
+    *,
+    recipe: RunConfig | None = None,
+    settings: list[str] = [],
 ) -> dict[str, float]:
     """Evaluate the model in the folder `model_path` as its run configuration says; print a table and return the values.
 
@@ -36,6 +39,8 @@ def evaluate(
         split: "train", "validation" or "test".
         batch_size: rows encoded at once.
         output: JSON file for the results, or None.
+        recipe: a run whose data, evaluations and tasks' sources are taken instead of the model's own.
+        settings: changes "path=value" of the run, as `--set` has them.
 
     Raises UserError when the folder is not a whole exported model, the corpus is missing, or the output cannot be written.
     """
@@ -45,6 +50,7 @@ def evaluate(
         raise UserError("the batch size is not positive", got=batch_size, allowed="1 or more")
     output = None if output is None else _check_output(Path(output))
     run = read_run(Path(model_path))
+    run = (run if recipe is None else _seen_by(run, recipe)).override(settings)
     if data is not None:
         run.data.root = str(data)
     model, processor = load_model(Path(model_path))
@@ -104,6 +110,20 @@ def read_run(folder: Path) -> RunConfig:
             fix="python -m imp_ds export RUN OUT writes one; runs/NAME/model is one",
         )  # fmt: skip
     return RunConfig.load(folder / FILE_NAME)
+
+
+def _seen_by(run: RunConfig, recipe: RunConfig) -> RunConfig:
+    """The run of a model with the evaluations and the data of a recipe; its heads are measured on the sources of the recipe's
+    tasks of the same name, others not at all. What the model was trained to read (tokenizer, spectrogram) stays the model's."""
+    sources = {task.name: task for task in recipe.tasks}
+    kept = {"tokenizer": run.data.tokenizer, "vocab_size": run.data.vocab_size, "audio": run.data.audio}
+    shared = [task for task in run.tasks if task.name in sources]
+    tasks = [
+        task.model_copy(update={"source": sources[task.name].source, "further_sources": sources[task.name].further_sources})
+        for task in shared
+    ]
+    changes = {"data": recipe.data.model_copy(update=kept), "evaluations": recipe.evaluations, "tasks": tasks or run.tasks}
+    return RunConfig.model_validate(run.model_copy(update={**changes, "name": run.name}).model_dump())
 
 
 def _check_output(path: Path) -> Path:

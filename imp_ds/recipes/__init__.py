@@ -1,11 +1,14 @@
-"""Recipes: functions that return a RunConfig. Adding one is a function and its line below."""
+"""Recipes: functions that return a RunConfig. Adding one to the package is a function and its line below."""
 
 from functools import partial
+from pathlib import Path
 
-from imp_ds.config import RunConfig
+from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
 from imp_ds.recipes import debug, digits, imp, real_small, routers
+from imp_ds.recipes.files import SUFFIXES, read_run_file
+from imp_ds.recipes.outside import ALLOWED, call, find_function
 
 RECIPES = {
     function.__name__: function
@@ -26,9 +29,18 @@ RECIPES = {
 } | {f"routers_{router}": partial(routers.routers, router) for router in routers.ROUTERS}
 
 
-def get_recipe(name: str) -> RunConfig:
-    """The RunConfig of the recipe of that name. Raises UserError, with a suggestion, for an unknown one."""
-    if name not in RECIPES:
-        raise UserError("unknown recipe", got=name, allowed=nearest(name, RECIPES))
-    # recipes share views and sources between their tasks; through a dump, each task gets its own
-    return RunConfig.model_validate(RECIPES[name]().model_dump())
+def get_recipe(recipe: str) -> RunConfig:
+    """The RunConfig of a recipe: a name of RECIPES; FILE.py, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which is executed; or a
+    file .json, .yaml or .yml of the shape of run_config.json. Raises UserError, with file and line, for what is none."""
+    if recipe in RECIPES:
+        # recipes share views and sources between their tasks; through a dump, each task gets its own
+        return RunConfig.model_validate(RECIPES[recipe]().model_dump())
+    if recipe.endswith(SUFFIXES):
+        return read_run_file(Path(recipe))
+    if (found := find_function(recipe)) is not None:
+        return call(*found)
+    fix = None
+    for path in (f"{recipe}.py", f"{recipe}/{FILE_NAME}"):
+        if Path(path).is_file():
+            fix = f"write {path}"
+    raise UserError("unknown recipe", got=recipe, allowed=f"{nearest(recipe, RECIPES)}; or {ALLOWED}", fix=fix)

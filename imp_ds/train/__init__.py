@@ -1,1 +1,18 @@
-"""Training: the schedule of tasks, DeepSpeed's configuration, the plan of a run, the engine, the loop and its records."""
+"""Training: the schedule of tasks, DeepSpeed's configuration, the plan of a run, the engine, the loop and its records.
+
+The package can be called: `from imp_ds import train`, `train(run, output_dir, ...)` is `imp_ds.train.trainer.train`.
+"""
+
+import sys
+import types
+
+
+class _Callable(types.ModuleType):
+    def __call__(self, *args, **kwargs):
+        """`imp_ds.train.trainer.train`, which is loaded now: DeepSpeed is not needed before."""
+        from imp_ds.train.trainer import train
+
+        return train(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

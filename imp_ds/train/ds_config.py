@@ -11,7 +11,9 @@ from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.layout import check_layout
 
-FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# in an installed package, or at the top of a clone
+FOLDER = next((path for path in (_PACKAGE / "ds_configs", _PACKAGE.parent / "ds_configs") if path.is_dir()), _PACKAGE)
 _NEVER = 1_000_000_000
 # "auto" here means something to DeepSpeed itself
 _OWN_AUTO = {"data_types.keep_in_fp32_modules"}
@@ -25,8 +27,12 @@ def default_path(ep_size: int, device: str) -> Path:
 
 
 def load(path: str | Path) -> dict:
-    """The JSON of a file. Raises UserError when it is missing, damaged, holds a key twice, or is no object."""
+    """The JSON of a file; NAME.json and ds_configs/NAME.json are also found where the package has them.
+
+    Raises UserError when it is missing, damaged, holds a key twice, or is no object."""
     path = Path(path)
+    if not path.exists() and str(path.parent) in (".", "ds_configs") and (FOLDER / path.name).is_file():
+        path = FOLDER / path.name
     try:
         found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path))
     except OSError as error:

@@ -1,0 +1,85 @@
+"""Commands on data: corpus digits; data check, show and tokenizer.
+
+Heavy modules are imported inside the commands, so that help is there at once.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imp_ds.cli.options import Recipe, Set
+
+
+def corpus_digits(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="the same seed gives the same bytes")] = 0,
+    scale: Annotated[float, typer.Option("--scale", min=0.001, max=1.0, help="share of the full size")] = 1.0,
+):
+    """Images, films and speech of the ten digits, with captions."""
+    from imp_ds.data.digits import build
+    from imp_ds.stage_progress import StageProgress
+
+    start = time.monotonic()
+    with StageProgress() as report:
+        written = build(out, seed, scale=scale, progress=report)
+    typer.echo(f"{out}: written in {time.monotonic() - start:.0f} s" if written else f"{out}: found whole, nothing done")
+
+
+Split = Annotated[str, typer.Option("--split", help="train, validation or test")]
+Run = Annotated[Path | None, typer.Option("--run", help="output folder of a training run whose processor is taken")]
+
+
+def data_check(
+    recipe: Recipe,
+    split: Split = "train",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="looked at of each source, spread over it")] = 1000,
+    all_: Annotated[bool, typer.Option("--all", help="look at every sample")] = False,
+    processes: Annotated[int | None, typer.Option("--processes", min=0, help="that look; default: one for each core")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="of the plan whose workers are counted")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="ranks of a node of that plan")] = 1,
+    rates_file: Annotated[Path | None, typer.Option("--rates", help="what the command rates wrote; default: one H200")] = None,
+    run: Run = None,
+    output: Annotated[Path | None, typer.Option("--output", help="write what was found as JSON to this file")] = None,
+    set_: Set = [],
+):
+    """Read samples of every source of a recipe, and say what is in them, what is broken, how fast they are decoded, and how many
+    workers a plan needs. Exit code 1 when more is broken than data.max_rejected allows."""
+    from imp_ds.recipes import get_recipe
+    from imp_ds.train.check_command import check
+    from imp_ds.train.plan import plan as make_plan
+    from imp_ds.train.rates import Rates
+
+    settings = get_recipe(recipe).override(set_)
+    planned = make_plan(settings, nodes, gpus, rates=Rates.load(rates_file) if rates_file else None)
+    if not check(settings, planned, split, None if all_ else samples, processes, run, output):
+        raise typer.Exit(1)
+
+
+def data_show(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Argument(help="HTML file to write")],
+    split: Split = "train",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="of each task and view")] = 8,
+    run: Run = None,
+    set_: Set = [],
+):
+    """Write one page of what the model is fed: pictures, film strips, spectrograms with their sounds, and captions."""
+    from imp_ds.recipes import get_recipe
+    from imp_ds.train.show_command import show
+
+    typer.echo(show(get_recipe(recipe).override(set_), split, samples, run, out))
+
+
+def data_tokenizer(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Argument(help="folder to write, for --set data.tokenizer=FOLDER")],
+    vocab_size: Annotated[int | None, typer.Option("--vocab_size", min=8, help="default: data.vocab_size of the recipe")] = None,
+    set_: Set = [],
+):
+    """Train a SentencePiece tokenizer on the captions of a recipe, and say how it fits them."""
+    from imp_ds.data.tokenizer_command import train_on_captions
+    from imp_ds.recipes import get_recipe
+
+    train_on_captions(get_recipe(recipe).override(set_), out, vocab_size)

@@ -1,0 +1,66 @@
+"""Commands about machines and what a run costs on them: plan, rates, doctor.
+
+Heavy modules are imported inside the commands, so that help is there at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imp_ds.cli.options import LocalRank, Recipe, Set, take_local_rank
+
+
+def plan(
+    recipe: Recipe,
+    nodes: Annotated[int, typer.Option("--nodes", min=1)] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="ranks of a node")] = 1,
+    precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: that of the rates")] = None,
+    zero: Annotated[int, typer.Option("--zero", min=0, max=3, help="ZeRO stage")] = 2,
+    rates_file: Annotated[Path | None, typer.Option("--rates", help="what the command rates wrote; default: one H200")] = None,
+    gpu_link_gbs: Annotated[float, typer.Option("--gpu_link_gbs", min=0.001, help="GB/s of a rank inside its node")] = 450.0,
+    node_link_gbs: Annotated[float, typer.Option("--node_link_gbs", min=0.001, help="GB/s of a rank to other nodes")] = 50.0,
+    set_: Set = [],
+):
+    """Say what a recipe costs on a layout: parameters, tokens, memory, time, communication, expert groups. Needs no GPU."""
+    from rich.console import Console
+
+    from imp_ds.recipes import get_recipe
+    from imp_ds.train.plan import plan as make_plan
+    from imp_ds.train.plan_table import show
+    from imp_ds.train.rates import Rates
+
+    # a file has no width; tables are not cut there
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    links = dict(gpu_link_gbs=gpu_link_gbs, node_link_gbs=node_link_gbs)
+    measured = Rates.load(rates_file) if rates_file else None
+    show(make_plan(get_recipe(recipe).override(set_), nodes, gpus, precision, stage=zero, rates=measured, **links), console)
+
+
+def rates(
+    out: Annotated[Path, typer.Argument(help="JSON file to write, for plan --rates")],
+    precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: bf16 on a GPU")] = None,
+    local_rank: LocalRank = None,
+):
+    """Measure how fast this machine is, in about a minute; under a launcher also the links between its ranks."""
+    from imp_ds.train.measure_engine import command
+
+    take_local_rank(local_rank)
+    command(out, precision)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        os._exit(0)  # before the teardown that gloo's threads abort in 1 or 2 of 100 runs
+
+
+def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None):
+    """Say what this machine has and lacks. Exit code 1 when training cannot work here."""
+    from imp_ds.doctor import examine
+
+    checks = examine(hostfile)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        typer.echo(f"{check.state:6}  {check.name:{width}}  {check.found}" + (f"  ({check.advice})" if check.advice else ""))
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(1)

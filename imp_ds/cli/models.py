@@ -1,0 +1,85 @@
+"""Commands on trained models: eval, predict, export, upcycle.
+
+Heavy modules are imported inside the commands, so that help is there at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imp_ds.cli.options import RECIPE, Set
+from imp_ds.errors import UserError
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="folder of an exported model")],
+    data: Annotated[Path | None, typer.Option("--data", help="folder of the corpus; default: the one it was trained on")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1)] = 64,
+    output: Annotated[Path | None, typer.Option("--output", help="write the results as JSON to this file")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help=f"whose evaluations and sources are taken, not the model's own: {RECIPE}")
+    ] = None,
+    set_: Set = [],
+):
+    """Evaluate an exported model: zero-shot classification and retrieval, of its own run or of any recipe."""
+    from imp_ds.evaluation.command import evaluate as run_evaluation
+    from imp_ds.recipes import get_recipe
+
+    run_evaluation(model, data, split, batch_size, output, recipe=None if recipe is None else get_recipe(recipe), settings=set_)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="folder of an exported model")],
+    paths: Annotated[list[Path], typer.Argument(help="files of images, videos or recordings, or folders of them")],
+    task: Annotated[str | None, typer.Option("--task", help="whose classes; default: the only task that has some")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="classes that are shown of each file")] = 5,
+    output: Annotated[Path | None, typer.Option("--output", help="write the predictions as JSON lines to this file")] = None,
+):
+    """Say which classes a trained model sees or hears in files, with their probabilities."""
+    from imp_ds.commands.predict import predict as run_prediction
+
+    run_prediction(model, paths, task=task, top=top, output=output)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="output folder of a training run")],
+    out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained")],
+    step: Annotated[int | None, typer.Option("--step", min=0, help="checkpoint to export; default: the last")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="blend the experts of constant gates: a dense model")] = False,
+    task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
+):
+    """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load."""
+    from imp_ds.train.export import export as run_export
+
+    if task and not merge:
+        raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
+    run_export(run, out, step=step, merge_tasks=task if merge else None)
+
+
+def upcycle(
+    model: Annotated[Path, typer.Argument(help="folder of an exported dense model, or of a run")],
+    out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained and train.init_from")],
+    num_experts: Annotated[int, typer.Option("--num_experts", help="experts of each MoE layer")] = 8,
+    moe_layers: Annotated[
+        str | None, typer.Option("--moe_layers", help='"last:N", "every:N", or indices such as 1,3; default: the last half')
+    ] = None,
+    gate: Annotated[str | None, typer.Option("--gate", help="token (default), context, modality, task or attribute")] = None,
+    map_: Annotated[list[str], typer.Option("--map", help="a linear map that gets experts: qkv, out, up, down; repeatable")] = [],
+    router: Annotated[str | None, typer.Option("--router", help="expert_choice or top_k")] = None,
+    capacity_factor: Annotated[float | None, typer.Option("--capacity_factor", help="num_experts: as the dense model")] = None,
+    experts_per_token: Annotated[int | None, typer.Option("--experts_per_token", help="under top_k")] = None,
+    slices: Annotated[int, typer.Option("--slices", help="1: an expert is a copy; G: one of G parts of a copy")] = 1,
+    noise: Annotated[float, typer.Option("--noise", help="on the experts, in units of their standard deviation")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the routers and the noise")] = 0,
+):
+    """Make a dense model one with experts, each a copy of its feed-forward, a slice of one, or a copy of a linear map (sparse
+    upcycling)."""
+    from imp_ds.train.upcycle_command import layers, upcycle_folder
+
+    upcycle_folder(
+        model, out, num_experts=num_experts, moe_layers=layers(moe_layers), gate=gate, conditional_maps=map_ or None,
+        router=router, capacity_factor=capacity_factor, experts_per_token=experts_per_token, slices=slices, noise=noise,
+        seed=seed,
+    )  # fmt: skip

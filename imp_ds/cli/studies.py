@@ -1,0 +1,54 @@
+"""Commands that measure what runs have learned: interference, compare-routers.
+
+Heavy modules are imported inside the commands, so that help is there at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imp_ds.cli.options import Set
+
+
+def interference(
+    run: Annotated[Path, typer.Argument(help="output folder of a training run")],
+    step: Annotated[int | None, typer.Option("--step", min=0, help="of the checkpoint; default: the last")] = None,
+    task: Annotated[list[str], typer.Option("--task", help="name of a task of the run; repeatable; default: all")] = [],
+    weight: Annotated[
+        list[str], typer.Option("--weight", help="parameters, with * for anything; repeatable; default: three feed-forwards")
+    ] = [],
+    samples: Annotated[int, typer.Option("--samples", min=2, help="gradients of each task; published: 100")] = 100,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="examples of each gradient")] = 32,
+    data_: Annotated[Path | None, typer.Option("--data", help="folder of the corpus; default: that of the run")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="JSON file; a picture beside it; default: in the run")] = None,
+):
+    """Measure how the tasks of a run help or hinder each other in its weights (Uni-Perceiver-MoE), as a matrix and a picture."""
+    from imp_ds.train.interference_command import interference as measure
+
+    measure(
+        run, step=step, tasks=task, weights=weight, samples=samples, batch_size=batch_size, data=data_, output=output
+    )  # fmt: skip
+
+
+def compare_routers(
+    out: Annotated[Path, typer.Argument(help="folder to write; one that was begun is gone on with")],
+    data_: Annotated[Path, typer.Option("--data", help="the digits corpus")] = Path("data/digits"),
+    router: Annotated[
+        list[str], typer.Option("--router", help="dense, token, context, modality, task or attribute; repeatable; default: all")
+    ] = [],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each router")] = 3,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="of each run; default: the recipe's")] = None,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="runs at a time, which share the cores")] = 1,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="gradients of each task, for the interference")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="timed steps and inferences of each task")] = 15,
+    set_: Set = [],
+):
+    """Train dense, token, context, modality, task and attribute routers alike, and write a table and a picture of what each costs
+    and learns (Uni-Perceiver-MoE)."""
+    from imp_ds.comparison.command import compare_routers as compare
+
+    compare(
+        out, data=data_, routers=router, seeds=seeds, steps=steps, parallel=parallel, samples=samples, rounds=rounds,
+        settings=set_,
+    )  # fmt: skip
