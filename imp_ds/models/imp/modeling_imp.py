@@ -243,7 +243,7 @@ class ImpModel(ImpPreTrainedModel):
             for (modality, _, condition), length in zip(parts, lengths)
         )
         x_BLD, valid_BL = join_tokens(embedded)
-        alone = not self.training and self.config.tokens_compete
+        alone = not self.training and self.config.routes_tokens
         counted = count_tokens(modalities, embedded, self.config.text_length) if alone else None
         reports, seen, weights = [], [x_BLD], [] if attentions else None
         for block, (key_BS, keyed) in zip(self.blocks, self._keyed(modalities, key_B, segments), strict=True):
