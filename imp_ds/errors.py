@@ -23,3 +23,8 @@ class UserError(ValueError):
                 lines.append(f"  {name + ':':8} " + printable(value, lines=True).replace("\n", _UNDER))
         super().__init__("\n".join(lines))
         self.what, self.shared = what, shared
+
+    @property
+    def one_line(self) -> str:
+        """The message in one line, for lists and logs."""
+        return "; ".join(" ".join(line.split()) for line in str(self).splitlines())

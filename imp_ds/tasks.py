@@ -90,6 +90,11 @@ class Source(Record):
     templates: list[str] = Field(
         [], description='texts made of the class name, such as "a photo of a {}.", where text names no column'
     )
+    delimiter: str | None = Field(None, min_length=1, max_length=1, description="of CSV; None: a comma, a tab in .tsv")
+    holdout: dict[Literal["validation", "test"], Annotated[float, Field(gt=0, lt=1)]] = Field(
+        {}, description="share of the training samples that is held out for a split which the source does not have"
+    )
+    media_root: list[str] = Field([], description="folders elsewhere whose files rows may name, by absolute paths or links")
     weight: float = Field(1.0, gt=0, description="relative share of a task's samples, where it lists several sources")
     fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="share of each class's training samples that is used, drawn by data.seed; 1: all"
@@ -102,6 +107,8 @@ class Source(Record):
     def _a_fraction_has_classes(self):
         if self.fraction < 1 and self.label is None:
             raise ValueError(f"{self.path}: a fraction is drawn from each class, but label names no column")
+        if sum(self.holdout.values()) >= 1:
+            raise ValueError(f"{self.path}: holdout leaves nothing for training, got {self.holdout}")
         return self
 
     def roles(self) -> list[str]:

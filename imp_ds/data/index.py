@@ -1,20 +1,28 @@
 """Indexes on disk: long columns of numbers, written and read in memory that does not grow.
 
-The file is a safetensors file of one-dimensional arrays, so that any tool can look into it.
+The file is a safetensors file of one-dimensional arrays, so that any tool can look into it. Its metadata hold a checksum of all
+the rest: a flipped bit would give other samples in silence.
 """
 
 import json
 import os
 import shutil
+import sys
 import tempfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from imp_ds.data.kept_files import KeptFiles
+from imp_ds.errors import UserError
+
 _NAMES = {"int64": "I64", "int32": "I32", "uint16": "U16", "uint8": "U8"}
 _DTYPES = {name: np.dtype(dtype) for dtype, name in _NAMES.items()}
 _MOST_HEADER = 1 << 24
+_SUM, _NO_SUM = "crc32", "00000000"
 
 
 class IndexWriter:
@@ -37,19 +45,44 @@ class IndexWriter:
 
     def close(self, **facts: str) -> None:
         """Write the columns, and what else is to be known."""
-        header, at = {"__metadata__": facts}, 0
+        header, at = {"__metadata__": {_SUM: _NO_SUM, **facts}}, 0
         for name, dtype in self.dtypes.items():
             size = self._files[name].tell()
             header[name] = {"dtype": _NAMES[dtype], "shape": [size // np.dtype(dtype).itemsize], "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with open(self.path, "wb") as out:
+        with open(self.path, "wb+") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for name in self.dtypes:
                 self._files[name].seek(0)
                 shutil.copyfileobj(self._files[name], out, 1 << 20)
                 self._files[name].close()
+            out.flush()
+            out.seek(8 + text.index(_NO_SUM.encode()))
+            out.write(f"{_sum(out, len(text)):08x}".encode())
+
+
+def _sum(file: BinaryIO, header: int) -> int:
+    """CRC-32 of an index with a header of that length, whose own place in it counts as zeros."""
+    text = os.pread(file.fileno(), 8 + header, 0)
+    place = text.find(f'"{_SUM}": "'.encode()) + len(_SUM) + 5
+    found, at = zlib.crc32(text[:place] + _NO_SUM.encode() + text[place + len(_NO_SUM) :]), 8 + header
+    while block := os.pread(file.fileno(), 1 << 20, at):
+        found, at = zlib.crc32(block, found), at + len(block)
+    return found
+
+
+def kept_index(kept: KeptFiles, key: str, make: Callable[[Path], None]) -> "Index":
+    """The index of `key` in a cache; one that is damaged is made anew. Raises as `KeptFiles.open`."""
+    try:
+        return Index(kept.open(key, make))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        print(f"an index in {kept.folder} is damaged ({error}): it is made anew", file=sys.stderr, flush=True)
+        kept.remove(key)
+        return Index(kept.open(key, make))
 
 
 class Column:
@@ -116,6 +149,8 @@ class Index:
         try:
             header = json.loads(os.pread(file.fileno(), length, 8))
             self.facts: dict[str, str] = header.pop("__metadata__")
+            if self.facts.pop(_SUM) != f"{_sum(file, length):08x}":
+                raise ValueError("its checksum is another one")
             self.columns = {name: _column(file, 8 + length, size, entry) for name, entry in header.items()}
         except (AttributeError, KeyError, TypeError, RecursionError, ValueError) as error:
             raise ValueError(f"not an index: {error!r}") from None

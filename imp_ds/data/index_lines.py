@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from imp_ds.data.index import Index, IndexWriter
+from imp_ds.data.index import IndexWriter, kept_index
 from imp_ds.data.samples import BadSample
 from imp_ds.data.storage import File, Storage
 from imp_ds.errors import UserError
@@ -17,6 +17,7 @@ from imp_ds.errors import UserError
 _BLOCK = 1 << 20  # bytes looked at together
 _LONG = 1 << 26  # bytes that take so long that progress is told
 _MOST_BYTES = 1 << 24  # of one line: a longer one is none
+csv.field_size_limit(_MOST_BYTES)
 
 
 class Lines:
@@ -27,19 +28,23 @@ class Lines:
         file: the text file.
         kind: "lines", or "records", which may hold quoted line ends.
         progress: told how many bytes are indexed, when they must be.
+        delimiter: between the fields of a record.
 
     Raises UserError for a CSV file that cannot be cut into records, FileNotFoundError and Unreachable.
     """
 
-    def __init__(self, storage: Storage, file: File, kind: Literal["lines", "records"], progress: Callable | None = None):
-        self.storage, self.file, self.kind = storage, file, kind
+    def __init__(
+        self, storage: Storage, file: File, kind: Literal["lines", "records"], progress: Callable | None = None,
+        delimiter: str = ",",
+    ):  # fmt: skip
+        self.storage, self.file, self.kind, self.delimiter = storage, file, kind, delimiter
         self._open(progress)
 
     def __len__(self) -> int:
         return len(self._begin) - 1
 
     def __getstate__(self) -> dict:
-        return {"storage": self.storage, "file": self.file, "kind": self.kind}
+        return {name: getattr(self, name) for name in ("storage", "file", "kind", "delimiter")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -57,17 +62,17 @@ class Lines:
 
     def _open(self, progress: Callable | None) -> None:
         self._text = self.storage.open(self.file)
-        make = partial(_write_index, self._text, self.kind, self.file, progress)
-        index = Index(self.storage.kept.open(f"{self.kind} {self.file.address} {self.file.stamp}", make))
+        make = partial(_write_index, self._text, self.kind, self.file, self.delimiter, progress)
+        index = kept_index(self.storage.kept, f"{self.kind} 2 {self.delimiter} {self.file.address} {self.file.stamp}", make)
         self._begin = index.columns["begin"]
 
 
-def _write_index(text: BinaryIO, kind: str, file: File, progress: Callable | None, path: Path) -> None:
+def _write_index(text: BinaryIO, kind: str, file: File, delimiter: str, progress: Callable | None, path: Path) -> None:
     """Write the column `begin`, int64: where each line begins, and the end of the file."""
     size = os.fstat(text.fileno()).st_size
     writer = IndexWriter(path, begin="int64")
     progress = progress if size >= _LONG else None
-    for begins, done in (_lines if kind == "lines" else _records)(text, file):
+    for begins, done in _lines(text) if kind == "lines" else _records(text, file, delimiter):
         writer.append("begin", begins)
         if progress is not None and done < size:
             progress(f"indexing {file.name}", done, size)
@@ -77,7 +82,7 @@ def _write_index(text: BinaryIO, kind: str, file: File, progress: Callable | Non
         progress(f"indexing {file.name}", size, size)
 
 
-def _lines(text: BinaryIO, file: File) -> Iterator[tuple[np.ndarray, int]]:
+def _lines(text: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
     """(beginnings of lines that are not blank, bytes looked at), block by block."""
     text.seek(0)
     begin, at = 0, 0  # of the line that the block continues
@@ -98,7 +103,7 @@ def _lines(text: BinaryIO, file: File) -> Iterator[tuple[np.ndarray, int]]:
         yield np.array([begin]), at
 
 
-def _records(text: BinaryIO, file: File) -> Iterator[tuple[np.ndarray, int]]:
+def _records(text: BinaryIO, file: File, delimiter: str) -> Iterator[tuple[np.ndarray, int]]:
     """As `_lines`, of the records of a CSV file, the header among them."""
     text.seek(0)
     at, begins = 0, []
@@ -109,15 +114,19 @@ def _records(text: BinaryIO, file: File) -> Iterator[tuple[np.ndarray, int]]:
             at += len(line)
             yield line.decode("utf-8", "replace")
 
-    begin, records = 0, csv.reader(lines())
+    begin, first, records = 0, 1, csv.reader(lines(), delimiter=delimiter, strict=True)
     try:
         for record in records:
             if record:
                 begins.append(begin)
-            begin = at
+            begin, first = at, records.line_num + 1
             if len(begins) == 1 << 16:
                 yield np.array(begins), at
                 begins.clear()
     except csv.Error as error:
-        raise UserError(f"{file.address} is not CSV", got=f"line {records.line_num}: {error}") from error
+        lines_of = f"line {first}" if first >= records.line_num else f"the record of lines {first} to {records.line_num}"
+        raise UserError(
+            f"{file.address} is not CSV", got=f"{lines_of}: {error}",
+            fix='close the quotes there; a quote inside a quoted field is written twice: ""',
+        ) from error  # fmt: skip
     yield np.array(begins, dtype=np.int64), at

@@ -57,6 +57,10 @@ class KeptFiles:
         """Whether the file of `key` is there now."""
         return self._path(key).exists()
 
+    def remove(self, key: str) -> None:
+        """Forget the file of `key`: it is made anew when it is wanted."""
+        self._path(key).unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return self.folder / name[:2] / name

@@ -18,12 +18,13 @@ class Subset:
     Args:
         reader: the whole.
         rows: numbers of its rows, in the order in which they are wanted.
+        shard_rows: how many of them lie in each shard; None: they count as one.
     """
 
-    def __init__(self, reader: Reader, rows: Sequence[int]):
+    def __init__(self, reader: Reader, rows: Sequence[int], shard_rows: np.ndarray | None = None):
         self.reader, self.rows = reader, rows
         self.name, self.source, self.class_names, self.damage = reader.name, reader.source, reader.class_names, reader.damage
-        self.shard_rows = np.array([len(rows)])
+        self.shard_rows = np.array([len(rows)]) if shard_rows is None else shard_rows
 
     def __len__(self) -> int:
         return len(self.rows)

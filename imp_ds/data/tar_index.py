@@ -1,8 +1,11 @@
 """Where the samples of a tar shard are: an index, so that any of them is read without the others.
 
-A sample is a run of members whose names are equal up to the first dot after the last slash (the WebDataset convention). The
-index stands beside the shard as NAME.idx, or in the cache where that cannot be: for a remote shard, or a folder that is not ours
-to write in. It is made again when the shard's size or time has changed.
+A sample is a run of members whose names are equal up to the first dot after the last slash (the WebDataset convention). Hidden
+members (._x, .DS_Store, __MACOSX/), those without an extension, __meta.json and a README or LICENSE are no samples. Where an
+extension comes twice in a run, another sample begins, which is told.
+
+The index stands beside the shard as NAME.idx, or in the cache where that cannot be: for a remote shard, or a folder that is not
+ours to write in. It is made again when the shard's size or time has changed.
 
 Shapes: N samples, M members.
 """
@@ -21,18 +24,21 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from imp_ds.data.index import Index, IndexWriter
+from imp_ds.data.index import Index, IndexWriter, kept_index
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources.named_files import check_name
 from imp_ds.data.sources.tar_headers import Damaged, Member, members
 from imp_ds.data.storage import File, Storage, local_path
 
-FORMAT = "3"  # of the index
+FORMAT = "4"  # of the index
 TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}  # the last part of their extensions
+_BESIDE = {"readme", "license", "licence", "notice", "changelog", "copying", "attribution", "authors"}
+_PROSE = {"md", "txt", "rst", "html", "pdf"}
 _SHORT = 7  # bytes: shorter texts, as labels are, stand in the index itself
 WHOLE, UNSAFE, CUT = range(3)  # what a sample is: usable; a link, a device or a name that leads out; not all there
 _IN_PARALLEL = 1 << 26  # bytes of shards from which it pays to start processes
 _BLOCK = 4096  # samples that are written together
+_REMEMBERED = 1 << 17  # samples of a shard
 _HELD = 1 << 18  # bytes of an index that is held in memory: of a few thousand samples
 _THREE, _SIX = struct.Struct("<3q"), struct.Struct("<6q")
 # samples: state, end of its key in names, end of its members, three numbers each; members: number of the extension, offset, size;
@@ -60,6 +66,8 @@ class TarIndex:
 
     def __init__(self, index: Index):
         self.extensions = json.loads(index.facts["extensions"])
+        # of the first two samples of one name side by side, and of the first whose members do not stand together: the name, or ""
+        self.repeated, self.torn = index.facts["repeated"], index.facts["torn"]
         columns = [index.columns[name] for name in ("samples", "names", "members")]
         if sum(column.bytes for column in columns) <= _HELD:
             columns = [column.held() for column in columns]
@@ -74,7 +82,7 @@ class TarIndex:
         whole = len(self) - 1
         last = self.sample(whole) if len(self) else None
         if last is None or last.state != CUT:
-            return None
+            return f"several samples side by side are called {self.repeated}; each is read" if self.repeated else None
         return f"cut off after {whole:,} samples ({last.key}); what came after them is lost, so get this shard again"
 
     def sample(self, number: int) -> TarSample:
@@ -100,7 +108,7 @@ def open_index(storage: Storage, file: File) -> TarIndex:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 raise
     with storage.open(file) as shard:
-        return TarIndex(Index(storage.kept.open(_key(file), partial(write_index, shard, file))))
+        return TarIndex(kept_index(storage.kept, _key(file), partial(write_index, shard, file)))
 
 
 def make_indexes(storage: Storage, files: list[File], stage: str, progress: Callable | None) -> None:
@@ -170,7 +178,8 @@ def _write_beside(storage: Storage, file: File, path: Path) -> TarIndex:
 def write_index(shard: BinaryIO, file: File, path: Path) -> None:
     """Write the index of an open shard to `path`."""
     writer, extensions, key_end, member_end = IndexWriter(path, **_COLUMNS), {}, 0, 0
-    samples = _samples(shard)
+    order = _Order()
+    samples = order.watched(_samples(shard))
     while block := list(itertools.islice(samples, _BLOCK)):
         names = [os.fsencode(key) for key, _, _ in block]
         entries = [entry for _, _, found in block for entry in found.items()]
@@ -181,7 +190,40 @@ def write_index(shard: BinaryIO, file: File, path: Path) -> None:
         writer.append("names", np.frombuffer(b"".join(names), np.uint8))
         numbers = ((extensions.setdefault(name, len(extensions)), _offset(shard, name, m), m.size) for name, m in entries)
         writer.append("members", [number for three in numbers for number in three])
-    writer.close(extensions=json.dumps(list(extensions)), stamp=file.stamp, format=FORMAT)
+    facts = dict(extensions=json.dumps(list(extensions)), stamp=file.stamp, format=FORMAT)
+    writer.close(**facts, repeated=order.repeated, torn=order.torn)
+
+
+class _Order:
+    """Notes how the samples of a shard follow each other.
+
+    repeated: the name of the first that stands beside another one of its name; torn: of the first some of whose members stand
+    elsewhere. A number is held of each of the first samples.
+    """
+
+    def __init__(self):
+        self.repeated, self.torn = "", ""
+        self._seen: dict[int, frozenset[str]] = {}
+        self._kinds: dict[frozenset[str], frozenset[str]] = {}  # each set of extensions once
+
+    def watched(self, samples: Iterator[tuple[str, int, dict[str, Member]]]) -> Iterator[tuple[str, int, dict[str, Member]]]:
+        before = None
+        for key, state, found in samples:
+            if state != CUT:
+                extensions = self._kinds.setdefault(kind := frozenset(found), kind)
+                # a shard that is sorted by extension comes back to its first samples: those are enough to remember
+                few = len(self._seen) < _REMEMBERED
+                earlier = self._seen.setdefault(hash(key), extensions) if few else self._seen.get(hash(key), extensions)
+                if key == before and not self.repeated:
+                    self.repeated = _shown(key)
+                elif key != before and earlier is not extensions and earlier.isdisjoint(extensions) and not self.torn:
+                    self.torn = _shown(key)
+                before = key
+            yield key, state, found
+
+
+def _shown(key: str) -> str:
+    return os.fsencode(key).decode("utf-8", "replace")
 
 
 def _offset(shard: BinaryIO, extension: str, member: Member) -> int:
@@ -202,7 +244,9 @@ def _samples(shard: BinaryIO) -> Iterator[tuple[str, int, dict[str, Member]]]:
                 continue
             folder, slash, base = member.name.rpartition("/")
             stem, _, extension = base.partition(".")
-            if folder + slash + stem != key:
+            if _is_foreign(folder, stem, extension):
+                continue
+            if folder + slash + stem != key or extension.lower() in found:
                 if key is not None:
                     yield key, state, found
                 key, state, found = folder + slash + stem, WHOLE, {}
@@ -214,6 +258,13 @@ def _samples(shard: BinaryIO) -> Iterator[tuple[str, int, dict[str, Member]]]:
         key, state, found = f"after {key}: {error}", CUT, {}
     if key is not None:
         yield key, state, found
+
+
+def _is_foreign(folder: str, stem: str, extension: str) -> bool:
+    """Whether a member is no part of a sample: hidden, without an extension, or one that tools and people put beside samples."""
+    if not stem or not extension or stem.startswith("__") or stem.lower() in _BESIDE and extension.lower() in _PROSE:
+        return True
+    return any(part == "__MACOSX" or part.startswith(".") and part not in (".", "..") for part in folder.split("/"))
 
 
 def _state(member: Member, end: int) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def write(folder, samples: int) -> None:
     """
     folder.mkdir(parents=True)
     (folder / "train-0.tar").write_bytes(bytes(1024))
-    facts = dict(extensions='["png"]', stamp=Storage().file(str(folder / "train-0.tar")).stamp, format=FORMAT)
+    stamp = Storage().file(str(folder / "train-0.tar")).stamp
+    facts = dict(crc32="00000000", repeated="", torn="", extensions='["png"]', stamp=stamp, format=FORMAT)
     lengths = dict(samples=("I64", 3 * samples), members=("I64", 3 * samples), names=("U8", 8 * samples))
     header, at, begin = {"__metadata__": facts}, 0, {}
     for name, (kind, length) in lengths.items():
@@ -71,6 +73,11 @@ def write(folder, samples: int) -> None:
             member = np.array([0, row * 1024 + 512, 100])  # extension, offset, size
             os.pwrite(file.fileno(), member.tobytes(), start + begin["members"] + 24 * row)
             os.pwrite(file.fileno(), b"%08d" % row, start + begin["names"] + 8 * row)
+    with open(folder / "train-0.tar.idx", "rb+") as file:
+        found = 0  # the checksum of all, its own place as zeros
+        while block := file.read(1 << 24):
+            found = zlib.crc32(block, found)
+        os.pwrite(file.fileno(), f"{found:08x}".encode(), 8 + text.index(b"00000000"))
 
 
 @pytest.fixture(scope="module")

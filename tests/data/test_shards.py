@@ -108,7 +108,10 @@ def test_bad_rows_of_parquet_are_bad_samples(tmp_path, settings):
     assert reasons == ["empty", "no text", "no text", "no such class", "missing file"]
 
 
-@pytest.mark.parametrize("change, match", [(dict(text="title"), "missing column"), (dict(path="q"), "no shards|not exist")])
+@pytest.mark.parametrize(
+    "change, match",
+    [(dict(text="title"), "lacks a column\n.*'title'\n.*image, caption, label"), (dict(path="q"), "no shards|not exist")],
+)
 def test_mistakes_in_the_source_are_told_at_once(tmp_path, settings, change, match):
     write_parquet(tmp_path / "p", rows(2))
     with pytest.raises(UserError, match=match):

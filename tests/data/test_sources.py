@@ -1,6 +1,7 @@
 """Folders of media: what is read, and every way in which a row or the whole can be wrong."""
 
 import json
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -72,17 +73,19 @@ def test_only_the_columns_that_are_named_are_read(folder, load):
     "row, reason, words",
     [
         ("{broken", "bad JSON", ["row 2", "{broken"]),
-        ("[1]", "bad JSON", ["not an object"]),
+        ("[1]", "bad JSON", ["a list", "an object"]),
         ("[" * 100_000, "bad JSON", ["row 2"]),
         (dict(file_name="a.png", caption="x", label=1), "missing column", ["row 2", "'captions'", "file_name, caption, label"]),
         (dict(GOOD, label="3"), "wrong column", ["label_names", "'3'"]),
-        (dict(GOOD, label=True), "wrong column", ["class index"]),
-        (dict(GOOD, label=1.0), "wrong column", ["class index"]),
+        (dict(GOOD, label=math.nan), "wrong column", ["class index"]),
+        (dict(GOOD, label=1.5), "wrong column", ["class index"]),
         (dict(GOOD, label=-1), "no such class", ["-1"]),
         (dict(GOOD, captions=[]), "no text", ["row 2"]),
         (dict(GOOD, captions=[" ", ""]), "no text", ["row 2"]),
         (dict(GOOD, captions=None), "no text", ["row 2"]),
         (dict(GOOD, captions=["\u200b", None]), "no text", ["row 2"]),
+        (dict(GOOD, captions=["a", 7]), "wrong column", ["caption"]),
+        (dict(GOOD, captions=[None, "\u200b", "\x01"]), "no text", ["row 2"]),
         (dict(GOOD, captions=7), "wrong column", ["caption"]),
         (dict(GOOD, file_name=None), "wrong column", ["not a file name"]),
         (dict(GOOD, file_name="/etc/passwd"), "unsafe name", ["/etc/passwd"]),
@@ -138,7 +141,7 @@ def test_links_may_not_lead_out(folder, load, tmp_path):
     write(folder, GOOD, *(dict(GOOD, file_name=name) for name in ("in.png", "out.png", "beside.png", "loop.png")), GOOD)
     reader = load()
     assert reader.read(1)["vision"].path.read_bytes() == (folder / "a.png").read_bytes()
-    for row, words in ((2, "unsafe name.*leads out"), (3, "unsafe name.*leads out"), (4, "missing file")):
+    for row, words in ((2, "unsafe name.*media_root"), (3, "unsafe name.*media_root"), (4, "missing file")):
         with pytest.raises(BadSample, match=words):
             reader.read(row)
 
@@ -201,7 +204,7 @@ def test_a_first_row_without_a_column_is_refused(folder, load):
 GONE = dict(GOOD, file_name="gone.png")
 
 
-@pytest.mark.parametrize("rows", [["{broken"], ["{broken", "[]"], [GONE, GONE], [dict(GOOD, label="x")]])
+@pytest.mark.parametrize("rows", [["{broken"], ["{broken", "[]"], [GONE, GONE], [dict(GOOD, label=1.5)]])
 def test_a_corpus_of_which_neither_end_can_be_used_is_refused(rows, folder, load):
     write(folder, *rows)
     with pytest.raises(UserError, match="its samples cannot be read"):
@@ -241,7 +244,7 @@ def test_names_of_classes(folder, load):
 
 @pytest.mark.parametrize(
     "text, words",
-    [(None, "not there"), ("{", "not JSON"), ("{}", "does not list"), ("[1]", "does not list"), ('["a", "a"]', "one name")],
+    [(None, "not there"), ("{", "not JSON"), ("{}", "a list"), ("[1]", "does not list"), ('["a", "a"]', "one name")],
 )
 def test_files_of_class_names_that_are_none(text, words, folder, load):
     write(folder, dict(GOOD, label=0))
@@ -276,14 +279,22 @@ def test_templates_that_cannot_be_filled(changes, words, folder, load):
 
 
 def test_metadata_csv(folder, load):
-    rows = ["\ufefffile_name,label,captions", 'a.png,3,"one, two\nlines"', "", "a.png,cat,x", "a.png,4", 'a.png,dog,"']
-    write(folder, *rows, "a.png,0,last", name="metadata.csv")
+    rows = ["\ufefffile_name,label,captions", 'a.png,3,"one, two\nlines"', "", "a.png,cat,x", "a.png,4"]
+    rows.append(f"a.png,dog,{'x' * 200_000}")
+    write(folder, *rows, name="metadata.csv")
     reader = load(label_names=["dog", "cat", "cow", "hen"])
-    assert len(reader) == 4  # the record that is never closed takes the last line with it
+    assert len(reader) == 4 and reader.read(3)["text"] == ["x" * 200_000]
     assert reader.read(0)["text"] == ["one, two\nlines"] and reader.read(0)["vision"].path == folder / "a.png"
     assert labels(reader).tolist() == [3, 1, -1, 0]
     with pytest.raises(BadSample, match="missing column"):
         reader.read(2)
+
+
+@pytest.mark.parametrize("row, where", [('a.png,0,"never closed', "lines 2 to 4"), ('a.png,0,"closed" late', "line 2")])
+def test_a_quote_that_is_not_closed_swallows_no_rows(folder, load, row, where):
+    write(folder, "file_name,label,captions", row, "a.png,0,one", "a.png,0,two", name="metadata.csv")
+    with pytest.raises(UserError, match=f"metadata.csv is not CSV\n  got: .*{where}"):
+        load()
 
 
 def test_folders_of_classes(folder, load, tmp_path):
@@ -373,3 +384,83 @@ def test_what_cannot_be_reached(folder, load, remote, monkeypatch):
         load(root=root)
     with pytest.raises(UserError, match="cannot be reached"):
         has_split(root, SOURCE, "train")
+
+
+# --- own layouts: a table as the path, pairs, classes by name, files elsewhere, a held-out share
+
+
+def test_a_table_given_as_the_path_names_files_beside_it(folder, load):
+    for name, delimiter, fields in (("t.tsv", "\t", {}), ("t.csv", ",", {}), ("semi.csv", ";", {"delimiter": ";"})):
+        rows = [("file_name", "animal"), ("a.png", "red fox"), ("a.png", "cow"), ("a.png", "red fox")]
+        write(folder, *(delimiter.join(row) for row in rows), name=name)
+        reader = load(Source(path=f"images/train/{name}", vision="file_name", label="animal", **fields))
+        assert reader.class_names == ["cow", "red fox"] and labels(reader).tolist() == [1, 0, 1]
+        assert reader.read(0)["vision"].path == folder / "a.png"
+        with pytest.raises(UserError, match="has no split test(.|\n)*source.splits"):
+            load(Source(path=f"images/train/{name}", vision="file_name", **fields), split="test")
+
+
+def test_class_names_are_those_of_the_training_split_in_every_split(folder, load):
+    (folder.parent / "validation").mkdir()
+    (folder.parent / "validation" / "a.png").write_bytes(b"x")
+    write(folder, dict(file_name="a.png", kind="cow"), dict(file_name="a.png", kind="ant"))
+    write(folder.parent / "validation", dict(file_name="a.png", kind="cow"), dict(file_name="a.png", kind="bee"))
+    reader = load(Source(path="images", vision="file_name", label="kind"), split="validation")
+    assert reader.class_names == ["ant", "cow"] and labels(reader).tolist() == [1, -1]
+    with pytest.raises(BadSample, match="no such class.*bee"):
+        reader.read(1)
+
+
+def test_media_with_a_text_of_their_name_are_pairs(folder, load):
+    (folder / "deep").mkdir()
+    for name in ("b.jpg", "a.png", "deep/c.jpg", "alone.jpg", ".hidden.jpg"):
+        (folder / name).write_bytes(b"x")
+    for name, text in (("b", "two\n\ntoo"), ("a", "one"), ("deep/c", "\u200b"), (".hidden", "x"), ("no medium", "x")):
+        (folder / f"{name}.txt").write_text(text)
+    reader = pickle.loads(pickle.dumps(load(Source(path="images", vision="file_name", text="text"))))
+    assert [reader.key(row) for row in range(len(reader))] == ["a.png", "b.jpg", "deep/c.jpg"]
+    assert reader.read(1)["text"] == ["two", "too"] and reader.read(1)["vision"].path == folder / "b.jpg"
+    with pytest.raises(BadSample, match="no text"):
+        reader.read(2)
+
+
+def test_files_elsewhere_are_read_where_media_root_allows_them(folder, load, tmp_path):
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    (tmp_path / "store" / "deep" / "x.png").write_bytes(b"x")
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (folder / "link.png").symlink_to(tmp_path / "store" / "deep" / "x.png")
+    names = [str(tmp_path / "store" / "deep" / "x.png"), "link.png", "a.png", str(tmp_path / "secret.png"), "../../secret.png"]
+    write(folder, *(dict(GOOD, file_name=name) for name in names))
+    with pytest.raises(UserError, match="unsafe name(.|\n)*source.media_root="):
+        load()
+    write(folder, *(dict(GOOD, file_name=name) for name in [*names, "a.png"]))
+    closed, opened = load(), load(media_root=[str(tmp_path / "store")])
+    assert [opened.read(row)["vision"].path.name for row in range(3)] == ["x.png", "link.png", "a.png"]
+    for reader, rows in ((closed, (0, 1, 3, 4)), (opened, (3, 4))):
+        for row in rows:
+            with pytest.raises(BadSample, match="unsafe name.*source.media_root"):
+                reader.read(row)
+
+
+def test_a_held_out_share_is_the_same_for_copies_and_on_any_order(folder, load):
+    for number in range(60):
+        (folder / f"{number}.png").write_bytes(b"%d" % (number % 30))  # each picture twice
+    names = [f"{number}.png" for number in range(60)]
+    held = {}
+    for order in (names, names[::-1]):
+        write(folder, *(dict(GOOD, file_name=name) for name in order))
+        source = dict(holdout={"validation": 0.3, "test": 0.2})
+        split = {name: load(split=name, **source) for name in ("train", "validation", "test")}
+        found = {name: {reader.key(row) for row in range(len(reader))} for name, reader in split.items()}
+        assert sum(map(len, found.values())) == 60 and set.union(*found.values()) == set(names)
+        for keys in found.values():  # number and number + 30 hold the same bytes
+            assert {f"{(int(key[:-4]) + 30) % 60}.png" for key in keys} == keys
+        assert held.setdefault("found", found) == found
+    assert 8 <= len(held["found"]["validation"]) <= 28 and len(held["found"]["train"]) >= 18  # 18 and 30 are expected
+    assert split["train"].shard_rows.sum() == len(split["train"]) and split["test"].name == "images[test]"
+
+
+def test_splits_that_name_a_table_that_is_not_there_are_no_stack_trace(load):
+    for called in ("labels.tsv", "labels.json", "labels.csv"):
+        with pytest.raises(UserError, match="labels"):
+            load(splits={"train": called})

@@ -13,6 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from imp_ds.data.samples import BadSample
+from imp_ds.data.sources.classes import check_templates
+from imp_ds.data.sources.found_classes import names_in
+from imp_ds.data.sources.holdout import held_out
 from imp_ds.data.sources.rows import RowReader, checked
 from imp_ds.data.sources.splits import NoSplit, Wanted
 from imp_ds.data.storage import Storage, Unreachable
@@ -42,15 +45,35 @@ def open_reader(
     storage = Storage(settings.cache_dir, settings.cache_gb, settings.retries)
     wanted = Wanted(storage, str(root), source, split, settings.window, progress)
     with _reached(wanted):
-        return checked(_format(source).open_split(wanted))
+        if not source.holdout or split != "train" and _is_there(wanted):
+            return _opened(wanted)
+        return held_out(_opened(wanted._replace(split="train")), source, split, storage, progress)
+
+
+def _opened(wanted: Wanted) -> RowReader:
+    """The reader of a split that is there; its classes have names where a column of strings tells them."""
+    source = wanted.source
+    reader = _format(source).open_split(wanted)
+    if source.label is not None and reader.class_names is None:
+        training = wanted._replace(split="train")
+        other = wanted.split != "train" and _is_there(training)
+        names = names_in(_format(source).open_split(training) if other else reader, wanted.storage)
+        if names is not None:
+            reader.name_classes(names)
+    check_templates(source, reader.class_names)
+    return checked(reader)
 
 
 def has_split(root: str | Path, source: Source, split: str) -> bool:
     """Whether a source has a split; nothing is read of it. Raises UserError when that cannot be known."""
-    wanted = Wanted(Storage(), str(root), source, split)
+    wanted = Wanted(Storage(), str(root), source, "train" if split in source.holdout else split)
+    return _is_there(wanted)
+
+
+def _is_there(wanted: Wanted) -> bool:
     try:
         with _reached(wanted):
-            _format(source).find(wanted)
+            _format(wanted.source).find(wanted)
     except NoSplit:
         return False
     return True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imp_ds.data.index import Index, IndexWriter
+from imp_ds.data.index import IndexWriter, kept_index
 from imp_ds.data.samples import Media
 from imp_ds.data.sources.named_files import NamedFiles
 from imp_ds.data.sources.rows import RowReader, runs
@@ -54,7 +54,7 @@ class ClassFolderReader(RowReader):
 
     def _open(self, progress: Callable | None) -> None:
         make = partial(_write_index, self.storage, self.folder, self.classes, progress)
-        columns = Index(self.storage.kept.open(f"class folders {self.folder} {self.stamp}", make)).columns
+        columns = kept_index(self.storage.kept, f"class folders 2 {self.folder} {self.stamp}", make).columns
         self._names, self._name_end, self._class_end = columns["names"], columns["name_end"], columns["class_end"]
 
 

@@ -1,10 +1,10 @@
 """The names of a source's classes."""
 
-import json
-
 from imp_ds.data.sources.splits import Wanted
+from imp_ds.data.sources.values import shown
 from imp_ds.data.storage import Storage, place
 from imp_ds.errors import UserError
+from imp_ds.json_files import parse_json
 from imp_ds.printable import is_text
 from imp_ds.tasks import Source
 
@@ -15,7 +15,7 @@ def class_names(wanted: Wanted, folder: str, found: list[str] | None = None) -> 
     Args:
         folder: what a file name in `label_names` is relative to.
 
-    Raises UserError for a file that does not list them, a name that stands twice, and templates without names.
+    Raises UserError for a file that does not list them, and for a name that stands twice.
     """
     source, names = wanted.source, wanted.source.label_names
     if isinstance(names, str):
@@ -26,25 +26,25 @@ def class_names(wanted: Wanted, folder: str, found: list[str] | None = None) -> 
         raise UserError(f"{source.path}: two classes have one name", got=", ".join(twice), fix="rename one in source.label_names")
     if names is not None and (foreign := [name for name in names if not is_text(name)]):
         raise UserError(f"{source.path}: a class name is not UTF-8", got=", ".join(foreign), fix="rename the folder or the class")
-    if source.text is None and source.templates:
-        _check_templates(source, names)
     return names
 
 
 def _read(storage: Storage, address: str) -> list[str]:
+    allowed = '["cat", "dog", ...]'
     try:
         with storage.open(storage.file(address)) as file:
-            names = json.load(file)
+            names = parse_json(file.read(), address, list, f"write {allowed} into it")
     except FileNotFoundError:
         raise UserError("the class names are not there", got=address, fix="set source.label_names") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{address} is not JSON", got=error, allowed='["cat", "dog", ...]') from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{address} does not list class names", got=type(names).__name__, allowed='["cat", "dog", ...]')
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{address} does not list class names", got=shown(names), allowed=allowed)
     return names
 
 
-def _check_templates(source: Source, names: list[str] | None) -> None:
+def check_templates(source: Source, names: list[str] | None) -> None:
+    """Raise UserError for templates without names, or without a place for them."""
+    if source.text is not None or not source.templates:
+        return
     if source.label is None or names is None:
         lacks = "source.label names no column" if source.label is None else "there are no class names"
         fix = "set source.label, and source.label_names to the names"

@@ -1,11 +1,13 @@
-"""Folders of media: `{root}/{path}/{split}` with metadata.jsonl or metadata.csv, with folders of classes, or with text files.
+"""Folders of media: `{root}/{path}/{split}` with metadata.jsonl, .csv or .tsv, with folders of classes, with a .txt beside each
+medium, or with text files.
 
-The first three are the layouts that `datasets` calls imagefolder, videofolder and audiofolder.
+Those with metadata or classes are the layouts that `datasets` calls imagefolder, videofolder and audiofolder.
 """
 
 from imp_ds.data.sources.class_folders import ClassFolderReader
 from imp_ds.data.sources.classes import class_names
 from imp_ds.data.sources.lines import LineReader
+from imp_ds.data.sources.pairs import PairReader
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, metadata_files
 
@@ -20,5 +22,7 @@ def open_split(wanted: Wanted) -> RowReader:
     folder, files = metadata_files(wanted)
     if files:
         return LineReader(wanted, files, class_names(wanted, wanted.address))
+    if wanted.source.text is not None:
+        return PairReader(wanted, folder)
     classes = [name for name in wanted.storage.names(folder, folders=True) if not name.startswith(".")]
     return ClassFolderReader(wanted, folder, classes, class_names(wanted, wanted.address, found=classes))

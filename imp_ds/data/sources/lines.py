@@ -1,8 +1,7 @@
-"""Rows that are lines: of metadata.jsonl or metadata.csv, which name media files beside them, and of plain text."""
+"""Rows that are lines: of JSON lines, CSV or TSV, which name media files beside them, and of plain text."""
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,11 +9,12 @@ import numpy as np
 from imp_ds.data.index_lines import Lines
 from imp_ds.data.recent import Recent
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.data.sources.named_files import NamedFiles
-from imp_ds.data.sources.rows import RowReader, runs
+from imp_ds.data.sources.rows import RowReader, check_columns, runs
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.data.sources.values import shown, written_label
 from imp_ds.data.storage import File
+from imp_ds.errors import UserError
+from imp_ds.json_files import parse_json
 
 _OPEN = 64  # files that are open at a time
 
@@ -22,22 +22,23 @@ _OPEN = 64  # files that are open at a time
 class LineReader(RowReader):
     """The rows of one or several files of lines, parsed when they are read.
 
-    .jsonl: an object in each line; .csv: a record in each, after a header; .txt: a text in each, the column `text`.
+    .jsonl: an object in each line; .csv and .tsv: a record in each, after a header; .txt: a text in each, the column `text`.
 
     Args: as RowReader, and
         files: of one of these kinds; the names in them are relative to their folder.
     """
 
     def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
-        self.storage, self.files = wanted.storage, files
+        self.storage, self.files, self._given_delimiter = wanted.storage, files, wanted.source.delimiter
+        self._columns_read = wanted.columns
         self._lines, self.headers, rows_F = Recent(_OPEN), [], []
         for place, file in enumerate(files):
             lines = self._open(place, wanted.progress)
-            self.headers.append(_header(lines) if file.name.endswith(".csv") else None)
+            self.headers.append(self._header(lines, file) if _is_table(file) else None)
             rows_F.append(max(0, len(lines) - (self.headers[-1] is not None)))
         super().__init__(wanted, [run for rows in rows_F for run in runs(rows)], class_names)
         self.start_F = np.concatenate([[0], np.cumsum(rows_F, dtype=np.int64)])
-        self._named = [NamedFiles(self.storage, file.address.rpartition("/")[0], file.stamp) for file in files]
+        self._named = [wanted.named_files(file) for file in files]
 
     def key(self, row: int) -> str:
         """The name of its first file, or what stands for its line."""
@@ -60,7 +61,7 @@ class LineReader(RowReader):
         where = f"{self.files[place].address}, row {number + 1}"
         if header is None:
             return {"text": _decoded(line, where).strip()} if self.files[place].name.endswith(".txt") else _object(line, where)
-        record, column = _record(line, header, where), self.source.label
+        record, column = _record(line, header, where, self._delimiter(self.files[place])), self.source.label
         return record | {column: written_label(record[column], self.class_places)} if column in record else record
 
     def media(self, row: int, column: str, value) -> Media:
@@ -74,28 +75,34 @@ class LineReader(RowReader):
 
     def _open(self, place: int, progress: Callable | None = None) -> Lines:
         file = self.files[place]
-        kind = "records" if file.name.endswith(".csv") else "lines"
-        return self._lines.get(place, lambda: Lines(self.storage, file, kind, progress))
+        kind = "records" if _is_table(file) else "lines"
+        return self._lines.get(place, lambda: Lines(self.storage, file, kind, progress, self._delimiter(file)))
+
+    def _delimiter(self, file: File) -> str:
+        return self._given_delimiter or ("\t" if file.name.endswith(".tsv") else ",")
+
+    def _header(self, lines: Lines, file: File) -> list[str]:
+        """The names of the columns. Raises UserError for one that stands twice."""
+        text = lines.read(0).decode("utf-8-sig", "replace") if len(lines) else ""
+        names = next(csv.reader([text], delimiter=self._delimiter(file)), [])
+        check_columns(file.address, names, self._columns_read)
+        return names
 
 
 def _object(line: bytes, where: str) -> dict:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
-        raise BadSample("bad JSON", f"{where}: {error}: {shown(line.strip())}") from None
-    if not isinstance(row, dict):
-        raise BadSample("bad JSON", f"{where} is not an object: {shown(line.strip())}")
-    return row
+        return parse_json(line, where, dict)
+    except UserError as error:
+        raise BadSample("bad JSON", f"{error.one_line}: {shown(line.strip())}") from None
 
 
-def _header(lines: Lines) -> list[str]:
-    text = lines.read(0).decode("utf-8-sig", "replace") if len(lines) else ""
-    return next(csv.reader([text]), [])
+def _is_table(file: File) -> bool:
+    return file.name.endswith((".csv", ".tsv"))
 
 
-def _record(line: bytes, header: list[str], where: str) -> dict:
+def _record(line: bytes, header: list[str], where: str, delimiter: str) -> dict:
     try:
-        cells = next(csv.reader(_decoded(line, where).splitlines(keepends=True)), [])
+        cells = next(csv.reader(_decoded(line, where).splitlines(keepends=True), delimiter=delimiter), [])
     except csv.Error as error:
         raise BadSample("wrong column", f"{where} is not a record: {error}") from None
     return dict(zip(header, cells))

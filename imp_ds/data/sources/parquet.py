@@ -17,8 +17,7 @@ from imp_ds.data.recent import Recent
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.classes import class_names
 from imp_ds.data.sources.embedded import embedded
-from imp_ds.data.sources.named_files import NamedFiles
-from imp_ds.data.sources.rows import RowReader
+from imp_ds.data.sources.rows import RowReader, check_columns
 from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.unpacked import mapped_table, row_of
 from imp_ds.data.storage import File
@@ -47,6 +46,7 @@ class ParquetReader(RowReader):
         rows_G, file_G, group_G = [], [], []
         for number, file in enumerate(files):
             metadata = _metadata(self.storage, file)
+            check_columns(file.address, metadata.schema.to_arrow_schema().names, wanted.columns)
             rows_G += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             group_G += range(metadata.num_row_groups)
             file_G += [number] * metadata.num_row_groups
@@ -58,7 +58,7 @@ class ParquetReader(RowReader):
         first_F = np.searchsorted(self._file_G, np.arange(len(files)))
         self._start_F = self._start_G[first_F]  # the first row of each file
         self._groups = Recent(_MAPPED)
-        self._named = [NamedFiles(self.storage, file.address.rpartition("/")[0], file.stamp) for file in files]
+        self._named = [wanted.named_files(file) for file in files]
 
     def key(self, row: int) -> str:
         """The file and the row in it."""
@@ -95,7 +95,9 @@ class ParquetReader(RowReader):
 def _unpack(packed, group: int, columns: list[str], path: Path) -> None:
     """Write one row group. Threads would not survive a fork, and workers read in parallel anyway."""
     file = pq.ParquetFile(packed)
-    there = [name for name in file.schema_arrow.names if name in columns]
+    names = file.schema_arrow.names
+    outer = {column if column in names else column.partition(".")[0] for column in columns}
+    there = [name for name in names if name in outer]
     table = file.read_row_group(group, columns=there, use_threads=False)
     with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
         writer.write_table(table)

@@ -1,7 +1,7 @@
 """What the readers of all formats share: from the fields of a row to a sample, and the checks when a source is opened."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from imp_ds.data.samples import BadSample, Media, RawSample
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.data.sources.values import captions, label, shown
 from imp_ds.errors import UserError
+from imp_ds.overrides import nearest
 
 _MISSING = object()
 RUN = 4096  # rows of a shard where the format has none
@@ -24,15 +25,21 @@ class RowReader:
     """
 
     def __init__(self, wanted: Wanted, shard_rows: Sequence[int], class_names: list[str] | None):
-        self.name, self.source, self.class_names = wanted.name, wanted.source, class_names
+        self.name, self.source = wanted.name, wanted.source
+        self.class_names = self.class_places = None
+        if class_names is not None:
+            self.name_classes(class_names)
         self.shard_rows = np.asarray(shard_rows, dtype=np.int64)
         self.damage: list[str] = []
         self._read_roles(self.source.roles())
         self._rows = int(self.shard_rows.sum())
-        self.class_places = None if class_names is None else {name: place for place, name in enumerate(class_names)}
 
     def __len__(self) -> int:
         return self._rows
+
+    def name_classes(self, names: list[str]) -> None:
+        """Give the classes names: a label may then be one of them."""
+        self.class_names, self.class_places = names, {name: place for place, name in enumerate(names)}
 
     def only(self, *roles: str) -> "RowReader":
         """The same rows, of which no more than these roles are read."""
@@ -49,7 +56,7 @@ class RowReader:
         """All roles of the row. Raises BadSample."""
         fields, sample = self.fields(row), {}
         for role, column in self.columns.items():
-            value = fields.get(column, _MISSING)
+            value = nested(fields, column)
             if value is _MISSING:
                 there = ", ".join(fields) or "nothing"
                 raise BadSample("missing column", f"row {row + 1} has no {column!r} (source.{role}), but {there}")
@@ -106,7 +113,28 @@ def _fault(reader: RowReader, row: int) -> BadSample | None:
 def _mend(reader: RowReader, fault: BadSample) -> str:
     if fault.reason in ("missing column", "wrong column", "no such class"):
         return "name the columns that are there: " + ", ".join(f"source.{role}" for role in reader.columns)
+    if fault.reason == "unsafe name":
+        return 'name the folders that may be read: source.media_root=["/DIR"]; or give names below the source\'s folder'
     return "mend the data, or set source.path and data.root to where they are"
+
+
+def check_columns(origin: str, there: Sequence[str], wanted: Iterable[str]) -> None:
+    """Raise UserError unless each wanted column of a table is there, once. Of a nested column, a.b, the outer one counts."""
+    for column in wanted:
+        outer = column if column in there else column.partition(".")[0]
+        if outer not in there:
+            raise UserError(f"{origin} lacks a column", got=repr(column), allowed=nearest(column, map(str, there)))
+        if list(there).count(outer) > 1:
+            raise UserError(f"{origin} has a column twice", got=repr(outer), fix="rename one of them in the file")
+
+
+def nested(fields: Mapping, column: str):
+    """The value of a column, or of a part of one: a.b is what stands under b in a; _MISSING where it is not there."""
+    if column in fields or "." not in column:
+        return fields.get(column, _MISSING)
+    outer, _, inner = column.partition(".")
+    found = fields.get(outer, _MISSING)
+    return nested(found, inner) if isinstance(found, Mapping) else _MISSING
 
 
 def runs(rows: int) -> list[int]:

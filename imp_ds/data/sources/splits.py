@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from imp_ds.data.sources.named_files import NamedFiles
 from imp_ds.data.storage import File, Storage, below, is_pattern, place
 from imp_ds.errors import UserError
 from imp_ds.tasks import Source
@@ -11,6 +12,10 @@ MAKE = (
     "set data.root and source.path, or make the corpus with `python -m imp_ds corpus digits DIR` "
     "and name it with --set data.root=DIR"
 )
+
+
+_LINES = (".jsonl", ".csv", ".tsv", ".txt")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "*.txt")
 
 
 class NoSplit(UserError):
@@ -47,6 +52,17 @@ class Wanted(NamedTuple):
         """The split, as it is called there, or a pattern of its files."""
         return self.source.splits.get(self.split, self.split)
 
+    @property
+    def columns(self) -> list[str]:
+        """Those that are read."""
+        named = (getattr(self.source, role) for role in self.source.roles())
+        return list(dict.fromkeys([column for column in named if column is not None]))
+
+    def named_files(self, file: File) -> NamedFiles:
+        """What the rows of a file name: files below its folder, and below the source's media_root."""
+        roots = [place(self.root, root) for root in self.source.media_root]
+        return NamedFiles(self.storage, file.address.rpartition("/")[0], file.stamp, roots)
+
     def folder(self, suffix: str) -> str:
         """What the patterns of the splits, and the file of class names, are relative to."""
         return self.address.rpartition("/")[0] if _names_files(self.source.path, suffix) else self.address
@@ -81,19 +97,37 @@ def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
     Raises NoSplit when there is no such folder or nothing in it that tells what is a sample, and Unreachable.
     """
     storage = wanted.storage
-    if _names_files(wanted.called, ".jsonl", ".csv", ".txt"):
+    if _names_files(wanted.source.path, *_LINES):
+        folder, patterns = wanted.address.rpartition("/")[0], [wanted.address] if wanted.split == "train" else []
+        if wanted.split in wanted.source.splits:
+            patterns = [below(folder, wanted.called)]
+        if found := _first(storage, patterns):
+            return folder, found
+        raise _no_lines(wanted, patterns)
+    if _names_files(wanted.called, *_LINES):
         folder, patterns = wanted.address, [below(wanted.address, wanted.called)]
     else:
         folder = place(wanted.address, wanted.called)
-        patterns = [below(folder, name) for name in ("metadata.jsonl", "metadata.csv", "*.txt")]
+        patterns = [below(folder, name) for name in _METADATA]
+        if {"vision", "audio"} & set(wanted.source.roles()):
+            patterns.pop()  # a .txt beside a picture is its caption
     if found := _first(storage, patterns):
         return folder, found
     classes = storage.names(folder, folders=True)
     if classes is None:
         raise _no_folder(storage, place(wanted.root, ""), folder)
-    if not classes or len(patterns) == 1:
-        raise NoSplit(f"{folder} has no metadata.jsonl", got=f"no {', no '.join(patterns)}, and no folders of classes", fix=MAKE)
+    if len(patterns) == 1:
+        raise _no_lines(wanted, patterns)
+    if not classes and wanted.source.text is None:
+        raise NoSplit(f"{folder} has no metadata.jsonl", got="no metadata.csv or .tsv, and no folders of classes", fix=MAKE)
     return folder, []
+
+
+def _no_lines(wanted: Wanted, patterns: list[str]) -> NoSplit:
+    return NoSplit(
+        f"{wanted.source.path} has no split {wanted.split}", got=f"no {', no '.join(patterns) or 'file for it'}",
+        fix=f'say which file it is: source.splits={{"{wanted.split}": "NAME.csv"}}',
+    )  # fmt: skip
 
 
 def _first(storage: Storage, patterns: list[str]) -> list[File]:

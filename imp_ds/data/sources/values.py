@@ -32,7 +32,7 @@ def _is_visible(caption: str) -> bool:
 
 
 def label(value, places: dict[str, int] | None, where: str) -> int:
-    """The class index of a value that is one, or the name of a class.
+    """The class index of a value that is one (3, 3.0, true), or the name of a class.
 
     Args:
         places: the index of each class name; None when the source names no classes.
@@ -45,7 +45,9 @@ def label(value, places: dict[str, int] | None, where: str) -> int:
         if value not in places:
             raise BadSample("no such class", f"{where}: {shown(value)}")
         return places[value]
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or isinstance(value, float) and value.is_integer():  # a column with gaps is one of floats
+        value = int(value)
+    if not isinstance(value, int):
         raise BadSample("wrong column", f"{where} is not a class index: {shown(value)}")
     if not 0 <= value < (_MOST_LABEL if places is None else len(places)):
         raise BadSample("no such class", f"{where}: {value}" + (f" of {len(places)} classes" if places else ""))

@@ -3,7 +3,6 @@
 Read by our own index and by pread: no command is run, nothing is unpickled, nothing is unpacked to disk.
 """
 
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,11 @@ from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.classes import class_names
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, shards
-from imp_ds.data.sources.values import shown, written_label
+from imp_ds.data.sources.values import written_label
 from imp_ds.data.storage import File
 from imp_ds.data.tar_index import CUT, TEXTS, UNSAFE, TarIndex, TarSample, make_indexes, open_index, short_text
+from imp_ds.errors import UserError
+from imp_ds.json_files import parse_json
 
 _OPEN = 64  # shards that are open at a time
 _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
@@ -53,9 +54,15 @@ class TarReader(RowReader):
         self.storage, self.files, self._names = wanted.storage, files, [file.name for file in files]
         self._shards, self._indexes = Recent(_OPEN), Recent(_OPEN)
         self._last: tuple[int, _Found] | None = None
-        indexes = [(len(index), index.damage) for index in map(self._index, range(len(files)))]
-        super().__init__(wanted, [samples for samples, _ in indexes], class_names)
-        self.damage = [f"{file.address}: {damage}" for file, (_, damage) in zip(files, indexes) if damage is not None]
+        indexes = [(len(index), index.damage, index.torn) for index in map(self._index, range(len(files)))]
+        super().__init__(wanted, [samples for samples, _, _ in indexes], class_names)
+        self.damage = [f"{file.address}: {damage}" for file, (_, damage, _) in zip(files, indexes) if damage is not None]
+        for file, (_, _, torn) in zip(files, indexes):
+            if torn:
+                raise UserError(
+                    f"{file.address}: the members of a sample do not stand together", got=f"{torn}, with others in between",
+                    fix="sort the tar by name: tar --sort=name -cf NEW.tar FOLDER",
+                )  # fmt: skip
         self._start_F = [0, *np.cumsum(self.shard_rows).tolist()]
 
     def key(self, row: int) -> str:
@@ -146,11 +153,9 @@ class Members(Mapping):
     def _object(self, extension: str) -> dict:
         if extension not in self._objects:
             try:
-                found = json.loads(self._text(extension))
-            except (ValueError, RecursionError) as error:
-                raise BadSample("bad JSON", f"{self._where}.{extension}: {error}") from None
-            if not isinstance(found, dict):
-                raise BadSample("bad JSON", f"{self._where}.{extension} is not an object: {shown(found)}")
+                found = parse_json(self._text(extension), f"{self._where}.{extension}", dict)
+            except UserError as error:
+                raise BadSample("bad JSON", error.one_line) from None
             self._objects[extension] = found
         return self._objects[extension]
 

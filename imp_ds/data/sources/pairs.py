@@ -1,0 +1,90 @@
+"""Folders of media that have their captions beside them: 1.jpg and 1.txt, in the folder or in folders below it."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from imp_ds.data.index import IndexWriter, kept_index
+from imp_ds.data.samples import BadSample, Media
+from imp_ds.data.sources.rows import RowReader, runs
+from imp_ds.data.sources.splits import NoSplit, Wanted
+from imp_ds.data.storage import File, Storage
+
+_MOST_TEXT = 1 << 24  # bytes of a caption's file
+
+
+class PairReader(RowReader):
+    """A row for each medium with a .txt of its name, in the order of their names: columns `file_name`, and `text`, the lines of
+    the .txt, each of which is a caption. Hidden files are passed over.
+
+    Args: as RowReader, and `folder`.
+    """
+
+    def __init__(self, wanted: Wanted, folder: str):
+        self.storage, self.folder = wanted.storage, folder
+        names = list(_pairs(wanted.storage, folder))
+        if not names:
+            raise NoSplit(
+                f"{folder} has no metadata.jsonl", got="no metadata.csv or .tsv, and no media with a .txt each",
+                fix="write one of them, or set source.path and source.splits",
+            )  # fmt: skip
+        self._stamp = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        self._named = wanted.named_files(File(f"{folder}/.", -1, self._stamp))
+        self._open(names)
+        super().__init__(wanted, runs(len(self._name_end)), None)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_names", "_name_end")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open(None)
+
+    def key(self, row: int) -> str:
+        begin = int(self._name_end[row - 1]) if row else 0
+        return os.fsdecode(self._names[begin : int(self._name_end[row])].tobytes())
+
+    def fields(self, row: int) -> Mapping:
+        name = self.key(row)
+        fields = {"file_name": name}
+        if "text" in self.roles:
+            media = self._named.media(f"{name.rpartition('.')[0]}.txt", f"{self.folder}, row {row + 1}")
+            with media.open() as file:
+                text = file.read(_MOST_TEXT + 1)
+            if len(text) > _MOST_TEXT:
+                raise BadSample("too large", f"{media.name}: a caption of more than {_MOST_TEXT} bytes")
+            try:
+                fields["text"] = text.decode("utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise BadSample("wrong column", f"{media.name} is not UTF-8: {error}") from None
+        return fields
+
+    def media(self, row: int, column: str, value) -> Media:
+        return self._named.media(value, f"{self.folder}, row {row + 1}")
+
+    def _open(self, names: list[str] | None) -> None:
+        make = partial(_write_index, names or [])
+        columns = kept_index(self.storage.kept, f"pairs {self.folder} {self._stamp}", make).columns
+        self._names, self._name_end = columns["names"], columns["name_end"]
+
+
+def _pairs(storage: Storage, folder: str, below: str = "") -> Iterator[str]:
+    """Names of media with a .txt, relative to the folder, sorted folder by folder."""
+    names = [name for name in storage.names(f"{folder}/{below}".rstrip("/")) or [] if not name.startswith(".")]
+    texts = {name[:-4] for name in names if name.endswith(".txt")}
+    yield from (below + name for name in names if name.rpartition(".")[0] in texts and not name.endswith((".txt", ".json")))
+    for inner in storage.names(f"{folder}/{below}".rstrip("/"), folders=True) or []:
+        if not inner.startswith("."):
+            yield from _pairs(storage, folder, f"{below}{inner}/")
+
+
+def _write_index(names: list[str], path: Path) -> None:
+    """Write the columns `names`, all names one after the other, and `name_end`, where each ends there."""
+    writer, written = IndexWriter(path, name_end="int64", names="uint8"), [os.fsencode(name) for name in names]
+    writer.append("names", np.frombuffer(b"".join(written), np.uint8))
+    writer.append("name_end", np.cumsum([len(name) for name in written], dtype=np.int64))
+    writer.close()
