@@ -151,6 +151,7 @@ def test_to_config_carries_sizes_changes_and_objectives(run):
                 "kind": "classification",
                 "modality": "vision",
                 "num_classes": 10,
+                "names": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
                 "loss": "softmax",
                 "label_smoothing": 0.0,
                 "weight": 1.0,
