@@ -90,6 +90,8 @@ def draw_retrieval(axes, history: list[dict]) -> None:
     """Share of queries whose own match ranks first (R@1), of each direction, on the validation split; stars on the test split."""
     bold, test = _plot_curves(axes, history, RETRIEVAL)
     _dress(axes, "Retrieval by direction", "R@1 in %")
+    highest = max((max(line.get_ydata(), default=0) for line in axes.get_lines()), default=0)
+    axes.set_ylim(0, min(102, max(5, 1.15 * highest)))  # retrieval among many is low: show it all the same
     _legend_below(axes, {"R@1 (\u2605: test)" if test else "R@1, last value": bold})
 
 
