@@ -32,6 +32,8 @@ if [[ $# -lt 2 || $1 == --help || $1 == -h ]]; then
 fi
 hostfile=$(from_caller "$1")
 shift
+# a recipe file is meant from the caller's folder
+if [[ -f $CALLER/${1%%:*} ]]; then set -- "$(from_caller "$1")" "${@:2}"; fi
 use_environment
 
 # deepspeed trains on this machine alone, with a warning, when it cannot read the hostfile: so it is read here first
@@ -50,5 +52,7 @@ elif [[ -n ${MASTER_ADDR:-} ]]; then
     launcher+=(--master_addr "$MASTER_ADDR")
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# over ssh, shells of the other machines read the options: whatever they could change goes as one word of letters
+if [[ $* == *[!A-Za-z0-9_./=:,@%+\ -]* || $# -ne $(wc -w <<<"$*") ]]; then set -- "$(python -m imp_ds quote -- "$@")"; fi
 
 launch deepspeed --quiet "${launcher[@]}" --module imp_ds train "$@"

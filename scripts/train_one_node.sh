@@ -24,6 +24,8 @@ if [[ $# -eq 0 || $1 == --help || $1 == -h ]]; then
     exit
 fi
 use_environment
+# a recipe file is meant from the caller's folder
+if [[ -f $CALLER/${1%%:*} ]]; then set -- "$(from_caller "$1")" "${@:2}"; fi
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 ranks=${RANKS:-$((gpus > 0 ? gpus : 1))}
