@@ -124,7 +124,7 @@ def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
             got="bf16.enabled = true, zero_optimization.stage = 0", allowed="ZeRO 1, 2 or 3 with bf16",
             fix="--deepspeed_config with stage 1: on one rank it costs the same",
         )  # fmt: skip
-    if stage == 0 and zero.get("offload_optimizer", {}).get("device", "none") != "none":
+    if stage == 0 and (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
         raise UserError(
             "ZeRO 0 has no offload: DeepSpeed would ignore it", got="zero_optimization.stage = 0, offload_optimizer",
             allowed="ZeRO 1, 2 or 3 with offload_optimizer", fix="delete offload_optimizer, or use stage 1, 2 or 3",
@@ -206,7 +206,7 @@ def _check_steps(run: RunConfig, ds: dict) -> None:
 
 
 def _check_foreign_sections(ds: dict) -> None:
-    refused = {
+    refused = {  # `ds_keys.REFUSED_BY_LAYOUT` leaves them to us
         "scheduler": ("the run's configuration owns the learning rate", "delete it and set optimizer.* with --set"),
         "elasticity": ("DeepSpeed 0.19 has no elasticity any more", "delete it; a checkpoint can be resumed on other ranks"),
         "torch_autocast": ("similarities and routing must stay in float32", 'delete it and write "bf16": {"enabled": true}'),

@@ -5,9 +5,11 @@ Heavy modules are imported inside the commands, so that help is there at once.
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from imp_ds import foreign_code
 from imp_ds.cli import data, machines, models, recipes, studies, training
 from imp_ds.cli.options import LocalRank, take_local_rank
 from imp_ds.cli.quoting import unquote
@@ -52,10 +54,17 @@ for name, group in _groups.items():
 
 
 @app.callback()
-def launched(local_rank: LocalRank = None):
+def launched(
+    local_rank: LocalRank = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", help="before the command: run code that comes with a tokenizer or model")
+    ] = False,
+):
     """Train, evaluate and load multimodal mixture-of-experts models on DeepSpeed."""
     # the deepspeed launcher puts its argument before ours, so before the command
     take_local_rank(local_rank)
+    if trust_remote_code:
+        foreign_code.trust()
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import FILE_NAME, RunConfig
@@ -14,7 +13,7 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.measures import written
-from imp_ds.models.imp import ImpProcessor  # and with it what the Auto classes know
+from imp_ds.models.imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.written_files import write_result
 
@@ -75,7 +74,7 @@ def load_model(folder: Path) -> tuple[ImpForPreTraining, ImpProcessor]:
     transformers_logging.disable_progress_bar()
     try:
         model = ImpForPreTraining.from_pretrained(folder, local_files_only=True)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        processor = ImpProcessor.from_pretrained(folder, local_files_only=True)
     except UserError:
         raise
     except Exception as error:  # each reader of a damaged file fails in its own way

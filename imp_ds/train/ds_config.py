@@ -10,6 +10,7 @@ from pathlib import Path
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.layout import check_layout
+from imp_ds.train.ds_keys import check_keys, check_values, offloads
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # in an installed package, or at the top of a clone
@@ -34,7 +35,9 @@ def load(path: str | Path) -> dict:
     if not path.exists() and str(path.parent) in (".", "ds_configs") and (FOLDER / path.name).is_file():
         path = FOLDER / path.name
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path))
+        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _unique(pairs, path))
+    except RecursionError:
+        raise UserError("the DeepSpeed configuration is nested too deeply", got=path, allowed="one JSON object") from None
     except OSError as error:
         shipped = ", ".join(sorted(p.name for p in FOLDER.glob("*.json")))
         raise UserError(
@@ -66,17 +69,30 @@ def resolve(ds: dict, run: RunConfig, world_size: int) -> dict:
     ds = copy.deepcopy(ds)
     _check_shape(ds)
     _check_ep_size(ds.pop("imp_ds", {}), run)
+    check_keys(ds)
     check_layout(run, world_size, ds)
     for path, value in _owned(run, world_size).items():
         _settle(ds, path, value)
     ds.setdefault("steps_per_print", _NEVER)
     ds.setdefault("zero_allow_untested_optimizer", True)
+    if not offloads(ds):
+        # DeepSpeed's own AdamW would be compiled at the first step; an offload has no other
+        ds["optimizer"]["params"].setdefault("torch_adam", True)
     if left := [path for path in _autos(ds) if path not in _OWN_AUTO]:
         raise UserError(
             'nothing fills this "auto"', got=", ".join(left), allowed=f'"auto" at {", ".join(_owned(run, world_size))}',
             fix="write a value there, or delete the key for DeepSpeed's default",
         )  # fmt: skip
+    check_values(ds)
     return ds
+
+
+def compiles(ds: dict) -> str | None:
+    """What the start waits for: which of DeepSpeed's optimizers is compiled under the complete configuration `ds`; None: none."""
+    if ds["optimizer"]["params"].get("torch_adam", False):
+        return None
+    name = "DeepSpeedCPUAdam (cpu_adam)" if offloads(ds) else "FusedAdam (fused_adam)"
+    return f"DeepSpeed's {name} is compiled at its first use, in about a minute; that needs a C++ compiler and ninja"
 
 
 def _owned(run: RunConfig, world_size: int) -> dict[str, object]:

@@ -175,6 +175,8 @@ class Engine:
         """ZeRO 1 to 3 know the norm inside their step alone; there the step is discarded as they discard an invalid norm, by
         the sentinel -1 (0.19.8)."""
         zero = self.deepspeed.optimizer
+        # it would say of every step that is left out that its gradients are not finite; the trainer says why it was
+        zero.loss_scaler.update_scale = lambda overflow: None
         if self.stage == 3:
             norms_of_groups = zero._get_norm_groups
 

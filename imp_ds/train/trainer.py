@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -77,6 +78,8 @@ def train(
     world = settle_environment()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     ds = ds_config.resolve(ds_config.load(ds_path or ds_config.default_path(run.train.ep_size, device_type)), run, world)
+    if not int(os.environ["RANK"]) and (waits := ds_config.compiles(ds)):
+        print(waits, flush=True)
     with Preemption() as preemption:
         # the watchdog names who hangs; a time limit of the process group, which cannot, must not come first
         device = start_process_group(2 * run.train.hang_timeout_s)

@@ -4,6 +4,7 @@ from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from imp_ds import foreign_code
 from imp_ds.errors import UserError
 from imp_ds.modalities import marking
 from imp_ds.modalities import text as text_modality
@@ -85,5 +86,6 @@ class ImpProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         """The base class loads each part through its Auto class; the one for films needs torchvision."""
+        kwargs = {**foreign_code.said(), **kwargs}
         parts = [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in _PARTS.values()]
         return [*parts, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from imp_ds import foreign_code
 from imp_ds.errors import UserError
 
 MASK = "<mask>"
@@ -111,13 +112,13 @@ def from_sentencepiece(model: bytes, max_length: int = 256) -> PreTrainedTokeniz
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Any Hugging Face tokenizer by name or folder; code that comes with it is never run.
+    """Any Hugging Face tokenizer by name or folder; code that comes with it is not run (`imp_ds.foreign_code`).
 
     Raises:
         UserError: it cannot be loaded, or has neither a padding nor an end token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **foreign_code.said())
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(
             "the tokenizer cannot be loaded",
