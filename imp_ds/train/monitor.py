@@ -4,7 +4,6 @@ metrics.jsonl holds one JSON object a line: {"kind": "train", "step", ...} for e
 {"kind": "evaluation", "step", "split", "results", "usage"} for each evaluation. Values that are not finite are null there.
 """
 
-import json
 import math
 import resource
 import sys
@@ -16,7 +15,7 @@ from imp_ds.evaluation.interference import Interference
 from imp_ds.evaluation.measures import in_one_line
 from imp_ds.evaluation.picture import draw
 from imp_ds.tasks import Batch, Evaluation, Rejection
-from imp_ds.train.history import cut_lines
+from imp_ds.train.history import LineFile, cut_lines
 from imp_ds.train.interference import record_interference
 from imp_ds.train.interval import Interval, StepRecord
 from imp_ds.train.progress import Progress
@@ -48,8 +47,9 @@ class Monitor:
         self.start_step, self.total_steps, self._logged = start_step, total_steps, start_step
         if not enabled:
             return
-        self.history = cut_lines(self.output_dir / HISTORY, start_step)
+        self.history = cut_lines(self.output_dir / HISTORY, start_step, _read_line)
         self._visits = _visits(self.history)
+        self._lines = LineFile(self.output_dir / HISTORY)
         self._interval = Interval()
         self._told: set[tuple[str, str]] = set()
         self.board = TensorBoard(self.output_dir / "tensorboard", start_step)
@@ -132,7 +132,10 @@ class Monitor:
         """How the tasks interfere after `step` steps, by the names of weights."""
         if not self.enabled:
             return
-        record_interference(self.board, self.output_dir, step, found)
+        try:
+            record_interference(self.board, self.output_dir, step, found)
+        except OSError as error:
+            self.progress.say(f"the picture of the interference cannot be written: {error.strerror or error}")
         between = sum(measured.between_tasks for measured in found.values()) / len(found)
         self.progress.say(f"step {step}: interference between tasks {between:.2f}, a task with itself 1")
 
@@ -170,6 +173,7 @@ class Monitor:
         self.progress.close()
         if self.enabled:
             self.board.close()
+            self._lines.close()
 
     def _log(self, step: int, learning_rate: float) -> None:
         found = self._interval.summary(self.peak_flops)
@@ -187,8 +191,7 @@ class Monitor:
 
     def _write(self, line: dict) -> None:
         self.history.append(line)
-        with (self.output_dir / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(line)) + "\n")
+        self._lines.add([_finite(line)])
 
 
 def _facts(found: dict, tags: dict[str, float]) -> str:
@@ -259,6 +262,17 @@ def _visits(history: list[dict]) -> dict[str, int]:
         for task, values in line.get("tasks", {}).items():
             visits[task] = visits.get(task, 0) + values["steps"]
     return visits
+
+
+def _read_line(line: dict) -> None:
+    """Raise an error for a line that is not as this file writes it."""
+    _visits([line])
+    if line["kind"] == "evaluation":
+        line["results"].items(), line["usage"].items()
+    elif line["kind"] == "train":
+        [values["loss"] for values in line["tasks"].values()]
+    else:
+        raise ValueError(line["kind"])
 
 
 def _finite(value):

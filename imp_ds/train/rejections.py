@@ -4,7 +4,6 @@ rejected.jsonl holds one JSON object a line, {"step", "task", "source", "key", "
 often an epoch comes back to it.
 """
 
-import json
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,7 +12,7 @@ from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
 from imp_ds.parallel.groups import world_size
 from imp_ds.tasks import Rejection, Task
-from imp_ds.train.history import cut_lines
+from imp_ds.train.history import LineFile, cut_lines
 
 FILE = "rejected.jsonl"
 _JUDGED_FROM = 200  # samples of a source; a share of fewer says little
@@ -42,8 +41,9 @@ class Rejections:
         self.counts: dict[str, dict[str, int]] = {}
         self._known: set[tuple[str, str]] = set()
         if writes:
-            for line in cut_lines(self.path, start_step):
-                self._remember(Rejection(line["source"], line["key"], line["reason"], line["detail"]))
+            self._lines = LineFile(self.path)
+            for line in cut_lines(self.path, start_step, _rejection):
+                self._remember(_rejection(line))
 
     def state(self) -> dict:
         """What a checkpoint keeps of it; it grows with the sources alone."""
@@ -73,10 +73,14 @@ class Rejections:
         self._judge([rejection for _, rejection in found])
         return new
 
+    def close(self) -> None:
+        """Close the file; called on every way out."""
+        if self.writes:
+            self._lines.close()
+
     def _write(self, step: int, found: list[tuple[str, Rejection]]) -> list[Rejection]:
         new = [(task, rejection) for task, rejection in dict.fromkeys(found) if self._remember(rejection)]
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, "task": task, **rejection._asdict()}) + "\n" for task, rejection in new)
+        self._lines.add([{"step": step, "task": task, **rejection._asdict()} for task, rejection in new])
         return [rejection for _, rejection in new]
 
     def _remember(self, rejection: Rejection) -> bool:
@@ -100,6 +104,14 @@ class Rejections:
                     allowed=f"data.max_rejected = {self.most:g} of a source's samples",
                     fix=f"{self.path} names them; repair the source, or --set data.max_rejected=...", shared=True,
                 )  # fmt: skip
+
+
+def _rejection(line: dict) -> Rejection:
+    """What a line of the file says. Raises KeyError or TypeError for another's."""
+    found = Rejection(line["source"], line["key"], line["reason"], line["detail"])
+    if not all(isinstance(value, str) for value in found):
+        raise TypeError("not texts")
+    return found
 
 
 def _shares(task: Task, readers: list[Reader]) -> dict[str, float]:

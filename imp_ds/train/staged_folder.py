@@ -1,12 +1,16 @@
 """A folder of a model that is whole or not there."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from imp_ds.errors import UserError
+
+# how what is written in Rust (safetensors, tokenizers) says that the system refused to write
+_OF_THE_SYSTEM = re.compile(r"\(os error \d+\)|No space left|File too large|Disk quota")
 
 
 @contextmanager
@@ -24,7 +28,14 @@ def staged_folder(out: Path, what: str) -> Iterator[Path]:
         if out.is_dir():
             out.rmdir()
         staging.rename(out)
-    except OSError as error:
-        raise UserError(f"the {what} cannot be written", got=f"{out}: {error.strerror or error}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        if not isinstance(error, OSError) and not _OF_THE_SYSTEM.search(str(error)):
+            raise
+        raise UserError(
+            f"the {what} cannot be written", got=f"{out}: {reason}", fix="make room there, or name another folder"
+        ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -102,6 +102,7 @@ def train(
                 trainer.finish()
             finally:
                 trainer.monitor.close()
+                trainer.rejections.close()
                 trainer.loader.close()
             barrier()
     dist.destroy_process_group()
