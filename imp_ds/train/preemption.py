@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from imp_ds.parallel import launcher_watch
 from imp_ds.parallel.groups import world_size
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
@@ -84,6 +85,7 @@ class Preemption:
                     continue
                 if first is None:
                     first, self.received = now, signal.Signals(number).name
+                    launcher_watch.release()
                 elif now - first > _SAME_S:
                     os.write(2, f"{signal.Signals(number).name} again: ending at once\n".encode())
                     os._exit(128 + number)
