@@ -148,6 +148,9 @@ class ImpForPreTraining(ImpPreTrainedModel):
         found = {name: part for name, of in self.objectives.items() for part in of.parts if isinstance(part, kind)}
         if task is None and len(found) == 1:
             task = next(iter(found))
+        if task is None and found:
+            fix = f"name one: --task {next(iter(found))}, or task={next(iter(found))!r} in Python"
+            raise UserError(f"several tasks of the model could be meant: each {does}", allowed=", ".join(found), fix=fix)
         if task not in found:
             raise UserError(f"no task that {does}", got=f"task = {task}", allowed=", ".join(found) or "the model has none")
         return task, found[task]

@@ -74,7 +74,7 @@ class Storage:
         if path is not None:
             try:
                 with os.scandir(path) as entries:
-                    return sorted(entry.name for entry in entries if (entry.is_dir() if folders else entry.is_file()))
+                    return sorted(entry.name for entry in entries if _is(entry, folders))
             except (FileNotFoundError, NotADirectoryError):
                 return None
         entries = self._tried(folder, lambda system, path: system.ls(path, detail=True) if system.isdir(path) else None)
@@ -195,6 +195,14 @@ def _file(system, path: str, info: dict) -> File:
     version = next((info[name] for name in _VERSIONS if info.get(name) is not None), "")
     size = info.get("size")  # some servers do not say
     return File(address, -1 if size is None else int(size), f"{size} {version}")
+
+
+def _is(entry: os.DirEntry, folder: bool) -> bool:
+    """Whether an entry is a folder, or a file; a link that leads to itself is neither."""
+    try:
+        return entry.is_dir() if folder else entry.is_file()
+    except OSError:
+        return False
 
 
 def _without_braces(pattern: str) -> list[str]:

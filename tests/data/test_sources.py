@@ -424,6 +424,37 @@ def test_media_with_a_text_of_their_name_are_pairs(folder, load):
         reader.read(2)
 
 
+def test_a_folder_without_splits_is_the_split_train(folder, load):
+    photos = folder.parent.parent / "photos"
+    for name in ("cat/1.jpg", "dog/1.jpg", "dog/2.jpg"):
+        (photos / name).parent.mkdir(exist_ok=True, parents=True)
+        (photos / name).write_bytes(name.encode())
+    source = Source(path="photos", vision="file_name", label="label")
+    reader = load(source)
+    assert [reader.key(row) for row in range(len(reader))] == ["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"]
+    assert reader.class_names == ["cat", "dog"] and labels(reader).tolist() == [0, 1, 1]
+    with pytest.raises(UserError, match="photos/test does not exist\n  allowed: in .*photos: cat, dog"):
+        load(source, split="test")
+    with pytest.raises(UserError, match="photos/training does not exist"):  # named, and not there
+        load(source, splits={"train": "training"})
+    (photos / "val").mkdir()  # this one has splits, of which train is missing: its folders are no classes
+    with pytest.raises(UserError, match="photos/train does not exist\n  allowed: in .*photos: cat, dog, val"):
+        load(source)
+
+
+def test_media_without_anything_beside_them(folder, load):
+    videos = folder.parent.parent / "videos"
+    (videos / "deep").mkdir(parents=True)
+    for name in ("b.mp4", "a.mkv", "deep/c.mp4", ".DS_Store", "notes.txt", "list.json"):
+        (videos / name).write_bytes(b"x")
+    (videos / "loop.mp4").symlink_to(videos / "loop.mp4")
+    reader = load(Source(path="videos", vision="file_name", audio="file_name"))
+    assert [reader.key(row) for row in range(len(reader))] == ["a.mkv", "b.mp4", "deep/c.mp4"]
+    assert reader.read(2)["vision"].path == reader.read(2)["audio"].path == videos / "deep" / "c.mp4"
+    with pytest.raises(UserError, match="no media with a .txt each"):
+        load(Source(path="videos", vision="file_name", text="text"))
+
+
 def test_files_elsewhere_are_read_where_media_root_allows_them(folder, load, tmp_path):
     (tmp_path / "store" / "deep").mkdir(parents=True)
     (tmp_path / "store" / "deep" / "x.png").write_bytes(b"x")

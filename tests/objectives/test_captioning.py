@@ -181,6 +181,10 @@ def test_what_cannot_be_captioned_is_refused():
         model.generate_captions("another", **pictures(ROWS))
     with pytest.raises(UserError, match="no task that says captions"):
         small_model(objectives={}).generate_captions(**pictures(ROWS))
+    with pytest.raises(UserError, match="several tasks(.|\n)*allowed: a, b(.|\n)*--task a"):
+        two = small_model(objectives={})
+        two.objectives = torch.nn.ModuleDict({name: next(iter(model.objectives.values())) for name in "ab"})
+        two.generate_captions(**pictures(ROWS))
     for inputs in ({}, {"input_ids": torch.ones(1, 3, dtype=torch.int64)}):
         with pytest.raises(UserError, match="captions are said of one modality"):
             model.generate_captions(**inputs)

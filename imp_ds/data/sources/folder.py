@@ -1,5 +1,5 @@
 """Folders of media: `{root}/{path}/{split}` with metadata.jsonl, .csv or .tsv, with folders of classes, with a .txt beside each
-medium, or with text files.
+medium, with media alone, or with text files. A folder without folders of splits is the split "train" itself.
 
 Those with metadata or classes are the layouts that `datasets` calls imagefolder, videofolder and audiofolder.
 """
@@ -22,7 +22,7 @@ def open_split(wanted: Wanted) -> RowReader:
     folder, files = metadata_files(wanted)
     if files:
         return LineReader(wanted, files, class_names(wanted, wanted.address))
-    if wanted.source.text is not None:
+    if wanted.source.text is not None or wanted.source.label is None:
         return PairReader(wanted, folder)
     classes = [name for name in wanted.storage.names(folder, folders=True) if not name.startswith(".")]
     return ClassFolderReader(wanted, folder, classes, class_names(wanted, wanted.address, found=classes))

@@ -1,4 +1,4 @@
-"""Folders of media that have their captions beside them: 1.jpg and 1.txt, in the folder or in folders below it."""
+"""Folders of media that have their captions beside them, 1.jpg and 1.txt, or of media alone, in the folder or in folders below it."""
 
 import hashlib
 import os
@@ -14,22 +14,24 @@ from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted
 from imp_ds.data.storage import File, Storage
 
+_NO_MEDIA = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md")
 _MOST_TEXT = 1 << 24  # bytes of a caption's file
 
 
 class PairReader(RowReader):
-    """A row for each medium with a .txt of its name, in the order of their names: columns `file_name`, and `text`, the lines of
-    the .txt, each of which is a caption. Hidden files are passed over.
+    """A row for each medium with a .txt of its name, or, where no text is read, for each file: in the order of their names. Columns
+    are `file_name`, and `text`, the lines of the .txt, each of which is a caption. Hidden files, .txt and tables are no media.
 
     Args: as RowReader, and `folder`.
     """
 
     def __init__(self, wanted: Wanted, folder: str):
         self.storage, self.folder = wanted.storage, folder
-        names = list(_pairs(wanted.storage, folder))
+        paired = wanted.source.text is not None
+        names = list(_media(wanted.storage, folder, paired))
         if not names:
             raise NoSplit(
-                f"{folder} has no metadata.jsonl", got="no metadata.csv or .tsv, and no media with a .txt each",
+                f"{folder} has no metadata.jsonl", got=f"no metadata.csv or .tsv, and no media{' with a .txt each' if paired else ''}",
                 fix="write one of them, or set source.path and source.splits",
             )  # fmt: skip
         self._stamp = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
@@ -72,14 +74,15 @@ class PairReader(RowReader):
         self._names, self._name_end = columns["names"], columns["name_end"]
 
 
-def _pairs(storage: Storage, folder: str, below: str = "") -> Iterator[str]:
-    """Names of media with a .txt, relative to the folder, sorted folder by folder."""
+def _media(storage: Storage, folder: str, paired: bool, below: str = "") -> Iterator[str]:
+    """Names of media, of those with a .txt alone where they are paired, relative to the folder, sorted folder by folder."""
     names = [name for name in storage.names(f"{folder}/{below}".rstrip("/")) or [] if not name.startswith(".")]
     texts = {name[:-4] for name in names if name.endswith(".txt")}
-    yield from (below + name for name in names if name.rpartition(".")[0] in texts and not name.endswith((".txt", ".json")))
+    media = (name for name in names if not name.endswith(_NO_MEDIA))
+    yield from (below + name for name in media if not paired or name.rpartition(".")[0] in texts)
     for inner in storage.names(f"{folder}/{below}".rstrip("/"), folders=True) or []:
         if not inner.startswith("."):
-            yield from _pairs(storage, folder, f"{below}{inner}/")
+            yield from _media(storage, folder, paired, f"{below}{inner}/")
 
 
 def _write_index(names: list[str], path: Path) -> None:

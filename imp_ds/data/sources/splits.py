@@ -15,6 +15,7 @@ MAKE = (
 
 
 _LINES = (".jsonl", ".csv", ".tsv", ".txt")
+_SPLIT_FOLDERS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "*.txt")
 
 
@@ -107,7 +108,7 @@ def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
     if _names_files(wanted.called, *_LINES):
         folder, patterns = wanted.address, [below(wanted.address, wanted.called)]
     else:
-        folder = place(wanted.address, wanted.called)
+        folder = _split_folder(wanted)
         patterns = [below(folder, name) for name in _METADATA]
         if {"vision", "audio"} & set(wanted.source.roles()):
             patterns.pop()  # a .txt beside a picture is its caption
@@ -118,9 +119,18 @@ def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
         raise _no_folder(storage, place(wanted.root, ""), folder)
     if len(patterns) == 1:
         raise _no_lines(wanted, patterns)
-    if not classes and wanted.source.text is None:
+    if not classes and wanted.source.text is None and wanted.source.label is not None:
         raise NoSplit(f"{folder} has no metadata.jsonl", got="no metadata.csv or .tsv, and no folders of classes", fix=MAKE)
     return folder, []
+
+
+def _split_folder(wanted: Wanted) -> str:
+    """The folder of a split. A folder that has none of its own for any split is the split "train", as a single table is."""
+    storage, folder = wanted.storage, place(wanted.address, wanted.called)
+    if wanted.split != "train" or wanted.source.splits or storage.names(folder, folders=True) is not None:
+        return folder
+    inside = storage.names(wanted.address, folders=True)
+    return folder if inside is None or {name.lower() for name in inside} & _SPLIT_FOLDERS else wanted.address
 
 
 def _no_lines(wanted: Wanted, patterns: list[str]) -> NoSplit:
