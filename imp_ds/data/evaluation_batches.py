@@ -16,12 +16,14 @@ from imp_ds.tasks import Batch, Views
 
 def evaluation_batches(reader: Reader, collator: Collator, views: Views, *, batch_size: int, rank: int = 0, world: int = 1,
                        name: str = "evaluation", cache: MediaCache | None = None,
-                       decoding: DecodingSettings = DecodingSettings(), marked: bool = False) -> Iterator[Batch]:  # fmt: skip
+                       decoding: DecodingSettings = DecodingSettings(), marked: bool = False,
+                       report: Callable[[int, int], None] | None = None) -> Iterator[Batch]:  # fmt: skip
     """This rank's rows of the split, in batches of exactly `batch_size`: blocks of rows are dealt to the ranks in turn.
 
     A long recording is heard in several windows, each an entry of its own; a row that cannot be used has none. So ranks may have
     different numbers of batches, but each has at least one; the last is filled up by repetition. `targets["index"]`, int64 [B],
-    is the row; `targets["valid"]`, bool [B], is False for a repetition. Raises UserError when no row of the split can be used.
+    is the row; `targets["valid"]`, bool [B], is False for a repetition. `report` is called with the rows read and those of the
+    split. Raises UserError when no row of the split can be used.
     """
     waiting, made, wanted = [], False, Wanted(has_tokens=collator.has_tokens, settings=decoding)
     for row in _rows_of(len(reader), batch_size, rank, world):
@@ -29,6 +31,8 @@ def evaluation_batches(reader: Reader, collator: Collator, views: Views, *, batc
         while len(waiting) >= batch_size:
             yield _batch(partial(collator, marked=marked), name, views, waiting[:batch_size], batch_size)
             waiting, made = waiting[batch_size:], True
+        if report is not None:
+            report(row + 1, len(reader))
     if waiting:
         yield _batch(partial(collator, marked=marked), name, views, waiting, batch_size)
     elif not made:

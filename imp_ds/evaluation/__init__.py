@@ -4,6 +4,7 @@ hidden words; and captions against those of the corpus.
 An evaluator has `run(model) -> iterator of (name, value)`; names are flat, such as zero_shot/image/top1.
 """
 
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -20,35 +21,40 @@ from imp_ds.evaluation.evaluator import KeptBatches, TextEvaluator
 from imp_ds.evaluation.heads import HeadEvaluator, heads
 from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.evaluation.named_classes import NamedClassesEvaluator
+from imp_ds.evaluation.other_recipe import labels_of_head
 from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Evaluation, Source, Task, Views
 
 Evaluator = TextEvaluator | MaskedLanguageEvaluator | NamedClassesEvaluator | CaptioningEvaluator | HeadEvaluator
+Report = Callable[[str, int, int], None]
 _KEPT_MB = 256  # of a head's batches, from one evaluation to the next
 
 
-def build_evaluators(run, processor, split: str, *, batch_size: int = 64, with_heads: bool = True) -> list[Evaluator]:
-    """The evaluators of `run.evaluations` on a split ("train", "validation", "test") of the corpus at `run.data.root`, and, if
-    `with_heads`, of the classification head of each task whose sources have that split.
+def build_evaluators(
+    run, processor, split: str, *, batch_size: int = 64, heads_of: Collection[str] | None = None, report: Report | None = None
+) -> list[Evaluator]:
+    """The evaluators of `run.evaluations` on a split ("train", "validation", "test") of the corpus at `run.data.root`, and of the
+    classification heads of each task whose sources have that split; of the tasks named in `heads_of` alone, where it is given.
 
-    `batch_size` is that of each rank. Raises UserError when the corpus or its class names are missing or unusable.
+    `batch_size` is that of each rank; `report` is called with (what is evaluated, rows read, rows of the split). Raises UserError
+    when the corpus or its class names are missing or unusable.
     """
     evaluators = []
     for record in run.evaluations:
         reader = open_reader(run.data.root, record.source, split, run.data)
         if record.captioner is not None:
-            evaluators.append(_captioning_evaluator(run, processor, record, reader, batch_size))
+            evaluators.append(_captioning_evaluator(run, processor, record, reader, batch_size, report))
         elif record.modality == "text" and record.head == "pair":
             task, captions = run.task(record.name), first_captions(reader)
             evaluators.append(MaskedLanguageEvaluator(record, task, captions, processor.tokenizer, batch_size=batch_size))
         else:
-            evaluators.append(_text_evaluator(run, processor, record, reader, batch_size))
+            evaluators.append(_text_evaluator(run, processor, record, reader, batch_size, report))
             if _is_tuned(run, record):
                 evaluators.append(NamedClassesEvaluator(evaluators[-1]))
-    for task in run.tasks if with_heads else []:
+    for task in run.tasks if heads_of is None else map(run.task, heads_of):
         if heads(task) and all(has_split(run.data.root, source, split) for source in task.sources):
-            evaluators += _head_evaluators(run, processor, task, split, batch_size)
+            evaluators += _head_evaluators(run, processor, task, split, batch_size, report)
     return evaluators
 
 
@@ -59,22 +65,28 @@ def evaluated_sources(run) -> list[Source]:
     return [record.source for record in run.evaluations] + [source for task in held_out for source in task.sources]
 
 
-def _head_evaluators(run, processor, task: Task, split: str, batch_size: int) -> list[HeadEvaluator]:
+def _head_evaluators(run, processor, task: Task, split: str, batch_size: int, report) -> list[HeadEvaluator]:
     found = []
-    shape = dict(batch_size=batch_size, rank=rank(), world=world_size(), decoding=run.data.decoding)
     readers = [open_reader(run.data.root, source, split, run.data) for source in task.sources]
     label_R = [torch.from_numpy(labels(reader)) for reader in readers]
     for place, objective, name in heads(task):
         views = Views(**{objective.modality: getattr(task.views, objective.modality)})
+        shape = _shape(run, batch_size, report, f"head {name}")
         make = [partial(evaluation_batches, reader, Collator(processor), views, **shape) for reader in readers]
-        parts = [(KeptBatches(batches, _KEPT_MB // len(readers)), label) for batches, label in zip(make, label_R)]
+        labels_R = [labels_of_head(label, r.class_names, objective.names) for label, r in zip(label_R, readers)]
+        parts = [(KeptBatches(batches, _KEPT_MB // len(readers)), label) for batches, label in zip(make, labels_R)]
         found.append(HeadEvaluator(task, place, parts, name))
     return found
 
 
-def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> TextEvaluator:
-    shape = dict(batch_size=batch_size, rank=rank(), world=world_size(), decoding=run.data.decoding)
-    shape["marked"] = record.answer_at == "mark"
+def _shape(run, batch_size: int, report: Report | None, what: str) -> dict:
+    """How the rows of a split are dealt to this rank."""
+    told = None if report is None else partial(report, what)
+    return dict(batch_size=batch_size, rank=rank(), world=world_size(), decoding=run.data.decoding, report=told)
+
+
+def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int, report) -> TextEvaluator:
+    shape = _shape(run, batch_size, report, record.name) | {"marked": record.answer_at == "mark"}
     asked = record.modality == "text" or record.answer_at == "mark"  # the text is what is read
 
     def frames(row):
@@ -92,8 +104,8 @@ def _text_evaluator(run, processor, record: Evaluation, reader: Reader, batch_si
     )
 
 
-def _captioning_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int) -> CaptioningEvaluator:
-    shape = dict(batch_size=batch_size, rank=rank(), world=world_size(), decoding=run.data.decoding)
+def _captioning_evaluator(run, processor, record: Evaluation, reader: Reader, batch_size: int, report) -> CaptioningEvaluator:
+    shape = _shape(run, batch_size, report, record.name)
     batches = lambda: evaluation_batches(reader, Collator(processor), _used_views(record), **shape)  # noqa: E731
     return CaptioningEvaluator(record, run.task(record.captioner), batches, all_captions(reader), processor.tokenizer)
 

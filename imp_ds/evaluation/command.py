@@ -13,8 +13,10 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.measures import written
+from imp_ds.evaluation.other_recipe import seen_by
 from imp_ds.models.imp import ImpProcessor
 from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.stage_progress import StageProgress
 from imp_ds.written_files import write_result
 
 SPLITS = ("train", "validation", "test")
@@ -38,8 +40,9 @@ def evaluate(
         split: "train", "validation" or "test".
         batch_size: rows encoded at once.
         output: JSON file for the results, or None.
-        recipe: a run whose data, evaluations and tasks' sources are taken instead of the model's own.
-        settings: changes "path=value" of the run, as `--set` has them.
+        recipe: a run whose data and evaluations are taken instead of the model's own; of the model's classification heads those
+            are measured whose task it has too, with as many classes.
+        settings: changes "path=value" of the recipe, or else of the model's run, as `--set` has them.
 
     Raises UserError when the folder is not a whole exported model, the corpus is missing, or the output cannot be written.
     """
@@ -49,18 +52,24 @@ def evaluate(
         raise UserError("the batch size is not positive", got=batch_size, allowed="1 or more")
     output = None if output is None else _check_output(Path(output))
     run = read_run(Path(model_path))
-    run = (run if recipe is None else _seen_by(run, recipe)).override(settings)
+    if recipe is None:
+        run, heads_of, notes = run.override(settings), None, []
+    else:
+        run, heads_of, notes = seen_by(run, recipe.override(settings))
     if data is not None:
-        run.data.root = str(data)
+        run = run.model_copy(update={"data": run.data.model_copy(update={"root": str(data)})})
+    print("".join(f"{note}\n" for note in notes), end="", flush=True)
     model, processor = load_model(Path(model_path))
-    evaluators = build_evaluators(run, processor, split, batch_size=batch_size)
-    if not evaluators:
-        raise UserError(
-            "there is nothing to evaluate",
-            got=f"no evaluations in {Path(model_path) / FILE_NAME}, and no head of classes whose source has a split {split}",
-            fix="--split train, validation or test; or add evaluations",
-        )  # fmt: skip
-    results = run_evaluators(model, evaluators)
+    with StageProgress() as report:
+        evaluators = build_evaluators(run, processor, split, batch_size=batch_size, heads_of=heads_of, report=report)
+        if not evaluators:
+            raise UserError(
+                "there is nothing to evaluate",
+                got=f"no evaluations in {Path(model_path) / FILE_NAME if recipe is None else 'the recipe'}, "
+                f"and no head of classes whose source has a split {split}",
+                fix="--split train, validation or test; or add evaluations",
+            )  # fmt: skip
+        results = run_evaluators(model, evaluators)
     Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
     if output is not None:
         write_result(output, json.dumps(results, indent=2) + "\n")
@@ -109,20 +118,6 @@ def read_run(folder: Path) -> RunConfig:
             fix="python -m imp_ds export RUN OUT writes one; runs/NAME/model is one",
         )  # fmt: skip
     return RunConfig.load(folder / FILE_NAME)
-
-
-def _seen_by(run: RunConfig, recipe: RunConfig) -> RunConfig:
-    """The run of a model with the evaluations and the data of a recipe; its heads are measured on the sources of the recipe's
-    tasks of the same name, others not at all. What the model was trained to read (tokenizer, spectrogram) stays the model's."""
-    sources = {task.name: task for task in recipe.tasks}
-    kept = {"tokenizer": run.data.tokenizer, "vocab_size": run.data.vocab_size, "audio": run.data.audio}
-    shared = [task for task in run.tasks if task.name in sources]
-    tasks = [
-        task.model_copy(update={"source": sources[task.name].source, "further_sources": sources[task.name].further_sources})
-        for task in shared
-    ]
-    changes = {"data": recipe.data.model_copy(update=kept), "evaluations": recipe.evaluations, "tasks": tasks or run.tasks}
-    return RunConfig.model_validate(run.model_copy(update={**changes, "name": run.name}).model_dump())
 
 
 def _check_output(path: Path) -> Path:

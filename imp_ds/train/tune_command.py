@@ -66,7 +66,7 @@ def scores_before(model: Path, run: RunConfig, source: RunConfig, evaluation: st
     run = run.model_copy(update={"data": source.data, "evaluations": [record]})
     split = "test" if has_split(source.data.root, record.source, "test") else "validation"
     network, processor = load_model(model)
-    return run_evaluators(network, build_evaluators(run, processor, split, with_heads=False))
+    return run_evaluators(network, build_evaluators(run, processor, split, heads_of=()))
 
 
 def samples(results: dict[str, float]) -> int:

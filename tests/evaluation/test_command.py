@@ -150,3 +150,20 @@ def test_the_model_card_is_valid_and_its_example_runs(exported):
         [sys.executable, "-c", example + "\nprint('scores', *scores.shape)"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and "scores 1 2" in done.stdout, done.stderr
+
+
+def test_another_recipe_scores_its_own_source_by_what_the_model_has_learned(exported, tmp_path, capsys):
+    folder, root = exported
+    (tmp_path / "test").mkdir()
+    for split in ("test/red", "test/blue"):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.full((16, 16, 3), COLOURS[split[5:]], np.uint8)).save(tmp_path / split / "0.png")
+    recipe = make_run(tmp_path)
+    source = Source(path=".", vision="file_name", label="label")
+    seen = dict(modality="vision", source=source, views=recipe.evaluations[0].views, templates=["a {} square"])
+    recipe.evaluations = [Evaluation(name="own", **seen)]
+    results = evaluate(folder, recipe=recipe, settings=["evaluations.own.name=paint"])
+    assert set(results) == {"zero_shot/paint/top1"} and results["zero_shot/paint/top1"] in (0, 0.5, 1)
+    assert "paint: 2\n" in capsys.readouterr().out  # the rows that were read, in a plain line
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        evaluate(folder, recipe=make_run(root), settings=["evaluations=[]"])

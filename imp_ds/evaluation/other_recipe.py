@@ -1,0 +1,49 @@
+"""A trained model seen by another recipe: its evaluations and sources, and of the model's own run what the model has learned."""
+
+import torch
+
+from imp_ds.config import RunConfig
+from imp_ds.evaluation.heads import heads
+
+
+def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], list[str]]:
+    """The run of a model with the data and the evaluations of a recipe; the tasks whose heads can be measured on the recipe's
+    sources; and, of each task whose cannot although the names agree, a line that says why.
+
+    A head can be where the recipe has a task of its name with the same classes: as many of the same modality. What the model
+    was trained to read (tokenizer, spectrogram, views of its tasks) stays the model's.
+    """
+    given = {task.name: task for task in recipe.tasks}
+    tasks, measured, notes = [], [], []
+    for task in run.tasks:
+        other = given.get(task.name)
+        own, others = _classes(task), _classes(other) if other is not None else []
+        if own and own == others:
+            task = task.model_copy(update={"source": other.source, "further_sources": other.further_sources})
+            measured.append(task.name)
+        elif own and others:
+            notes.append(f"task {task.name}: its head is left out, with {_said(own)}; the recipe's has {_said(others)}")
+        tasks.append(task)
+    kept = {"tokenizer": run.data.tokenizer, "vocab_size": run.data.vocab_size, "audio": run.data.audio}
+    changes = {"data": recipe.data.model_copy(update=kept), "evaluations": recipe.evaluations, "tasks": tasks}
+    return run.model_copy(update=changes), measured, notes
+
+
+def _classes(task) -> list[tuple[str, int]]:
+    return [(objective.modality, objective.num_classes) for _, objective, _ in heads(task)]
+
+
+def _said(classes: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{count} classes of {modality}" for modality, count in classes)
+
+
+def labels_of_head(label_R: torch.Tensor, source_names: list[str] | None, head_names: list[str]) -> torch.Tensor:
+    """The labels of a source's rows, int64 [R], as a head counts its classes: by name where some names agree, since another
+    source may have them in another order, or some of them; -1 for a class that the head does not have. Otherwise as they are.
+    """
+    places = {name: place for place, name in enumerate(head_names)}
+    if source_names is None or source_names == head_names or not places.keys() & set(source_names):
+        return label_R
+    place_K = torch.tensor([places.get(name, -1) for name in source_names])
+    known_R = (label_R >= 0) & (label_R < len(source_names))
+    return torch.where(known_R, place_K[label_R.clamp(0, len(source_names) - 1)], -1)
