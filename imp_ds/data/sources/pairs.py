@@ -1,4 +1,4 @@
-"""Folders of media that have their captions beside them, 1.jpg and 1.txt, or of media alone, in the folder or in folders below it."""
+"""Folders of media with their captions beside them, 1.jpg and 1.txt, or of media alone; also in folders below."""
 
 import hashlib
 import os
@@ -19,8 +19,9 @@ _MOST_TEXT = 1 << 24  # bytes of a caption's file
 
 
 class PairReader(RowReader):
-    """A row for each medium with a .txt of its name, or, where no text is read, for each file: in the order of their names. Columns
-    are `file_name`, and `text`, the lines of the .txt, each of which is a caption. Hidden files, .txt and tables are no media.
+    """A row for each medium with a .txt of its name, or, where no text is read, for each medium, in the order of their names.
+    Columns are `file_name`, and `text`, the lines of the .txt, each of which is a caption. Hidden files, .txt and tables are no
+    media.
 
     Args: as RowReader, and `folder`.
     """
@@ -30,8 +31,9 @@ class PairReader(RowReader):
         paired = wanted.source.text is not None
         names = list(_media(wanted.storage, folder, paired))
         if not names:
+            media = "media with a .txt each" if paired else "media"
             raise NoSplit(
-                f"{folder} has no metadata.jsonl", got=f"no metadata.csv or .tsv, and no media{' with a .txt each' if paired else ''}",
+                f"{folder} has no metadata.jsonl", got=f"no metadata.csv or .tsv, and no {media}",
                 fix="write one of them, or set source.path and source.splits",
             )  # fmt: skip
         self._stamp = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
