@@ -177,6 +177,9 @@ class TrainSettings(Settings):
     max_bad_steps: int = Field(10, ge=1, description="steps skipped since the last checkpoint before the run goes back to it")
     max_rollbacks: int = Field(2, ge=0, description="times the run goes back to its last checkpoint before it stops")
     hang_timeout_s: float = Field(1800.0, gt=0, description="a rank that makes no progress for so long ends the run")
+    start_timeout_s: float = Field(
+        1800.0, gt=0, description="a start, or the wait for a rank to start, that makes no progress for so long ends"
+    )
     log_every: int = Field(50, ge=1, description="steps from one line of curves to the next")
     eval_every: int = Field(1000, ge=0, description="0: at the end only")
     interference_every: int = Field(0, ge=0, description="steps from one measurement of how tasks interfere to the next; 0: none")

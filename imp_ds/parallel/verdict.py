@@ -141,7 +141,10 @@ def _deadlock(standings: Sequence[Standing]) -> Verdict:
 
 
 def _limit(late: Sequence[Standing]) -> str:
-    return f"{min(s.allowed_s for s in late):g} s (train.hang_timeout_s, or more in a long phase)"
+    first = min(late, key=lambda s: s.allowed_s)
+    if first.phase.startswith("starting"):
+        return f"{first.allowed_s:g} s (train.start_timeout_s)"
+    return f"{first.allowed_s:g} s (train.hang_timeout_s, or more in a long phase)"
 
 
 def _message(standings: Sequence[Standing], what: str, fix: str, allowed: str | None = None) -> str:

@@ -27,13 +27,14 @@ from imp_ds.errors import UserError
 from imp_ds.parallel.connection import Connection, listen
 from imp_ds.parallel.groups import on_main, rank, world_size
 from imp_ds.parallel.verdict import Standing, Verdict, died, hanging, is_effect, judge_broken, judge_events, judge_stillness
+from imp_ds.parallel.waits import waits_for
 
 EXIT_CODE = 1
 _CONNECT_S = 60.0  # until all ranks have a connection
 _GRACE_S = 0.5  # between the first sign of an end and the verdict: the cause may be heard after its effects
 _BROKEN_S = 10.0  # the same while all that is known is that connections broke
 _FAREWELL_S = 2.0
-_START_S = 1800.0  # until the first word of progress: a model is built, a checkpoint is read
+_SAY_WAIT_S = 10.0  # a wait for a lock or a compiler is said after so long
 _WAITING = ("torch.distributed", "deepspeed.comm", "imp_ds.parallel")  # modules in which one waits for other ranks
 
 
@@ -42,6 +43,7 @@ class Watchdog:
 
     Args:
         timeout_s: how long training may stand still in a phase that asks for no more, and a machine be cut off.
+        start_timeout_s: the same before training: a model is built, a checkpoint is read.
         interval_s: between two words of a rank.
 
     An exception that leaves the block is reported. On the rank that is to blame it goes on as ever. On the others, where it
@@ -51,18 +53,21 @@ class Watchdog:
     Entering raises UserError, on every rank, when a rank cannot reach rank 0.
     """
 
-    def __init__(self, timeout_s: float, *, interval_s: float = 1.0):
-        self.timeout_s, self.interval_s = timeout_s, interval_s
+    def __init__(self, timeout_s: float, *, start_timeout_s: float = 1800.0, interval_s: float = 1.0):
+        self.timeout_s, self.start_timeout_s, self.interval_s = timeout_s, start_timeout_s, interval_s
         self._quiet_s = 10 * interval_s
         self._clock, self._ran = 0.0, time.monotonic()
         self._failure, self._effect, self._told, self._done = None, False, False, False
         self._judged = threading.Event()
         self._connections: dict[int, Connection] = {}  # of rank 0: rank -> its connection; of another: 0 -> rank 0's
-        self.progress(0, "starting", at_least_s=_START_S)
+        self._told_wait = None  # what was said last that we wait for
+        self.progress(0, "starting")
 
     def progress(self, step: int, phase: str, *, at_least_s: float = 0.0) -> None:
-        """Say that training goes on: `step` steps are done, and the phase may take timeout_s, or `at_least_s` if longer."""
-        self._progress = step, phase, max(self.timeout_s, at_least_s), self._clock
+        """Say that training goes on: `step` steps are done, and the phase may take timeout_s, or `at_least_s` if longer. Before
+        training, a phase that begins with "starting" may take start_timeout_s."""
+        allowed_s = self.start_timeout_s if phase.startswith("starting") else self.timeout_s
+        self._progress = step, phase, max(allowed_s, at_least_s), self._clock
 
     def __enter__(self) -> "Watchdog":
         self._main = threading.get_ident()
@@ -133,7 +138,13 @@ class Watchdog:
                 frame = frame.f_back
             if frame.f_back is None:  # none of ours: the innermost
                 frame = frames[self._main]
+            waits = waits_for(frames[self._main])
+            if waits != self._told_wait and (waits is None or self._clock - since > _SAY_WAIT_S):
+                self._told_wait = waits
+                if waits is not None:
+                    _say(f"rank {rank()} waits for {waits}\n")
             place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
+            place += f", waits for {waits}" if waits else ""
         return dict(
             step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, place=place, failure=self._failure,
             effect=self._effect, told=self._told, done=self._done, waiting=module.startswith(_WAITING),

@@ -32,6 +32,7 @@ from imp_ds.moe.routing import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, spread_experts
 from imp_ds.parallel.groups import alone, rank
 from imp_ds.parallel.launch import settle_environment
+from imp_ds.parallel.roll_call import roll_call
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train import master_state
@@ -39,8 +40,11 @@ from imp_ds.train.carried_gradients import carry, give_length, own_gradients
 from imp_ds.train.pieces import Pieces
 
 
-def start_process_group(timeout_s: float = 1800.0) -> torch.device:
-    """Join the other ranks, whoever launched us, and return this rank's device."""
+def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800.0) -> torch.device:
+    """Join the other ranks, whoever launched us, and return this rank's device.
+
+    timeout_s: of the collectives. Raises UserError, naming them, when some ranks have not started within start_timeout_s.
+    """
     settle_environment()
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 has replaced: nothing that a user can mend
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -50,7 +54,9 @@ def start_process_group(timeout_s: float = 1800.0) -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # compiled at the first start otherwise (half a minute and a compiler), and used by inference kernels alone
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    held = roll_call(start_timeout_s)
     deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
+    del held
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
 
 

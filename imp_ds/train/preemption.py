@@ -43,6 +43,7 @@ class Preemption:
 
     def __init__(self):
         self.received: str | None = None  # the name of the signal
+        self.starting = False  # set while there is nothing to save yet: the first signal ends the process at once
 
     @property
     def requested(self) -> bool:
@@ -83,6 +84,9 @@ class Preemption:
             for number in came:
                 if number not in SIGNALS:  # another handler's
                     continue
+                if self.starting:
+                    os.write(2, f"{signal.Signals(number).name} during the start: nothing to save, ending at once\n".encode())
+                    os._exit(EXIT_CODE)
                 if first is None:
                     first, self.received = now, signal.Signals(number).name
                     launcher_watch.release()

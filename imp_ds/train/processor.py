@@ -50,6 +50,8 @@ def load_processor(output_dir: Path, state: dict | None = None) -> ImpProcessor:
     was trained with."""
     folder = output_dir / FOLDER
     if state is not None:
+        if "processor" not in state:
+            raise UserError("the checkpoint does not say what its processor was", got=f"step {state.get('step')}", fix=_RESTORE)
         _verify(folder, state["processor"])
     try:
         return ImpProcessor.from_pretrained(folder, local_files_only=True)

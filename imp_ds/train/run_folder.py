@@ -28,7 +28,8 @@ _MADE = {
 _FREE = {
     "data.root", "data.workers", "data.prefetch", "data.cache_mb", "data.timeout_s", "train.steps", "train.ep_size",
     "train.gradient_checkpointing", "train.compile", "train.spike_deviations", "train.max_bad_steps", "train.max_rollbacks",
-    "train.hang_timeout_s", "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints",
+    "train.hang_timeout_s", "train.start_timeout_s",
+    "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints",
     "train.milestone_every", "train.interference_every", "train.interference_samples", "evaluations", "tasks.*.pieces",
 }  # fmt: skip
 # what may differ too if it is asked for: training goes on otherwise from there, but the weights and moments still fit

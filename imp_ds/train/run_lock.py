@@ -18,7 +18,7 @@ class RunLock:
     """The lock on the folder of a run; taken by rank 0, and held until its process ends.
 
     It is a lock of POSIX: the processes of a loader do not inherit it, and it is known across machines that share the folder
-    by NFS.
+    by NFS. Such a lock is lost when its process closes any descriptor of the file: nothing else opens it.
 
     Raises UserError, which names the holder, where another process has it, and OSError where the folder cannot be written.
     """

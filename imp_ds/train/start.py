@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from imp_ds.train.trainable import freeze_others
 _COLUMNS = 140  # of a grid that goes to a file
 
 
-def open_readers(run: RunConfig) -> dict[str, list[Reader]]:
+def open_readers(run: RunConfig, watchdog: Watchdog | None = None) -> dict[str, list[Reader]]:
     """The readers of each task's sources, training split. All ranks call it.
 
     Indexes that are missing are built by rank 0, or by the first rank of each node where nodes share no file system; the other
@@ -42,7 +43,8 @@ def open_readers(run: RunConfig) -> dict[str, list[Reader]]:
     """
     first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
     for turn in (is_main(), first_of_node):
-        on_main(lambda turn=turn: _open_with_progress(run) if turn else None, "the corpus cannot be read", every_rank=True)
+        opening = lambda turn=turn: _open_with_progress(run, watchdog) if turn else None  # noqa: E731
+        on_main(opening, "the corpus cannot be read", every_rank=True)
     readers = on_main(lambda: open_corpus(run), "the corpus cannot be read", every_rank=True)
     if is_main():
         _tell_of_damage(readers)
@@ -55,12 +57,16 @@ def _tell_of_damage(readers: dict[str, list[Reader]]) -> None:
         print(told, file=sys.stderr, flush=True)
 
 
-def _open_with_progress(run: RunConfig) -> None:
-    if not is_main():
-        open_corpus(run)
-        return
-    with StageProgress() as report:
-        open_corpus(run, progress=report)
+def _open_with_progress(run: RunConfig, watchdog: Watchdog | None) -> None:
+    with StageProgress() if is_main() else nullcontext() as report:
+
+        def progress(*stage) -> None:
+            if watchdog is not None:
+                watchdog.progress(0, "starting, reading the sources")
+            if report is not None:
+                report(*stage)
+
+        open_corpus(run, progress=progress)
 
 
 def show_ranks(run: RunConfig, config: ImpConfig, device: torch.device, hostfile: Path | None) -> None:

@@ -81,31 +81,44 @@ def train(
     if not int(os.environ["RANK"]) and (waits := ds_config.compiles(ds)):
         print(waits, flush=True)
     with Preemption() as preemption:
+        preemption.starting = True
+        hang_s, start_s = run.train.hang_timeout_s, run.train.start_timeout_s
         # the watchdog names who hangs; a time limit of the process group, which cannot, must not come first
-        device = start_process_group(2 * run.train.hang_timeout_s)
-        readers = open_readers(run)
-        run = on_main(lambda: with_class_names(run, readers), "the class names cannot be read", every_rank=True)
-        on_main(lambda: check_labels(run, readers), "the labels cannot be read")
-        output_dir = Path(output_dir)
-        claim = lambda: run_folder.claim(output_dir, run, resume is not None, allow_changes)  # noqa: E731
-        lock = on_main(claim, "the output folder cannot be used")  # noqa: F841  held to the end
-        if any_rank(is_main() and resume is not None and run_folder.is_finished(output_dir, run)):
-            if is_main():
-                print(f"finished: all {run.train.steps} steps are done, the scores are in {output_dir / RESULTS}", flush=True)
-            dist.destroy_process_group()
-            return
-        scores = {} if before is None else before()
-        with Watchdog(run.train.hang_timeout_s) as watchdog:
-            trainer = Trainer(run, output_dir, ds, readers, device, resume, preemption, watchdog, hostfile, scores)
-            try:
-                trainer.loop()
-                trainer.finish()
-            finally:
-                trainer.monitor.close()
-                trainer.rejections.close()
-                trainer.loader.close()
+        device = start_process_group(2 * max(hang_s, start_s), start_s)
+        with Watchdog(hang_s, start_timeout_s=start_s) as watchdog:
+            readers = open_readers(run, watchdog)
+            watchdog.progress(0, "starting, reading the labels")
+            run = on_main(lambda: with_class_names(run, readers), "the class names cannot be read", every_rank=True)
+            on_main(lambda: check_labels(run, readers), "the labels cannot be read")
+            output_dir = Path(output_dir)
+            claim = lambda: run_folder.claim(output_dir, run, resume is not None, allow_changes)  # noqa: E731
+            lock = on_main(claim, "the output folder cannot be used")  # noqa: F841  held to the end
+            if not _is_finished(output_dir, run, resume):
+                watchdog.progress(0, "starting, scoring the model before")
+                scores = {} if before is None else before()
+                watchdog.progress(0, "starting")
+                trainer = Trainer(run, output_dir, ds, readers, device, resume, preemption, watchdog, hostfile, scores)
+                _run(trainer)
             barrier()
     dist.destroy_process_group()
+
+
+def _is_finished(output_dir: Path, run: RunConfig, resume: str | None) -> bool:
+    """Whether there is nothing to do, which is said; all ranks call it."""
+    finished = any_rank(is_main() and resume is not None and run_folder.is_finished(output_dir, run))
+    if finished and is_main():
+        print(f"finished: all {run.train.steps} steps are done, the scores are in {output_dir / RESULTS}", flush=True)
+    return finished
+
+
+def _run(trainer: "Trainer") -> None:
+    try:
+        trainer.loop()
+        trainer.finish()
+    finally:
+        trainer.monitor.close()
+        trainer.rejections.close()
+        trainer.loader.close()
 
 
 class Trainer:
@@ -183,6 +196,7 @@ class Trainer:
         settings = self.run.train
         self.engine.deepspeed.train()
         raise_shared(self._fetch())
+        self.preemption.starting = False
         while self.step < settings.steps:
             self.watchdog.progress(self.step, "training")
             self._one_step()

@@ -113,7 +113,8 @@ def test_checkpoints(saved, tmp_path, mark, form, name):
         data = (folder / name).read_bytes()
         manifest[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        assert checkpoint.newest(tmp_path) == folder
+        # JSON is read when it is verified, and the one before is taken; weights are read later
+        assert checkpoint.newest(tmp_path, warn=lambda line: None) == (None if name.endswith(".json") else folder)
         assert refused(read_all, folder)
 
 

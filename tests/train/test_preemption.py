@@ -118,3 +118,26 @@ def test_all_ranks_stop_after_the_same_step(tmp_path):
     end = Ranks(loop, 5, ranks=2, folder=tmp_path).wait(30)
     assert end.codes == [EXIT_CODE] * 2, str(end)
     assert all(text.startswith("stopped after step 5 by SIGUSR1 to rank 1\n") for text in end.outputs), str(end)
+
+
+STARTING = """
+import time
+from imp_ds.train.preemption import Preemption
+with Preemption() as preemption:
+    preemption.starting = True
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_while_there_is_nothing_to_save_the_first_signal_ends_at_once():
+    child = subprocess.Popen(
+        [sys.executable, "-c", STARTING], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout.readline() == "ready\n"
+        child.terminate()
+        assert child.wait(5) == EXIT_CODE
+        assert child.stderr.read().endswith("SIGTERM during the start: nothing to save, ending at once\n")
+    finally:
+        child.kill()

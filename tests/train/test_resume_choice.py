@@ -14,9 +14,9 @@ def put(run, step: int, whole: bool = True):
     folder = run / checkpoint.FOLDER / checkpoint.folder_name(step)
     folder.mkdir(parents=True)
     listed = {}
-    for name in ("state.json", "index.json"):
-        (folder / name).write_text("{}")
-        listed[name] = {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    for name, text in (("state.json", json.dumps({"step": step})), ("index.json", "{}")):
+        (folder / name).write_text(text)
+        listed[name] = {"size": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(listed))
     if not whole:
         (folder / "state.json").write_text("[]")

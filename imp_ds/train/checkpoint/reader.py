@@ -16,11 +16,17 @@ from imp_ds.parallel.groups import barrier
 from imp_ds.train import master_state
 from imp_ds.train.checkpoint import files
 
+# what the state holds, where it does
+_KINDS = {
+    "step": int, "adam_steps": int, "seconds": (int, float), "skipped": int, "rollbacks": int, "guard": (dict, type(None)),
+    "rejected": (dict, type(None)), "world_size": int, "ep_size": int, "config": dict, "run": dict, "processor": dict,
+}  # fmt: skip
 _ANOTHER = "use another checkpoint, or delete this folder"
 
 
 def verify(folder: Path) -> None:
-    """Raise UserError unless every file of the checkpoint is there with the size and hash of its manifest."""
+    """Raise UserError unless every file of the checkpoint is there with the size and hash of its manifest, and state and index
+    are as this program writes them."""
     try:
         listed = read_json(folder / files.MANIFEST, dict)
         entries = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
@@ -36,6 +42,33 @@ def verify(folder: Path) -> None:
             raise UserError("a file of a checkpoint is missing", got=path, fix=_ANOTHER)
         if path.stat().st_size != size or _hash(path) != digest:
             raise UserError("a file of a checkpoint is damaged", got=path, fix=_ANOTHER)
+    _check_state(folder, read_json(folder / files.STATE, dict, _ANOTHER))
+    _check_index(folder, read_json(folder / files.INDEX, dict, _ANOTHER))
+
+
+def _check_state(folder: Path, state: dict) -> None:
+    for name, kind in _KINDS.items():
+        if name in state and (not isinstance(state[name], kind) or isinstance(state[name], bool)):
+            raise UserError("the state of a checkpoint is damaged", got=f"{folder / files.STATE}: {name}", fix=_ANOTHER)
+    if state.get("step") != files.step_of(folder):
+        raise UserError(
+            "the checkpoint is not of the step that its folder names", got=f"{folder}: step {state.get('step')}",
+            fix="give the folder back its name, or use another checkpoint",
+        )  # fmt: skip
+
+
+def _check_index(folder: Path, index: dict) -> None:
+    """Each tensor: {"shape": [size, ...], "parts": [[start, stop, file], ...]}, and each file one of this folder."""
+    for key, entry in index.items():
+        try:
+            shape, parts = entry["shape"], entry["parts"]
+            good = all(type(size) is int and size >= 0 for size in shape)
+            for start, stop, name in parts:
+                good = good and type(start) is type(stop) is int and 0 <= start <= stop and Path(name).name == name
+        except (KeyError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise UserError("the index of a checkpoint is damaged", got=f"{folder / files.INDEX}: {key}", fix=_ANOTHER)
 
 
 def _hash(path: Path) -> str:
@@ -65,11 +98,6 @@ class Reader:
                 "the checkpoint was written in another format", got=f"{self.folder}: format {self.state.get('format')}",
                 allowed=f"format {files.FORMAT}", fix="go on with the version of imp_ds that wrote it, or start a new run",
             )  # fmt: skip
-        if self.state.get("step") != files.step_of(self.folder):
-            raise UserError(
-                "the checkpoint is not of the step that its folder names", got=f"{self.folder}: step {self.state.get('step')}",
-                fix="give the folder back its name, or use another checkpoint",
-            )  # fmt: skip
         self.index = read_json(self.folder / files.INDEX, dict, _ANOTHER)
         self._open = {}
 
@@ -80,17 +108,30 @@ class Reader:
         for first, last, file in self.index[key]["parts"]:
             if first <= position < min(last, stop):
                 end = min(last, stop)
-                found[position - start : end - start] = self._file(file).get_slice(key)[position - first : end - first]
+                found[position - start : end - start] = self._part(file, key, position - first, end - first)
                 position = end
         if position < stop:
             raise UserError("a checkpoint lacks a part of a parameter", got=f"{self.folder}: {key} from {position}", fix=_ANOTHER)
         return found
 
+    def _part(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
+        file = self._file(name)
+        try:
+            part = file.get_slice(key)[start:stop]
+        except Exception as error:  # safetensors has errors of its own
+            raise UserError("a checkpoint lacks a parameter", got=f"{self.folder / name}: {error}", fix=_ANOTHER) from None
+        if part.shape != (stop - start,):
+            raise UserError("a checkpoint lacks a part of a parameter", got=f"{self.folder / name}: {key}", fix=_ANOTHER)
+        return part
+
     def _file(self, name: str):
         if name not in self._open:
             if Path(name).name != name:
                 raise UserError("a checkpoint refers to a file that is not in its folder", got=name, fix=_ANOTHER)
-            self._open[name] = safe_open(self.folder / name, "pt")
+            try:
+                self._open[name] = safe_open(self.folder / name, "pt")
+            except Exception as error:  # safetensors has errors of its own
+                raise UserError("a file of a checkpoint is damaged", got=f"{self.folder / name}: {error}", fix=_ANOTHER) from None
         return self._open[name]
 
     def check(self, model: nn.Module) -> None:

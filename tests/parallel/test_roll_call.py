@@ -1,0 +1,67 @@
+"""Ranks that do not start, before there is a process group or a watchdog: those that wait name them, in time."""
+
+import os
+import threading
+import time
+
+import pytest
+import torch.distributed as dist
+
+from imp_ds.errors import UserError
+from imp_ds.parallel.roll_call import roll_call
+from imp_ds.parallel.waits import waits_for
+from ranks import Ranks
+
+
+def wait_for_missing(limit_s: float) -> None:
+    """All but rank 1, which ends before it says that it is there."""
+    if os.environ["RANK"] == "1":
+        os._exit(9)
+    start = time.monotonic()
+    try:
+        roll_call(limit_s)
+    except UserError as error:
+        print(f"{error}\nafter {time.monotonic() - start:.1f} s", flush=True)
+        os._exit(2)
+
+
+def join(limit_s: float) -> None:
+    time.sleep(0.3 * int(os.environ["RANK"]))
+    held = roll_call(limit_s)
+    dist.init_process_group("gloo")  # at the same port
+    del held
+    dist.barrier()
+    print("joined", flush=True)
+    os._exit(0)
+
+
+@pytest.mark.distributed
+def test_a_rank_that_never_starts_is_named(tmp_path):
+    end = Ranks(wait_for_missing, 2.0, ranks=3, folder=tmp_path).wait(30)
+    assert end.codes == [2, 9, 2], str(end)
+    assert "rank 1 did not start" in end.outputs[0] and "started: rank 0 (process " in end.outputs[0], str(end)
+    assert "train.start_timeout_s" in end.outputs[0] and "did not start" in end.outputs[2]
+    assert float(end.outputs[0].split("after ")[1].split()[0]) < 6  # 2 s, and 2 s more for the others
+
+
+@pytest.mark.distributed
+def test_ranks_that_start_one_after_the_other_join(tmp_path):
+    end = Ranks(join, 20.0, ranks=3, folder=tmp_path).wait(30)
+    assert end.codes == [0, 0, 0] and all("joined" in output for output in end.outputs), str(end)
+
+
+def test_a_lock_that_is_waited_for_is_named(tmp_path):
+    import sys
+
+    from torch.utils.file_baton import FileBaton
+
+    lock = tmp_path / "lock"
+    lock.touch()
+    thread = threading.Thread(target=FileBaton(str(lock)).wait)
+    thread.start()
+    time.sleep(0.05)
+    found = waits_for(sys._current_frames()[thread.ident])
+    lock.unlink()
+    thread.join()
+    assert str(lock) in found and "delete it" in found
+    assert waits_for(sys._current_frames()[threading.get_ident()]) is None
