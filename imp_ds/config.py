@@ -45,6 +45,9 @@ class ModelSettings(Settings):
     audio_patch: tuple[int, int] | None = Field(None, description="spectrogram frames and mel bins of a patch")
     audio_max: tuple[int, int] | None = Field(None, description="the largest spectrogram, same units")
     text_max: int | None = Field(None, ge=1, description="the longest text in tokens")
+    text_length: int | None = Field(
+        None, ge=1, description="tokens that the texts of training are padded to; None: the longest text view of the tasks"
+    )
     common_dim: int | None = Field(None, ge=1, description="width of the space in which modalities are compared")
     num_experts: int | None = Field(None, ge=0, description="experts of each MoE layer; 0 is a dense encoder")
     moe_layers: str | list[int] | None = Field(
@@ -87,7 +90,8 @@ class ModelSettings(Settings):
         if tokenizer is not None and any(spec.get("family") for entry in objectives.values() for spec in entry["objectives"]):
             changes |= {"mask_token_id": mask_id(tokenizer), "end_token_id": end_id(tokenizer)}
         changes |= _class_names(tasks)
-        if lengths := [view.text.length for task in tasks for view in task.all_views if view.text is not None]:
+        lengths = [view.text.length for task in tasks for view in task.all_views if view.text is not None]
+        if self.text_length is None and lengths:
             changes["text_length"] = max(lengths)
         config = ImpConfig.from_size(self.size, vocab_size=vocab_size, objectives=objectives, **changes)
         spaces = [set(pair) for pair in config.pairs]

@@ -13,7 +13,7 @@ def write_file(path: str | Path, content: str | bytes) -> Path:
     Raises OSError, for example for want of room; `path` is then as it was, and nothing is left beside it.
     """
     path = Path(path)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    staged = path.with_name(f".{path.name}.partial")
     try:
         with staged.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)

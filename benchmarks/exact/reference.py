@@ -103,7 +103,7 @@ class NaiveMoE(nn.Module):
         super().__init__()
         self.router, self.experts, self.config = layer.router, layer.experts, config
 
-    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None = None, key_B=None, mask_LL=None):
+    def forward(self, x_BLD: torch.Tensor, valid_BL: torch.Tensor | None = None, key_B=None, mask_LL=None, counted=None):
         batch, length, width = x_BLD.shape
         valid_BL = torch.ones(batch, length, dtype=torch.bool) if valid_BL is None else valid_BL
         size = length * self.config.group_examples

@@ -8,6 +8,8 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
+from imp_ds.data.storage import open_regular
+from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 
 # Why a sample is left out: what is counted, and what rejected.jsonl says.
@@ -53,10 +55,13 @@ class Media(NamedTuple):
     def open(self) -> BinaryIO:
         """A seekable file. Raises BadSample when it is not there, is empty or cannot be reached."""
         try:
-            file = open(self.path, "rb") if self.path is not None else io.BytesIO(self.read() if self.data is None else self.data)
+            if self.path is not None:
+                file = open_regular(self.path)
+            else:
+                file = io.BytesIO(self.read() if self.data is None else self.data)
         except FileNotFoundError as error:
             raise BadSample("missing file", self.name) from error
-        except OSError as error:
+        except (OSError, UserError) as error:  # UserError: a pipe or a device
             raise BadSample("unreachable", f"{self.name}: {error}") from error
         if not file.read(1):
             file.close()

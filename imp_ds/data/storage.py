@@ -9,6 +9,7 @@ import glob
 import os
 import random
 import re
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -84,10 +85,11 @@ class Storage:
         return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind)
 
     def open(self, file: File) -> BinaryIO:
-        """The file itself, or a copy of a remote one. Raises FileNotFoundError and Unreachable."""
+        """The file itself, or a copy of a remote one. Raises FileNotFoundError and Unreachable, and
+        UserError for a pipe or a device."""
         path = local_path(file.address)
         if path is not None:
-            return open(path, "rb")
+            return open_regular(path)
         return self.kept.open(f"copy {file.address} {file.stamp}", partial(self._copy, file))
 
     def read(self, address: str, stamp: str) -> bytes:
@@ -108,7 +110,7 @@ class Storage:
         if not _has_magic(pattern):
             try:
                 return [self.file(pattern)]
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
 
         def attempt(system, path):
@@ -167,6 +169,16 @@ def local_path(address: str) -> Path | None:
 def below(folder: str, pattern: str) -> str:
     """A pattern of files in a folder whose own name is no pattern."""
     return place("/", pattern) if os.path.isabs(pattern) or _protocol(pattern) else f"{glob.escape(folder)}/{pattern}"
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file of this machine, for reading. Raises UserError for a pipe or a device, which might never end or never begin, and
+    OSError."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is not a file", got="a pipe, a socket or a device", fix="write what it gives to a file")
+    return file
 
 
 def is_pattern(path: str) -> bool:

@@ -1,6 +1,7 @@
 """`python -m imp_ds eval MODEL`: the zero-shot results of an exported model, as a table and as JSON. Needs no DeepSpeed."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.measures import written
 from imp_ds.evaluation.other_recipe import seen_by
 from imp_ds.models.imp import ImpProcessor
+from imp_ds.models.imp.conditions import task_conditions
+from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.stage_progress import StageProgress
 from imp_ds.written_files import write_result
@@ -60,6 +63,7 @@ def evaluate(
         run = run.model_copy(update={"data": run.data.model_copy(update={"root": str(data)})})
     print("".join(f"{note}\n" for note in notes), end="", flush=True)
     model, processor = load_model(Path(model_path))
+    heads_of = _served(run, model.config, heads_of)
     with StageProgress() as report:
         evaluators = build_evaluators(run, processor, split, batch_size=batch_size, heads_of=heads_of, report=report)
         if not evaluators:
@@ -75,6 +79,15 @@ def evaluate(
         write_result(output, json.dumps(results, indent=2) + "\n")
         print(f"wrote {output}: {len(results)} values")
     return results
+
+
+def _served(run: RunConfig, config: ImpConfig, heads_of: Collection[str] | None) -> Collection[str] | None:
+    """Of a merged model the tasks alone whose conditions it has."""
+    merged = set(config.merged_conditions)
+    if not merged:
+        return heads_of
+    tasks = [task.name for task in run.tasks] if heads_of is None else heads_of
+    return [name for name in tasks if set(task_conditions(config, name)) <= merged]
 
 
 def load_model(folder: Path) -> tuple[ImpForPreTraining, ImpProcessor]:

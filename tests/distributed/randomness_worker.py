@@ -46,7 +46,7 @@ def train(folder: str, corpus: str, cases: dict[str, dict]) -> None:
     for name, case in cases.items():
         run = make_run(corpus, case.get("ep_size", 1), case.get("checkpointing", False))
         readers = open_readers(run)
-        processor = settle_processor(run, readers, Path(folder))
+        processor = settle_processor(run, readers, Path(folder), None)
         engine = _engine(run, run.model.to_config(len(processor.tokenizer), run.tasks), case.get("ds", "cpu_zero2.json"), device)
         batches = StepBatches(
             run.tasks, build_schedule("rotation", run.tasks, 0), readers, Collator(processor), seed=run.data.seed, rank=rank(),

@@ -5,7 +5,6 @@ downloaded in advance: files that are Parquet or tar shards are read by our own 
 at a time, which is unpacked to the cache when the first of its rows is wanted. No code of a data set is run.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +26,7 @@ from imp_ds.data.sources.webdataset import TarReader
 from imp_ds.data.storage import local_path
 from imp_ds.data.tar_index import make_indexes
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 from imp_ds.tasks import Source
 
 _MAPPED = 64  # unpacked shards that are mapped at a time
@@ -151,8 +151,9 @@ def _split_names(wanted: Wanted) -> list[str]:
     if folder is None:
         return datasets.get_dataset_split_names(*_name(wanted), revision=wanted.source.revision)
     if (folder / "dataset_dict.json").is_file():
-        return json.loads((folder / "dataset_dict.json").read_text())["splits"]
-    split = json.loads((folder / "state.json").read_text()).get("_split")
+        splits = read_json(folder / "dataset_dict.json", dict).get("splits")
+        return splits if isinstance(splits, list) else []
+    split = read_json(folder / "state.json", dict).get("_split")
     return [split or wanted.called]
 
 
