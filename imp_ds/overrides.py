@@ -105,7 +105,7 @@ def _field(node, key: str, path: str) -> tuple[object, object]:
             f"unknown key in --set: {path}",
             got=key,
             allowed=nearest(key, fields),
-            fix="correct the key; records are listed in imp_ds/config.py",
+            fix="correct the key; `imp_ds recipes fields` lists all of them",
         )
     annotation = typing.Annotated[fields[key].annotation, fields[key]]
     return annotation, None if isinstance(node, type) else getattr(node, key)

@@ -56,6 +56,7 @@ def export(
     if task and not merge:
         raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
     run_export(run, out, step=step, merge_tasks=task if merge else None)
+    print(f"wrote {out}: a model for from_pretrained, eval and predict")
 
 
 def upcycle(
