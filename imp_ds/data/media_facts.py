@@ -1,13 +1,14 @@
 """What media files say of themselves in their headers: sizes, lengths and rates."""
 
+from contextlib import closing
+
 import av
-import soundfile
-from PIL import Image
 
 from imp_ds.data.decoding.container import opened
-from imp_ds.data.decoding.film import FILMS
-from imp_ds.data.decoding.sound_files import BY_LIBSNDFILE
-from imp_ds.data.samples import BadSample, Media
+from imp_ds.data.decoding.film import FILMS, video_stream
+from imp_ds.data.decoding.image import open_image
+from imp_ds.data.decoding.sound_files import open_sound
+from imp_ds.data.samples import Media
 
 
 def media_facts(role: str, media: Media) -> dict[str, float]:
@@ -20,20 +21,20 @@ def media_facts(role: str, media: Media) -> dict[str, float]:
     read = _sound if role == "audio" else _film if media.suffix in FILMS else _image
     try:
         return {name: float(value) for name, value in read(media).items() if value}
-    except (BadSample, OSError, ValueError, SyntaxError, soundfile.SoundFileError, Image.DecompressionBombError):
+    except Exception:  # whatever a library runs into with a damaged header: decoding says what is wrong with it
         return {}
 
 
 def _image(media: Media) -> dict:
-    with media.open() as file, Image.open(file) as image:
-        return {"width": image.width, "height": image.height}
+    opened_image = open_image(media)
+    with opened_image.file:
+        return {"width": opened_image.image.width, "height": opened_image.image.height}
 
 
 def _film(media: Media) -> dict:
     with opened(media, "unreadable film") as container:
-        if not container.streams.video:
+        if (stream := video_stream(container)) is None:
             return {}
-        stream = container.streams.video[0]
         seconds, rate = _seconds(container, stream), float(stream.average_rate or 0)
         frames = stream.frames or round(seconds * rate)
         size = {"width": stream.width, "height": stream.height}
@@ -41,16 +42,12 @@ def _film(media: Media) -> dict:
 
 
 def _sound(media: Media) -> dict:
-    if media.suffix in BY_LIBSNDFILE:
-        with media.open() as file:
-            known = soundfile.info(file)
-        return {"sound seconds": known.duration, "samples a second": known.samplerate, "channels": known.channels}
+    with closing(open_sound(media)) as sound:
+        known = {"samples a second": sound.rate, "channels": sound.channels}
+        if sound.length is not None:
+            return {"sound seconds": sound.length / sound.rate} | known
     with opened(media, "unreadable sound") as container:
-        if not container.streams.audio:
-            return {}
-        stream = container.streams.audio[0]
-        length = {"sound seconds": _seconds(container, stream)}
-        return length | {"samples a second": stream.rate, "channels": stream.channels}
+        return {"sound seconds": _seconds(container, container.streams.audio[0])} | known
 
 
 def _seconds(container, stream) -> float:

@@ -9,7 +9,6 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from imp_ds.data.storage import open_regular
-from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 
 # Why a sample is left out: what is counted, and what rejected.jsonl says.
@@ -53,7 +52,8 @@ class Media(NamedTuple):
         return os.path.splitext(self.name)[1].lower()
 
     def open(self) -> BinaryIO:
-        """A seekable file. Raises BadSample when it is not there, is empty or cannot be reached."""
+        """A seekable file. Raises BadSample when it is not there, is empty, cannot be reached, or is no file: a fifo, a device, a
+        folder."""
         try:
             if self.path is not None:
                 file = open_regular(self.path)
@@ -61,12 +61,17 @@ class Media(NamedTuple):
                 file = io.BytesIO(self.read() if self.data is None else self.data)
         except FileNotFoundError as error:
             raise BadSample("missing file", self.name) from error
-        except (OSError, UserError) as error:  # UserError: a pipe or a device
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have; a pipe or a device
             raise BadSample("unreachable", f"{self.name}: {error}") from error
-        if not file.read(1):
+        try:
+            begins = file.read(1)
+            file.seek(0)
+        except OSError as error:
+            file.close()
+            raise BadSample("unreachable", f"{self.name}: {error}") from error
+        if not begins:
             file.close()
             raise BadSample("empty", self.name)
-        file.seek(0)
         return file
 
 

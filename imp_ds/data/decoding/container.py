@@ -11,6 +11,13 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,f
 # An empty protocol list would still allow "file"; the format list leaves out every container that names other files.
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
 
+_INDEXED = {"mov", "mp4", "matroska", "webm", "flv"}
+
+
+def finds_times(container) -> bool:
+    """Whether the container has an index of times, so that a seek finds a time, and its beginning, without a search."""
+    return bool(_INDEXED & set(container.format.name.split(",")))
+
 
 @contextmanager
 def opened(media: Media, failure: str) -> Iterator[av.container.InputContainer]:

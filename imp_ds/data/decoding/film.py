@@ -17,7 +17,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding.container import opened
+from imp_ds.data.decoding.container import finds_times, opened
 from imp_ds.data.decoding.image import check_pixels
 from imp_ds.data.decoding.times import Times, chosen_frames
 from imp_ds.data.samples import BadSample, Media
@@ -31,7 +31,6 @@ FILMS = {
 # A seek throws away what the decoder holds and reads the key frame anew: it pays from so many skipped frames on
 # (benchmarks/results/decoding.md).
 SEEK_FROM = 8
-_INDEXED = {"mov", "mp4", "matroska", "webm", "flv"}
 
 
 class Packets(NamedTuple):
@@ -65,7 +64,7 @@ def _read(media: Media, view: VisionView, rng: np.random.Generator | None, setti
         packets = _packets(container, stream, media, settings)
         wanted_T = chosen_frames(packets.times, view, rng)
         decoder = _Decoder(container, stream, media, packets, settings)
-        clip = decoder.seeking(wanted_T) if packets.timed and _finds_times(container) else None
+        clip = decoder.seeking(wanted_T) if packets.timed and finds_times(container) else None
     if clip is None:
         with opened(media, "unreadable film") as container:
             clip = _Decoder(container, _open_stream(container, media, settings), media, packets, settings).straight(wanted_T)
@@ -85,11 +84,6 @@ def _open_stream(container, media: Media, settings: DecodingSettings):
     # a header may say less than the frames are: the decoder refuses larger ones
     stream.codec_context.options = {"max_pixels": str(settings.image_pixels)}
     return stream
-
-
-def _finds_times(container) -> bool:
-    """Whether the container has an index of times, so that a seek finds a frame, and its beginning, without a search."""
-    return bool(_INDEXED & set(container.format.name.split(",")))
 
 
 def video_stream(container) -> "av.video.stream.VideoStream | None":

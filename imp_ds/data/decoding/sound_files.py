@@ -10,7 +10,7 @@ import av
 import numpy as np
 import soundfile
 
-from imp_ds.data.decoding.container import opened
+from imp_ds.data.decoding.container import finds_times, opened
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DecodingSettings
 
@@ -134,7 +134,9 @@ class _ByFFmpeg(OpenSound):
             stream.codec_context.thread_count = 1
             if not stream.rate or not stream.channels:
                 raise BadSample("unreadable sound", f"{media.name}: its header names no sampling rate")
-            length = None if stream.duration is None else int(stream.duration * stream.time_base * stream.rate)
+            # elsewhere a length is a guess by the bit rate, and a seek ends somewhere within a frame
+            self._seeks = stream.duration is not None and finds_times(self._container)
+            length = int(stream.duration * stream.time_base * stream.rate) if self._seeks else None
             super().__init__(media.name, length, stream.channels, stream.rate, settings)
             self._open = stack.pop_all()
 
@@ -142,14 +144,17 @@ class _ByFFmpeg(OpenSound):
         self._open.close()
 
     def _read(self, first: int, count: int | None) -> Iterator[np.ndarray]:
-        """From a packet at or before `first`, of which the samples before it are cut off."""
+        """From a packet at or before `first`, of which the samples before it are cut off; from the first packet where seeks are
+        not exact."""
         # packed, as one plane: PyAV looks for the ninth plane and those after it where they are not
         total, skipped, packed, stream = 0, None, av.AudioResampler(format="flt"), self._stream
-        if first:
+        if first and self._seeks:
             self._container.seek(int((stream.start_time or 0) + first / self.rate / stream.time_base), stream=stream)
         for frame in self._container.decode(stream):
             if skipped is None:
-                at = 0 if frame.pts is None else round((frame.pts - (stream.start_time or 0)) * frame.time_base * self.rate)
+                at = 0
+                if self._seeks and frame.pts is not None:
+                    at = round((frame.pts - (stream.start_time or 0)) * frame.time_base * self.rate)
                 skipped = max(0, first - at) if first else 0
             for piece in packed.resample(frame):
                 piece_CN = piece.to_ndarray().reshape(-1, piece.layout.nb_channels).T
