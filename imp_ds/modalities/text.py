@@ -52,7 +52,9 @@ class TextEmbedding(nn.Module):
         return tokens, None if attention_mask is None else attention_mask.bool()
 
 
-def preprocess(texts: list[str], tokenizer, length: int | None = None) -> dict[str, np.ndarray]:
+def preprocess(
+    texts: list[str], tokenizer, length: int | None = None, *, padding: bool | str | None = None, truncation: bool | str = True
+) -> dict[str, np.ndarray]:
     """Texts to the model's inputs: `input_ids` and `attention_mask`, int64 [B, L].
 
     Args:
@@ -60,11 +62,13 @@ def preprocess(texts: list[str], tokenizer, length: int | None = None) -> dict[s
         length: L, longer texts are cut. None takes the tokenizer's own maximum, which training sets to the length it used:
             an expert's capacity is a share of the padded length, so another length would be another model. A tokenizer
             without a maximum pads to the longest text.
+        padding, truncation: as Hugging Face tokenizers take them; None pads to `length`.
 
     Raises:
-        UserError: something that is no text, or a text without a single token (its mean over no words has no value).
+        UserError: something that is no text, texts that keep different lengths, or a text without a single token (its mean over
+            no words has no value).
     """
-    return _encode(texts, tokenizer, length)[1]
+    return _encode(texts, tokenizer, length, padding, truncation)[1]
 
 
 def preprocess_masked(
@@ -136,15 +140,20 @@ def _no_tokens(text: str) -> UserError:
     return UserError("a text has no tokens", got=repr(text), fix="leave samples without a caption out")
 
 
-def _encode(texts: list[str], tokenizer, length: int | None):
+def _encode(texts: list[str], tokenizer, length: int | None, padding: bool | str | None = None, truncation: bool | str = True):
     """What the tokenizer gives, and of it the model's inputs."""
     _check_texts(texts)
     maximum = length or min(tokenizer.model_max_length, _LONGEST)
-    padding = "max_length" if maximum < _LONGEST else "longest"
-    encoded = tokenizer(
-        list(texts), padding=padding, truncation=True, max_length=maximum, return_tensors="np", return_attention_mask=True
-    )
-    inputs = {name: encoded[name].astype(np.int64) for name in INPUT_NAMES}
+    if padding is None or (padding == "max_length" and maximum == _LONGEST):
+        padding = "max_length" if maximum < _LONGEST else "longest"
+    encoded = tokenizer(list(texts), padding=padding, truncation=truncation, max_length=maximum, return_attention_mask=True)
+    lengths = {len(ids) for ids in encoded["input_ids"]}
+    if len(lengths) > 1:
+        raise UserError(
+            "the texts keep different lengths", got=f"{min(lengths)} to {max(lengths)} tokens with {padding=}, {truncation=}",
+            allowed="texts that are padded or cut to one length", fix="pass padding=True, or truncation=True",
+        )  # fmt: skip
+    inputs = {name: np.array(encoded[name], dtype=np.int64) for name in INPUT_NAMES}
     empty = np.flatnonzero(inputs["attention_mask"].sum(1) == 0)
     if len(empty):
         raise _no_tokens(texts[empty[0]])

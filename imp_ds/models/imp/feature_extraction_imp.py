@@ -10,6 +10,7 @@ from imp_ds.errors import UserError
 from imp_ds.modalities import audio
 from imp_ds.modalities.log_mel import LogMel
 from imp_ds.models.imp.image_processing_imp import one_for_all
+from imp_ds.models.imp.keywords import check_keywords, keywords_of
 
 
 class ImpFeatureExtractor(SequenceFeatureExtractor):
@@ -44,7 +45,7 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
         self.transform = transform
 
     def __call__(
-        self, raw_speech, sampling_rate=None, *, seconds=None, crop=None, drop_rate=0.0, rng=None, return_tensors=None
+        self, raw_speech, sampling_rate=None, *, seconds=None, crop=None, drop_rate=0.0, rng=None, return_tensors=None, **unknown
     ) -> BatchFeature:
         """Sounds to a BatchFeature of `input_features` float32 [B, L, P] and `feature_positions` [B, L, 2].
 
@@ -57,6 +58,7 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             UserError: something that is no sound, or no sampling rate.
         """
+        check_keywords("the feature extractor", unknown, keywords_of(self.__call__))
         sounds = sound_list(raw_speech)
         if sampling_rate is None:
             raise UserError("the sampling rate of the sounds is missing", allowed="such as 16000", fix="pass sampling_rate=")

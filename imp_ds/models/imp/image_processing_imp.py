@@ -1,5 +1,8 @@
 """ImpImageProcessor: images of any kind to `pixel_values` and `pixel_positions`; each image is a clip of one step."""
 
+import io
+from os import PathLike
+
 import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
@@ -7,9 +10,13 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
+from imp_ds.models.imp.keywords import check_keywords, keywords_of
 
 _CHANNELS = (1, 3, 4)
-_ALLOWED = "PIL images, or arrays [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, uint8 in 0..255 or floats in 0..1"
+_ALLOWED = (
+    "PIL images, paths or bytes of image files, or arrays [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, "
+    "uint8 in 0..255 or floats in 0..1"
+)
 
 
 class ImpImageProcessor(BaseImageProcessor):
@@ -31,15 +38,19 @@ class ImpImageProcessor(BaseImageProcessor):
         self.patch = list(patch)
         self.largest = None if largest is None else size_dict(largest)
 
-    def preprocess(self, images, *, size=None, keep_aspect=False, drop_rate=0.0, rng=None, return_tensors=None):
+    def preprocess(
+        self, images, *, size=None, keep_aspect=False, drop_rate=0.0, rng=None, input_data_format=None, return_tensors=None
+    ):
         """One image or a list of images to a BatchFeature of `pixel_values` [B, L, P] and `pixel_positions` [B, L, 3].
 
         The keywords override the stored size and add what a task's view asks for: see `imp_ds.modalities.vision.preprocess`.
+        input_data_format: "channels_first" or "channels_last" of arrays; None tells it by the shape.
 
         Raises:
             UserError: something that is no image, or sizes that do not fit.
         """
-        clips = [to_rgb(upright(image), tuple(self.ground))[None] for image in image_list(images)]
+        images = [channels_last(opened(image), input_data_format) for image in image_list(images)]
+        clips = [to_rgb(upright(image), tuple(self.ground))[None] for image in images]
         inputs = vision.preprocess(
             clips, 1, size_pair(self.size if size is None else size), self.patch, keep_aspect=keep_aspect,
             largest=self.largest and size_pair(self.largest), drop_rate=drop_rate, rngs=one_for_all(rng, clips),
@@ -47,6 +58,7 @@ class ImpImageProcessor(BaseImageProcessor):
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     def __call__(self, images, **kwargs) -> BatchFeature:
+        check_keywords("the image processor", kwargs, keywords_of(self.preprocess))
         return self.preprocess(images, **kwargs)
 
 
@@ -79,6 +91,33 @@ def image_list(images) -> list:
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
+def opened(image):
+    """The picture of a path or of a file's bytes, read whole; anything else as it is. Raises UserError for a damaged one."""
+    if not isinstance(image, (str, PathLike, bytes)):
+        return image
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
+            file.load()
+            return file
+    except Exception as error:  # damaged files make Pillow raise whatever its parsers run into
+        got = repr(image)[:100] + f" ({type(error).__name__}: {str(error)[:100]})"
+        raise UserError("a picture cannot be read", got=got, allowed=_ALLOWED) from error
+
+
+def channels_last(array, input_data_format: str | None):
+    """An array whose layout is said, its channels behind; anything else as it is."""
+    if input_data_format not in (None, "channels_first", "channels_last"):
+        raise UserError("unknown input_data_format", got=input_data_format, allowed="channels_first, channels_last")
+    if input_data_format is None or not hasattr(array, "ndim") or array.ndim < 3:
+        return array
+    array = np.asarray(array)
+    last = np.moveaxis(array, -3, -1) if input_data_format == "channels_first" else array
+    if last.shape[-1] not in _CHANNELS:
+        got = f"an array of shape {array.shape}, {input_data_format}"
+        raise UserError("the channels are not there", got=got, allowed=_ALLOWED)
+    return last
+
+
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -106,7 +145,7 @@ def to_rgb(image, ground: tuple[int, int, int] = WHITE) -> np.ndarray:
     if isinstance(image, Image.Image):
         return _pil_to_rgb(image, ground)
     if isinstance(image, (str, bytes)) or not hasattr(image, "__array__"):
-        raise UserError("this is no image", got=repr(image)[:100], allowed=_ALLOWED, fix="open files with PIL.Image.open")
+        raise UserError("this is no image", got=repr(image)[:100], allowed=_ALLOWED)
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[-1] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
         pixels = pixels.transpose(1, 2, 0)

@@ -9,7 +9,18 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
-from imp_ds.models.imp.image_processing_imp import one_for_all, size_dict, size_pair, to_rgb, to_three_channels, to_uint8, upright
+from imp_ds.models.imp.image_processing_imp import (
+    channels_last,
+    one_for_all,
+    opened,
+    size_dict,
+    size_pair,
+    to_rgb,
+    to_three_channels,
+    to_uint8,
+    upright,
+)
+from imp_ds.models.imp.keywords import check_keywords, keywords_of
 
 _CHANNELS = (1, 3, 4)
 _ALLOWED = "an array [T, H, W, C], [T, C, H, W] or [T, H, W], or a list of images; a list of those is a batch"
@@ -38,17 +49,19 @@ class ImpVideoProcessor(BaseVideoProcessor):
         self.ground = list(ground)
 
     def preprocess(
-        self, videos, *, frames=None, size=None, keep_aspect=False, drop_rate=0.0, rng=None, return_tensors=None
-    ) -> BatchFeature:
+        self, videos, *, frames=None, size=None, keep_aspect=False, drop_rate=0.0, rng=None, input_data_format=None,
+        return_tensors=None,
+    ) -> BatchFeature:  # fmt: skip
         """One film or a list of films to a BatchFeature of `pixel_values` [B, L, P] and `pixel_positions` [B, L, 3].
 
         The keywords override the stored view and add what a task's view asks for: see `imp_ds.modalities.vision.preprocess`.
+        input_data_format: "channels_first" or "channels_last" of arrays; None tells it by the shape.
 
         Raises:
             UserError: something that is no film, or sizes that do not fit.
         """
         frames = self.frames if frames is None else frames
-        clips = [to_clip(video, frames, tuple(self.ground)) for video in video_list(videos)]
+        clips = [to_clip(video, frames, tuple(self.ground), input_data_format) for video in video_list(videos)]
         inputs = vision.preprocess(
             clips, frames, size_pair(self.size if size is None else size), self.patch, keep_aspect=keep_aspect,
             largest=self.largest and size_pair(self.largest), drop_rate=drop_rate, rngs=one_for_all(rng, clips),
@@ -56,6 +69,7 @@ class ImpVideoProcessor(BaseVideoProcessor):
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     def __call__(self, videos, **kwargs) -> BatchFeature:
+        check_keywords("the video processor", kwargs, keywords_of(self.preprocess))
         return self.preprocess(videos, **kwargs)
 
     def to_dict(self) -> dict:
@@ -74,14 +88,19 @@ def video_list(videos) -> list:
     return list(videos) if getattr(videos, "ndim", 0) == 5 else [videos]
 
 
-def to_clip(video, frames: int, ground: tuple[int, int, int] = WHITE) -> np.ndarray:
+def to_clip(
+    video, frames: int, ground: tuple[int, int, int] = WHITE, input_data_format: str | None = None
+) -> np.ndarray:
     """`frames` frames uniformly over a film in any layout, uint8 [frames, H, W, 3]; only these are converted."""
     if isinstance(video, (list, tuple)) and len(video):
-        images = [to_rgb(upright(video[i]), ground) for i in vision.clip_indices(len(video), frames)]
+        shown = [channels_last(opened(video[i]), input_data_format) for i in vision.clip_indices(len(video), frames)]
+        images = [to_rgb(upright(image), ground) for image in shown]
         if len({image.shape for image in images}) > 1:
             raise UserError("the frames of a film differ in size", got=sorted({image.shape[:2] for image in images}))
         return np.stack(images)
     film = np.asarray(video) if hasattr(video, "__array__") else None
+    if film is not None and film.ndim == 4:
+        film = channels_last(film, input_data_format)
     if film is not None and film.ndim == 3 and film.shape[-1] not in _CHANNELS:
         film = film[..., None]
     if film is not None and film.ndim == 4 and film.shape[-1] not in _CHANNELS and film.shape[1] in _CHANNELS:
