@@ -39,3 +39,9 @@ def write_result(path: str | Path, content: str | bytes) -> Path:
         raise UserError(
             "the result cannot be written", got=f"{path}: {error.strerror or error}", fix="name a file in a folder with room"
         ) from None
+
+
+def wrote_folder(folder: str | Path, use: str) -> str:
+    """The line that says what a command wrote: the folder, how much is in it, and what it is for."""
+    sizes = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
+    return f"wrote {folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, for {use}"

@@ -13,6 +13,7 @@ from imp_ds import cli
 from imp_ds.doctor import examine
 from imp_ds.errors import UserError
 from imp_ds.parallel.hostfile import check_hostfile
+from imp_ds.written_files import wrote_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
@@ -49,6 +50,23 @@ def test_help_lists_the_commands(command):
     assert code == 0 and "local" not in out
     for name in ("train", "eval", "export", "upcycle", "tune", "plan", "rates", "doctor", "corpus"):
         assert f"\n  {name} " in out
+
+
+def test_the_help_of_each_command_has_an_example(command):
+    groups = {"recipes": ("show", "copy", "fields"), "corpus": ("digits",), "data": ("check", "show", "tokenizer")}
+    names = [(found.name,) for found in cli.app.registered_commands]
+    names += [(group, name) for group, inner in groups.items() for name in inner]
+    for name in names:
+        code, out, _ = command(*name, "--help")
+        text = " ".join(out.split())
+        assert code == 0 and "Example: " in text and f"imp_ds {' '.join(name)}" in text.partition("Example: ")[2], name
+
+
+def test_a_folder_that_was_written_is_named_with_what_is_in_it(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a").write_bytes(bytes(1_000_000))
+    (tmp_path / "inner" / "b").write_bytes(bytes(500_000))
+    assert wrote_folder(tmp_path, "a test") == f"wrote {tmp_path}: 2 files, 1.5 MB, for a test"
 
 
 def test_the_command_line_itself_loads_nothing_heavy():

@@ -17,7 +17,10 @@ def corpus_digits(
     seed: Annotated[int, typer.Option("--seed", min=0, help="the same seed gives the same bytes")] = 0,
     scale: Annotated[float, typer.Option("--scale", min=0.001, max=1.0, help="share of the full size")] = 1.0,
 ):
-    """Images, films and speech of the ten digits, with captions."""
+    """Images, films and speech of the ten digits, with captions.
+
+    Example: imp_ds corpus digits data/digits --scale 0.1
+    """
     from imp_ds.data.digits import build
     from imp_ds.stage_progress import StageProgress
 
@@ -45,7 +48,10 @@ def data_check(
     set_: Set = [],
 ):
     """Read samples of every source of a recipe, and say what is in them, what is broken, how fast they are decoded, and how many
-    workers a plan needs. Exit code 1 when more is broken than data.max_rejected allows."""
+    workers a plan needs. Exit code 1 when more is broken than data.max_rejected allows.
+
+    Example: imp_ds data check mine.py --all --output found.json
+    """
     from imp_ds.recipes import get_recipe
     from imp_ds.train.check_command import check
     from imp_ds.train.plan import plan as make_plan
@@ -65,7 +71,10 @@ def data_show(
     run: Run = None,
     set_: Set = [],
 ):
-    """Write one page of what the model is fed: pictures, film strips, spectrograms with their sounds, and captions."""
+    """Write one page of what the model is fed: pictures, film strips, spectrograms with their sounds, and captions.
+
+    Example: imp_ds data show mine.py page.html
+    """
     from imp_ds.recipes import get_recipe
     from imp_ds.train.show_command import show
 
@@ -78,7 +87,10 @@ def data_tokenizer(
     vocab_size: Annotated[int | None, typer.Option("--vocab_size", min=8, help="default: data.vocab_size of the recipe")] = None,
     set_: Set = [],
 ):
-    """Train a SentencePiece tokenizer on the captions of a recipe, and say how it fits them."""
+    """Train a SentencePiece tokenizer on the captions of a recipe, and say how it fits them.
+
+    Example: imp_ds data tokenizer mine.py tokenizer --vocab_size 8000
+    """
     from imp_ds.data.tokenizer_command import train_on_captions
     from imp_ds.recipes import get_recipe
 

@@ -24,7 +24,10 @@ def plan(
     node_link_gbs: Annotated[float, typer.Option("--node_link_gbs", min=0.001, help="GB/s of a rank to other nodes")] = 50.0,
     set_: Set = [],
 ):
-    """Say what a recipe costs on a layout: parameters, tokens, memory, time, communication, expert groups. Needs no GPU."""
+    """Say what a recipe costs on a layout: parameters, tokens, memory, time, communication, expert groups. Needs no GPU.
+
+    Example: imp_ds plan imp_moe_b --nodes 4 --gpus 8
+    """
     from rich.console import Console
 
     from imp_ds.recipes import get_recipe
@@ -44,7 +47,10 @@ def rates(
     precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: bf16 on a GPU")] = None,
     local_rank: LocalRank = None,
 ):
-    """Measure how fast this machine is, in about a minute; under a launcher also the links between its ranks."""
+    """Measure how fast this machine is, in about a minute; under a launcher also the links between its ranks.
+
+    Example: imp_ds rates rates.json
+    """
     from imp_ds.train.measure_engine import command
 
     take_local_rank(local_rank)
@@ -55,7 +61,10 @@ def rates(
 
 
 def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None):
-    """Say what this machine has and lacks. Exit code 1 when training cannot work here."""
+    """Say what this machine has and lacks. Exit code 1 when training cannot work here.
+
+    Example: imp_ds doctor --hostfile hosts
+    """
     from imp_ds.doctor import examine
 
     checks = examine(hostfile)

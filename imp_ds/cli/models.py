@@ -23,7 +23,10 @@ def evaluate(
     ] = None,
     set_: Set = [],
 ):
-    """Evaluate an exported model: zero-shot classification and retrieval, of its own run or of any recipe."""
+    """Evaluate an exported model: zero-shot classification and retrieval, of its own run or of any recipe.
+
+    Example: imp_ds eval model --recipe mine.py --set data.root=DIR --output scores.json
+    """
     from imp_ds.evaluation.command import evaluate as run_evaluation
     from imp_ds.recipes import get_recipe
 
@@ -37,7 +40,10 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, help="classes that are shown of each file")] = 5,
     output: Annotated[Path | None, typer.Option("--output", help="write the predictions as JSON lines to this file")] = None,
 ):
-    """Say which classes a trained model sees or hears in files, with their probabilities."""
+    """Say which classes a trained model sees or hears in files, with their probabilities.
+
+    Example: imp_ds predict model photos/ new.png --output predicted.jsonl
+    """
     from imp_ds.commands.predict import predict as run_prediction
 
     run_prediction(model, paths, task=task, top=top, output=output)
@@ -50,13 +56,19 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="blend the experts of constant gates: a dense model")] = False,
     task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
 ):
-    """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load."""
+    """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load.
+
+    Example: imp_ds export runs/digits model
+    """
+    from imp_ds.stage_progress import StageProgress
     from imp_ds.train.export import export as run_export
+    from imp_ds.written_files import wrote_folder
 
     if task and not merge:
         raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
-    run_export(run, out, step=step, merge_tasks=task if merge else None)
-    print(f"wrote {out}: a model for from_pretrained, eval and predict")
+    with StageProgress() as report:
+        run_export(run, out, step=step, merge_tasks=task if merge else None, report=report)
+    typer.echo(wrote_folder(out, f"from_pretrained, imp_ds eval {out} and imp_ds predict {out} FILE"))
 
 
 def upcycle(
@@ -76,11 +88,16 @@ def upcycle(
     seed: Annotated[int, typer.Option("--seed", min=0, help="of the routers and the noise")] = 0,
 ):
     """Make a dense model one with experts, each a copy of its feed-forward, a slice of one, or a copy of a linear map (sparse
-    upcycling)."""
+    upcycling).
+
+    Example: imp_ds upcycle model sparse --num_experts 8
+    """
     from imp_ds.train.upcycle_command import layers, upcycle_folder
+    from imp_ds.written_files import wrote_folder
 
     upcycle_folder(
         model, out, num_experts=num_experts, moe_layers=layers(moe_layers), gate=gate, conditional_maps=map_ or None,
         router=router, capacity_factor=capacity_factor, experts_per_token=experts_per_token, slices=slices, noise=noise,
         seed=seed,
     )  # fmt: skip
+    typer.echo(wrote_folder(out, f"from_pretrained and --set train.init_from={out}"))

@@ -23,7 +23,10 @@ def interference(
     data_: Annotated[Path | None, typer.Option("--data", help="folder of the corpus; default: that of the run")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="JSON file; a picture beside it; default: in the run")] = None,
 ):
-    """Measure how the tasks of a run help or hinder each other in its weights (Uni-Perceiver-MoE), as a matrix and a picture."""
+    """Measure how the tasks of a run help or hinder each other in its weights (Uni-Perceiver-MoE), as a matrix and a picture.
+
+    Example: imp_ds interference runs/digits --output found.json
+    """
     from imp_ds.train.interference_command import interference as measure
 
     measure(
@@ -45,7 +48,10 @@ def compare_routers(
     set_: Set = [],
 ):
     """Train dense, token, context, modality, task and attribute routers alike, and write a table and a picture of what each costs
-    and learns (Uni-Perceiver-MoE)."""
+    and learns (Uni-Perceiver-MoE).
+
+    Example: imp_ds compare-routers runs/routers --data data/digits
+    """
     from imp_ds.comparison.command import compare_routers as compare
 
     compare(

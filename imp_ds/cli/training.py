@@ -28,6 +28,8 @@ def train(
     """Train a recipe. Start it under deepspeed, torchrun, accelerate launch or srun for several ranks.
 
     SIGTERM or SIGUSR1 to any rank: a checkpoint after the current step, and exit code 75; a second one ends at once.
+
+    Example: deepspeed --module imp_ds train mine.py --set train.steps=100 --resume auto
     """
     from imp_ds.recipes import get_recipe
 
@@ -93,7 +95,10 @@ def tune(
     local_rank: LocalRank = None,
 ):
     """Tune an exported model to the classes of an evaluation, on a part of its training data: by prompts (Uni-Perceiver-MoE), by
-    a linear head, or as a whole. Writes a run, its scores before and after, and the tuned model to OUTPUT_DIR/model."""
+    a linear head, or as a whole. Writes a run, its scores before and after, and the tuned model to OUTPUT_DIR/model.
+
+    Example: imp_ds tune model image --fraction 0.01
+    """
     from imp_ds.recipes import get_recipe
     from imp_ds.train.tune_command import tune as run_tuning
     from imp_ds.train.tuning import Tuning

@@ -49,7 +49,7 @@ def compare_routers(
         times = _times(out, jobs, rounds, progress)
     command = _command_line(out, data, routers, seeds, steps, parallel, samples, rounds, settings)
     _write(out, jobs, times, facts(command, jobs[0].run().train.steps, seeds, samples), rounds)
-    say(f"written: {out / PAGE}, {out / TABLE}, {out / PICTURE}")
+    say(f"wrote {out / PAGE}, {out / TABLE}, {out / PICTURE}")
 
 
 def _times(out: Path, jobs: list[Job], rounds: int, progress: Callable) -> dict[int, dict[str, dict]]:

@@ -1,4 +1,4 @@
-"""`python -m imp_ds data tokenizer RECIPE OUT`: a tokenizer of a recipe's own, trained on the captions of its sources, and how
+"""`imp_ds data tokenizer RECIPE OUT`: a tokenizer of a recipe's own, trained on the captions of its sources, and how
 well it fits them."""
 
 import sys
@@ -75,7 +75,7 @@ def train_on_captions(run, out: Path, vocab_size: int | None = None) -> None:
     fits = {id(reader): measure(tokenizer, captions(reader)) for reader in text_readers(readers)}
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     whole = sum(fits.values(), Fit())
-    console.print(f"{out}: {len(tokenizer):,} tokens, for --set data.tokenizer={out}", soft_wrap=True)
+    console.print(f"wrote {out}: {len(tokenizer):,} tokens, for --set data.tokenizer={out}", soft_wrap=True)
     console.print(
         f"{whole.captions:,} captions: {100 * whole.coverage:.2f} % known whole, {whole.mean_tokens:.1f} tokens on average"
     )

@@ -114,5 +114,5 @@ class UsableSamples:
         raise UserError(
             f"task {self.task.name}: {_ATTEMPTS} samples one after another cannot be used",
             got=f"{reader.name}: {tried.key}: {bad.reason}",
-            fix="python -m imp_ds data check RECIPE tells what is wrong with a source",
+            fix="imp_ds data check RECIPE tells what is wrong with a source",
         )  # fmt: skip

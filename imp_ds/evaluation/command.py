@@ -1,4 +1,4 @@
-"""`python -m imp_ds eval MODEL`: the zero-shot results of an exported model, as a table and as JSON. Needs no DeepSpeed."""
+"""`imp_ds eval MODEL`: the zero-shot results of an exported model, as a table and as JSON. Needs no DeepSpeed."""
 
 import json
 from collections.abc import Collection
@@ -101,7 +101,7 @@ def load_model(folder: Path) -> tuple[ImpForPreTraining, ImpProcessor]:
         raise
     except Exception as error:  # each reader of a damaged file fails in its own way
         reason = f"{folder}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        fix = "export it again: python -m imp_ds export RUN OUT"
+        fix = "export it again: imp_ds export RUN OUT"
         raise UserError("the model cannot be loaded", got=reason, fix=fix) from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
@@ -128,7 +128,7 @@ def read_run(folder: Path) -> RunConfig:
     if missing:
         raise UserError(
             "this is not the folder of an exported model", got=f"{folder} without {', '.join(missing)}",
-            fix="python -m imp_ds export RUN OUT writes one; runs/NAME/model is one",
+            fix="imp_ds export RUN OUT writes one; runs/NAME/model is one",
         )  # fmt: skip
     return RunConfig.load(folder / FILE_NAME)
 

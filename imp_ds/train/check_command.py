@@ -54,6 +54,7 @@ def check(
     show(report, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     if output is not None:
         write_result(output, json.dumps(report.record(), indent=1) + "\n")
+        print(f"wrote {output}: what is in the tables, as JSON", flush=True)
     return not report.broken()
 
 

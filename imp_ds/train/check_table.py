@@ -132,7 +132,7 @@ def _workers(report: CheckReport) -> str:
     where = f"{plan.nodes} node(s) x {plan.gpus}"
     if workers is None:
         why = (
-            "no times are known: python -m imp_ds rates FILE, then --rates FILE"
+            "no times are known: imp_ds rates FILE, then --rates FILE"
             if not plan.times
             else "a task has no sample to be timed"
         )

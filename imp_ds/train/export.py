@@ -1,6 +1,7 @@
-"""`python -m imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint, in one process."""
+"""`imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint, in one process."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
@@ -16,7 +17,10 @@ from imp_ds.train.staged_folder import staged_folder
 from imp_ds.train.trained_run import open_run
 
 
-def export(run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[str] | None = None) -> Path:
+def export(
+    run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[str] | None = None,
+    report: Callable[[str, int, int], None] | None = None,
+) -> Path:  # fmt: skip
     """Write model, processor, run configuration, scores and model card of a run's checkpoint to the folder `out`.
 
     Args:
@@ -25,13 +29,14 @@ def export(run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[
         step: the checkpoint of that step; None takes the newest whole one.
         merge_tasks: write the dense model of these tasks' conditions (`imp_ds.models.imp.merging`; []: of all tasks); None: the
             model as it is.
+        report: called with (stage, done, of how many) while the weights are read.
 
     Raises UserError when there is no such run or checkpoint, it is damaged or cannot be merged, or `out` cannot be written.
     """
     run_dir, out = Path(run_dir), Path(out)
     with staged_folder(out, "export") as staging:
         trained = open_run(run_dir, step)
-        model = trained.load_model().eval()
+        model = trained.load_model(report).eval()
         if merge_tasks is not None:
             model = merge(model, merge_tasks or None)
         _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor)

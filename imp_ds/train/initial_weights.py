@@ -42,7 +42,7 @@ def exported_config(folder: Path) -> ImpConfig:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             "this is not the folder of an exported model", got=f"{folder}: {reason}",
-            fix="export the run first: python -m imp_ds export RUN OUT",
+            fix="export the run first: imp_ds export RUN OUT",
         ) from None  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def check_encoder(source: ImpConfig, target: ImpConfig, folder: Path) -> None:
     sets += [f"data.tokenizer={folder}"] if "vocab_size" in differing else []
     fix = " ".join(f"--set '{setting}'" for setting in sets)
     if target.num_experts and not source.num_experts:
-        fix = f"give it experts first: python -m imp_ds upcycle {folder} OUT --num_experts {target.num_experts}"
+        fix = f"give it experts first: imp_ds upcycle {folder} OUT --num_experts {target.num_experts}"
     raise UserError("train.init_from holds another encoder", got=f"{folder}: " + "; ".join(values), fix=fix)
 
 

@@ -147,7 +147,7 @@ class InterferenceProbe:
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise UserError(
                 "interference cannot be measured in training at ZeRO 3, where no rank has a whole weight",
-                fix="use ZeRO 0, 1 or 2, or measure the checkpoints: python -m imp_ds interference RUN",
+                fix="use ZeRO 0, 1 or 2, or measure the checkpoints: imp_ds interference RUN",
             )  # fmt: skip
         examples = max(1, batch_size // world_size()) * world_size()
         # the tasks take turns, so that step n K + k is round n of task k

@@ -1,4 +1,4 @@
-"""`python -m imp_ds interference RUN`: how the tasks of a run interfere at one of its checkpoints, in one process."""
+"""`imp_ds interference RUN`: how the tasks of a run interfere at one of its checkpoints, in one process."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def _write(found: dict[str, Interference], output: Path, **facts) -> None:
     write_result(output, json.dumps(facts | {"weights": as_json(found)}, indent=2) + "\n")
     picture = output.with_suffix(".png")
     draw_interference(found, picture, title=f"{facts['run']}, step {facts['step']}: interference of tasks")
-    print(f"written: {output}, {picture}", flush=True)
+    print(f"wrote {output} and {picture}", flush=True)
 
 
 def as_json(found: dict[str, Interference]) -> dict:

@@ -1,4 +1,4 @@
-"""Measuring what DeepSpeed and the optimizer add to a step, and the whole of `python -m imp_ds rates OUT.json`."""
+"""Measuring what DeepSpeed and the optimizer add to a step, and the whole of `imp_ds rates OUT.json`."""
 
 import os
 from pathlib import Path
@@ -112,4 +112,4 @@ def command(out: Path, precision: str | None = None) -> None:
     rates = measure(device, precision or ("bf16" if device.type == "cuda" else "float32"))
     on_main(lambda: rates.save(out), "the rates cannot be written")
     if is_main():
-        print(f"{out}: {rates.machine}, {rates.precision}, {rates.ranks} rank(s)")
+        print(f"wrote {out}: {rates.machine}, {rates.precision}, {rates.ranks} rank(s)")

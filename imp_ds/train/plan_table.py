@@ -19,7 +19,7 @@ def show(plan: Plan, console: Console) -> None:
         if plan.rates.assumed:
             console.print(f"assumed, not measured (--rates FILE replaces all rates): {'; '.join(plan.rates.assumed)}")
     else:
-        console.print(f"no times: no rates are known for {plan.precision}; python -m imp_ds rates FILE measures them")
+        console.print(f"no times: no rates are known for {plan.precision}; imp_ds rates FILE measures them")
     if plan.choices:
         console.print(_choices(plan))
         console.print(advice(plan.choices, plan.rates.memory_gib))

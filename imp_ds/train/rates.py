@@ -87,7 +87,7 @@ class Rates(Record):
     @classmethod
     def load(cls, path: str | Path) -> "Rates":
         """Read what `save` wrote. Raises UserError for a file that is missing, damaged or incomplete."""
-        fix = "measure this machine: python -m imp_ds rates FILE"
+        fix = "measure this machine: imp_ds rates FILE"
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:

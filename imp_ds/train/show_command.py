@@ -66,7 +66,7 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
     title = _safe(f"{run.name}: what the model is fed ({split})")
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}"
     write_result(out, page)
-    return f"{out}: {len(sections)} views of {len(run.tasks)} tasks"
+    return f"wrote {out}: {len(sections)} views of {len(run.tasks)} tasks"
 
 
 def _safe(text: str) -> str:

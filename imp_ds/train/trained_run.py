@@ -1,5 +1,6 @@
 """A run that was trained, as its folder holds it: configuration, processor, and the weights of one of its checkpoints."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +23,14 @@ class TrainedRun:
     processor: ImpProcessor
     reader: checkpoint.Reader
 
-    def load_model(self) -> ImpForPreTraining:
-        """The whole model with all of its experts, on the CPU, in float32 and ready to train."""
+    def load_model(self, report: Callable[[str, int, int], None] | None = None) -> ImpForPreTraining:
+        """The whole model with all of its experts, on the CPU, in float32 and ready to train; `report` as of a checkpoint's
+        `load_weights`."""
         with torch.device("meta"):
             tokenizer = self.processor.tokenizer
             model = ImpForPreTraining(self.run.model.to_config(len(tokenizer), self.run.tasks, tokenizer))
         model.to_empty(device="cpu")
-        self.reader.load_weights(model)
+        self.reader.load_weights(model, report)
         return model
 
 
@@ -40,7 +42,7 @@ def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
     if not checkpoint.steps(run_dir) and not (run_dir / FILE_NAME).is_file():
         raise UserError(
             "this is not the folder of a run", got=run_dir,
-            allowed="the --output_dir of python -m imp_ds train, for example runs/digits",
+            allowed="the --output_dir of imp_ds train, for example runs/digits",
         )  # fmt: skip
     run = load_run(run_dir)
     reader = checkpoint.Reader(_find_checkpoint(run_dir, step))

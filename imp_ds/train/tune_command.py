@@ -1,4 +1,4 @@
-"""`python -m imp_ds tune MODEL EVALUATION`: an exported model is tuned to what an evaluation measures, on a part of its data.
+"""`imp_ds tune MODEL EVALUATION`: an exported model is tuned to what an evaluation measures, on a part of its data.
 
 It is a run as any other, in a folder of its own: what is watched, saved and resumed is so here too. Before it, the model as it is
 is measured; after it, the tuned model is exported.

@@ -1,4 +1,4 @@
-"""`python -m imp_ds upcycle DENSE OUT`: an exported dense model becomes an exported model with experts."""
+"""`imp_ds upcycle DENSE OUT`: an exported dense model becomes an exported model with experts."""
 
 import tempfile
 from pathlib import Path

@@ -199,7 +199,7 @@ def test_another_encoder_is_refused_by_its_setting_and_nothing_is_changed(source
 
 def test_a_dense_model_for_a_run_with_experts_is_sent_to_upcycle(tmp_path):
     fresh_model(num_experts=0).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"python -m imp_ds upcycle {tmp_path} OUT --num_experts 4"):
+    with pytest.raises(UserError, match=f"imp_ds upcycle {tmp_path} OUT --num_experts 4"):
         load_initial(fresh_model(**SPARSE), tmp_path)
 
 

@@ -40,7 +40,7 @@ def _read(root: Path) -> dict:
         manifest = json.loads(path.read_bytes())
         stored = manifest.pop("hash")
     except FileNotFoundError as error:
-        fix = f"python -m imp_ds corpus digits {root}"
+        fix = f"imp_ds corpus digits {root}"
         raise UserError(f"there is no digits corpus in {root}", got=f"no {NAME}", fix=fix) from error
     except OSError as error:
         raise UserError(f"the digits corpus in {root} cannot be read", got=f"{NAME}: {error.strerror}") from error
@@ -68,7 +68,7 @@ def _wrong(path: Path, size: int, digest: str) -> str | None:
 
 
 def _mend(root: Path) -> str:
-    return f"delete {root} and make it again: python -m imp_ds corpus digits {root}"
+    return f"delete {root} and make it again: imp_ds corpus digits {root}"
 
 
 def _hash(content: bytes) -> str:

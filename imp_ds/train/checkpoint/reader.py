@@ -4,6 +4,7 @@ JSON and safetensors are all that is read: nothing in a checkpoint can be execut
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -150,14 +151,18 @@ class Reader:
                 fix="resume with the recipe and --set of that run",
             )  # fmt: skip
 
-    def load_weights(self, model: nn.Module) -> None:
-        """Copy the weights into a model that holds all or some of the experts. Raises UserError for another model's."""
+    def load_weights(self, model: nn.Module, report: Callable[[str, int, int], None] | None = None) -> None:
+        """Copy the weights into a model that holds all or some of the experts; `report` is called with ("parameters", done, of
+        how many). Raises UserError for another model's."""
         self.check(model)
         wholes = master_state.whole_parameters(model)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            parameters = list(model.named_parameters())
+            for done, (name, parameter) in enumerate(parameters, 1):
                 first = wholes[name][1]
                 parameter.copy_(self.read(name, first, first + parameter.numel()).view(parameter.shape))
+                if report is not None:
+                    report("parameters", done, len(parameters))
 
     def load_optimizer(self, engine) -> None:
         """Set master weights, moments and the step count of an engine whose model already has the weights.
