@@ -5,7 +5,6 @@ A class vector is the mean of its prompts' unit vectors over the templates, made
 Shapes: N rows, K classes, M templates, P = K * M prompts, C width of a common space.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,10 @@ class ClassPrompts:
 
 def load_classes(path: Path, key: str) -> ClassPrompts:
     """Entry `key` of a classes.json: {"names": [...], "templates": [...]}. Raises UserError for anything else."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         fix = "write the file, or leave out `classes`"
-        raise UserError("zero-shot evaluation finds no class names", got=path, fix=fix) from None
-    except (OSError, ValueError) as error:
-        raise UserError("the file of class names cannot be read", got=f"{path}: {error}") from None
+        raise UserError("zero-shot evaluation finds no class names", got=path, fix=fix)
+    entries = read_json(path)
     if not isinstance(entries, dict) or key not in entries:
         raise UserError(f"{path} has no such entry", got=key, allowed=", ".join(entries) if isinstance(entries, dict) else None)
     entry = entries[key]

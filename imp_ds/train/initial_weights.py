@@ -38,7 +38,7 @@ def exported_config(folder: Path) -> ImpConfig:
         return ImpConfig.from_dict(found)
     except UserError:
         raise
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
             "this is not the folder of an exported model", got=f"{folder}: {reason}",

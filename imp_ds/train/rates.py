@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 from imp_ds.overrides import parse_record
 from imp_ds.tasks import Record
 from imp_ds.train.kernels import Kernel
@@ -88,13 +89,7 @@ class Rates(Record):
     def load(cls, path: str | Path) -> "Rates":
         """Read what `save` wrote. Raises UserError for a file that is missing, damaged or incomplete."""
         fix = "measure this machine: imp_ds rates FILE"
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError("the rates cannot be read", got=f"{path}: {error.strerror}", fix=fix) from None
-        except ValueError as error:
-            raise UserError("the rates are not JSON", got=f"{path}: {error}", fix=fix) from None
-        rates = parse_record(cls, data, str(path))
+        rates = parse_record(cls, read_json(path, dict, fix), str(path))
         missing = sorted(set(KINDS) - set(rates.kernels)) + [f"engine.{s}" for s in range(4) if s not in rates.engine]
         if missing:
             raise UserError("the rates are incomplete", got=f"{path}: no {', '.join(missing)}", fix=fix)

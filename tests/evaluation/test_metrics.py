@@ -80,7 +80,8 @@ def test_caption_groups():
     "content, word",
     [
         (None, "no class names"),
-        ("{", "cannot be read"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
         (json.dumps({"films": {}}), "allowed: films"),
         (json.dumps({"images": {"names": [], "templates": ["{}"]}}), "not usable"),
         (json.dumps({"images": {"names": ["one"], "templates": ["a digit"]}}), "exactly one {}"),

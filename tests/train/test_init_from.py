@@ -234,6 +234,7 @@ DAMAGE = {
     "a pickle": (_pickled, "holds no weights"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "not the folder of an exported model"),
     "half a configuration": (lambda f: (f / "config.json").write_text("{"), "not the folder of an exported model"),
+    "a deep configuration": (lambda f: (f / "config.json").write_text("[" * 100_000), "not the folder of an exported model"),
     "another kind of model": (lambda f: (f / "config.json").write_text('{"model_type": "t5"}'), "model_type t5"),
 }
 
