@@ -36,7 +36,7 @@ def test_a_comparison_trains_times_and_tells_and_is_not_done_twice(tmp_path, dig
     words = ["compare-routers", out, "--data", digits_corpus, "--seeds", 1, "--steps", 5, "--samples", 2, "--rounds", 1]
     words += options(routers, "--router") + options(SMALL, "--set")
     said = run_ranks(run_command, *words, ranks=1, folder=tmp_path / "logs").outputs[0]
-    assert "2 of 2 runs are done already" in said and "written:" in said
+    assert "2 of 2 runs are done already" in said and "wrote " in said
     told = json.loads((out / "table.json").read_text())
     dense, attribute = told["routers"]["dense"][0], told["routers"]["attribute"][0]
     page = (out / "README.md").read_text()

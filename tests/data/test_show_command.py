@@ -49,7 +49,7 @@ def film(n: int) -> np.ndarray:
 
 def page(root, out, *names: str, samples: int = 8, **data) -> list[dict]:
     """The sections of these tasks on a page: {"title", "facts", "cards"}, with cards {"pictures", "sounds", "caption", "key"}."""
-    assert show(make_run(root, "image_text", *names, **data), "train", samples, None, out).startswith(f"{out}: ")
+    assert show(make_run(root, "image_text", *names, **data), "train", samples, None, out).startswith(f"wrote {out}: ")
     sections = [section(text) for text in out.read_text().split("<h2>")[1:]]
     return [found for found in sections if found["title"].split(",")[0] in names]
 
