@@ -151,7 +151,9 @@ class Classification(Record):
 
     kind: Literal["classification"] = Field("classification", description="which objective this is")
     modality: Modality = Field(description="what is classified")
-    num_classes: int = Field(ge=2, description="outputs of the head; labels are 0 to num_classes - 1")
+    num_classes: int | None = Field(
+        None, ge=2, description="outputs of the head; labels are 0 to num_classes - 1; None: as many as the source names"
+    )
     names: list[str] = Field([], description="of the classes, in the order of the labels; none: those of the source, if any")
     loss: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over all classes, or binary for each")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of the target that all classes have")
@@ -159,7 +161,7 @@ class Classification(Record):
 
     @model_validator(mode="after")
     def _each_class_has_a_name(self):
-        if self.names and len(self.names) != self.num_classes:
+        if self.names and len(self.names) != (self.num_classes or len(self.names)):
             raise ValueError(f"classification: {len(self.names)} names, but num_classes = {self.num_classes}")
         return self
 
@@ -341,13 +343,14 @@ class Task(Record):
     def needs_label(self) -> bool:
         """Whether a sample must have a class."""
         return self.classes is not None or any(
-            getattr(o, "among_names", False) or getattr(o, "positives", None) == "equal" for o in self.objectives
+            getattr(o, "among_names", False) or o.kind == "classification" or getattr(o, "positives", None) == "equal"
+            for o in self.objectives
         )
 
     @property
     def classes(self) -> int | None:
         """How many classes its heads tell apart: a label is below it. None where no objective limits the labels."""
-        counts = [o.num_classes for o in self.objectives if o.kind == "classification"]
+        counts = [o.num_classes for o in self.objectives if o.kind == "classification" and o.num_classes is not None]
         counts += [len(o.names) for o in self.objectives if o.kind == "named_classes"]
         named = [o for o in self.objectives if getattr(o, "among_names", False) and o.candidates != "label_names"]
         counts += [len(o.candidates) for o in named]

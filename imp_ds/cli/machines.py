@@ -30,6 +30,7 @@ def plan(
     """
     from rich.console import Console
 
+    from imp_ds.data.class_names import with_counted_classes
     from imp_ds.recipes import get_recipe
     from imp_ds.train.plan import plan as make_plan
     from imp_ds.train.plan_table import show
@@ -39,7 +40,8 @@ def plan(
     console = Console() if sys.stdout.isatty() else Console(width=140)
     links = dict(gpu_link_gbs=gpu_link_gbs, node_link_gbs=node_link_gbs)
     measured = Rates.load(rates_file) if rates_file else None
-    show(make_plan(get_recipe(recipe).override(set_), nodes, gpus, precision, stage=zero, rates=measured, **links), console)
+    run = with_counted_classes(get_recipe(recipe).override(set_))
+    show(make_plan(run, nodes, gpus, precision, stage=zero, rates=measured, **links), console)
 
 
 def rates(

@@ -1,6 +1,7 @@
-"""The names of a task's classes, where they are those of the data: among which a likelihood objective looks for its answer, and
-what the classes of a classification head are called."""
+"""What the data say of a task's classes: among which names a likelihood objective looks for its answer, how many classes a
+classification head has, and what they are called."""
 
+from imp_ds.data.corpus import open_corpus
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import labels
 from imp_ds.data.subset import spread_over
@@ -21,7 +22,7 @@ def check_labels(run, readers: dict[str, list[Reader]]) -> None:
             if reader.class_names is not None:
                 found, name = len(reader.class_names) - 1, f" ({reader.class_names[-1]})"
             else:
-                found, name = int(max(labels(spread_over(reader, min(len(reader), _LOOKED_AT))), default=-1)), ""
+                found, name = _largest_label(reader), ""
             if found >= task.classes:
                 raise UserError(
                     f"task {task.name}: {reader.name} has more classes than the head", got=f"class {found}{name}, counted from 0",
@@ -30,50 +31,89 @@ def check_labels(run, readers: dict[str, list[Reader]]) -> None:
                 )  # fmt: skip
 
 
+def with_counted_classes(run):
+    """`run`, or, where a classification leaves num_classes to the data, `with_class_names` of its training data, which are opened
+    for it: for what is done before a run starts. Raises UserError as these."""
+    if not any(_uncounted(objective) for task in run.tasks for objective in task.objectives):
+        return run
+    return with_class_names(run, open_corpus(run))
+
+
 def with_class_names(run, readers: dict[str, list[Reader]]):
     """A copy of `run` (a RunConfig) whose tasks list the names of their candidates, which "label_names" leaves to the data, and
-    those of the classes that they tell apart, where their sources name as many.
+    those of the classes that they tell apart, where their sources name as many; what has no num_classes has as many as these.
 
-    A run is so complete without its data: what is trained is what the names say. Raises UserError where a likelihood task's
-    source has no class names, or the sources of a task have others.
+    A run is so complete without its data: what is trained is what the names say. Raises UserError where a task needs class names
+    and its source has none, or the sources of a task have others.
     """
     return run.model_copy(update={"tasks": [_named(task, readers[task.name]) for task in run.tasks]})
 
 
 def _named(task: Task, readers: list[Reader]) -> Task:
-    if any(_left_open(objective) for objective in task.objectives):
-        for reader in readers:
-            if reader.class_names is None:
-                raise UserError(
-                    f"task {task.name}: there are no class names to choose among", got=f"{reader.name} names no classes",
-                    fix="set source.label_names to the names in the order of the labels, or to a JSON file with them",
-                )  # fmt: skip
-    elif not any(_nameless(objective) for objective in task.objectives) or any(r.class_names is None for r in readers):
-        return task
+    nameless = [reader for reader in readers if reader.class_names is None]
+    if nameless and any(_left_open(objective) for objective in task.objectives):
+        raise UserError(
+            f"task {task.name}: there are no class names to choose among", got=f"{nameless[0].name} names no classes",
+            fix="set source.label_names to the names in the order of the labels, or to a JSON file with them",
+        )  # fmt: skip
+    if nameless and any(_uncounted(objective) and not objective.names for objective in task.objectives):
+        raise _no_count(task, nameless[0], readers)
+    if not any(_left_open(objective) or _nameless(objective) for objective in task.objectives) or nameless:
+        return task.model_copy(update={"objectives": [_counted(objective) for objective in task.objectives]})
     names = _common_names(task, readers)
     return task.model_copy(update={"objectives": [_with_names(objective, names) for objective in task.objectives]})
 
 
+def _no_count(task: Task, nameless: Reader, readers: list[Reader]) -> UserError:
+    count = max(2, 1 + max(map(_largest_label, readers)))
+    return UserError(
+        f"task {task.name}: how many classes there are is not given", got=f"{nameless.name} has labels that are numbers",
+        fix=f"write Classification(..., num_classes={count}), by the largest label that was seen; or set source.label_names",
+    )  # fmt: skip
+
+
+def _largest_label(reader: Reader) -> int:
+    """Of the class names, or else of some of the labels; -1 where there is none."""
+    if reader.class_names is not None:
+        return len(reader.class_names) - 1
+    return int(max(labels(spread_over(reader, min(len(reader), _LOOKED_AT))), default=-1))
+
+
 def _common_names(task: Task, readers: list[Reader]) -> list[str]:
+    names = readers[0].class_names
     for reader in readers:
-        if reader.class_names != readers[0].class_names:
+        if reader.class_names != names:
             raise UserError(
                 f"task {task.name}: its sources have different classes", got=f"{reader.name} and {readers[0].name}",
                 fix="set source.label_names of each to one list of names, of which source.label holds the names",
             )  # fmt: skip
-    return readers[0].class_names
+    if len(names) < 2 and any(_uncounted(objective) for objective in task.objectives):
+        raise UserError(
+            f"task {task.name}: there is nothing to tell apart", got=f"{readers[0].name} has one class: {names[0]}",
+            allowed="two classes or more", fix="see source.path, source.label and source.label_names",
+        )  # fmt: skip
+    return names
 
 
 def _with_names(objective, names: list[str]):
     if _left_open(objective):
         return objective.model_copy(update={"candidates": names})
-    if _nameless(objective) and len(names) == objective.num_classes:
-        return objective.model_copy(update={"names": names})
-    return objective
+    if _nameless(objective) and objective.num_classes in (None, len(names)):
+        return objective.model_copy(update={"names": names, "num_classes": len(names)})
+    return _counted(objective)
+
+
+def _counted(objective):
+    """With num_classes where its own names tell it."""
+    return objective.model_copy(update={"num_classes": len(objective.names)}) if _uncounted(objective) else objective
 
 
 def _left_open(objective) -> bool:
     return objective.kind == "likelihood" and objective.candidates == "label_names"
+
+
+def _uncounted(objective) -> bool:
+    return objective.kind == "classification" and objective.num_classes is None
 
 
 def _nameless(objective) -> bool:

@@ -18,7 +18,7 @@ def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], li
     for task in run.tasks:
         other = given.get(task.name)
         own, others = _classes(task), _classes(other) if other is not None else []
-        if own and own == others:
+        if own and len(own) == len(others) and all(map(_agree, own, others)):
             task = task.model_copy(update={"source": other.source, "further_sources": other.further_sources})
             measured.append(task.name)
         elif own and others:
@@ -29,8 +29,13 @@ def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], li
     return run.model_copy(update=changes), measured, notes
 
 
-def _classes(task) -> list[tuple[str, int]]:
+def _classes(task) -> list[tuple[str, int | None]]:
     return [(objective.modality, objective.num_classes) for _, objective, _ in heads(task)]
+
+
+def _agree(own: tuple[str, int], other: tuple[str, int | None]) -> bool:
+    """Whether a head is one of the recipe's; a number of classes that is left to the data may be any, since labels have names."""
+    return own[0] == other[0] and other[1] in (own[1], None)
 
 
 def _said(classes: list[tuple[str, int]]) -> str:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imp_ds.errors import UserError
 from imp_ds.objectives.objective import Objective
 
 
@@ -20,10 +21,15 @@ class ClassificationObjective(Objective):
     answer_at = "start"  # as likelihood objectives have it
 
     def __init__(
-        self, config, modality: str, num_classes: int, loss: str = "softmax", label_smoothing: float = 0.0,
+        self, config, modality: str, num_classes: int | None, loss: str = "softmax", label_smoothing: float = 0.0,
         names: list[str] = (),
     ):  # fmt: skip
         super().__init__()
+        if num_classes is None:
+            raise UserError(
+                "how many classes a head tells apart is known to the data alone", got="num_classes = None",
+                fix="set num_classes, or open the corpus first: imp_ds.data.class_names.with_counted_classes(run)",
+            )  # fmt: skip
         self.modality, self.inputs, self.names = modality, [modality], list(names)
         self.num_classes, self.loss, self.label_smoothing = num_classes, loss, label_smoothing
         self.head = nn.Linear(config.hidden_size, num_classes)

@@ -4,11 +4,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from imp_ds.config import ModelSettings, RunConfig, TrainSettings
-from imp_ds.data.class_names import with_class_names
+from imp_ds.data.class_names import with_class_names, with_counted_classes
 from imp_ds.errors import UserError
+from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Classification, Likelihood, Source, Task, Views, VisionView
+from imp_ds.train.plan import plan
 from imp_ds.train.processor import build_processor
 
 NAMES = ["red fox", "badger"]
@@ -57,3 +60,38 @@ def test_a_run_that_reads_no_text_has_a_tokenizer_all_the_same():
     for names, known in ((NAMES, "red fox"), (None, "animal")):
         tokenizer = build_processor(run, readers(names)).tokenizer
         assert tokenizer.decode(tokenizer(known)["input_ids"]) == known
+
+
+def test_a_head_without_a_number_of_classes_has_those_that_its_source_names():
+    run = run_of(Classification(modality="vision"), Likelihood(inputs=["vision"]))
+    head, likelihood = with_class_names(run, readers(NAMES, NAMES)).tasks[0].objectives
+    assert (head.num_classes, head.names, likelihood.candidates) == (2, NAMES, NAMES)
+    given = run_of(Classification(modality="vision", names=["a", "b", "c"]))
+    assert with_class_names(given, readers(None)).tasks[0].objectives[0].num_classes == 3
+    with pytest.raises(UserError, match="source 0 has one class: badger"):
+        with_class_names(run_of(Classification(modality="vision")), readers(["badger"]))
+
+
+def test_a_number_of_classes_that_no_names_tell_is_said_to_the_line(tmp_path):
+    """Labels 0, 4 and 2: five classes."""
+    (tmp_path / "animals" / "train").mkdir(parents=True)
+    rows = [{"file_name": f"{label}.png", "label": label} for label in (0, 4, 2)]
+    (tmp_path / "animals" / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for label in (0, 4, 2):
+        Image.new("RGB", (8, 8)).save(tmp_path / "animals" / "train" / f"{label}.png")
+    run = run_of(Classification(modality="vision")).override([f"data.root={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}"])
+    with pytest.raises(UserError, match=r"num_classes=5\)"):
+        with_counted_classes(run)
+    with pytest.raises(UserError, match="known to the data alone"):
+        ImpForPreTraining(run.model.to_config(20, run.tasks))
+
+
+def test_a_plan_counts_the_classes_of_the_data(tmp_path):
+    for name in ("fox", "red squirrel", "Bär"):
+        (tmp_path / "animals" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "animals" / "train" / name / "1.png")
+    run = run_of(Classification(modality="vision")).override([f"data.root={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}"])
+    counted = with_counted_classes(run)
+    assert counted.tasks[0].objectives[0].names == ["Bär", "fox", "red squirrel"]
+    given = run_of(Classification(modality="vision", num_classes=3))
+    assert plan(counted, 1, 1).parameters == plan(given, 1, 1).parameters

@@ -33,3 +33,10 @@ def test_labels_follow_the_names_of_the_classes():
     # no name in common, or none at all: the numbers are the same
     for names in (["n1", "n2", "n3"], None):
         assert labels_of_head(label_R, names, ["dog", "cat", "cow"]).tolist() == [0, 1, 2, -1]
+
+
+def test_a_number_of_classes_that_the_recipe_leaves_to_its_data_fits_any_head():
+    """The labels follow the names then."""
+    own = task()
+    uncounted = own.model_copy(update={"objectives": [Classification(modality="vision")]})
+    assert seen_by(run([own]), run([uncounted]))[1:] == (["animal"], [])
