@@ -6,6 +6,7 @@ A recipe file imports the records of a run from here, `from imp_ds import RunCon
 `from imp_ds import get_recipe, train`, `train(get_recipe("my_recipe.py"), "runs/mine")`; they are loaded when asked for.
 """
 
+import os
 import sys
 from importlib import import_module
 
@@ -38,8 +39,11 @@ def __getattr__(name: str):
 
 
 def _is_command() -> bool:
-    """Whether this import is the first half of `python -m imp_ds`: its help should not wait seconds for torch."""
+    """Whether this import is the first half of `python -m imp_ds` or of the program `imp_ds`: help should not wait seconds for
+    torch, and a rank should watch its launcher before that."""
     words = sys.orig_argv
+    if sys.argv and os.path.basename(sys.argv[0]) == "imp_ds":
+        return True
     return sys.argv[:1] == ["-m"] and "-m" in words and words[words.index("-m") + 1 :][:1] == ["imp_ds"]
 
 

@@ -22,4 +22,4 @@ def test_the_wheel_holds_every_module_and_deepspeed_configuration(tmp_path):
         entry = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("entry_points.txt"))
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "imp_ds").rglob("*.py")}
     assert held == modules | {f"imp_ds/ds_configs/{path.name}" for path in (ROOT / "ds_configs").glob("*.json")}
-    assert "imp_ds = imp_ds.cli:main" in entry
+    assert "imp_ds = imp_ds.__main__:main" in entry

@@ -14,7 +14,6 @@ from imp_ds.cli import data, machines, models, recipes, studies, training
 from imp_ds.cli.options import LocalRank, take_local_rank
 from imp_ds.cli.quoting import unquote
 from imp_ds.errors import UserError
-from imp_ds.parallel.launcher_watch import watch_launcher
 
 
 def _group(**options) -> typer.Typer:
@@ -70,7 +69,6 @@ def launched(
 
 def main() -> None:
     """Run a command. A UserError is printed in one block, exit code 2; any other error keeps its traceback."""
-    watch_launcher()
     try:
         app(unquote(sys.argv[1:]), prog_name="imp_ds")
     except UserError as error:

@@ -1,10 +1,15 @@
 """Ranks end when the launcher that started them is gone, however it went: killed with -9 it can tell nobody.
 
+It may go before a rank can look for it: while torch is imported, or while the second program of deepspeed is, which outlives the
+first. So the watch begins before anything else, and ends at once a process with the variables of a launcher and none above it.
+
 Watched are the processes above this one that are launchers: deepspeed and what it starts on each machine, torchrun, accelerate.
 Shells, sshd, Slurm's and whatever else is above them are not, so a run that was left to itself with nohup, setsid or a terminal
 that closes goes on, and so does a plain process. Imports the standard library alone, since it starts before all else.
 """
 
+import base64
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -16,7 +21,9 @@ INTERVAL_S = 1.0
 _PROGRAMS = {"deepspeed", "torchrun", "accelerate", "accelerate-launch", "ds"}
 _MODULES = ("deepspeed.launcher.", "torch.distributed.run", "torch.distributed.launch", "accelerate.commands.")
 _FILES = ("deepspeed/launcher/", "torch/distributed/run.py", "torch/distributed/launch", "accelerate/commands/")
+_MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # variables that torchrun (accelerate too) and deepspeed give their ranks
 _released = threading.Event()
+_started = threading.Lock()  # taken once
 _WITH_VALUE = ("-X", "-W")  # options of Python that take the next argument
 
 
@@ -26,6 +33,8 @@ class Process(NamedTuple):
     pid: int
     started: int
     parent: int
+    group: int
+    session: int
     running: bool
 
 
@@ -35,7 +44,8 @@ def look_up(pid: int) -> Process | None:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    return Process(pid, int(fields[19]), int(fields[1]), fields[0] not in (b"Z", b"X"))
+    parent, group, session = map(int, fields[1:4])
+    return Process(pid, int(fields[19]), parent, group, session, fields[0] not in (b"Z", b"X"))
 
 
 def is_launcher(arguments: Sequence[str]) -> bool:
@@ -64,10 +74,29 @@ def launchers() -> list[Process]:
 
 
 def watch_launcher() -> None:
-    """End this process, with exit code 1 and a message, when a launcher above it is gone. Does nothing where there is none."""
+    """End this process, with exit code 1 and a message, when a launcher above it is gone, or is gone already. Does nothing where
+    there was none, and when it is called again."""
+    if not _started.acquire(blocking=False):
+        return
     watched = launchers()
+    if is_lost(watched):
+        _end("the launcher")
     if watched:
         threading.Thread(target=_watch, args=(watched,), name="launcher_watch", daemon=True).start()
+
+
+def is_lost(watched: list[Process]) -> bool:
+    """Whether a launcher of this process was gone before `watched`, what `launchers` found, was looked for."""
+    if watched:
+        return _of_one_machine(_arguments(watched[-1].pid)) and _is_adopted(watched[-1])
+    mark = next((name for name in _MARKS if name in os.environ), None)
+    if mark is None:
+        return False
+    process = look_up(os.getppid())
+    while process is not None and _has_variable(process.pid, mark):  # what the launcher started has it too: a shell, say
+        process = look_up(process.parent)
+    # a program of one's own may start ranks by torch's classes: it is in Python, and whoever adopts orphans is not
+    return process is not None and not is_launcher(_arguments(process.pid)) and not _is_python(process.pid)
 
 
 def release() -> None:
@@ -82,17 +111,49 @@ def _arguments(pid: int) -> list[str]:
         return []
 
 
+def _of_one_machine(arguments: Sequence[str]) -> bool:
+    """Whether this is the second program of deepspeed where the first is above it: that is so where no remote shell is needed."""
+    world = next((part.partition("=")[2] for part in arguments if part.startswith("--world_info=")), "")
+    try:
+        return len(json.loads(base64.urlsafe_b64decode(world))) == 1
+    except (ValueError, TypeError):
+        return False
+
+
+def _is_adopted(process: Process) -> bool:
+    """Whether a process has lost the one that started it: a child is of its parent's session and group, or heads its own."""
+    parent = look_up(process.parent)
+    if parent is None:
+        return False
+    other_group = process.group not in (parent.group, process.pid)
+    return process.session not in (parent.session, process.pid) or parent.pid == 1 and other_group
+
+
+def _has_variable(pid: int, name: str) -> bool:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # of another user: not started from here
+        return False
+    return any(variable.startswith(f"{name}=".encode()) for variable in variables)
+
+
+def _is_python(pid: int) -> bool:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("python")
+    except OSError:
+        return False
+
+
 def _watch(watched: list[Process]) -> None:
     while not _released.wait(INTERVAL_S):
         for process in watched:
             now = look_up(process.pid)
             if now is None or now.started != process.started or not now.running:
-                _end(process)
+                _end(f"the launcher (process {process.pid})")
 
 
-def _end(launcher: Process) -> None:
-    rank = os.environ.get("RANK", "0")
-    text = f"error: the launcher (process {launcher.pid}) is gone: rank {rank} (process {os.getpid()}) ends\n"
+def _end(gone: str) -> None:
+    text = f"error: {gone} is gone: rank {os.environ.get('RANK', '0')} (process {os.getpid()}) ends\n"
     try:
         os.write(2, text.encode())
     except OSError:  # nobody reads it any more

@@ -6,10 +6,13 @@ The package can be called: `from imp_ds import train`, `train(run, output_dir, .
 import sys
 import types
 
+from imp_ds.parallel.launcher_watch import watch_launcher
+
 
 class _Callable(types.ModuleType):
     def __call__(self, *args, **kwargs):
         """`imp_ds.train.trainer.train`, which is loaded now: DeepSpeed is not needed before."""
+        watch_launcher()
         from imp_ds.train.trainer import train
 
         return train(*args, **kwargs)
