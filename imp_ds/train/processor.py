@@ -93,6 +93,7 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
     film = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
     text = [v.text.length for v in views if v.text is not None]
     tokenizer.model_max_length = max(text, default=config.text_max)
+    tokenizer.init_kwargs.pop("padding", None)  # a tokenizer of another model may bring its own: texts are padded as trained
     image_view = {} if image is None else dict(size=(image.height, image.width))
     film_view = {} if film is None else dict(frames=film.frames, size=(film.height, film.width))
     return ImpProcessor(

@@ -60,7 +60,8 @@ def test_one_call_gives_the_inputs_of_the_model(processor):
     assert out["input_ids"].shape == out["attention_mask"].shape and out["input_ids"].dtype == torch.int64
     assert out["film"].shape == (1, 32, 768)
     assert processor.model_input_names == [
-        "pixel_values", "pixel_positions", "input_features", "feature_positions", "input_ids", "attention_mask",
+        "pixel_values", "pixel_positions", "input_features", "feature_positions",
+        "pixel_values_videos", "pixel_positions_videos", "input_ids", "attention_mask",
     ]  # fmt: skip
 
 
@@ -188,7 +189,6 @@ def test_sounds_as_stereo_list_or_mixed_rates(processor):
     "call",
     [
         lambda p: p(),
-        lambda p: p(images=IMAGE, videos=FILM),
         lambda p: p(images="picture.png"),
         lambda p: p(images=[]),
         lambda p: p(images=np.zeros((2, 2, 2, 2, 2))),

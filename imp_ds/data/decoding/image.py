@@ -3,7 +3,6 @@
 Shapes: H height, W width.
 """
 
-import math
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -12,19 +11,9 @@ from PIL import Image
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.models.imp.image_processing_imp import to_rgb, upright
+from imp_ds.models.imp.picture_files import ALLOWED, FORMATS, decode_smaller
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
-try:  # HEIC, where the package is installed: pip install imp_ds[heic]
-    import pillow_heif
-
-    pillow_heif.register_heif_opener(thumbnails=False)
-    _FORMATS += ("HEIF",)
-except ImportError:
-    pass
-ALLOWED = "PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP, PPM"
-ALLOWED += ", HEIC" if "HEIF" in _FORMATS else "; HEIC after pip install pillow-heif"
 _SETTINGS = DecodingSettings()
-Image.MAX_IMAGE_PIXELS = None  # the bound is `DecodingSettings.image_pixels`, which a user may set
 
 
 class OpenImage(NamedTuple):
@@ -59,11 +48,11 @@ def open_image(media: Media, needed: tuple[int, int] | None = None, settings: De
     """
     file = media.open()
     try:
-        image = Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=FORMATS)
         check_pixels(media.name, image.width, image.height, settings)
         size = 3 * image.width * image.height
-        if needed is not None and image.format == "JPEG":
-            _decode_smaller(image, needed)
+        if needed is not None:
+            decode_smaller(image, needed)
     except Exception as error:
         file.close()
         raise bad_image(media.name, error) from error
@@ -92,9 +81,3 @@ def bad_image(name: str, error: Exception) -> BadSample:
         return BadSample("unreadable image", f"{name}: no image of a kind that is read: {ALLOWED}")
     said = str(error).strip().partition("\n")[0] or type(error).__name__
     return BadSample("unreadable image", f"{name}: {said}")
-
-
-def _decode_smaller(image: Image.Image, needed: tuple[int, int]) -> None:
-    """Let the JPEG decoder scale down, but not below what covers `needed` either way round: EXIF may turn the picture yet."""
-    scale = min(1.0, max(max(needed) / min(image.size), min(needed) / max(image.size)))
-    image.draft("RGB" if image.mode == "RGB" else None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))

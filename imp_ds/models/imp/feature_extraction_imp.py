@@ -9,8 +9,11 @@ from transformers.feature_extraction_utils import BatchFeature
 from imp_ds.errors import UserError
 from imp_ds.modalities import audio
 from imp_ds.modalities.log_mel import LogMel
-from imp_ds.models.imp.image_processing_imp import one_for_all
-from imp_ds.models.imp.keywords import check_keywords, keywords_of
+from imp_ds.models.imp.keywords import ImpAudioKwargs, check_keywords
+from imp_ds.models.imp.media_files import audio_of
+from imp_ds.models.imp.picture_files import is_file
+
+_ALLOWED = 'arrays of samples, {"array": ..., "sampling_rate": ...}, paths, bytes or open files, or a list of those'
 
 
 class ImpFeatureExtractor(SequenceFeatureExtractor):
@@ -26,6 +29,7 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = list(audio.INPUT_NAMES)
+    valid_kwargs = ImpAudioKwargs
 
     def __init__(
         self, log_mel=None, seconds=8.192, patch=(16, 16), mean=0.0, std=1.0, crop="start", do_normalize=False, **kwargs
@@ -47,28 +51,24 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
     def __call__(
         self, raw_speech, sampling_rate=None, *, seconds=None, crop=None, drop_rate=0.0, rng=None, return_tensors=None, **unknown
     ) -> BatchFeature:
-        """Sounds to a BatchFeature of `input_features` float32 [B, L, P] and `feature_positions` [B, L, 2].
+        """Audio to a BatchFeature of `input_features` float32 [B, L, P] and `feature_positions` [B, L, 2].
 
         Args:
-            raw_speech: one array ([samples], or with channels on the shorter axis), or a list of such arrays.
-            sampling_rate: of the sounds: one number, or one for each sound.
+            raw_speech: one array ([samples], or with channels on the shorter axis), {"array": one, "sampling_rate": of it}, or a
+                path, bytes or an open file of a recording or a video; or a list of those.
+            sampling_rate: of arrays: one number, or one for each entry; what has a rate of its own needs none.
             seconds, crop: instead of the stored ones.
             drop_rate, rng: DropToken and random crops, for training.
 
         Raises:
-            UserError: something that is no sound, or no sampling rate.
+            UserError: something that is no audio, or no sampling rate.
         """
-        check_keywords("the feature extractor", unknown, keywords_of(self.__call__))
-        sounds = sound_list(raw_speech)
-        if sampling_rate is None:
-            raise UserError("the sampling rate of the sounds is missing", allowed="such as 16000", fix="pass sampling_rate=")
-        rates = list(sampling_rate) if isinstance(sampling_rate, (list, tuple, np.ndarray)) else [sampling_rate] * len(sounds)
-        if len(rates) != len(sounds):
-            raise UserError("there is not one sampling rate for each sound", got=f"{len(rates)} rates for {len(sounds)} sounds")
+        check_keywords("the feature extractor", unknown, self.valid_kwargs.__annotations__)
+        samples, rates = with_rates(audio_list(raw_speech), sampling_rate)
         inputs = audio.preprocess(
-            sounds, rates, self.transform, self.seconds if seconds is None else seconds, self.patch,
+            samples, rates, self.transform, self.seconds if seconds is None else seconds, self.patch,
             mean=self.mean, std=self.std, do_normalize=self.do_normalize, crop=crop or self.crop, drop_rate=drop_rate,
-            rngs=one_for_all(rng, sounds),
+            rngs=None if rng is None else [rng] * len(samples),
         )  # fmt: skip
         return BatchFeature(inputs, tensor_type=return_tensors)
 
@@ -85,15 +85,42 @@ def make_log_mel(settings: dict) -> LogMel:
     return LogMel(**settings)
 
 
-def sound_list(raw_speech) -> list[np.ndarray]:
-    """The batch as a list of arrays; a list of numbers is one sound."""
-    if isinstance(raw_speech, (list, tuple)):
-        if raw_speech and all(isinstance(item, (list, tuple, np.ndarray)) or hasattr(item, "__array__") for item in raw_speech):
-            if not all(np.ndim(item) == 0 for item in raw_speech):
-                return [np.asarray(item) for item in raw_speech]
-        elif not raw_speech or not all(isinstance(item, (int, float)) for item in raw_speech):
-            raise UserError("this is no list of sounds", got=repr(raw_speech)[:100], allowed="arrays of samples")
-        return [np.asarray(raw_speech)]
-    if not hasattr(raw_speech, "__array__"):
-        raise UserError("this is no sound", got=repr(raw_speech)[:100], allowed="an array of samples, or a list of such arrays")
-    return [np.asarray(raw_speech)]
+def audio_list(raw_speech) -> list:
+    """The batch as a list of what is one recording each; a list of numbers is one."""
+    if isinstance(raw_speech, (list, tuple)) and raw_speech and not _is_numbers(raw_speech):
+        entries = list(raw_speech)
+    else:
+        entries = [raw_speech]
+    for entry in entries:
+        is_dict = isinstance(entry, dict) and {"array", "sampling_rate"} <= entry.keys()
+        if not (is_dict or _is_numbers(entry) or hasattr(entry, "__array__") or is_file(entry)):
+            raise UserError("this is no audio", got=repr(entry)[:100], allowed=_ALLOWED)
+    return entries
+
+
+def _is_numbers(entry) -> bool:
+    """Whether a list is of numbers, the samples of one recording."""
+    return isinstance(entry, (list, tuple)) and bool(entry) and all(map(_is_number, entry))
+
+
+def _is_number(entry) -> bool:
+    return isinstance(entry, (int, float)) or (hasattr(entry, "__array__") and getattr(entry, "ndim", 1) == 0)
+
+
+def with_rates(entries: list, sampling_rate) -> tuple[list[np.ndarray], list[int]]:
+    """The samples of each recording, and its rate: its own where it has one, else the one that is given. Raises UserError where
+    there is none, or a file cannot be decoded."""
+    given = list(sampling_rate) if isinstance(sampling_rate, (list, tuple, np.ndarray)) else [sampling_rate] * len(entries)
+    if len(given) != len(entries):
+        raise UserError("there is not one sampling rate for each sound", got=f"{len(given)} rates for {len(entries)} sounds")
+    samples, rates = [], []
+    for entry, rate in zip(entries, given):
+        if isinstance(entry, dict):
+            entry, rate = entry["array"], entry["sampling_rate"]
+        elif is_file(entry):
+            entry, rate = audio_of(entry)
+        if rate is None:
+            raise UserError("the sampling rate of audio is missing", allowed="such as 16000", fix="pass sampling_rate=")
+        samples.append(np.asarray(entry))
+        rates.append(rate)
+    return samples, rates

@@ -1,8 +1,5 @@
 """ImpImageProcessor: images of any kind to `pixel_values` and `pixel_positions`; each image is a clip of one step."""
 
-import io
-from os import PathLike
-
 import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
@@ -10,11 +7,13 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
-from imp_ds.models.imp.keywords import check_keywords, keywords_of
+from imp_ds.models.imp.keywords import ImpImageProcessorKwargs, check_keywords
+from imp_ds.models.imp.picture_files import opened_picture
+from imp_ds.models.imp.picture_values import SWITCHES, check_rgb, chosen, own_size, scaled, set_switches
 
 _CHANNELS = (1, 3, 4)
 _ALLOWED = (
-    "PIL images, paths or bytes of image files, or arrays [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, "
+    "PIL images, paths, bytes or open files of images, or arrays [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, "
     "uint8 in 0..255 or floats in 0..1"
 )
 
@@ -27,44 +26,59 @@ class ImpImageProcessor(BaseImageProcessor):
         patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
         largest: (height, width) that the model has positions for, which bounds what `keep_aspect` may choose; None: no bound.
         ground: colour (R, G, B) that transparent pictures lie on.
+        kwargs: the switches of `ImpImageProcessorKwargs`, do_resize to do_convert_rgb.
     """
 
     model_input_names = list(vision.INPUT_NAMES)
+    valid_kwargs = ImpImageProcessorKwargs
+    do_convert_rgb = SWITCHES["do_convert_rgb"]  # transformers looks for it in the class
 
     def __init__(self, size=256, patch=(4, 16, 16), largest=None, ground=WHITE, **kwargs):
+        set_switches(self, kwargs, SWITCHES)
         super().__init__(**kwargs)
         self.ground = list(ground)
         self.size = size_dict(size)
         self.patch = list(patch)
         self.largest = None if largest is None else size_dict(largest)
 
-    def preprocess(
-        self, images, *, size=None, keep_aspect=False, drop_rate=0.0, rng=None, input_data_format=None, return_tensors=None
-    ):
+    def preprocess(self, images, **kwargs) -> BatchFeature:
         """One image or a list of images to a BatchFeature of `pixel_values` [B, L, P] and `pixel_positions` [B, L, 3].
 
-        The keywords override the stored size and add what a task's view asks for: see `imp_ds.modalities.vision.preprocess`.
-        input_data_format: "channels_first" or "channels_last" of arrays; None tells it by the shape.
+        kwargs: `ImpImageProcessorKwargs`, which override what is stored.
 
         Raises:
             UserError: something that is no image, or sizes that do not fit.
         """
-        images = [channels_last(opened(image), input_data_format) for image in image_list(images)]
-        clips = [to_rgb(upright(image), tuple(self.ground))[None] for image in images]
-        inputs = vision.preprocess(
-            clips, 1, size_pair(self.size if size is None else size), self.patch, keep_aspect=keep_aspect,
-            largest=self.largest and size_pair(self.largest), drop_rate=drop_rate, rngs=one_for_all(rng, clips),
-        )  # fmt: skip
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        check_keywords("the image processor", kwargs, self.valid_kwargs.__annotations__)
+        options = chosen(self, kwargs)
+        needed = size_pair(options["size"]) if options["do_resize"] else None
+        clips = [to_frame(image, self.ground, options, needed)[None] for image in image_list(images)]
+        return patches_of(self, clips, 1, options)
 
     def __call__(self, images, **kwargs) -> BatchFeature:
-        check_keywords("the image processor", kwargs, keywords_of(self.preprocess))
         return self.preprocess(images, **kwargs)
 
 
-def one_for_all(rng: np.random.Generator | None, samples: list) -> list[np.random.Generator] | None:
-    """The same generator for each sample, one after another."""
-    return None if rng is None else [rng] * len(samples)
+def patches_of(part, clips: list[np.ndarray], frames: int, options: dict) -> BatchFeature:
+    """What both vision processors give of clips, uint8 [T, H, W, 3]: patches and their coordinates."""
+    largest = part.largest and size_pair(part.largest)
+    keep_aspect = bool(options["keep_aspect"] and options["do_resize"])
+    size = size_pair(options["size"]) if options["do_resize"] else own_size(clips, largest)
+    rngs = None if options["rng"] is None else [options["rng"]] * len(clips)  # one for all, one after another
+    inputs = vision.preprocess(
+        clips, frames, size, part.patch, keep_aspect=keep_aspect, largest=largest, drop_rate=options["drop_rate"] or 0.0,
+        rngs=rngs,
+    )  # fmt: skip
+    inputs["pixel_values"] = scaled(inputs["pixel_values"], options)
+    return BatchFeature(inputs, tensor_type=options["return_tensors"])
+
+
+def to_frame(image, ground: list[int], options: dict, needed: tuple[int, int] | None) -> np.ndarray:
+    """An image of any kind to uint8 [H, W, 3], upright. needed: as `opened_picture` takes it."""
+    image = channels_last(opened_picture(image, needed), options["input_data_format"])
+    if not options["do_convert_rgb"]:
+        check_rgb(image)
+    return to_rgb(upright(image), tuple(ground))
 
 
 def size_pair(size) -> tuple[int, int]:
@@ -83,25 +97,13 @@ def size_dict(size) -> dict[str, int]:
 
 
 def image_list(images) -> list:
-    """The batch as a list of single images: a list, a 4-D array [B, H, W, C], or one image."""
+    """The batch as a list of single images: a list, lists of images by sample, a 4-D array [B, H, W, C], or one image."""
     if isinstance(images, (list, tuple)):
+        images = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
         if not images:
             raise UserError("there are no images in the list", allowed=_ALLOWED)
-        return list(images)
+        return images
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
-
-
-def opened(image):
-    """The picture of a path or of a file's bytes, read whole; anything else as it is. Raises UserError for a damaged one."""
-    if not isinstance(image, (str, PathLike, bytes)):
-        return image
-    try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as file:
-            file.load()
-            return file
-    except Exception as error:  # damaged files make Pillow raise whatever its parsers run into
-        got = repr(image)[:100] + f" ({type(error).__name__}: {str(error)[:100]})"
-        raise UserError("a picture cannot be read", got=got, allowed=_ALLOWED) from error
 
 
 def channels_last(array, input_data_format: str | None):

@@ -15,9 +15,11 @@ from imp_ds.errors import UserError
 from imp_ds.modalities import EMBEDDINGS
 from imp_ds.modalities.positions import grid_positions
 
+VIDEOS = "videos"  # a second input of the vision modality
+
 
 def by_modality(config, inputs: dict[str, torch.Tensor | None]) -> dict[str, dict[str, torch.Tensor | None]]:
-    """What is given of each modality, by the names of its embedding, positions included.
+    """What is given of each modality, by the names of its embedding, positions included; videos beside images under VIDEOS.
 
     Raises UserError when nothing is given, and for patches whose positions do not follow from their number.
     """
@@ -26,15 +28,23 @@ def by_modality(config, inputs: dict[str, torch.Tensor | None]) -> dict[str, dic
         for modality, (_, names) in EMBEDDINGS.items()
         if inputs[names[0]] is not None
     }
+    if inputs["pixel_values_videos"] is not None:
+        given[VIDEOS] = {name: inputs[f"{name}_videos"] for name in EMBEDDINGS["vision"][1]}
     if not given:
         raise UserError("nothing to encode", allowed="at least one of pixel_values, input_features, input_ids")
-    for modality, grid in _GRIDS.items():
-        values, positions = EMBEDDINGS[modality][1]
-        if modality in given and given[modality][positions] is None:
-            patches = given[modality][values]
+    for source, named in given.items():
+        values, positions = EMBEDDINGS[modality_of(source)][1]
+        grid = _GRIDS.get(modality_of(source))
+        if grid is not None and named[positions] is None:
+            patches = named[values]
             positions_LA = torch.from_numpy(grid_positions(*grid(config, *patches.shape[1:]))).to(patches.device)
-            given[modality][positions] = positions_LA.expand(patches.shape[0], -1, -1)
+            named[positions] = positions_LA.expand(patches.shape[0], -1, -1)
     return given
+
+
+def modality_of(source: str) -> str:
+    """The modality of a source of `by_modality`."""
+    return "vision" if source == VIDEOS else source
 
 
 def vision_grid(config, patches: int, values: int) -> tuple[int, int, int]:

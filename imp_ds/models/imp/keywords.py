@@ -1,16 +1,87 @@
-"""The keywords that the processor and its parts take: what nothing takes is refused by name."""
+"""The keywords that the processor and its parts take, by group: what nothing takes is refused by name."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
+
+from transformers.processing_utils import ProcessingKwargs
 
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
 
+COMMON = "common_kwargs"
 
-def keywords_of(call: Callable) -> list[str]:
-    """The names that a call takes by keyword, without its inputs (the first parameter)."""
-    parameters = list(inspect.signature(call).parameters.values())[1:]
-    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+
+class ImpTextKwargs(TypedDict, total=False):
+    """`max_length` pads and cuts the texts to that many tokens (None: to the length of training); `padding` and `truncation` are
+    those of Hugging Face tokenizers. `marked` is for tasks whose answer is read at a mark: each text has one, where it says
+    [MASK], else at its end."""
+
+    max_length: int | None
+    padding: bool | str | None
+    truncation: bool | str | None
+    marked: bool | None
+    return_tensors: str | None
+
+
+class ImpImageProcessorKwargs(TypedDict, total=False):
+    """`size`, `keep_aspect` and `drop_rate` are those of a task's view, `rng` draws what is random (`modalities.vision`).
+
+    do_resize: False keeps the pictures' own size, one for all of them and a multiple of the patch.
+    do_rescale, rescale_factor, do_normalize, image_mean, image_std: the values times the factor, less the mean, by the spread, as
+        float32. The model does so itself with uint8 values, and takes floats as they are: what both switches give by their
+        stored numbers is the same to it.
+    do_convert_rgb: False refuses pictures that are not RGB already.
+    input_data_format: "channels_first" or "channels_last" of arrays; None: by their shape.
+    """
+
+    size: Any
+    do_resize: bool | None
+    keep_aspect: bool | None
+    do_rescale: bool | None
+    rescale_factor: float | None
+    do_normalize: bool | None
+    image_mean: Any
+    image_std: Any
+    do_convert_rgb: bool | None
+    input_data_format: str | None
+    drop_rate: float | None
+    rng: Any
+    return_tensors: str | None
+
+
+class ImpVideoProcessorKwargs(ImpImageProcessorKwargs, total=False):
+    """Those of images, for each frame. `frames` are taken uniformly; `do_sample_frames=False` takes all that a video has: one
+    number for all videos, 1 or a multiple of the patch's frames."""
+
+    frames: int | None
+    do_sample_frames: bool | None
+
+
+class ImpAudioKwargs(TypedDict, total=False):
+    """`sampling_rate` is that of arrays, one number or one for each; `seconds` and `crop` override what is stored; `drop_rate`
+    and `rng` are for training."""
+
+    sampling_rate: Any
+    seconds: float | None
+    crop: str | None
+    drop_rate: float | None
+    rng: Any
+    return_tensors: str | None
+
+
+class ImpProcessorKwargs(ProcessingKwargs, total=False):
+    """The groups; a keyword may also stand beside them, for every group that takes it."""
+
+    text_kwargs: ImpTextKwargs
+    images_kwargs: ImpImageProcessorKwargs
+    videos_kwargs: ImpVideoProcessorKwargs
+    audio_kwargs: ImpAudioKwargs
+
+
+GROUPS = {name: list(ImpProcessorKwargs.__annotations__[name].__annotations__) for name in (
+    "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs"
+)}  # fmt: skip
+GROUPS[COMMON] = ["return_tensors"]
 
 
 def check_keywords(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
@@ -21,25 +92,28 @@ def check_keywords(where: str, given: Iterable[str], allowed: Iterable[str]) -> 
             raise UserError(f"unknown keyword of {where}", got=name, allowed=nearest(name, allowed))
 
 
-def sort_keywords(groups: Mapping[str, dict | None], flat: Mapping, allowed: Mapping[str, list[str]]) -> dict[str, dict]:
-    """The keywords of each group: those of its own dictionary, and of the flat ones those that it takes.
+def sort_keywords(given: Mapping[str, Any]) -> dict[str, dict]:
+    """The keywords of each group of GROUPS: those of its own dictionary, of the flat ones those that it takes, and the common
+    ones that neither says.
 
     Args:
-        groups: {"images_kwargs": its dictionary or None, ..}.
-        flat: keywords that were given beside the dictionaries; each goes to every group that takes it.
-        allowed: the names that each group takes.
+        given: dictionaries by the names of groups, and keywords beside them.
 
     Raises:
         UserError: a keyword that no group takes, one in a group that does not take it, or one that is given both ways.
     """
-    check_keywords("the processor", flat, [*groups, *dict.fromkeys(name for names in allowed.values() for name in names)])
-    sorted_by_group = {}
-    for group, own in groups.items():
+    flat = {name: value for name, value in given.items() if name not in GROUPS}
+    check_keywords("the processor", flat, [*GROUPS, *dict.fromkeys(name for names in GROUPS.values() for name in names)])
+    found = {}
+    for group, allowed in GROUPS.items():
+        own = given.get(group)
         if not isinstance(own, (dict, type(None))):
-            raise UserError(f"{group} is no dictionary", got=repr(own)[:100], allowed=", ".join(allowed[group]))
-        check_keywords(group, own or {}, allowed[group])
-        twice = sorted(set(own or {}) & set(flat))
+            raise UserError(f"{group} is no dictionary", got=repr(own)[:100], allowed=", ".join(allowed))
+        own = own or {}
+        check_keywords(group, own, allowed)
+        twice = sorted(name for name in own if name in flat and (group != COMMON or own[name] != flat[name]))
         if twice:
             raise UserError("a keyword is given twice", got=f"{twice[0]} in {group} and beside it", fix="leave one of them out")
-        sorted_by_group[group] = {**{name: value for name, value in flat.items() if name in allowed[group]}, **(own or {})}
-    return sorted_by_group
+        found[group] = {**{name: value for name, value in flat.items() if name in allowed}, **own}
+    common = found.pop(COMMON)
+    return {group: {**common, **own} for group, own in found.items()}

@@ -20,7 +20,7 @@ from imp_ds.modalities.text import WordTable
 from imp_ds.models.imp.conditions import MODALITIES, build_condition, condition_name, is_target
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
-from imp_ds.models.imp.inputs import by_modality
+from imp_ds.models.imp.inputs import by_modality, modality_of
 from imp_ds.models.imp.layers import RANDOM_SITES, ImpBlock
 from imp_ds.models.imp.likelihood import LikelihoodHead
 from imp_ds.models.imp.prompts import SEPARATE
@@ -53,8 +53,9 @@ class Encoding:
 class ImpOutput(ModelOutput):
     """What `ImpModel.forward` returns; a field is None when its modality was not given.
 
-    vision_pooled, audio_pooled, text_pooled: [B, D].
-    embeddings: "source_to_target" -> unit vectors [B, C]; compare "vision_to_text" with "text_to_vision" by dot product.
+    vision_pooled, audio_pooled, text_pooled: [B, D]; videos_pooled: of videos beside images.
+    embeddings: "source_to_target" -> unit vectors [B, C]; compare "vision_to_text" with "text_to_vision" by dot product;
+        "videos_to_text" too.
     router_z_loss: the z-losses of all MoE layers and modalities, weighted by config.router_z_loss and summed.
     hidden_states, attentions: where asked for, of the one modality that was given, as `Encoding` has them; where several were
         given, these tuples by modality.
@@ -63,6 +64,7 @@ class ImpOutput(ModelOutput):
     vision_pooled: torch.Tensor | None = None
     audio_pooled: torch.Tensor | None = None
     text_pooled: torch.Tensor | None = None
+    videos_pooled: torch.Tensor | None = None
     embeddings: dict[str, torch.Tensor] | None = None
     router_z_loss: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | dict[str, tuple[torch.Tensor, ...]] | None = None
@@ -319,10 +321,13 @@ class ImpModel(ImpPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        pixel_positions_videos: torch.Tensor | None = None,
     ) -> ImpOutput | tuple:
         """Encode whatever is given, as `ImpProcessor` returns it, and project it towards every modality it is paired with.
 
         Args:
+            pixel_values_videos: videos beside the images of pixel_values, encoded alike; videos alone may be either.
             pixel_positions, feature_positions: None: those of a whole grid, where the number of patches tells it.
             task: one of config.objectives, whose condition all of it has; task and attribute gates have to be told.
             output_hidden_states, output_attentions, return_dict: as in transformers; None: as the configuration says. Without
@@ -333,21 +338,24 @@ class ImpModel(ImpPreTrainedModel):
         inputs = dict(
             pixel_values=pixel_values, pixel_positions=pixel_positions, input_features=input_features,
             feature_positions=feature_positions, input_ids=input_ids, attention_mask=attention_mask,
+            pixel_values_videos=pixel_values_videos, pixel_positions_videos=pixel_positions_videos,
         )  # fmt: skip
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        encodings = {
-            modality: self.encode(
-                modality, named, condition=self.condition(modality, task), hidden_states=hidden_states, attentions=attentions
+        encodings = {}
+        for source, named in by_modality(self.config, inputs).items():
+            modality = modality_of(source)
+            condition = self.condition(modality, task)
+            encodings[source] = self.encode(
+                modality, named, condition=condition, hidden_states=hidden_states, attentions=attentions
             )
-            for modality, named in by_modality(self.config, inputs).items()
-        }
         output = ImpOutput(
-            **{f"{modality}_pooled": encoding.pooled_BD for modality, encoding in encodings.items()},
+            **{f"{source}_pooled": encoding.pooled_BD for source, encoding in encodings.items()},
             embeddings={
-                name: projection(encodings[source].pooled_BD)
-                for name, projection in self.projections.items()
-                if (source := name.split("_to_")[0]) in encodings
+                f"{source}_to_{target}": projection(encoding.pooled_BD)
+                for (modality, target), projection in ((name.split("_to_"), each) for name, each in self.projections.items())
+                for source, encoding in encodings.items()
+                if modality_of(source) == modality
             },
             router_z_loss=self.router_loss(*encodings.values()),
             hidden_states=_of_layers(encodings, "hidden_states"),

@@ -1,7 +1,10 @@
-"""ImpProcessor: images, films, sounds and texts to the inputs of ImpModel."""
+"""ImpProcessor: images, videos, audio and texts to the inputs of ImpModel."""
+
+from typing import Any, Unpack
 
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
 from imp_ds import foreign_code
@@ -10,10 +13,12 @@ from imp_ds.modalities import marking
 from imp_ds.modalities import text as text_modality
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.models.imp.keywords import keywords_of, sort_keywords
+from imp_ds.models.imp.keywords import ImpProcessorKwargs, sort_keywords
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 _PARTS = {"image_processor": ImpImageProcessor, "video_processor": ImpVideoProcessor, "feature_extractor": ImpFeatureExtractor}
+
+_VIDEOS = "_videos"  # behind the names of videos that stand beside images
 
 
 class ImpProcessor(ProcessorMixin):
@@ -24,75 +29,67 @@ class ImpProcessor(ProcessorMixin):
         tokenizer: any Hugging Face tokenizer with a padding token (`tokenization_imp.train_tokenizer`, `load_tokenizer`).
     """
 
+    valid_processor_kwargs = ImpProcessorKwargs
+    text_kwargs = {"padding": "max_length", "truncation": True}  # the length of training
+
     def __init__(self, image_processor, video_processor, feature_extractor, tokenizer, chat_template=None):
         super().__init__(image_processor, video_processor, feature_extractor, tokenizer, chat_template=chat_template)
 
     def __call__(
         self,
-        images=None,
-        text=None,
-        videos=None,
-        audio=None,
-        *,
-        marked: bool = False,
-        text_kwargs=None,
-        images_kwargs=None,
-        videos_kwargs=None,
-        audio_kwargs=None,
-        common_kwargs=None,
-        **kwargs,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        videos: Any | None = None,
+        audio: Any | None = None,
+        **kwargs: Unpack[ImpProcessorKwargs],
     ) -> BatchFeature:
-        """Any of the modalities to one BatchFeature: `pixel_values` and `pixel_positions` (of images or videos),
-        `input_features` and `feature_positions` (of audio), `input_ids` and `attention_mask` (of text).
+        """Any of the modalities to one BatchFeature: `pixel_values` and `pixel_positions` (of images, or of videos without
+        images), `pixel_values_videos` and `pixel_positions_videos` (of videos beside images), `input_features` and
+        `feature_positions` (of audio), `input_ids` and `attention_mask` (of text).
 
         Args:
-            marked: for tasks whose answer is read at a mark: each text has one, where it says [MASK], else at its end.
-            text_kwargs: `max_length` (pads and cuts the texts to that many tokens; None takes the length of training), `padding`
-                and `truncation` as of Hugging Face tokenizers.
-            images_kwargs, videos_kwargs, audio_kwargs: keywords for the preprocessor of that modality.
-            common_kwargs: `return_tensors`, "pt" by default.
-            kwargs: any of these without its dictionary, such as `sampling_rate` of the sounds or `size`: for all that take it.
+            images, videos, audio: arrays, paths, bytes or open files, one or a list; see the three preprocessors.
+            text: one or a list.
+            kwargs: text_kwargs, images_kwargs, videos_kwargs and audio_kwargs, dictionaries of keywords for that part
+                (`imp_ds.models.imp.keywords`), common_kwargs for all; or the same keywords flat, for every part that takes them.
+                `return_tensors` is "pt" by default.
 
         Raises:
-            UserError: no input, images and videos in one call, a keyword that nothing takes or that is given twice, or an input
-                that its preprocessor refuses.
+            UserError: no input, a keyword that nothing takes or that is given twice, or an input that its preprocessor refuses.
         """
-        if images is not None and videos is not None:
-            raise UserError("images and videos are the same input of the model (pixel_values)", fix="call the processor twice")
         if images is None and videos is None and audio is None and text is None:
             raise UserError("the processor was given nothing to process", allowed="images, videos, audio or text")
-        groups = {
-            "text_kwargs": text_kwargs, "images_kwargs": images_kwargs, "videos_kwargs": videos_kwargs,
-            "audio_kwargs": audio_kwargs, "common_kwargs": common_kwargs,
-        }  # fmt: skip
-        of = sort_keywords(groups, kwargs, self._keywords())
+        of = {group: {"return_tensors": "pt", **own} for group, own in sort_keywords(kwargs).items()}
         inputs = {}
         if images is not None:
             inputs.update(self.image_processor(images, **of["images_kwargs"]))
         if videos is not None:
-            inputs.update(self.video_processor(videos, **of["videos_kwargs"]))
+            found = self.video_processor(videos, **of["videos_kwargs"])
+            inputs.update(found if images is None else {f"{name}{_VIDEOS}": value for name, value in found.items()})
         if audio is not None:
             inputs.update(self.feature_extractor(audio, **of["audio_kwargs"]))
         if text is not None:
-            texts = [text] if isinstance(text, str) else text
-            preprocess = marking.preprocess_marked if marked else text_modality.preprocess
-            options = dict(of["text_kwargs"])
-            inputs.update(preprocess(texts, self.tokenizer, options.pop("max_length", None), **options))
-        return BatchFeature(inputs, tensor_type=of["common_kwargs"].get("return_tensors", "pt"))
+            inputs.update(self._of_text([text] if isinstance(text, str) else text, of["text_kwargs"]))
+        return BatchFeature(inputs)
 
-    def _keywords(self) -> dict[str, list[str]]:
-        """The keywords of each dictionary; how tensors are returned is one for all."""
-        calls = {
-            "images_kwargs": self.image_processor.preprocess, "videos_kwargs": self.video_processor.preprocess,
-            "audio_kwargs": self.feature_extractor.__call__,
-        }  # fmt: skip
-        taken = {group: [name for name in keywords_of(call) if name != "return_tensors"] for group, call in calls.items()}
-        return {"text_kwargs": ["max_length", "padding", "truncation"], **taken, "common_kwargs": ["return_tensors"]}
+    def _of_text(self, texts: list[str], given: dict) -> BatchFeature:
+        """Padded as asked, or as the tokenizer was loaded (`from_pretrained(folder, padding=.., max_length=..)`), or as trained.
+
+        A tokenizer's `max_length` counts only beside a `padding`: alone it is no wish, but the length of its last call, which
+        the library writes into tokenizer.json.
+        """
+        made = self.tokenizer.init_kwargs
+        loaded = {name: made[name] for name in ("padding", "max_length") if name in made} if "padding" in made else {}
+        options = {**self.text_kwargs, **loaded, **{name: value for name, value in given.items() if value is not None}}
+        marked, tensors, length = (options.pop(name, None) for name in ("marked", "return_tensors", "max_length"))
+        preprocess = marking.preprocess_marked if marked else text_modality.preprocess
+        return BatchFeature(preprocess(texts, self.tokenizer, length, **options), tensor_type=tensors)
 
     @property
     def model_input_names(self) -> list[str]:
         names = [name for part in _PARTS for name in getattr(self, part).model_input_names]
-        return list(dict.fromkeys([*names, *text_modality.INPUT_NAMES]))
+        beside = [f"{name}{_VIDEOS}" for name in self.video_processor.model_input_names]
+        return list(dict.fromkeys([*names, *beside, *text_modality.INPUT_NAMES]))
 
     def check_argument_for_proper_class(self, argument_name, argument):
         """The base class looks its video classes up among those that need torchvision, which we do not."""
@@ -104,7 +101,7 @@ class ImpProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """The base class loads each part through its Auto class; the one for films needs torchvision."""
+        """The base class loads each part through its Auto class; the one for videos needs torchvision."""
         kwargs = {**foreign_code.said(), **kwargs}
         parts = [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in _PARTS.values()]
         return [*parts, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]

@@ -1,0 +1,48 @@
+"""One file of a video or a recording, outside of any source: what the processor of a model asks for, decoded as in training.
+
+Shapes: T frames, H height, W width, N samples.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from imp_ds.data.cache import MediaCache
+from imp_ds.data.decoding.film import read_film
+from imp_ds.data.decoding.picture import read_clips
+from imp_ds.data.decoding.sound_files import Sound, open_sound
+from imp_ds.data.samples import BadSample, Media
+from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.errors import UserError
+from imp_ds.tasks import Augmentation, VisionView
+
+
+def video(path: Path | None, data: bytes | None, frames: int | None, size: tuple[int, int]) -> np.ndarray:
+    """`frames` frames uniformly over the time of a video or an animated picture, uint8 [T, H, W, 3]; all that there are, when it
+    has fewer or for None.
+
+    Raises UserError for a file that is neither, is damaged, or beyond the bounds of `DecodingSettings`.
+    """
+    frames = DecodingSettings().video_frames if frames is None else frames
+    media, view = _media(path, data, "video"), VisionView(frames=frames, height=size[0], width=size[1])
+    (clip,) = read_clips([media], view, [None], MediaCache(0), Augmentation())
+    if type(clip) is BadSample and clip.reason == "unreadable image":  # no picture, or a video without its suffix
+        try:
+            clip = read_film(media, view, None, MediaCache(0))
+        except BadSample as bad:
+            clip = bad
+    if type(clip) is BadSample:
+        raise UserError("a video cannot be read", got=str(clip), allowed="files of videos and of animated pictures, or arrays")
+    return clip
+
+
+def audio(path: Path | None, data: bytes | None) -> Sound:
+    """The samples of a recording or of a video's audio, float32 [N], and its rate. Raises UserError as `video` does."""
+    try:
+        return open_sound(_media(path, data, "audio")).samples()
+    except BadSample as bad:
+        raise UserError("audio cannot be read", got=str(bad), allowed="files of recordings and of videos, or arrays") from None
+
+
+def _media(path: Path | None, data: bytes | None, kind: str) -> Media:
+    return Media(kind, data=data) if path is None else Media(str(path), path=path)
