@@ -122,11 +122,23 @@ def preprocess(
     return dict(zip(INPUT_NAMES, (values_BKP, positions_BK3)))
 
 
-def clip_indices(total: int, frames: int) -> np.ndarray:
-    """Which of `total` frames make a clip: the middles of `frames` equal stretches; a shorter film repeats its last frame."""
-    if total <= frames:
-        return np.minimum(np.arange(frames), total - 1)
-    return (2 * np.arange(frames) + 1) * total // (2 * frames)
+def clip_indices(total: int, frames: int, sampling: str = "uniform", stride: int = 1) -> np.ndarray:
+    """Which of `total` frames make a clip; a film that has too few repeats its last frame.
+
+    sampling: "uniform": the middles of `frames` equal stretches; "stride": every stride-th from the beginning; "clip": every
+        stride-th of the middle.
+
+    Raises UserError for another sampling.
+    """
+    if sampling not in ("uniform", "stride", "clip"):
+        raise UserError("unknown sampling of frames", got=repr(sampling), allowed="uniform, stride, clip")
+    if sampling == "uniform":
+        places = np.arange(frames) if total <= frames else (2 * np.arange(frames) + 1) * total // (2 * frames)
+    else:
+        spare = max(0, total - (frames - 1) * stride - 1) if sampling == "clip" else 0
+        places = spare // 2 + stride * np.arange(frames)
+        places = np.where(places < total, places, places[places < total].max())
+    return np.minimum(places, total - 1)
 
 
 def clip_frames(frames_THWC: np.ndarray, frames: int) -> np.ndarray:

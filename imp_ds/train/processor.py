@@ -95,7 +95,9 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
     tokenizer.model_max_length = max(text, default=config.text_max)
     tokenizer.init_kwargs.pop("padding", None)  # a tokenizer of another model may bring its own: texts are padded as trained
     image_view = {} if image is None else dict(size=(image.height, image.width))
-    film_view = {} if film is None else dict(frames=film.frames, size=(film.height, film.width))
+    film_view = {} if film is None else dict(
+        frames=film.frames, sampling=film.sampling, stride=film.stride, size=(film.height, film.width)
+    )  # fmt: skip
     return ImpProcessor(
         image_processor=ImpImageProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **image_view),
         video_processor=ImpVideoProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **film_view),

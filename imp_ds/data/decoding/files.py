@@ -3,6 +3,7 @@
 Shapes: T frames, H height, W width, N samples.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,26 @@ from imp_ds.errors import UserError
 from imp_ds.tasks import Augmentation, VisionView
 
 
-def video(path: Path | None, data: bytes | None, frames: int | None, size: tuple[int, int]) -> np.ndarray:
-    """`frames` frames uniformly over the time of a video or an animated picture, uint8 [T, H, W, 3]; all that there are, when it
-    has fewer or for None.
+def video(
+    path: Path | None, data: bytes | None, frames: int | None, sampling: str, stride: int, size: tuple[int, int],
+    ground: Sequence[int],
+) -> np.ndarray:  # fmt: skip
+    """`frames` frames over the time of a video or an animated picture, uint8 [T, H, W, 3]; all that there are, when it has fewer
+    or for None.
+
+    sampling, stride, size: those of a VisionView; ground: colour that transparent frames lie on.
 
     Raises UserError for a file that is neither, is damaged, or beyond the bounds of `DecodingSettings`.
     """
-    frames = DecodingSettings().video_frames if frames is None else frames
-    media, view = _media(path, data, "video"), VisionView(frames=frames, height=size[0], width=size[1])
-    (clip,) = read_clips([media], view, [None], MediaCache(0), Augmentation())
+    settings = DecodingSettings(alpha_ground=tuple(ground))
+    if frames is None:
+        frames, sampling = settings.video_frames, "uniform"
+    view = VisionView(frames=frames, sampling=sampling, stride=stride, height=size[0], width=size[1])
+    media = _media(path, data, "video")
+    (clip,) = read_clips([media], view, [None], MediaCache(0), Augmentation(), settings)
     if type(clip) is BadSample and clip.reason == "unreadable image":  # no picture, or a video without its suffix
         try:
-            clip = read_film(media, view, None, MediaCache(0))
+            clip = read_film(media, view, None, MediaCache(0), settings)
         except BadSample as bad:
             clip = bad
     if type(clip) is BadSample:
@@ -39,7 +48,7 @@ def video(path: Path | None, data: bytes | None, frames: int | None, size: tuple
 def audio(path: Path | None, data: bytes | None) -> Sound:
     """The samples of a recording or of a video's audio, float32 [N], and its rate. Raises UserError as `video` does."""
     try:
-        return open_sound(_media(path, data, "audio")).samples()
+        return open_sound(_media(path, data, "audio"), DecodingSettings()).samples()
     except BadSample as bad:
         raise UserError("audio cannot be read", got=str(bad), allowed="files of recordings and of videos, or arrays") from None
 

@@ -50,10 +50,12 @@ class ImpImageProcessorKwargs(TypedDict, total=False):
 
 
 class ImpVideoProcessorKwargs(ImpImageProcessorKwargs, total=False):
-    """Those of images, for each frame. `frames` are taken uniformly; `do_sample_frames=False` takes all that a video has: one
-    number for all videos, 1 or a multiple of the patch's frames."""
+    """Those of images, for each frame. `frames` are taken as `sampling` and `stride` say, the names of a task's view;
+    `do_sample_frames=False` takes all that a video has: one number for all videos, 1 or a multiple of the patch's frames."""
 
     frames: int | None
+    sampling: str | None
+    stride: int | None
     do_sample_frames: bool | None
 
 

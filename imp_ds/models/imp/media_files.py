@@ -4,6 +4,7 @@ The decoders need PyAV and libsndfile, which someone who gives arrays does witho
 and are loaded by name when the first file is given.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -17,15 +18,16 @@ from imp_ds.models.imp.picture_files import file_bytes
 _DECODERS = "imp_ds.data.decoding.files"
 
 
-def video_of(source, frames: int | None, size: Size) -> np.ndarray:
-    """The frames of a video's file, or of an animated picture's, uint8 [T, H, W, 3]: `frames` uniformly over its time, or all
-    that there are, when it has fewer or for None.
+def video_of(source, frames: int | None, sampling: str, stride: int, size: Size, ground: Sequence[int]) -> np.ndarray:
+    """The frames of a video's file, or of an animated picture's, uint8 [T, H, W, 3]: `frames` over its time, or all that there
+    are, when it has fewer or for None.
 
-    size: (height, width) that is enough of a picture.
+    sampling, stride: as in `vision.clip_indices`; size: (height, width) that is enough of a picture; ground: colour (R, G, B)
+    that transparent frames lie on.
 
     Raises UserError for what cannot be decoded or is too large.
     """
-    return _decoders().video(*_file(source), frames, size)
+    return _decoders().video(*_file(source), frames, sampling, stride, size, ground)
 
 
 def audio_of(source) -> tuple[np.ndarray, int]:

@@ -29,14 +29,16 @@ _ALLOWED = (
     "a list of those is a batch"
 )
 _SWITCHES = {**SWITCHES, "do_sample_frames": True}
-_FIELDS = ("frames", "size", "patch", "largest", "ground", *_SWITCHES)
+_FIELDS = ("frames", "sampling", "stride", "size", "patch", "largest", "ground", *_SWITCHES)
 
 
 class ImpVideoProcessor(BaseVideoProcessor):
-    """Takes `frames` frames uniformly over each video, resizes them to `size` and cuts them into 3-D patches.
+    """Takes `frames` frames of each video, resizes them to `size` and cuts them into 3-D patches.
 
     Args:
         frames: frames of a clip, 1 or a multiple of the patch's depth.
+        sampling: "uniform" over all of a video, "stride" from its beginning, "clip" from its middle (`vision.clip_indices`).
+        stride: frames from one to the next, under "stride" and "clip".
         size: (height, width), one number for both, or {"height": h, "width": w}.
         patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
         largest: (height, width) that the model has positions for, which bounds what `keep_aspect` may choose; None: no bound.
@@ -48,11 +50,13 @@ class ImpVideoProcessor(BaseVideoProcessor):
     valid_kwargs = ImpVideoProcessorKwargs
     do_convert_rgb, do_resize = SWITCHES["do_convert_rgb"], SWITCHES["do_resize"]  # transformers looks for them in the class
 
-    def __init__(self, frames=16, size=256, patch=(4, 16, 16), largest=None, ground=WHITE, **kwargs):
+    def __init__(
+        self, frames=16, size=256, patch=(4, 16, 16), largest=None, ground=WHITE, sampling="uniform", stride=1, **kwargs
+    ):
         # The constructors between fill in the fields of the torchvision pipeline, which is neither used nor needed here.
         set_switches(self, kwargs, _SWITCHES)
         ImageProcessingMixin.__init__(self, **kwargs)
-        self.frames = frames
+        self.frames, self.sampling, self.stride = frames, sampling, stride
         self.size = size_dict(size)
         self.patch = list(patch)
         self.largest = None if largest is None else size_dict(largest)
@@ -68,8 +72,11 @@ class ImpVideoProcessor(BaseVideoProcessor):
         """
         check_keywords("the video processor", kwargs, self.valid_kwargs.__annotations__)
         options = chosen(self, kwargs)
-        frames = options["frames"] if options["do_sample_frames"] else None
-        clips = [to_clip(video, frames, self.ground, options) for video in video_list(videos)]
+        for name in ("frames", "stride"):
+            if not isinstance(options[name], (int, np.integer)) or options[name] < 1:
+                raise UserError(f"unknown {name} of a video", got=repr(options[name]), allowed="a whole number, from 1")
+        frames = options["frames"] = options["frames"] if options["do_sample_frames"] else None
+        clips = [to_clip(video, self.ground, options) for video in video_list(videos)]
         lengths = sorted({len(clip) for clip in clips})
         if frames is None and len(lengths) > 1:
             fix = "leave do_sample_frames=False out"
@@ -103,17 +110,17 @@ def _holds_videos(entry) -> bool:
     )
 
 
-def to_clip(video, frames: int | None, ground: list[int], options: dict) -> np.ndarray:
-    """`frames` frames uniformly over a video in any layout, or all of them, uint8 [frames, H, W, 3]; only these are converted."""
+def to_clip(video, ground: list[int], options: dict) -> np.ndarray:
+    """The frames of a video in any layout that `options` ask for, uint8 [T, H, W, 3]; only these are converted."""
     needed = size_pair(options["size"]) if options["do_resize"] else None
     if isinstance(video, (list, tuple)) and len(video):
-        places = range(len(video)) if frames is None else vision.clip_indices(len(video), frames)
-        images = [to_frame(video[place], ground, options, needed) for place in places]
+        images = [to_frame(video[place], ground, options, needed) for place in _places(len(video), options)]
         if len({image.shape for image in images}) > 1:
             raise UserError("the frames of a video differ in size", got=sorted({image.shape[:2] for image in images}))
         return np.stack(images)
     if is_file(video):
-        video = video_of(video, frames, needed or size_pair(options["size"]))
+        enough = needed or size_pair(options["size"])
+        return video_of(video, options["frames"], options["sampling"], options["stride"], enough, ground)
     clip = np.asarray(video) if hasattr(video, "__array__") else None
     if clip is not None and clip.ndim == 4:
         clip = channels_last(clip, options["input_data_format"])
@@ -126,4 +133,11 @@ def to_clip(video, frames: int | None, ground: list[int], options: dict) -> np.n
         raise UserError("this is no video", got=got, allowed=_ALLOWED)
     if not options["do_convert_rgb"]:
         check_rgb(clip[0])
-    return to_three_channels(to_uint8(clip if frames is None else vision.clip_frames(clip, frames)), tuple(ground))
+    return to_three_channels(to_uint8(clip[_places(len(clip), options)]), tuple(ground))
+
+
+def _places(total: int, options: dict) -> np.ndarray:
+    """Which of `total` frames are taken."""
+    if options["frames"] is None:
+        return np.arange(total)
+    return vision.clip_indices(total, options["frames"], options["sampling"], options["stride"])
