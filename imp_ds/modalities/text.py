@@ -146,7 +146,8 @@ def _encode(texts: list[str], tokenizer, length: int | None, padding: bool | str
     maximum = length or min(tokenizer.model_max_length, _LONGEST)
     if padding is None or (padding == "max_length" and maximum == _LONGEST):
         padding = "max_length" if maximum < _LONGEST else "longest"
-    encoded = tokenizer(list(texts), padding=padding, truncation=truncation, max_length=maximum, return_attention_mask=True)
+    bound = maximum if padding == "max_length" or truncation not in (False, None, "do_not_truncate") else None
+    encoded = tokenizer(list(texts), padding=padding, truncation=truncation, max_length=bound, return_attention_mask=True)
     lengths = {len(ids) for ids in encoded["input_ids"]}
     if len(lengths) > 1:
         raise UserError(

@@ -94,9 +94,10 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
     text = [v.text.length for v in views if v.text is not None]
     tokenizer.model_max_length = max(text, default=config.text_max)
     tokenizer.init_kwargs.pop("padding", None)  # a tokenizer of another model may bring its own: texts are padded as trained
-    image_view = {} if image is None else dict(size=(image.height, image.width))
+    image_view = {} if image is None else dict(size=(image.height, image.width), keep_aspect=image.keep_aspect)
     film_view = {} if film is None else dict(
-        frames=film.frames, sampling=film.sampling, stride=film.stride, size=(film.height, film.width)
+        frames=film.frames, sampling=film.sampling, stride=film.stride, size=(film.height, film.width),
+        keep_aspect=film.keep_aspect,
     )  # fmt: skip
     return ImpProcessor(
         image_processor=ImpImageProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **image_view),

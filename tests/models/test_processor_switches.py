@@ -63,10 +63,13 @@ def test_factor_mean_and_spread_are_used_by_channel(processor, part):
 @pytest.mark.parametrize("part", SIDES)
 def test_switches_are_stored(processor, part, tmp_path):
     one = getattr(processor, part)
-    made = type(one)(size=16, patch=(2, 8, 8), do_rescale=True, rescale_factor=2.0, image_mean=[1.0, 2.0, 3.0])
+    made = type(one)(size=16, patch=(2, 8, 8), keep_aspect=True, do_rescale=True, rescale_factor=2.0, image_mean=[1.0, 2.0, 3.0])
     made.save_pretrained(tmp_path)
     loaded = type(one).from_pretrained(tmp_path, do_normalize=True)
     assert (loaded.do_rescale, loaded.rescale_factor, loaded.image_mean) == (True, 2.0, [1.0, 2.0, 3.0])
+    steps = 1 if part == "image_processor" else 8
+    wide = loaded(np.zeros((steps, 16, 48, 3), dtype=np.uint8))["pixel_positions"]  # a row of 4 patches, not 2 x 2
+    assert len({*wide[0, :4, 2].tolist()}) == 4 and len({*wide[0, :, 1].tolist()}) == 1
     assert loaded.do_normalize and not made.do_normalize and one.image_mean == [0.5] * 3
 
 
