@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from imp_ds.data.storage import DEFAULT_ROOT
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
@@ -142,7 +143,7 @@ class AudioSettings(Settings):
 class DataSettings(Settings):
     """Where samples come from and how they are read."""
 
-    root: str = Field("data/digits", description="folder of the corpus; sources and classes.json are relative to it")
+    root: str = Field(DEFAULT_ROOT, description="folder of the corpus; sources and classes.json are relative to it")
     workers: int = Field(1, ge=0, description="loader processes of each rank; 0 loads in the training process")
     prefetch: int = Field(4, ge=1, description="batches prepared ahead, for each worker")
     cache_mb: int = Field(512, ge=0, description="decoded samples kept by each worker, in MiB; 0 keeps none")

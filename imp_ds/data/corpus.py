@@ -25,6 +25,9 @@ def open_corpus(run, split: str = "train", progress: Callable | None = None) -> 
             readers[known] = class_fraction(reader, labels(reader), source.fraction, run.data.seed) if some else reader
         return readers[known]
 
+    every = [source for task in run.tasks for source in task.sources]
+    for source in sorted(every, key=lambda source: source.format == "huggingface"):
+        reader_of(source)  # those of a hub last: a wrong data.root is found before one is asked
     return {task.name: [reader_of(source) for source in task.sources] for task in run.tasks}
 
 

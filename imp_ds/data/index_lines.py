@@ -12,6 +12,7 @@ import numpy as np
 from imp_ds.data.index import IndexWriter, kept_index
 from imp_ds.data.samples import BadSample
 from imp_ds.data.storage import File, Storage
+from imp_ds.data.text_encoding import announced, check_utf8, write_utf8
 from imp_ds.errors import UserError
 
 _BLOCK = 1 << 20  # bytes looked at together
@@ -30,7 +31,8 @@ class Lines:
         progress: told how many bytes are indexed, when they must be.
         delimiter: between the fields of a record.
 
-    Raises UserError for a CSV file that cannot be cut into records, FileNotFoundError and Unreachable.
+    Raises UserError for a CSV file that cannot be cut into records and a file in another encoding, FileNotFoundError and
+    Unreachable.
     """
 
     def __init__(
@@ -61,15 +63,27 @@ class Lines:
         return data
 
     def _open(self, progress: Callable | None) -> None:
-        self._text = self.storage.open(self.file)
+        self._text = self._utf8()
         make = partial(_write_index, self._text, self.kind, self.file, self.delimiter, progress)
-        index = kept_index(self.storage.kept, f"{self.kind} 2 {self.delimiter} {self.file.address} {self.file.stamp}", make)
+        index = kept_index(self.storage.kept, f"{self.kind} 3 {self.delimiter} {self.file.address} {self.file.stamp}", make)
         self._begin = index.columns["begin"]
+
+
+    def _utf8(self) -> BinaryIO:
+        """The file, or a copy in UTF-8 of one that begins with the mark of another encoding."""
+        text, address = self.storage.open(self.file), self.file.address
+        encoding = announced(text.read(4))
+        if encoding is None:
+            return text
+        write = partial(write_utf8, text, encoding, address)
+        with text:
+            return self.storage.kept.open(f"as UTF-8 {address} {self.file.stamp}", write)
 
 
 def _write_index(text: BinaryIO, kind: str, file: File, delimiter: str, progress: Callable | None, path: Path) -> None:
     """Write the column `begin`, int64: where each line begins, and the end of the file."""
     size = os.fstat(text.fileno()).st_size
+    check_utf8(text, file.address)
     writer = IndexWriter(path, begin="int64")
     progress = progress if size >= _LONG else None
     for begins, done in _lines(text) if kind == "lines" else _records(text, file, delimiter):

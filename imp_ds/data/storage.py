@@ -21,6 +21,7 @@ import fsspec
 from imp_ds.data.kept_files import KeptFiles
 from imp_ds.errors import UserError
 
+DEFAULT_ROOT = "data/digits"  # of a run that sets none, and so need not have one
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0  # before another attempt; each wait is twice the last
 # what the file systems call that which changes with the content, the surest first
 _VERSIONS = ("ETag", "etag", "md5Hash", "md5", "checksum", "sha256", "blob_id", "generation", "mtime", "LastModified",

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from imp_ds.config import DataSettings
+from imp_ds.data.corpus import open_corpus
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import captions, has_split, labels, open_reader
 from imp_ds.data.sources.tar_headers import members
@@ -387,3 +389,47 @@ def test_splits_that_are_not_there(hub, settings):
     assert len(open_reader(hub, renamed, "validation", settings)) == 2
     with pytest.raises(UserError, match="missing column"):
         open_reader(hub, FACE.model_copy(update={"text": "title"}), "train", settings)
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """No call that may ask a hub is made."""
+
+    def asked(*_, **__):
+        raise AssertionError("a hub was asked")
+
+    for name in ("get_dataset_split_names", "load_dataset", "load_dataset_builder"):
+        monkeypatch.setattr(datasets, name, asked)
+
+
+@pytest.mark.parametrize("root, path, words", [
+    ("missing", "saved", "data.root is not there"), ("missing", "user/birds", "data.root is not there"),
+    ("a_file", "saved", "data.root is no folder"), ("", "sets/birds/v1", r"(?s)no name of a hub.*in data.root: .*saved"),
+])  # fmt: skip
+def test_a_wrong_root_is_said_before_a_hub_is_asked(hub, settings, no_hub, root, path, words):
+    (hub / "a_file").write_text("x")
+    for ask in (lambda source: has_split(hub / root, source, "train"), lambda s: open_reader(hub / root, s, "train", settings)):
+        with pytest.raises(UserError, match=words):
+            ask(FACE.model_copy(update={"path": path}))
+
+
+def test_a_hub_is_asked_where_the_root_is_right_or_not_set(hub, settings, no_hub):
+    for root in (hub, DataSettings().root):
+        with pytest.raises(AssertionError, match="a hub was asked"):
+            open_reader(root, FACE.model_copy(update={"path": "user/birds"}), "train", settings)
+
+
+def test_a_root_without_any_of_the_sets_is_said_before_a_hub_is_asked(hub, no_hub):
+    on_hub, here = FACE.model_copy(update={"path": "user/birds"}), Source(path="photos", vision="file_name", label="label")
+    tasks = [SimpleNamespace(name=name, sources=[source]) for name, source in (("first", on_hub), ("second", here))]
+    with pytest.raises(UserError, match="photos.* does not exist"):
+        open_corpus(SimpleNamespace(tasks=tasks, data=DataSettings(root=str(hub))))
+
+
+def test_metadata_nested_deep_names_no_classes(tmp_path, settings):
+    """As `datasets` would have written them, but 100,000 lists deep."""
+    table = pa.table({"caption": ["a", "b"], "label": [0, 1]}).replace_schema_metadata({"huggingface": "[" * 100_000})
+    pq.write_table(table, tmp_path / "train.parquet")
+    source = Source(path="train.parquet", format="parquet", text="caption", label="label")
+    reader = open_reader(tmp_path, source, "train", settings)
+    assert reader.class_names is None and labels(reader).tolist() == [0, 1]

@@ -495,3 +495,53 @@ def test_splits_that_name_a_table_that_is_not_there_are_no_stack_trace(load):
     for called in ("labels.tsv", "labels.json", "labels.csv"):
         with pytest.raises(UserError, match="labels"):
             load(splits={"train": called})
+
+
+# --- encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name, delimiter", [("metadata.csv", ","), ("metadata.tsv", "\t"), ("metadata.jsonl", None)])
+def test_tables_and_lines_are_read_in_the_encoding_that_their_mark_says(folder, load, encoding, name, delimiter):
+    rows = [("a.png", str(n), caption) for n, caption in enumerate(("Bär, \u732b", "grün\nrot", "plain"))]
+    if delimiter is None:
+        text = "".join(json.dumps(dict(file_name=f, label=int(n), captions=c), ensure_ascii=False) + "\n" for f, n, c in rows)
+    else:  # the first field is quoted, right after the mark
+        quoted = [[f'"{field}"' for field in row] for row in [("file_name", "label", "captions"), *rows]]
+        text = "".join(delimiter.join(row) + "\r\n" for row in quoted)
+    mark = "\ufeff" if encoding.endswith("-be") else ""  # the other codecs write their own
+    (folder / name).write_bytes((mark + text).encode(encoding))
+    reader = pickle.loads(pickle.dumps(load()))
+    assert list(captions(reader)) == [row[2] for row in rows] and labels(reader).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("encoding, words", [
+    ("latin-1", r"2 lines are not UTF-8: line 3 has b'a.png,1,B\\xe4r"), ("utf-16-le", "without a byte order mark"),
+])  # fmt: skip
+def test_a_table_in_an_encoding_that_it_does_not_say_is_one_message(folder, load, encoding, words):
+    text = "file_name,label,captions\na.png,0,dog\na.png,1,Bär\na.png,2,Gänse\n"
+    (folder / "metadata.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=words) as error:
+        load()
+    assert "metadata.csv is not in UTF-8" in str(error.value) and "iconv -f" in str(error.value)
+
+
+def test_a_mark_that_lies_is_one_message(folder, load):
+    (folder / "metadata.csv").write_bytes(b"\xff\xfe\x00\xd8!\x00")  # half of a surrogate pair, and "!"
+    with pytest.raises(UserError, match="not in the encoding that its first bytes announce"):
+        load()
+
+
+def test_a_damaged_line_is_left_out_where_the_others_are_utf8(folder, load):
+    text = "file_name,label,captions\na.png,0,Bär\na.png,1,".encode() + b"\xe4\na.png,2,\xff\na.png,3,x\n"
+    (folder / "metadata.csv").write_bytes(text + "a.png,3,Gänse\n".encode() * 10)
+    reader = load()
+    assert reader.read(0)["text"] == ["Bär"] and reader.read(3)["text"] == ["x"]
+    with pytest.raises(BadSample, match="not UTF-8"):
+        reader.read(1)
+
+
+def test_captions_beside_pictures_are_read_by_their_mark(folder, load):
+    (folder / "a.txt").write_bytes("ein Bär\nnoch einer".encode("utf-16"))
+    source = SOURCE.model_copy(update={"text": "text", "label": None})
+    assert load(source).read(0)["text"] == ["ein Bär", "noch einer"]

@@ -5,6 +5,8 @@ downloaded in advance: files that are Parquet or tar shards are read by our own 
 at a time, which is unpacked to the cache when the first of its rows is wanted. No code of a data set is run.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +25,7 @@ from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import MAKE, NoSplit, Wanted
 from imp_ds.data.sources.unpacked import mapped_table, row_of
 from imp_ds.data.sources.webdataset import TarReader
-from imp_ds.data.storage import local_path
+from imp_ds.data.storage import DEFAULT_ROOT, local_path, place
 from imp_ds.data.tar_index import make_indexes
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
@@ -31,10 +33,13 @@ from imp_ds.tasks import Source
 
 _MAPPED = 64  # unpacked shards that are mapped at a time
 _BATCH = 1000  # rows that are unpacked together
+_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)  # of a data set on a hub
+_SHOWN = 20  # names of a folder in a message
 
 
 def find(wanted: Wanted) -> None:
-    """Raises NoSplit when there is no such split."""
+    """Raises NoSplit when there is no such split, and UserError for a data.root that is wrong, before a hub is asked."""
+    _check_root(wanted)
     with _explained(wanted):
         there = _split_names(wanted)
     if wanted.called not in there:
@@ -170,6 +175,24 @@ def _name(wanted: Wanted) -> tuple[str, str | None]:
     return (str(path) if path is not None and path.exists() else wanted.source.path), wanted.source.subset
 
 
+def _check_root(wanted: Wanted) -> None:
+    """Raise UserError where a path leads nowhere, and cannot be, or is hardly meant as, the name of a data set on a hub: that
+    data.root is wrong is not for a hub to find out."""
+    path, root = local_path(wanted.address), local_path(place(wanted.root, ""))
+    if path is None or root is None or path.exists():
+        return
+    if root.exists() and not root.is_dir():
+        raise UserError("data.root is no folder", got=root, fix="set data.root to the folder that source.path is relative to")
+    if not root.exists() and wanted.root != DEFAULT_ROOT:
+        raise UserError("data.root is not there", got=root, fix="set data.root; data.root=. serves where all data are on a hub")
+    if not _NAME.fullmatch(wanted.source.path):
+        there = ", ".join(sorted(os.listdir(root))[:_SHOWN]) or "nothing" if root.exists() else "nothing, it is not there"
+        raise UserError(
+            f"the data set {wanted.source.path} is not there", got=f"no {path}, and no name of a hub (NAME or USER/NAME)",
+            allowed=f"in data.root: {there}", fix="set data.root and source.path",
+        )  # fmt: skip
+
+
 def _undecoded(rows, source: Source):
     """The columns that are read, with media as bytes and paths: `datasets` would decode them by packages of its own."""
     wanted = {getattr(source, role) for role in source.roles()} | {source.label}
@@ -204,7 +227,8 @@ def _explained(wanted: Wanted):
     except UserError:
         raise
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
-        raise NoSplit(f"the data set {wanted.source.path} is not there", got=_line(error), fix=MAKE) from error
+        below = f"a data set of a hub, or a folder {wanted.address}"
+        raise NoSplit(f"the data set {wanted.source.path} is not there", got=_line(error), allowed=below, fix=MAKE) from error
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError, ConnectionError) as error:
         fix = "see source.path, source.subset, source.revision and source.splits"
         raise UserError(f"the data set {wanted.source.path} cannot be opened", got=_line(error), fix=fix) from error

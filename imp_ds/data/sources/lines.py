@@ -13,6 +13,7 @@ from imp_ds.data.sources.rows import RowReader, check_columns, runs
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.data.sources.values import shown, written_label
 from imp_ds.data.storage import File
+from imp_ds.data.text_encoding import decoded
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 
@@ -60,7 +61,7 @@ class LineReader(RowReader):
         line, header = self._open(place).read(number), self.headers[place]
         where = f"{self.files[place].address}, row {number + 1}"
         if header is None:
-            return {"text": _decoded(line, where).strip()} if self.files[place].name.endswith(".txt") else _object(line, where)
+            return {"text": decoded(line, where).strip()} if self.files[place].name.endswith(".txt") else _object(line, where)
         record, column = _record(line, header, where, self._delimiter(self.files[place])), self.source.label
         return record | {column: written_label(record[column], self.class_places)} if column in record else record
 
@@ -83,7 +84,7 @@ class LineReader(RowReader):
 
     def _header(self, lines: Lines, file: File) -> list[str]:
         """The names of the columns. Raises UserError for one that stands twice."""
-        text = lines.read(0).decode("utf-8-sig", "replace") if len(lines) else ""
+        text = lines.read(0).decode("utf-8", "replace") if len(lines) else ""
         names = next(csv.reader([text], delimiter=self._delimiter(file)), [])
         check_columns(file.address, names, self._columns_read)
         return names
@@ -102,14 +103,7 @@ def _is_table(file: File) -> bool:
 
 def _record(line: bytes, header: list[str], where: str, delimiter: str) -> dict:
     try:
-        cells = next(csv.reader(_decoded(line, where).splitlines(keepends=True), delimiter=delimiter), [])
+        cells = next(csv.reader(decoded(line, where).splitlines(keepends=True), delimiter=delimiter), [])
     except csv.Error as error:
         raise BadSample("wrong column", f"{where} is not a record: {error}") from None
     return dict(zip(header, cells))
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadSample("wrong column", f"{where} is not UTF-8: {error}") from None

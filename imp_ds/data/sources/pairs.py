@@ -13,6 +13,7 @@ from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted
 from imp_ds.data.storage import File, Storage
+from imp_ds.data.text_encoding import decoded
 
 _NO_MEDIA = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md")
 _MOST_TEXT = 1 << 24  # bytes of a caption's file
@@ -61,10 +62,7 @@ class PairReader(RowReader):
                 text = file.read(_MOST_TEXT + 1)
             if len(text) > _MOST_TEXT:
                 raise BadSample("too large", f"{media.name}: a caption of more than {_MOST_TEXT} bytes")
-            try:
-                fields["text"] = text.decode("utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise BadSample("wrong column", f"{media.name} is not UTF-8: {error}") from None
+            fields["text"] = decoded(text, media.name).splitlines()
         return fields
 
     def media(self, row: int, column: str, value) -> Media:

@@ -4,7 +4,6 @@ Parquet is made to be read a row group at a time, but rows are wanted one by one
 group is unpacked once, with the columns that are needed, to an Arrow file in the cache, from which any row is read by its place.
 """
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.unpacked import mapped_table, row_of
 from imp_ds.data.storage import File
 from imp_ds.errors import UserError
+from imp_ds.json_files import parse_json
 
 _MAPPED = 1024  # row groups that are mapped at a time
 _TOLD_FROM = 64  # files: to open so many takes so long that progress is told
@@ -115,7 +115,7 @@ def _names_of_feature(wanted: Wanted, file: File) -> list[str] | None:
     """The class names that `datasets` keeps in the metadata of its files."""
     stored = _metadata(wanted.storage, file).metadata or {}
     try:
-        features = json.loads(stored.get(b"huggingface", b"{}"))["info"]["features"]
-        return list(features[wanted.source.label]["names"])
-    except (KeyError, TypeError, ValueError):
+        names = parse_json(stored.get(b"huggingface", b"{}"), file.address)["info"]["features"][wanted.source.label]["names"]
+    except (KeyError, TypeError, UserError):
         return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
