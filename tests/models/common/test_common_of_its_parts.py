@@ -114,15 +114,17 @@ class TestAudio(LeavesOut, audio.SequenceFeatureExtractionTestMixin, unittest.Te
         self.feat_extract_tester = AudioTester()
 
 
-class TestTokenizer(LeavesOut, tokenizers.TokenizerTesterMixin, unittest.TestCase):
+class TestTokenizer(LeavesOut, tokenizers.TokenizerTesterMixin, tokenizers.TokenizersBackendTesterMixin, unittest.TestCase):
     tokenizer_class = PreTrainedTokenizerFast
 
     @classmethod
     def setUpClass(cls):
-        """The base class asks the hub for a tokenizer, and a file that the source distribution lacks."""
-        cls.tokenizers_list, cls.tmpdirname = [], tempfile.mkdtemp()
+        """The base classes ask the hub for a tokenizer, and for a file that the source distribution lacks."""
+        cls.tmpdirname = tempfile.mkdtemp()
         texts = ["lower newer upper older longer string", "this is a test of the method with these inputs, hello how are you"]
         train_tokenizer(texts, 200, max_length=512).save_pretrained(cls.tmpdirname)
+        cls.from_pretrained_id = [cls.tmpdirname]
+        cls.tokenizers_list = [(cls.tokenizer_class, cls.tmpdirname, {})]
 
 
 del LeavesOut  # it is no case by itself
