@@ -96,7 +96,7 @@ def test_a_short_video_repeats_its_last_frame_however_it_is_given(processor, fol
     assert torch.equal(by_file["pixel_values"], by_array["pixel_values"])
     with pytest.raises(UserError, match="unknown sampling"):
         processor(videos=FRAMES, sampling="random")
-    with pytest.raises(UserError, match="unknown stride"):
+    with pytest.raises(UserError, match="stride of the video processor"):
         processor(videos=FRAMES, stride=0)
 
 

@@ -66,6 +66,11 @@ def test_groups_and_flat_keywords_are_one(processor):
         ({"common_kwargs": {"return_tensor": "pt"}}, r"common_kwargs.*did you mean return_tensors"),
         ({"text_kwargs": {"max_length": 3}, "max_length": 3}, r"given twice.*max_length in text_kwargs"),
         ({"text_kwargs": "longest"}, r"text_kwargs is no dictionary"),
+        ({"max_length": -1}, r"max_length of text_kwargs.*got: +-1.*int or None, above 0"),
+        ({"max_length": "3"}, r"max_length of text_kwargs.*got: +'3'"),
+        ({"rescale_factor": "x"}, r"rescale_factor of the image processor.*got: +'x'.*float or None"),
+        ({"do_resize": 1}, r"do_resize of the image processor.*bool or None"),
+        ({"drop_rate": True}, r"drop_rate of the image processor"),
     ],
 )
 def test_what_nothing_takes_is_refused_by_name(processor, keywords, named):
@@ -75,6 +80,10 @@ def test_what_nothing_takes_is_refused_by_name(processor, keywords, named):
 
 def test_parts_refuse_by_name_too(processor):
     wave = np.zeros(8000, dtype=np.float32)
+    for wrong in ({"seconds": "x"}, {"seconds": 0}, {"crop": 3}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} of the feature extractor"):
+            processor(audio=wave, sampling_rate=8000, **wrong)
+    assert processor(PICTURE, rescale_factor=np.float32(1), do_rescale=np.True_, size=8)["pixel_values"].max() > 200
     for part, inputs in (("image_processor", PICTURE), ("video_processor", PICTURE[None]), ("feature_extractor", wave)):
         with pytest.raises(UserError, match="unknown keyword of the"):
             getattr(processor, part)(inputs, do_rezise=True)

@@ -63,7 +63,8 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             UserError: something that is no audio, or no sampling rate.
         """
-        check_keywords("the feature extractor", unknown, self.valid_kwargs.__annotations__)
+        given = {"sampling_rate": sampling_rate, "seconds": seconds, "crop": crop, "drop_rate": drop_rate, **unknown}
+        check_keywords("the feature extractor", given, self.valid_kwargs)
         samples, rates = with_rates(audio_list(raw_speech), sampling_rate)
         inputs = audio.preprocess(
             samples, rates, self.transform, self.seconds if seconds is None else seconds, self.patch,

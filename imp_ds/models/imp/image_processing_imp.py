@@ -49,7 +49,7 @@ class ImpImageProcessor(BaseImageProcessor):
         Raises:
             UserError: something that is no image, or sizes that do not fit.
         """
-        check_keywords("the image processor", kwargs, self.valid_kwargs.__annotations__)
+        check_keywords("the image processor", kwargs, self.valid_kwargs)
         options = chosen(self, kwargs)
         needed = size_pair(options["size"]) if options["do_resize"] else None
         clips = [to_frame(image, self.ground, options, needed)[None] for image in image_list(images)]

@@ -1,14 +1,18 @@
 """The keywords that the processor and its parts take, by group: what nothing takes is refused by name."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from numbers import Integral, Real
+from typing import Any, TypedDict, get_args
 
+import numpy as np
 from transformers.processing_utils import ProcessingKwargs
 
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
 
 COMMON = "common_kwargs"
+_KINDS = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, type(None): type(None)}
+_ABOVE_ZERO = ("max_length", "frames", "stride", "seconds")
 
 
 class ImpTextKwargs(TypedDict, total=False):
@@ -86,12 +90,29 @@ GROUPS = {name: list(ImpProcessorKwargs.__annotations__[name].__annotations__) f
 GROUPS[COMMON] = ["return_tensors"]
 
 
-def check_keywords(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+def check_names(where: str, given: Iterable[str], allowed: Iterable[str]) -> None:
     """Raise UserError for the first keyword that is not allowed."""
     allowed = list(allowed)
     for name in given:
         if name not in allowed:
             raise UserError(f"unknown keyword of {where}", got=name, allowed=nearest(name, allowed))
+
+
+def check_keywords(where: str, given: Mapping[str, Any], taken: type) -> None:
+    """Raise UserError for the first keyword that is none of `taken`, a TypedDict, or whose value is not of its kind."""
+    check_names(where, given, taken.__annotations__)
+    for name, value in given.items():
+        kinds = get_args(taken.__annotations__[name])
+        is_one = not kinds or any(_is_of(value, kind) for kind in kinds)
+        if not is_one or (name in _ABOVE_ZERO and value is not None and not value > 0):
+            allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            allowed += ", above 0" if name in _ABOVE_ZERO else ""
+            raise UserError(f"a value that {name} of {where} cannot have", got=repr(value)[:100], allowed=allowed)
+
+
+def _is_of(value, kind: type) -> bool:
+    is_flag = isinstance(value, _KINDS[bool])
+    return is_flag if kind is bool else isinstance(value, _KINDS[kind]) and not is_flag
 
 
 def sort_keywords(given: Mapping[str, Any]) -> dict[str, dict]:
@@ -105,14 +126,14 @@ def sort_keywords(given: Mapping[str, Any]) -> dict[str, dict]:
         UserError: a keyword that no group takes, one in a group that does not take it, or one that is given both ways.
     """
     flat = {name: value for name, value in given.items() if name not in GROUPS}
-    check_keywords("the processor", flat, [*GROUPS, *dict.fromkeys(name for names in GROUPS.values() for name in names)])
+    check_names("the processor", flat, [*GROUPS, *dict.fromkeys(name for names in GROUPS.values() for name in names)])
     found = {}
     for group, allowed in GROUPS.items():
         own = given.get(group)
         if not isinstance(own, (dict, type(None))):
             raise UserError(f"{group} is no dictionary", got=repr(own)[:100], allowed=", ".join(allowed))
         own = own or {}
-        check_keywords(group, own, allowed)
+        check_names(group, own, allowed)
         twice = sorted(name for name in own if name in flat and (group != COMMON or own[name] != flat[name]))
         if twice:
             raise UserError("a keyword is given twice", got=f"{twice[0]} in {group} and beside it", fix="leave one of them out")

@@ -13,7 +13,7 @@ from imp_ds.modalities import marking
 from imp_ds.modalities import text as text_modality
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.models.imp.keywords import ImpProcessorKwargs, sort_keywords
+from imp_ds.models.imp.keywords import ImpProcessorKwargs, ImpTextKwargs, check_keywords, sort_keywords
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 _PARTS = {"image_processor": ImpImageProcessor, "video_processor": ImpVideoProcessor, "feature_extractor": ImpFeatureExtractor}
@@ -78,6 +78,7 @@ class ImpProcessor(ProcessorMixin):
         A tokenizer's `max_length` counts only beside a `padding`: alone it is no wish, but the length of its last call, which
         the library writes into tokenizer.json.
         """
+        check_keywords("text_kwargs", given, ImpTextKwargs)
         made = self.tokenizer.init_kwargs
         loaded = {name: made[name] for name in ("padding", "max_length") if name in made} if "padding" in made else {}
         options = {**self.text_kwargs, **loaded, **{name: value for name, value in given.items() if value is not None}}
