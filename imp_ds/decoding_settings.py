@@ -18,6 +18,7 @@ class DecodingSettings(BaseModel):
     video_pixels: int = Field(1 << 28, ge=1, description="largest number of pixels of all frames of a video that a view takes")
     video_frames: int = Field(1 << 20, ge=1, description="largest number of frames of a video: nine hours at 30 a second")
     audio_samples: int = Field(1 << 28, ge=1, description="largest number of samples of a recording, of all channels together")
+    audio_seconds: float = Field(43_200.0, gt=0, description="largest number of seconds that are read of a recording")
     audio_min_rate: int = Field(1000, ge=1, description="lowest sampling rate of a recording, in Hz")
     audio_max_rate: int = Field(400_000, ge=1, description="highest sampling rate of a recording, in Hz")
     caption_characters: int = Field(100_000, ge=1, description="largest number of characters of a caption")

@@ -18,11 +18,13 @@ def media_facts(role: str, media: Media) -> dict[str, float]:
     Args:
         role: "vision", or "audio": the sound of a film, too.
     """
-    read = _sound if role == "audio" else _film if media.suffix in FILMS else _image
-    try:
-        return {name: float(value) for name, value in read(media).items() if value}
-    except Exception:  # whatever a library runs into with a damaged header: decoding says what is wrong with it
-        return {}
+    # what a name ends in is tried first, and may be wrong
+    for read in [_sound] if role == "audio" else [_film, _image] if media.suffix in FILMS else [_image, _film]:
+        try:
+            return {name: float(value) for name, value in read(media).items() if value}
+        except Exception:  # whatever a library runs into with a damaged header: decoding says what is wrong with it
+            continue
+    return {}
 
 
 def _image(media: Media) -> dict:

@@ -42,7 +42,20 @@ KINDS = {
     "ogv": ("ogg", "libvpx", _VPX),
     "wmv": ("asf", "wmv2", {"g": "12"}),
     "flv1.flv": ("flv", "flv", {"g": "12"}),
-}  # fmt: skip
+    "mxf": ("mxf", "mpeg2video", {"g": "12", "bf": "2"}),
+    "h264.mxf": ("mxf", "libx264", _H264),  # its times are those of decoding
+    "nut": ("nut", "libx264", _H264),
+    "ivf": ("ivf", "libvpx", _VPX),
+    "rm": ("rm", "rv10", {}),
+    "swf": ("swf", "flv", {}),
+    "wtv": ("wtv", "mpeg2video", {"g": "12", "bf": "2"}),
+    "f4v": ("f4v", "libx264", _H264),
+    "y4m": ("yuv4mpegpipe", "rawvideo", {}),
+    "raw.h264": ("h264", "libx264", _H264),
+    "raw.hevc": ("hevc", "libx265", {"preset": "ultrafast", "x265-params": "log-level=none"}),
+    "raw.m4v": ("m4v", "mpeg4", {"g": "12"}),
+}
+SILENT = {"raw.mpg", "swf", "ivf", "y4m", "raw.h264", "raw.hevc", "raw.m4v"}  # those that hold no audio  # fmt: skip
 
 
 def numbered(number: int) -> np.ndarray:
@@ -82,7 +95,8 @@ def video_bytes(name: str, times: list[int] | None = None, *, tone: bool = False
     return buffer.getvalue()
 
 
-_AUDIO = {"webm": "libopus", "ogg": "libopus", "mpeg": "mp2", "vob": "mp2", "avi": "mp2", "asf": "wmav2", "matroska": "flac"}
+_AUDIO = {"webm": "libopus", "ogg": "libopus", "mpeg": "mp2", "vob": "mp2", "avi": "mp2", "asf": "wmav2", "matroska": "flac",
+          "mxf": "pcm_s16le", "wtv": "mp2", "rm": "ac3"}  # fmt: skip
 
 
 def _audio_stream(container, container_format: str):

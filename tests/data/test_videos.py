@@ -1,24 +1,28 @@
 """Frame-exact decoding of every container, with its audio: each frame shows its number (numbered_videos.py)."""
 
+import io
 import os
 import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from numbered_videos import FRAMES, KINDS, numbers_of, video_bytes
+from numbered_videos import FRAMES, HEIGHT, KINDS, SILENT, WIDTH, numbered, numbers_of, video_bytes
+from PIL import Image
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.film import read_film
 from imp_ds.data.decoding.image import open_image
+from imp_ds.data.decoding.picture import read_clips
 from imp_ds.data.decoding.sound_files import open_sound
 from imp_ds.data.media_facts import media_facts
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DecodingSettings
-from imp_ds.tasks import VisionView
+from imp_ds.tasks import Augmentation, VisionView
 
 
 def shown(name: str, data: bytes, frames: int) -> list[int]:
@@ -38,8 +42,51 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_container_gives_the_frames_of_the_table(name):
-    data = video_bytes(name, tone=name != "raw.mpg")
+    data = video_bytes(name, tone=name not in SILENT)
     assert {frames: shown(name, data, frames) for frames in EXPECTED} == EXPECTED
+
+
+def test_digital_video_is_frame_exact():
+    """A DV stream has the size of a television's picture: numbers are drawn over all of it, and read from a smaller one."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="dv") as container:
+        stream = container.add_stream("dvvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 720, 576, "yuv420p"
+        for number in range(FRAMES):
+            wide = Image.fromarray(numbered(number)).resize((720, 576), Image.Resampling.NEAREST)
+            frame = av.VideoFrame.from_image(wide)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    media = Media("x.dv", data=buffer.getvalue())
+    clip_THW3 = read_film(media, VisionView(frames=4), None, MediaCache(0))
+    small = [np.asarray(Image.fromarray(picture).resize((WIDTH, HEIGHT))) for picture in clip_THW3]
+    assert numbers_of(np.stack(small)) == EXPECTED[4]
+
+
+@pytest.mark.parametrize("suffix", ["", ".bin", ".png", ".wav", ".avi"])
+@pytest.mark.parametrize("name", ["mp4", "mkv", "ts", "mpeg1.mpg", "mxf", "wmv", "raw.h264"])
+def test_videos_are_known_by_their_content(name, suffix):
+    media = [Media(f"x{suffix}", data=video_bytes(name)), Media("y.png", data=_png())]
+    video, image = read_clips(media, VisionView(frames=4), [None, None], MediaCache(0), Augmentation())
+    assert numbers_of(video) == EXPECTED[4] and numbers_of(image) == [77]
+    assert media_facts("vision", media[0])["width"] == WIDTH
+
+
+def test_images_are_known_by_their_content_where_their_name_is_a_videos():
+    """An animation of the numbers 3 and 5, and a still picture; what is neither is named as the video that it should be."""
+    frames, animated = [Image.fromarray(numbered(number)) for number in (3, 5)], io.BytesIO()
+    frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:], duration=40)
+    media = [Media("a.mp4", data=animated.getvalue()), Media("b.mp4", data=_png()), Media("c.mp4", data=b"nothing at all" * 99)]
+    animation, still, neither = read_clips(media, VisionView(frames=2), [None] * 3, MediaCache(0), Augmentation())
+    assert numbers_of(animation) == [3, 5] and numbers_of(still) == [77]
+    assert neither.reason == "unreadable film"
+
+
+def _png() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(numbered(77)).save(out, "PNG")
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("name", ["mp4", "mov", "mkv", "ts", "open-gop.mkv", "webm", "flv"])
@@ -67,7 +114,7 @@ def test_frames_that_an_edit_list_hides_are_not_seen():
     assert shown("mp4", data, 4) == [8, 20, 32, 44]
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "raw.mpg"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in SILENT])
 def test_the_audio_of_each_container_is_read(name):
     """Two seconds of 440 Hz; an encoder adds or loses a few frames. A window is what the whole recording has there."""
     media = Media(f"x.{name.rpartition('.')[2]}", data=video_bytes(name, tone=True))
@@ -118,6 +165,7 @@ def test_frames_are_turned_by_the_display_matrix(tmp_path, matrix, quarters):
 
 MANY_CHANNELS = """
 import io, sys, av, numpy as np
+from imp_ds.data.decoding.picture import read_clips
 from imp_ds.data.decoding.sound_files import open_sound
 from imp_ds.data.samples import Media
 for layout, channels in (("5.1", 6), ("7.1", 8), ("7.1.4", 12), ("hexadecagonal", 16), ("22.2", 24)):
@@ -174,6 +222,16 @@ def test_sampling_rates_out_of_bounds_are_refused(name, rate):
         open_sound(Media(name, data=wav(rate)))
     wide = DecodingSettings(audio_min_rate=1, audio_max_rate=20_000_000)
     assert open_sound(Media(name, data=wav(rate)), wide).samples()[1] == rate
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.m4a"])  # by libsndfile, by FFmpeg
+def test_recordings_that_are_too_long_are_refused(name):
+    """A quarter of a second, 4,000 samples at 16 kHz. A window of it is read all the same."""
+    media = Media(name, data=wav(16000))
+    assert len(open_sound(media, DecodingSettings(audio_seconds=0.25)).samples()[0]) == 4000
+    with pytest.raises(BadSample, match="too large.*longer than data.decoding.audio_seconds"):
+        open_sound(media, DecodingSettings(audio_seconds=0.2499)).samples()
+    assert len(open_sound(media, DecodingSettings(audio_seconds=0.01)).samples(0, 100)[0]) == 100
 
 
 @pytest.mark.parametrize("value", [1e38, np.nan, np.inf, -np.inf])

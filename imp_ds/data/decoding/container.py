@@ -7,7 +7,8 @@ import av
 
 from imp_ds.data.samples import BadSample, Media
 
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,aac,mp3,ogg,wav,flac,asf,aiff,au,caf,w64"
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,aac,mp3,ogg,wav,flac,asf,aiff,au,caf,w64,"
+_CONTAINERS += "mxf,gxf,dv,nut,ivf,obu,rm,swf,wtv,nsv,yuv4mpegpipe,h264,hevc,m4v,amr,ape,wv,tta,ac3,eac3"
 # An empty protocol list would still allow "file"; the format list leaves out every container that names other files.
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
 
@@ -17,6 +18,12 @@ _INDEXED = {"mov", "mp4", "matroska", "webm", "flv"}
 def finds_times(container) -> bool:
     """Whether the container has an index of times, so that a seek finds a time, and its beginning, without a search."""
     return bool(_INDEXED & set(container.format.name.split(",")))
+
+
+def tells_times(container) -> bool:
+    """Whether packets say when frames are shown. Those of MXF give the order of decoding as times, where the writer had no other;
+    its frames are equally long."""
+    return container.format.name != "mxf"
 
 
 @contextmanager

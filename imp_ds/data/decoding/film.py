@@ -2,7 +2,7 @@
 
 The packets are read once without decoding, which tells when each frame is shown and where key frames are: so variable frame
 rates are seen as they play, and what lies between far apart frames is skipped by a seek. A container that does not say when its
-frames are shown (AVI, MPEG program streams, raw streams) is decoded from its beginning, and its frames are counted.
+frames are shown (AVI, MPEG program streams, MXF, raw streams) is decoded from its beginning, and its frames are counted.
 
 Shapes: N frames of the video, T wanted ones, H height, W width.
 """
@@ -17,7 +17,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from imp_ds.data.cache import MediaCache
-from imp_ds.data.decoding.container import finds_times, opened
+from imp_ds.data.decoding.container import finds_times, opened, tells_times
 from imp_ds.data.decoding.image import check_pixels
 from imp_ds.data.decoding.times import Times, chosen_frames
 from imp_ds.data.samples import BadSample, Media
@@ -26,7 +26,8 @@ from imp_ds.tasks import VisionView
 
 FILMS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".asf",
-    ".3gp", ".3g2", ".ogv",
+    ".3gp", ".3g2", ".ogv", ".f4v", ".ismv", ".mxf", ".gxf", ".dv", ".nut", ".ivf", ".obu", ".rm", ".rmvb", ".swf", ".wtv",
+    ".nsv", ".y4m", ".h264", ".264", ".h265", ".hevc",
 }  # fmt: skip
 # A seek throws away what the decoder holds and reads the key frame anew: it pays from so many skipped frames on
 # (benchmarks/results/decoding.md).
@@ -56,6 +57,15 @@ def read_film(
         return _read(media, view, rng, settings)
     wanted = (view.frames, view.sampling, view.stride)
     return cache.get((media.name, wanted), lambda: _read(media, view, None, settings))
+
+
+def is_film(media: Media) -> bool:
+    """Whether it is a video by its content."""
+    try:
+        with opened(media, "unreadable film") as container:
+            return video_stream(container) is not None
+    except BadSample:
+        return False
 
 
 def _read(media: Media, view: VisionView, rng: np.random.Generator | None, settings: DecodingSettings) -> np.ndarray:
@@ -93,7 +103,7 @@ def video_stream(container) -> "av.video.stream.VideoStream | None":
 
 def _packets(container, stream, media: Media, settings: DecodingSettings) -> Packets:
     """What the packets say, read to their end."""
-    shown, keys, longest, timed = [], [], 1, True
+    shown, keys, longest, timed = [], [], 1, tells_times(container)
     for packet in container.demux(stream):
         if packet.size == 0 or packet.is_corrupt:
             continue

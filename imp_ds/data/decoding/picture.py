@@ -11,7 +11,7 @@ import numpy as np
 
 from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.animation import is_animated, read_animation
-from imp_ds.data.decoding.film import FILMS, read_film
+from imp_ds.data.decoding.film import FILMS, is_film, read_film
 from imp_ds.data.decoding.image import OpenImage, open_image
 from imp_ds.data.decoding.turns import in_turn, opened_in_parts
 from imp_ds.data.samples import BadSample, Media
@@ -30,15 +30,26 @@ def read_clips(
     Without a generator nothing is changed. With one, a crop has the view's size, or, where the view keeps a picture's aspect
     ratio, the crop's own; all frames are changed alike. What cannot be decoded has a BadSample instead.
     """
-    needed, clips = pixels_needed(view, augment), []
+    needed, clips, films = pixels_needed(view, augment), [], set()
 
     def opened(media: Media) -> OpenImage | None:
-        """None for what need not be opened yet."""
-        return None if media.suffix in FILMS or (media.name, needed) in cache else open_image(media, needed, settings)
+        """None for what need not be opened yet, and for videos."""
+        if media.suffix in FILMS or (media.name, needed) in cache:
+            return None
+        try:
+            return open_image(media, needed, settings)
+        except BadSample as bad:
+            if bad.reason != "unreadable image" or not is_film(media):
+                raise
+            films.add(media.name)  # whatever its name ends in
+            return None
 
     def read(image: OpenImage | None, media: Media, rng) -> np.ndarray:
-        if image is None and media.suffix in FILMS:
-            return read_film(media, view, rng, cache, settings)
+        if image is None and (media.suffix in FILMS or media.name in films):
+            try:
+                return read_film(media, view, rng, cache, settings)
+            except BadSample as bad:
+                image = _image_after_all(media, needed, settings, bad)
         if view.frames > 1 and image is not None and is_animated(image):
             return read_animation(image, view, rng)
         return cache.get((media.name, needed), lambda: image.pixels())[None]
@@ -46,6 +57,16 @@ def read_clips(
     for part, images in opened_in_parts(opened, media):
         clips += _augmented(in_turn(read, images, media[part], rngs[part]), view, augment, rngs[part])
     return clips
+
+
+def _image_after_all(media: Media, needed: tuple[int, int], settings: DecodingSettings, bad: BadSample) -> OpenImage:
+    """The image that is named as a video. Raises `bad`, which the video was, where it is none."""
+    if bad.reason not in ("unreadable film", "no pictures"):
+        raise bad
+    try:
+        return open_image(media, needed, settings)
+    except BadSample:
+        raise bad from None
 
 
 def pixels_needed(view: VisionView, augment: Augmentation) -> tuple[int, int]:

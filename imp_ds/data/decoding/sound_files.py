@@ -84,6 +84,9 @@ class OpenSound:
         if samples > self._settings.audio_samples:
             limit = f"data.decoding.audio_samples = {self._settings.audio_samples}"
             raise BadSample("too large", f"{self.name}: samples of all channels are more than {limit}")
+        if samples > self._settings.audio_seconds * self.rate * self.channels:
+            limit = f"data.decoding.audio_seconds = {self._settings.audio_seconds:g}"
+            raise BadSample("too large", f"{self.name}: longer than {limit}")
 
     def close(self) -> None:
         raise NotImplementedError
