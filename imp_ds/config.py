@@ -6,9 +6,9 @@ are not here but in the DeepSpeed configuration; what both could own, this one o
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from imp_ds.data.storage import DEFAULT_ROOT
 from imp_ds.decoding_settings import DecodingSettings
@@ -16,35 +16,31 @@ from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.modalities.masking import mask_id
 from imp_ds.modalities.text import end_id
-from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.configuration_imp import MOST_LAYERS, ImpConfig
 from imp_ds.overrides import apply_overrides, parse_record
-from imp_ds.tasks import Evaluation, Record, Task
+from imp_ds.records import Record
+from imp_ds.tasks import Evaluation, Task
 from imp_ds.written_files import write_json
 
 FILE_NAME = "run_config.json"
+Count = Annotated[int, Field(ge=1)]
 Size = Literal["tiny", "S", "B", "M", "L"]
 
 
-class Settings(Record):
-    """A record of this file: no number is infinite or not a number."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class ModelSettings(Settings):
+class ModelSettings(Record):
     """The encoder: a published size, and whatever differs from it. A field left at None keeps the size's or ImpConfig's value."""
 
     size: Size = Field("B", description="published size whose widths and layers are taken")
     hidden_size: int | None = Field(None, ge=1, description="width of the encoder")
     intermediate_size: int | None = Field(None, ge=1, description="width of the feed-forward")
-    num_hidden_layers: int | None = Field(None, ge=1, description="layers of the encoder")
+    num_hidden_layers: int | None = Field(None, ge=1, le=MOST_LAYERS, description="layers of the encoder")
     num_attention_heads: int | None = Field(None, ge=1, description="attention heads; they divide the width")
     qk_norm: bool | None = Field(None, description="normalise queries and keys")
     hidden_dropout: float | None = Field(None, ge=0, lt=1, description="dropout in the encoder")
-    vision_patch: tuple[int, int, int] | None = Field(None, description="frames, height, width of a patch")
-    vision_max: tuple[int, int, int] | None = Field(None, description="the largest clip, same units")
-    audio_patch: tuple[int, int] | None = Field(None, description="spectrogram frames and mel bins of a patch")
-    audio_max: tuple[int, int] | None = Field(None, description="the largest spectrogram, same units")
+    vision_patch: tuple[Count, Count, Count] | None = Field(None, description="frames, height, width of a patch")
+    vision_max: tuple[Count, Count, Count] | None = Field(None, description="the largest clip, same units")
+    audio_patch: tuple[Count, Count] | None = Field(None, description="spectrogram frames and mel bins of a patch")
+    audio_max: tuple[Count, Count] | None = Field(None, description="the largest spectrogram, same units")
     text_max: int | None = Field(None, ge=1, description="the longest text in tokens")
     text_length: int | None = Field(
         None, ge=1, description="tokens that the texts of training are padded to; None: the longest text view of the tasks"
@@ -128,7 +124,7 @@ def _spec(task: Task, objective, tokenizer) -> dict:
     return {**spec, "candidate_ids": ids}
 
 
-class AudioSettings(Settings):
+class AudioSettings(Record):
     """The log-mel spectrogram, the same for all tasks. The defaults are IMP's."""
 
     sampling_rate: int = Field(16000, ge=1, description="samples per second")
@@ -140,7 +136,7 @@ class AudioSettings(Settings):
     normalize: bool = Field(False, description="bring each sound to mean 0 and variance 1, so that its loudness does not count")
 
 
-class DataSettings(Settings):
+class DataSettings(Record):
     """Where samples come from and how they are read."""
 
     root: str = Field(DEFAULT_ROOT, description="folder of the corpus; sources and classes.json are relative to it")
@@ -160,7 +156,7 @@ class DataSettings(Settings):
     timeout_s: float = Field(300.0, gt=0, description="a batch that takes longer is an error")
 
 
-class TrainSettings(Settings):
+class TrainSettings(Record):
     """How long, in which order, over which ranks, and how often something is reported, tried or saved."""
 
     steps: int = Field(ge=1, description="optimizer steps of the run, over all tasks")
@@ -199,7 +195,7 @@ class TrainSettings(Settings):
         return self.schedule == "sampling_per_rank"
 
 
-class OptimizerSettings(Settings):
+class OptimizerSettings(Record):
     """AdamW, and a learning rate that falls before it rises (IMP release, `config/experiment.py`, `schedules.py`).
 
     Linear from pre_warmup_rate to warmup_rate in pre_warmup_steps, linear to peak_rate in warmup_steps, then a cosine to
@@ -236,10 +232,10 @@ class OptimizerSettings(Settings):
         return self.final_rate + (self.peak_rate - self.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-class RunConfig(Settings):
+class RunConfig(Record):
     """One run. `override` is what `--set` does; `save` and `load` keep it as JSON beside what it made."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the run; its folder is runs/NAME")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="of the run; its folder is runs/NAME")
     model: ModelSettings = Field(ModelSettings(), description="the encoder")
     data: DataSettings = Field(DataSettings(), description="where samples come from")
     tasks: list[Task] = Field(min_length=1, description="that take turns")

@@ -2,17 +2,17 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from imp_ds.records import Record
 
 _Value = Annotated[int, Field(ge=0, le=255)]
 WHITE = (255, 255, 255)
 
 
-class DecodingSettings(BaseModel):
+class DecodingSettings(Record):
     """The largest media and captions that are read: a sample beyond them is left out as "too large". The defaults let pass what
     cameras, recorders and people make, and keep a process that decodes below some 2 GiB."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     image_pixels: int = Field(1 << 26, ge=1, description="largest number of pixels of an image, or of one frame of a video")
     video_pixels: int = Field(1 << 28, ge=1, description="largest number of pixels of all frames of a video that a view takes")

@@ -5,6 +5,9 @@ from imp_ds.printable import printable
 _UNDER = "\n" + " " * 11  # further lines stand under the first, so that no text can pose as another entry
 
 
+_LONGEST = 4000  # characters of an entry: more would push the others off the screen
+
+
 class UserError(ValueError):
     """Something the user gave cannot be used; the command line prints it in one block, without a traceback.
 
@@ -17,10 +20,10 @@ class UserError(ValueError):
     """
 
     def __init__(self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None, shared: bool = False):
-        lines = [printable(what, lines=True)]
+        lines = [_bounded(printable(what, lines=True))]
         for name, value in (("got", got), ("allowed", allowed), ("fix", fix)):
             if value is not None:
-                lines.append(f"  {name + ':':8} " + printable(value, lines=True).replace("\n", _UNDER))
+                lines.append(f"  {name + ':':8} " + _bounded(printable(value, lines=True)).replace("\n", _UNDER))
         super().__init__("\n".join(lines))
         self.what, self.shared = what, shared
 
@@ -28,3 +31,7 @@ class UserError(ValueError):
     def one_line(self) -> str:
         """The message in one line, for lists and logs."""
         return "; ".join(" ".join(line.split()) for line in str(self).splitlines())
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"

@@ -1,8 +1,12 @@
-"""Whether code that comes with a model or tokenizer, from a folder or a hub, may run: no, unless the command line says so.
+"""Loading what somebody else may have made: a model, processor or tokenizer, from a folder or a hub.
 
-Where transformers is not told, it asks on standard input, and runs the code after a "y": every loading call of ours tells it.
+Whether code that comes with it may run: no, unless the command line says so. Where transformers is not told, it asks on standard
+input, and runs the code after a "y": every loading call of ours goes through here.
 """
 
+from imp_ds.errors import UserError
+
+OPTION = "--trust_remote_code"
 _TRUSTED = False
 
 
@@ -15,3 +19,26 @@ def trust() -> None:
 def said() -> dict[str, bool]:
     """The argument for each `from_pretrained`."""
     return {"trust_remote_code": _TRUSTED}
+
+
+def options() -> list[str]:
+    """What a command line of ours says before the command, for a process that is to do as this one does."""
+    return [OPTION] if _TRUSTED else []
+
+
+def load(kind, name, what: str, *, allowed: str | None = None, fix: str | None = None, **arguments):
+    """`kind.from_pretrained(name, **arguments)`.
+
+    Raises UserError with the sentence `what` for whatever a file that is damaged, hostile or not there makes of it.
+    """
+    try:
+        return kind.from_pretrained(name, **said(), **arguments)
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # each reader of a damaged file fails in its own way; what panics in Rust is no Exception
+        lines = str(error).strip().splitlines()
+        got = f"{name}: {type(error).__name__}" + (f": {lines[0]}" if lines else "")
+        raise UserError(what, got=got[:_LONGEST], allowed=allowed, fix=fix) from None
+
+
+_LONGEST = 500  # characters of what is told

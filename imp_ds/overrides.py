@@ -154,11 +154,14 @@ def _in_words(schema: dict) -> str:
     words = schema.get("type", "object")
     if words == "array" and "minItems" in schema:
         words += f" of {schema['minItems']}" + ("" if schema.get("maxItems") == schema["minItems"] else " or more")
+    if "prefixItems" in schema:
+        words += f", each {_in_words(schema['prefixItems'][0])}"
     limits = {
         "minimum": "at least",
         "exclusiveMinimum": "above",
         "maximum": "at most",
         "exclusiveMaximum": "below",
+        "maxLength": "characters at most",
         "pattern": "like",
     }
     return ", ".join([words, *(f"{text} {schema[key]}" for key, text in limits.items() if key in schema)])

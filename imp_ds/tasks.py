@@ -5,16 +5,12 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from imp_ds.records import Record
 
 Modality = Literal["vision", "audio", "text"]
 _VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loader` has others)
-
-
-class Record(BaseModel):
-    """A record whose unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
 class VisionView(Record):
@@ -293,7 +289,7 @@ class Task(Record):
     resolution, length or dropped tokens (IMP, section 3.2: at a constant number of tokens).
     """
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="names its head and its curves")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, description="names its head and its curves")
     source: Source = Field(description="where its samples come from")
     further_sources: list[Source] = Field([], description="mixed with it by weight")
     views: Views = Field(description="how its samples are seen")
@@ -469,6 +465,7 @@ class Evaluation(Record):
 
     name: str = Field(
         pattern=r"^[a-z][a-z0-9_]*$",
+        max_length=100,
         description="in results: zero_shot/{name}/top1, retrieval/{name}/..., captioning/{name}/bleu4, and "
         "masked_language/{name}/..., where it names a task",
     )

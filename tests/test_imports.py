@@ -15,13 +15,13 @@ PACKAGE = ROOT / "imp_ds"
 
 # unit -> floor, from the ground up. A unit imports units of lower floors; of its own floor only without a circle.
 FLOORS = {
-    "errors": 0, "foreign_code": 0, "printable": 0, "decoding_settings": 0, "json_files": 0, "written_files": 0, "overrides": 0,
-    "stage_progress": 0, "randomness": 0, "modalities": 0, "moe": 0, "parallel": 0,
+    "errors": 0, "records": 0, "foreign_code": 0, "printable": 0, "decoding_settings": 0, "json_files": 0, "written_files": 0,
+    "overrides": 0, "stage_progress": 0, "randomness": 0, "modalities": 0, "moe": 0, "parallel": 0,
     "parallel.groups": 0, "parallel.gather": 0, "parallel.launch": 0,
     "models": 1,
     "objectives": 2,
     "tasks": 3, "pretraining": 3, "imp_ds": 3,  # the package itself: what `import imp_ds` runs
-    "data": 4,
+    "data": 4, "model_folder": 4,
     "config": 5, "tokens": 5, "layout": 5, "evaluation": 5, "parallel.expert_parallel": 5,
     "train": 6,
     "recipes": 7, "comparison": 7, "commands": 7, "doctor": 7, "cli": 7, "__main__": 7,

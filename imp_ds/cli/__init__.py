@@ -57,7 +57,7 @@ for name, group in _groups.items():
 def launched(
     local_rank: LocalRank = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust_remote_code", help="before the command: run code that comes with a tokenizer or model")
+        bool, typer.Option(foreign_code.OPTION, help="of any command: run code that comes with a tokenizer")
     ] = False,
 ):
     """Train, evaluate and load multimodal mixture-of-experts models on DeepSpeed."""
@@ -70,9 +70,15 @@ def launched(
 def main() -> None:
     """Run a command. A UserError is printed in one block, exit code 2; any other error keeps its traceback."""
     try:
-        app(unquote(sys.argv[1:]), prog_name="imp_ds")
+        app(_in_order(unquote(sys.argv[1:])), prog_name="imp_ds")
     except UserError as error:
         _leave(error)
+
+
+def _in_order(arguments: list[str]) -> list[str]:
+    """What holds for every command stands before it; a script that starts a command can be given it only after that."""
+    general = [argument for argument in arguments if argument == foreign_code.OPTION]
+    return general[:1] + [argument for argument in arguments if argument != foreign_code.OPTION]
 
 
 def _leave(error: UserError) -> None:

@@ -1,10 +1,9 @@
 """`python -m imp_ds compare-routers OUT`: train, time and compare dense, token, context, modality, task and attribute routers."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from imp_ds.comparison.jobs import WEIGHTS, Job, plan_jobs
+from imp_ds.comparison.jobs import AGAIN, WEIGHTS, Job, plan_jobs
 from imp_ds.comparison.measures import SECTIONS, job_values, spreads
 from imp_ds.comparison.picture import draw_comparison
 from imp_ds.comparison.processes import run_jobs
@@ -12,6 +11,7 @@ from imp_ds.comparison.report import PAGE, PICTURE, TABLE, facts, shown, write_p
 from imp_ds.comparison.timing import time_routers, timing_process
 from imp_ds.data.digits import verify
 from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 from imp_ds.stage_progress import StageProgress
 from imp_ds.written_files import write_json
 
@@ -57,7 +57,7 @@ def _times(out: Path, jobs: list[Job], rounds: int, progress: Callable) -> dict[
     times, open_seeds = {}, []
     for seed in sorted({job.seed for job in jobs}):
         path, routers = _times_file(out, seed), {job.router for job in jobs if job.seed == seed}
-        times[seed] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        times[seed] = read_json(path, dict, AGAIN) if path.is_file() else {}
         open_seeds += [] if times[seed].keys() >= routers else [seed]
     if not open_seeds:
         return times

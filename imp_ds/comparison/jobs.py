@@ -5,13 +5,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from imp_ds import foreign_code
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
+from imp_ds.json_files import parse_json, read_json
 from imp_ds.recipes import get_recipe
 from imp_ds.recipes.routers import ROUTERS
 from imp_ds.train.run_folder import RESULTS
 
 INTERFERENCE = "interference.json"
+AGAIN = "delete the file, and give the same command again"
 # the last map of every feed-forward, plain or of experts: shared by the tasks in some layers, conditional in the others
 WEIGHTS = "imp.blocks.*.feed_forward.down.*"
 _SHOWN = 3  # differences that a message names
@@ -47,21 +50,24 @@ class Job:
 
     def command(self) -> list[str] | None:
         """What is to be done next; None: the job is done. What a killed command left is gone on with."""
+        more = foreign_code.options()
         ours = [sys.executable, "-m", "imp_ds"]
         if not (self.folder / RESULTS).is_file():
             changes = [f"--set={setting}" for setting in self.settings]
-            return [*ours, "train", f"routers_{self.router}", *changes, "--output_dir", str(self.folder), "--resume", "auto"]
+            where = ["--output_dir", str(self.folder), "--resume", "auto"]
+            return [*ours, "train", f"routers_{self.router}", *changes, *where, *more]
         if not (self.folder / INTERFERENCE).is_file():
-            step = str(self.run().train.milestone_every)
-            return [*ours, "interference", str(self.folder), "--step", step, "--weight", WEIGHTS, "--samples", str(self.samples)]
+            options = {"--step": self.run().train.milestone_every, "--weight": WEIGHTS, "--samples": self.samples}
+            words = [str(word) for option in options.items() for word in option]
+            return [*ours, "interference", str(self.folder), *words, *more]
         return None
 
     def steps_done(self) -> int:
         """As far as the run has told; it tells now and then."""
         try:
             lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            return max((json.loads(line)["step"] for line in lines), default=0)
-        except (OSError, ValueError):  # not there yet, or just being written
+            return max((parse_json(line, "metrics.jsonl", dict).get("step", 0) for line in lines), default=0)
+        except (OSError, ValueError, TypeError):  # not there yet, or just being written
             return 0
 
     def check(self) -> None:
@@ -82,7 +88,7 @@ class Job:
 
     def _measured_samples(self) -> int | None:
         path = self.folder / INTERFERENCE
-        return json.loads(path.read_text(encoding="utf-8"))["samples"] if path.is_file() else None
+        return read_json(path, dict, AGAIN).get("samples") if path.is_file() else None
 
 
 def plan_jobs(

@@ -1,12 +1,13 @@
 """What is read of a finished run: its scores, parameters, times, and how its tasks interfere; and which of it is shown."""
 
-import json
 import math
 import statistics
 from typing import NamedTuple
 
 from imp_ds.comparison.across import speech_to_images
-from imp_ds.comparison.jobs import INTERFERENCE, Job
+from imp_ds.comparison.jobs import AGAIN, INTERFERENCE, Job
+from imp_ds.errors import UserError
+from imp_ds.json_files import read_json
 from imp_ds.train.plan import count_parameters, parameter_sizes
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.trained_run import TrainedRun, open_run
@@ -73,15 +74,19 @@ def job_values(job: Job, times: dict, conditional_layers: list[int]) -> dict[str
     trained = open_run(job.folder)
     config = trained.run.model.to_config(len(trained.processor.tokenizer), trained.run.tasks, trained.processor.tokenizer)
     counted = count_parameters(config, parameter_sizes(config))
-    found = json.loads((job.folder / RESULTS).read_text(encoding="utf-8")) | _across(job, trained)
+    found = read_json(job.folder / RESULTS, dict, AGAIN) | _across(job, trained)
     found |= {
         "parameters/trained": counted.total, "parameters/active": counted.active + counted.rest,
         "parameters/served": times["parameters"], "time/step": times["step_s"], "time/encode": times["encode_s"],
     }  # fmt: skip
     for kind in ("train", "inference"):
         found |= {f"time/{kind}/{task}": seconds for task, seconds in times[f"{kind}_s"].items()}
-    weights = json.loads((job.folder / INTERFERENCE).read_text(encoding="utf-8"))["weights"]
-    return found | between_tasks(weights, conditional_layers)
+    measured = read_json(job.folder / INTERFERENCE, dict, AGAIN)
+    try:
+        return found | between_tasks(measured["weights"], conditional_layers)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        got = f"{job.folder / INTERFERENCE}: {type(error).__name__}: {error}"
+        raise UserError("what was measured of a run is damaged", got=got, fix=AGAIN) from None
 
 
 def _across(job: Job, trained: TrainedRun) -> dict[str, float]:
@@ -89,7 +94,7 @@ def _across(job: Job, trained: TrainedRun) -> dict[str, float]:
     path = job.folder / ACROSS
     if not path.is_file():
         write_json(path, speech_to_images(trained))
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, dict, AGAIN)
 
 
 def between_tasks(weights: dict[str, dict], conditional_layers: list[int]) -> dict[str, float]:

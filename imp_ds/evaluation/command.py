@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
@@ -15,6 +14,7 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.measures import written
 from imp_ds.evaluation.other_recipe import seen_by
+from imp_ds.model_folder import CONFIG, load_processor, load_weights
 from imp_ds.models.imp import ImpProcessor
 from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig
@@ -93,16 +93,7 @@ def _served(run: RunConfig, config: ImpConfig, heads_of: Collection[str] | None)
 def load_model(folder: Path) -> tuple[ImpForPreTraining, ImpProcessor]:
     """Model, with the tasks' heads, and processor of an exported folder, on the GPU if there is one. Raises UserError when they
     do not load."""
-    transformers_logging.disable_progress_bar()
-    try:
-        model = ImpForPreTraining.from_pretrained(folder, local_files_only=True)
-        processor = ImpProcessor.from_pretrained(folder, local_files_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # each reader of a damaged file fails in its own way
-        reason = f"{folder}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        fix = "export it again: imp_ds export RUN OUT"
-        raise UserError("the model cannot be loaded", got=reason, fix=fix) from error
+    model, processor = load_weights(folder), load_processor(folder)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
@@ -124,7 +115,7 @@ def results_table(results: dict[str, float], title: str) -> Table:
 
 def read_run(folder: Path) -> RunConfig:
     """The configuration of the run that an exported model is of. Raises UserError for another folder."""
-    missing = [name for name in ("config.json", FILE_NAME) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG, FILE_NAME) if not (folder / name).is_file()]
     if missing:
         raise UserError(
             "this is not the folder of an exported model", got=f"{folder} without {', '.join(missing)}",

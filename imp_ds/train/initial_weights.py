@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from imp_ds.errors import UserError
+from imp_ds.model_folder import exported_config
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.tokenization_imp import load_tokenizer
 from imp_ds.models.imp.upcycling import ENCODER_SETTINGS
@@ -27,23 +28,6 @@ _SETTINGS = (
 )  # fmt: skip
 _HEADS = ("imp.projections.", "imp.likelihood.", "objectives.")
 _PROMPTS = ".attention.prompts."
-
-
-def exported_config(folder: Path) -> ImpConfig:
-    """The configuration of an exported model's folder. Raises UserError for another folder."""
-    try:
-        found = json.loads((folder / "config.json").read_text())
-        if found.get("model_type") != ImpConfig.model_type:
-            raise ValueError(f"its config.json is of model_type {found.get('model_type')}")
-        return ImpConfig.from_dict(found)
-    except UserError:
-        raise
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            "this is not the folder of an exported model", got=f"{folder}: {reason}",
-            fix="export the run first: imp_ds export RUN OUT",
-        ) from None  # fmt: skip
 
 
 def load_initial(model: ImpForPreTraining, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
@@ -106,7 +90,10 @@ def _stored(folder: Path) -> dict[str, tuple]:
     """Name in ImpForPreTraining -> (open file, key). A folder of an ImpModel has its parameters without the prefix."""
     found = {}
     for path in sorted(folder.glob("model*.safetensors")):
-        file = safe_open(path, "pt")
+        try:
+            file = safe_open(path, "pt")
+        except (OSError, SafetensorError) as error:
+            raise UserError("the weights of train.init_from cannot be read", got=f"{path}: {error}") from None
         found |= {key if key.startswith(("imp.", "objectives.")) else f"imp.{key}": (file, key) for key in file.keys()}
     if not found:
         raise UserError("train.init_from holds no weights", got=folder, allowed="a folder with model.safetensors")

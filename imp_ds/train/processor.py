@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imp_ds import foreign_code, model_folder
 from imp_ds.config import RunConfig
 from imp_ds.data.class_names import with_class_names
 from imp_ds.data.corpus import all_captions
@@ -53,13 +54,9 @@ def load_processor(output_dir: Path, state: dict | None = None) -> ImpProcessor:
         if "processor" not in state:
             raise UserError("the checkpoint does not say what its processor was", got=f"step {state.get('step')}", fix=_RESTORE)
         _verify(folder, state["processor"])
-    try:
-        return ImpProcessor.from_pretrained(folder, local_files_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # each reader of a damaged file fails in its own way
-        got = f"{folder}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise UserError("the processor of the run cannot be loaded", got=got, fix=_RESTORE) from error
+    return foreign_code.load(
+        ImpProcessor, folder, "the processor of the run cannot be loaded", fix=_RESTORE, local_files_only=True
+    )
 
 
 def hashes(output_dir: Path) -> dict[str, str]:
@@ -131,8 +128,8 @@ def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[R
         mel_bins=audio.mel_bins, f_min=audio.min_frequency, f_max=audio.max_frequency,
     )  # fmt: skip
     extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch, do_normalize=audio.normalize)
-    if run.train.init_from is not None and (Path(run.train.init_from) / "processor_config.json").is_file():
-        before = ImpProcessor.from_pretrained(run.train.init_from, local_files_only=True).feature_extractor
+    if run.train.init_from is not None and (Path(run.train.init_from) / model_folder.PROCESSOR).is_file():
+        before = model_folder.load_processor(Path(run.train.init_from)).feature_extractor
         extractor.mean, extractor.std, extractor.do_normalize = before.mean, before.std, before.do_normalize
         return extractor
     values = []

@@ -17,7 +17,7 @@ from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.command import load_model, read_run
 from imp_ds.evaluation.measures import written
 from imp_ds.json_files import read_json
-from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.model_folder import load_processor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.export import export
 from imp_ds.train.run_folder import RESULTS
@@ -44,7 +44,7 @@ def tune(
     """
     run = read_run(model)
     source = (run if source is None else source).override(settings)
-    tokenizer = ImpProcessor.from_pretrained(model, local_files_only=True).tokenizer
+    tokenizer = load_processor(model).tokenizer
     tuned = tuning_run(model, run, evaluation, tuning, tokenizer, source)
     before = lambda: scores_before(model, run, source, evaluation)  # noqa: E731
     train(tuned, output_dir, ds_path, resume, before=before, allow_changes=allow_changes)

@@ -4,16 +4,11 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
-from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import FILE_NAME, RunConfig
-from imp_ds.errors import UserError
-from imp_ds.models.imp.modeling_imp import ImpModel, ImpPreTrainedModel
-from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.model_folder import PROCESSOR, load_processor, load_weights
+from imp_ds.models.imp.modeling_imp import ImpPreTrainedModel
 from imp_ds.models.imp.upcycling import upcycle
-from imp_ds.pretraining import ImpForPreTraining
-from imp_ds.train.initial_weights import exported_config
 from imp_ds.train.staged_folder import staged_folder
 
 _CARD = """\
@@ -40,7 +35,7 @@ def upcycle_folder(model: Path, out: Path, *, slices: int = 1, noise: float = 0.
     with staged_folder(out, "upcycled model") as staging:
         with tempfile.TemporaryDirectory(prefix="export-", dir=staging) as scratch:
             folder = _exported(model, Path(scratch) / "dense")
-            sparse = upcycle(load_dense(folder), slices=slices, noise=noise, seed=seed, **settings)
+            sparse = upcycle(load_weights(folder, bare=True), slices=slices, noise=noise, seed=seed, **settings)
             _write(staging, folder, sparse, settings)
         made = "each a copy of it" if slices == 1 else f"each one of {slices} slices of it"
         _write_card(
@@ -65,26 +60,10 @@ def _exported(model: Path, scratch: Path) -> Path:
     return model
 
 
-def load_dense(folder: Path) -> ImpPreTrainedModel:
-    """The model of an exported folder, with its heads where it has some. Raises UserError when it is not whole."""
-    kind = ImpModel if exported_config(folder).architectures == ["ImpModel"] else ImpForPreTraining
-    transformers_logging.disable_progress_bar()
-    try:
-        model, found = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError("the dense model cannot be loaded", got=f"{folder}: {reason}", fix="export it again") from None
-    if found["missing_keys"]:
-        raise UserError("the dense model lacks weights", got=", ".join(sorted(found["missing_keys"])[:3]), fix="export it again")
-    return model
-
-
 def _write(staging: Path, folder: Path, sparse: ImpPreTrainedModel, settings: dict) -> None:
     sparse.save_pretrained(staging)
-    if (folder / "processor_config.json").is_file():
-        ImpProcessor.from_pretrained(folder, local_files_only=True).save_pretrained(staging)
+    if (folder / PROCESSOR).is_file():
+        load_processor(folder).save_pretrained(staging)
     if (folder / FILE_NAME).is_file():
         run = RunConfig.load(folder)
         # so that a run of this configuration builds this model

@@ -2,52 +2,125 @@
 
 import io
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
 from imp_ds import foreign_code
+from imp_ds.comparison.jobs import plan_jobs
+from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
-from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
-from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
+from imp_ds.evaluation.command import load_model
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.models.imp.tokenization_imp import load_tokenizer, train_tokenizer
-from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
+from imp_ds.models.imp.tokenization_imp import load_tokenizer
+from imp_ds.recipes import get_recipe
+from imp_ds.tasks import Source
+from imp_ds.train.initial_weights import load_initial
+from imp_ds.train.processor import build_extractor
+from imp_ds.train.tune_command import tune
+from imp_ds.train.tuning import Tuning
+from imp_ds.train.upcycle_command import upcycle_folder
+from processes import environment, run_together
+from tunable import digits_run, export_untrained
+
+AUTO = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor")
+TOKENIZER = {"tokenizer_class": "Planted", "auto_map": {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}}
+
+
+@pytest.fixture(scope="module")
+def exported(digits_corpus, tmp_path_factory) -> Path:
+    return export_untrained(digits_run(digits_corpus, num_experts=0), tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture
-def planted(tmp_path, monkeypatch):
-    """A processor's folder whose tokenizer asks for a class of its own, in a module that leaves a mark when it runs."""
+def planted(exported, tmp_path, monkeypatch):
+    """A model's folder whose files ask for classes of their own, in a module that leaves a mark when it runs."""
     folder, mark = tmp_path / "model", tmp_path / "ran"
-    tokenizer = train_tokenizer(["a b c"] * 8, 64, max_length=8)
-    ImpProcessor(ImpImageProcessor(), ImpVideoProcessor(), ImpFeatureExtractor(), tokenizer).save_pretrained(folder)
-    (folder / "planted.py").write_text(
-        f"open({str(mark)!r}, 'w').close()\nfrom transformers import PreTrainedTokenizerFast\n"
-        "class Planted(PreTrainedTokenizerFast): pass\n"
-    )
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    config |= {"tokenizer_class": "Planted", "auto_map": {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}}
-    path.write_text(json.dumps(config))
+    folder.mkdir()
+    code = f"open({str(mark)!r}, 'w').close()\nfrom transformers import PreTrainedTokenizerFast\n"
+    (folder / "planted.py").write_text(code + "class Planted(PreTrainedTokenizerFast): pass\n")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(code + "def generate(model, **kwargs): pass\n")
+    for path in exported.iterdir():
+        if path.suffix == ".json" and path.name not in ("run_config.json", "tokenizer.json"):
+            added = TOKENIZER if path.name == "tokenizer_config.json" else {"auto_map": dict.fromkeys(AUTO, "planted.Planted")}
+            (folder / path.name).write_text(json.dumps(json.loads(path.read_text()) | added))
+        else:
+            (folder / path.name).symlink_to(path)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it was asked"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     return folder, mark
 
 
-@pytest.mark.parametrize(
-    "load", [ImpProcessor.from_pretrained, lambda folder: load_tokenizer(str(folder))], ids=["processor", "tokenizer"]
-)
-def test_code_of_a_folder_does_not_run(planted, load):
+def start_from(folder: Path) -> None:
+    changed = get_recipe("digits_debug").override([f"train.init_from={folder}"])
+    config = changed.model.to_config(300, changed.tasks)
+    build_extractor(changed, config, {})
+    load_initial(None, folder, load_tokenizer(str(folder)))
+
+
+COMMANDS = {
+    "the processor": ImpProcessor.from_pretrained,
+    "data.tokenizer": lambda folder: load_tokenizer(str(folder)),
+    "eval and predict": load_model,
+    "upcycle": lambda folder: upcycle_folder(folder, folder.parent / "upcycled", num_experts=2),
+    "tune": lambda folder: tune(folder, "image_digit", Tuning(), folder.parent / "tuned"),
+    "train.init_from": start_from,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_code_of_a_folder_does_not_run(planted, command):
     folder, mark = planted
     try:
-        load(folder)
-    except (UserError, ValueError):
+        command(folder)
+    except (UserError, ValueError, AttributeError):
         pass  # refused for its class: as good
     assert not mark.exists()
 
 
-def test_it_runs_where_the_command_line_says_so(planted, monkeypatch):
+def test_an_audio_tokenizer_from_elsewhere_is_refused(planted):
+    """transformers would load it, and ask whether its code may run."""
     folder, mark = planted
+    path = folder / "processor_config.json"
+    foreign = {"audio_tokenizer_class": "AutoModel", "audio_tokenizer_name_or_path": str(folder)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audio_tokenizer": foreign}))
+    with pytest.raises(UserError, match="has no audio tokenizer"):
+        load_model(folder)
+    assert not mark.exists()
+
+
+def test_a_script_in_a_folder_of_data_does_not_run(tmp_path):
+    """`datasets` once ran FOLDER/FOLDER.py."""
+    folder, mark = tmp_path / "corpus" / "mine", tmp_path / "ran"
+    folder.mkdir(parents=True)
+    (folder / "mine.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    data = get_recipe("digits_debug").data
+    with pytest.raises(UserError):
+        open_reader(folder.parent, Source(format="huggingface", path="mine", text="text"), "train", data)
+    assert not mark.exists()
+
+
+def test_from_a_shell_it_runs_where_the_command_line_says_so_alone(planted, tmp_path):
+    """The option may stand anywhere: scripts that start a command can be given it only after that."""
+    folder, mark = planted
+    line = [sys.executable, "-m", "imp_ds", "predict", folder, tmp_path, "--task", "image_text"]
+    commands = []
+    for name, flag in (("without", []), ("with", [foreign_code.OPTION])):
+        copy = shutil.copytree(folder, tmp_path / name, symlinks=True)
+        (copy / "planted.py").write_text((folder / "planted.py").read_text().replace(str(mark), str(tmp_path / f"ran_{name}")))
+        env = environment(HF_MODULES_CACHE=str(tmp_path / f"cache_{name}"))
+        commands.append(([copy if word == folder else word for word in line] + flag, env))
+    done = run_together(commands, timeout=100, code=2)  # the task has no classes
+    assert (tmp_path / "ran_with").exists() and not (tmp_path / "ran_without").exists(), str(done)
+    assert not any("Traceback" in one.output or "[y/N]" in one.output for one in done), str(done)
+
+
+def test_processes_that_are_started_do_as_their_parent_does(monkeypatch, tmp_path):
+    (job,) = plan_jobs(tmp_path, ["dense"], 1, data=tmp_path, steps=3, samples=2, settings=[])
+    assert foreign_code.OPTION not in job.command()
     monkeypatch.setattr(foreign_code, "_TRUSTED", True)
-    load_tokenizer(str(folder))
-    assert mark.exists()
+    assert job.command()[-1] == foreign_code.OPTION

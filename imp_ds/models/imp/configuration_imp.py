@@ -10,6 +10,7 @@ from imp_ds.models.imp.prompts import PROMPT_SIDES, SHARED
 
 # width, feed-forward width, layers, heads: the released configurations (`imp/max/projects/imp/config/model.py`);
 # `tiny` is ours, for two CPU cores.
+MOST_LAYERS = 10_000
 SIZES = {
     "tiny": (128, 512, 4, 4),
     "S": (384, 1536, 12, 6),
@@ -225,6 +226,8 @@ class ImpConfig(PreTrainedConfig):
         return options
 
     def _check(self):
+        if not 1 <= self.num_hidden_layers <= MOST_LAYERS:
+            raise UserError("the layers of an encoder", got=self.num_hidden_layers, allowed=f"1 to {MOST_LAYERS}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 "hidden_size is not divisible by num_attention_heads", got=f"{self.hidden_size} and {self.num_attention_heads}"
@@ -235,6 +238,8 @@ class ImpConfig(PreTrainedConfig):
         if unknown:
             raise UserError("a pair names an unknown modality", got=", ".join(sorted(unknown)), allowed=", ".join(MODALITIES))
         for name, largest, patch in (("vision", self.vision_max, self.vision_patch), ("audio", self.audio_max, self.audio_patch)):
+            if min(*largest, *patch) < 1:
+                raise UserError(f"{name}_max or {name}_patch is not positive", got=f"{largest} and {patch}", allowed="1 or more")
             if any(a % b for a, b in zip(largest, patch)):
                 raise UserError(f"{name}_max is not a multiple of {name}_patch", got=f"{largest} and {patch}")
         self._check_prompts()

@@ -117,14 +117,10 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it cannot be loaded, or has neither a padding nor an end token.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **foreign_code.said())
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(
-            "the tokenizer cannot be loaded",
-            got=f"{name_or_path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            allowed="a folder with a tokenizer, or the name of one on the Hugging Face hub that needs no code of its own",
-        ) from error
+    tokenizer = foreign_code.load(
+        AutoTokenizer, name_or_path, "the tokenizer cannot be loaded",
+        allowed="a folder with a tokenizer, or the name of one on the Hugging Face hub that needs no code of its own",
+    )  # fmt: skip
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError("the tokenizer has no padding token", got=name_or_path, fix="add one and save it again")
