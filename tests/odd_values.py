@@ -12,7 +12,8 @@ from imp_ds.train.schedule import build_schedule
 # as JSON, or plain text where it is none
 VALUES = [
     "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1" + "0" * 400, "-1", "0", "9223372036854775808", "1e-320", "1e308",
-    "true", "false", "null", "[]", "{}", "[[]]", '""', '"a/b"', '"../x"', '"\\u0000\\u001b[31m"', '"\\ud800"', '"' + "x" * 10_000 + '"',
+    "true", "false", "null", "[]", "{}", "[[]]", '""', '"a/b"', '"../x"', '"\\u0000\\u001b[31m"', '"\\ud800"',
+    '"' + "x" * 10_000 + '"',
     "[1e400]", "[-1, 0, 5]", '["a/b"]', "[true]", "0.5", "3", "1000000000",
 ]  # fmt: skip
 LONGEST = 13_000  # characters of a message

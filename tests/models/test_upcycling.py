@@ -269,7 +269,7 @@ class TestFolder:
         cases = [
             (sparse, {}, "has experts already"),
             (tmp_path / "nowhere", {}, "not the folder of an exported model"),
-            (tmp_path, {}, "the dense model cannot be loaded"),  # a pickle alone
+            (tmp_path, {}, "the weights of the model cannot be loaded"),  # a pickle alone
             (exported, {"num_experts": 1}, "too few experts"),
         ]
         for folder, arguments, message in cases:
