@@ -133,10 +133,8 @@ class ImpForPreTraining(ImpPreTrainedModel):
 
     def predict(self, task: str | None = None, *, top: int | None = None, **inputs: torch.Tensor) -> list[dict[str, float]]:
         """For each input {class name: probability}, the likeliest first: `answer` by name. top: that many classes; None: all."""
-        names, answers_BK = self.answer_names(task), self.answer(task, **inputs).cpu()
-        found = answers_BK.topk(min(top or len(names), len(names)), dim=1)
-        pairs = zip(found.indices.tolist(), found.values.tolist())
-        return [{names[k]: p for k, p in zip(indices, values)} for indices, values in pairs]
+        names = self.answer_names(task)
+        return [likeliest(names, answer_K, top) for answer_K in self.answer(task, **inputs).cpu()]
 
     def answering(self, task: str | None = None) -> tuple[str, nn.Module]:
         """The name of a task that tells classes apart, and its objective. task: None: the only one. Raises UserError when there
@@ -189,6 +187,12 @@ class ImpForPreTraining(ImpPreTrainedModel):
             longest=min(longest, self.config.text_max), length_penalty=length_penalty,
         )  # fmt: skip
         return ids_BL
+
+
+def likeliest(names: list[str], answer_K: torch.Tensor, top: int | None = None) -> dict[str, float]:
+    """{name: probability} of the `top` likeliest classes of one input, the likeliest first; None: of all."""
+    best = answer_K.topk(min(top or len(names), len(names)))
+    return {names[k]: p for k, p in zip(best.indices.tolist(), best.values.tolist())}
 
 
 AutoModelForPreTraining.register(ImpConfig, ImpForPreTraining)

@@ -18,7 +18,7 @@ from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model, read_run
-from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.pretraining import ImpForPreTraining, likeliest
 from imp_ds.printable import printable
 from imp_ds.tasks import Task, Views
 from imp_ds.written_files import write_result
@@ -98,8 +98,7 @@ def _predict_files(model, processor, task: Task, views: Views, wanted: Wanted, f
         file, error = next(iter(errors.items()))
         raise UserError("no file can be decoded", got=f"{file}: {error}")
     names = model.answer_names(task.name)
-    means = {file: torch.stack(windows).mean(0) for file, windows in found.items()}
-    return {file: _named(mean_K, names, top) for file, mean_K in means.items()}, errors
+    return {file: likeliest(names, torch.stack(windows).mean(0), top) for file, windows in found.items()}, errors
 
 
 def _sample(file: str, views: Views) -> dict:
@@ -112,11 +111,6 @@ def _add(found: dict[str, list[torch.Tensor]], model, collator: Collator, task: 
     answers_BK = model.answer(task.name, **batch.inputs[views.names()[0]]).float().cpu()
     for (file, _), answers_K in zip(entries, answers_BK):
         found.setdefault(file, []).append(answers_K)
-
-
-def _named(mean_K: torch.Tensor, names: list[str], top: int) -> dict[str, float]:
-    best = mean_K.topk(min(top, len(names)))
-    return {names[k]: p for k, p in zip(best.indices.tolist(), best.values.tolist())}
 
 
 def _show(found: dict, errors: dict[str, str], task: str, output: Path | None) -> None:

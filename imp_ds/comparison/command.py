@@ -1,4 +1,4 @@
-"""`python -m imp_ds compare-routers OUT`: train, time and compare dense, token, context, modality, task and attribute routers."""
+"""`imp_ds compare-routers OUT`: train, time and compare dense, token, context, modality, task and attribute routers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +116,7 @@ def _notes(told: dict, times: dict[int, dict], conditional: list[int], rounds: i
 
 
 def _command_line(out, data, routers, seeds, steps, parallel, samples, rounds, settings) -> str:
-    words = ["python -m imp_ds compare-routers", out, "--data", data, "--seeds", seeds, "--parallel", parallel]
+    words = ["imp_ds compare-routers", out, "--data", data, "--seeds", seeds, "--parallel", parallel]
     words += [] if steps is None else ["--steps", steps]
     words += ["--samples", samples, "--rounds", rounds]
     words += [word for router in routers for word in ("--router", router)]

@@ -1,6 +1,6 @@
 """Debug twins: the structure of a published recipe, few and narrow layers, on the digits corpus, for a few steps on one core.
 
-python -m imp_ds train imp_moe_b_debug
+imp_ds train imp_moe_b_debug
 """
 
 from imp_ds.config import ModelSettings, RunConfig, TrainSettings

@@ -1,6 +1,6 @@
 """The recipe `digits`: images, films, speech and text of the ten digits, on two CPU cores.
 
-    python -m imp_ds corpus digits data/digits
+    imp_ds corpus digits data/digits
     deepspeed --num_gpus 2 --module imp_ds train digits --set train.ep_size=2
 
 Hardware: two CPU cores, 0.88 GiB for each rank. Time: 6 minutes. Zero-shot top 1 on the test split, 2026-11-27: images 98.3 %,
@@ -133,7 +133,7 @@ def digits() -> RunConfig:
 def digits_debug() -> RunConfig:
     """`digits` in two layers, with tiny batches and short: seconds on one core.
 
-    python -m imp_ds train digits_debug
+    imp_ds train digits_debug
     """
     run = digits()
     run.name = "digits_debug"

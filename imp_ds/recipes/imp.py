@@ -1,7 +1,7 @@
 """The published IMP models (Akbari et al., 2023, arXiv 2305.06324; release `projects/imp/config/`): sizes, tasks, rates.
 
     deepspeed --hostfile hostfiles/two_nodes --module imp_ds train imp_moe_b --set data.root=DIR --set train.ep_size=8
-    python -m imp_ds plan imp_moe_b --nodes 4 --gpus 8
+    imp_ds plan imp_moe_b --nodes 4 --gpus 8
 
 `{data.root}` holds one folder for each task, `images_text`, `images_class` and so on, in the layout of the digits corpus
 (`{split}/metadata.jsonl` with file_name, captions, label); another place is named by --set tasks.image_text.source.path=DIR.

@@ -115,7 +115,7 @@ def real_small() -> RunConfig:
 def real_small_debug() -> RunConfig:
     """`real_small` in two narrow layers, with tiny batches and short: seconds on one core.
 
-    python -m imp_ds train real_small_debug --set data.root=DIR
+    imp_ds train real_small_debug --set data.root=DIR
     """
     run = real_small()
     run.name = "real_small_debug"

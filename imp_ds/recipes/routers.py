@@ -1,6 +1,6 @@
 """The recipes `routers_dense`, `routers_token`, ...: one small encoder on the digits corpus, with one gate or another.
 
-    python -m imp_ds compare-routers runs/compare_routers
+    imp_ds compare-routers runs/compare_routers
 
 trains all of them; they differ in the gate alone (Uni-Perceiver-MoE, arXiv 2206.04674: a dense encoder against token, context,
 modality, task and attribute routers). Films are never trained. With three seeds it takes 42 minutes on two cores;

@@ -87,7 +87,7 @@ class CheckReport:
                     classes, told = _classes(objective)
                     if classes is not None and largest >= classes:
                         what = f"{source.name} has a class {largest}, but task {task} has {told}"
-                        found.append(f"{what}: training leaves such samples out")
+                        found.append(f"{what}: training refuses it at the start, or leaves it out where it meets it later")
         return found + [str(overlap) for overlap in self.overlaps]
 
     def record(self) -> dict:

@@ -19,7 +19,7 @@ def values():
 
 
 def test_the_page_holds_what_was_measured_how_and_with_what(tmp_path, values):
-    told = facts("python -m imp_ds compare-routers there", 300, 2, 32)
+    told = facts("imp_ds compare-routers there", 300, 2, 32)
     write_page(tmp_path, told, values, ["one note", "another"])
     page = (tmp_path / "README.md").read_text()
     torch_version = f"torch {told['versions']['torch']}"

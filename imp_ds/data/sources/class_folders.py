@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from imp_ds.data.index import IndexWriter, kept_index
+from imp_ds.data.index_names import COLUMNS, append_names, name_at
 from imp_ds.data.samples import Media
 from imp_ds.data.sources.named_files import NamedFiles
 from imp_ds.data.sources.rows import RowReader, runs
@@ -31,10 +32,10 @@ class ClassFolderReader(RowReader):
         self.stamp = _stamp(self.storage, folder, classes)
         self._named = NamedFiles(self.storage, folder, self.stamp)
         self._open(wanted.progress)
-        super().__init__(wanted, runs(len(self._name_end)), class_names)
+        super().__init__(wanted, runs(len(self._index["name_end"])), class_names)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_names", "_name_end", "_class_end")}
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -44,18 +45,15 @@ class ClassFolderReader(RowReader):
         return self.fields(row)["file_name"]
 
     def fields(self, row: int) -> Mapping:
-        label = self.classes[int(np.searchsorted(self._class_end, row, side="right"))]
-        begin = int(self._name_end[row - 1]) if row else 0
-        name = os.fsdecode(self._names[begin : int(self._name_end[row])].tobytes())
-        return {"file_name": f"{label}/{name}", "label": label}
+        label = self.classes[int(np.searchsorted(self._index["class_end"], row, side="right"))]
+        return {"file_name": f"{label}/{name_at(self._index, row)}", "label": label}
 
     def media(self, row: int, column: str, value) -> Media:
         return self._named.media(value, f"{self.folder}, row {row + 1}")
 
     def _open(self, progress: Callable | None) -> None:
         make = partial(_write_index, self.storage, self.folder, self.classes, progress)
-        columns = kept_index(self.storage.kept, f"class folders 2 {self.folder} {self.stamp}", make).columns
-        self._names, self._name_end, self._class_end = columns["names"], columns["name_end"], columns["class_end"]
+        self._index = kept_index(self.storage.kept, f"class folders 2 {self.folder} {self.stamp}", make).columns
 
 
 def _stamp(storage: Storage, folder: str, classes: list[str]) -> str:
@@ -69,15 +67,12 @@ def _stamp(storage: Storage, folder: str, classes: list[str]) -> str:
 
 
 def _write_index(storage: Storage, folder: str, classes: list[str], progress: Callable | None, path: Path) -> None:
-    """Write the columns `names`, all names one after the other; `name_end`, where each ends there; `class_end`, the row at which
-    each class ends."""
-    writer = IndexWriter(path, name_end="int64", class_end="int64", names="uint8")
+    """Write the names, and the column `class_end`, the row at which each class ends."""
+    writer = IndexWriter(path, class_end="int64", **COLUMNS)
     end = row = 0
     for done, name in enumerate(classes, start=1):
-        names = [os.fsencode(file) for file in _file_names(storage, f"{folder}/{name}")]
-        writer.append("names", np.frombuffer(b"".join(names), np.uint8))
-        writer.append("name_end", end + np.cumsum([len(file) for file in names], dtype=np.int64))
-        end, row = end + sum(map(len, names)), row + len(names)
+        names = _file_names(storage, f"{folder}/{name}")
+        end, row = append_names(writer, names, end), row + len(names)
         writer.append("class_end", [row])
         if progress is not None:
             progress(f"listing the classes of {folder.rpartition('/')[2]}", done, len(classes))

@@ -1,14 +1,12 @@
 """Folders of media with their captions beside them, 1.jpg and 1.txt, or of media alone; also in folders below."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from imp_ds.data.index import IndexWriter, kept_index
+from imp_ds.data.index_names import COLUMNS, append_names, name_at
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted
@@ -40,18 +38,17 @@ class PairReader(RowReader):
         self._stamp = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
         self._named = wanted.named_files(File(f"{folder}/.", -1, self._stamp))
         self._open(names)
-        super().__init__(wanted, runs(len(self._name_end)), None)
+        super().__init__(wanted, runs(len(names)), None)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_names", "_name_end")}
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._open(None)
 
     def key(self, row: int) -> str:
-        begin = int(self._name_end[row - 1]) if row else 0
-        return os.fsdecode(self._names[begin : int(self._name_end[row])].tobytes())
+        return name_at(self._index, row)
 
     def fields(self, row: int) -> Mapping:
         name = self.key(row)
@@ -70,8 +67,7 @@ class PairReader(RowReader):
 
     def _open(self, names: list[str] | None) -> None:
         make = partial(_write_index, names or [])
-        columns = kept_index(self.storage.kept, f"pairs {self.folder} {self._stamp}", make).columns
-        self._names, self._name_end = columns["names"], columns["name_end"]
+        self._index = kept_index(self.storage.kept, f"pairs {self.folder} {self._stamp}", make).columns
 
 
 def _media(storage: Storage, folder: str, paired: bool, below: str = "") -> Iterator[str]:
@@ -86,8 +82,6 @@ def _media(storage: Storage, folder: str, paired: bool, below: str = "") -> Iter
 
 
 def _write_index(names: list[str], path: Path) -> None:
-    """Write the columns `names`, all names one after the other, and `name_end`, where each ends there."""
-    writer, written = IndexWriter(path, name_end="int64", names="uint8"), [os.fsencode(name) for name in names]
-    writer.append("names", np.frombuffer(b"".join(written), np.uint8))
-    writer.append("name_end", np.cumsum([len(name) for name in written], dtype=np.int64))
+    writer = IndexWriter(path, **COLUMNS)
+    append_names(writer, names)
     writer.close()
