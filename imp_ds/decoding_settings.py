@@ -23,3 +23,6 @@ class DecodingSettings(Record):
     audio_max_rate: int = Field(400_000, ge=1, description="highest sampling rate of a recording, in Hz")
     caption_characters: int = Field(100_000, ge=1, description="largest number of characters of a caption")
     alpha_ground: tuple[_Value, _Value, _Value] = Field(WHITE, description="colour (R, G, B) that transparent pictures lie on")
+
+
+DEFAULTS = DecodingSettings()  # of functions that decode; nobody changes it

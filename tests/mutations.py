@@ -1,5 +1,7 @@
 """Damaged and hostile variants of files: what fuzzing and its tests feed to decoders."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # values at the borders of what fields of headers hold
@@ -7,15 +9,32 @@ _BORDERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800000
 _HEAD = 1024  # most fields that say how to read the rest lie in the first bytes, or the last
 
 
-def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+def mutated(data: bytes, rng: np.random.Generator, words: Sequence[bytes] = ()) -> bytes:
     """One to eight changes of a file: bits flipped, bytes replaced, borders of number fields, stretches cut out, doubled, moved,
-    zeroed, or the end cut off. A pure function of the data and the generator."""
+    zeroed, or the end cut off; where there are `words`, half of the changes write one of them over what stands there. A pure
+    function of the arguments."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 9))):
         if len(changed) < 2:
             break
-        _CHANGES[int(rng.integers(len(_CHANGES)))](changed, rng)
+        if words and rng.random() < 0.5:
+            _write(changed, rng, words[int(rng.integers(len(words)))])
+        else:
+            _CHANGES[int(rng.integers(len(_CHANGES)))](changed, rng)
     return bytes(changed)
+
+
+def _write(changed: bytearray, rng: np.random.Generator, word: bytes) -> None:
+    """A word instead of the letters and digits that stand there, or of up to eight bytes."""
+    begin = end = _place(changed, rng)
+    if rng.random() < 0.5:
+        while begin and changed[begin - 1 : begin].isalnum():
+            begin -= 1
+        while changed[end : end + 1].isalnum():
+            end += 1
+    else:
+        end += int(rng.integers(9))
+    changed[begin:end] = word
 
 
 def _place(changed: bytearray, rng: np.random.Generator) -> int:

@@ -1,22 +1,27 @@
-"""The fuzzer of decoders finds what escapes, and a few of its samples pass."""
+"""The fuzzers find what escapes, and a few of their samples pass."""
 
 import argparse
 import importlib.util
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from imp_ds.data.samples import BadSample
+from imp_ds.errors import UserError
 from mutations import mutated
 
-SCRIPT = Path(__file__).parents[1] / "scripts/fuzz_media.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))
+import fuzz_runner  # noqa: E402
 
 
-def fuzzer():
-    spec = importlib.util.spec_from_file_location("fuzz_media", SCRIPT)
+def fuzzer(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -36,7 +41,7 @@ def test_mutations_are_a_function_of_the_generator():
 ])  # fmt: skip
 def test_crashes_hangs_and_exceptions_are_attributed(tmp_path, outcomes, expected):
     """What a child says, line by line: it ends, or says nothing, within the sample that it began last."""
-    fuzz_media, said = fuzzer(), iter(outcomes)
+    said = iter(outcomes)
 
     class Child:
         def line(self, seconds):
@@ -50,20 +55,49 @@ def test_crashes_hangs_and_exceptions_are_attributed(tmp_path, outcomes, expecte
         def end(self):
             pass
 
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files/x.wav").write_bytes(b"RIFF" * 20)
+    kinds = {"sounds": fuzz_runner.Kind(lambda: {"x.wav": b"RIFF" * 20}, lambda name, data, rng: None)}
     options = argparse.Namespace(seed=0, mutations=9, seconds=1.0, found=tmp_path / "found")
-    counted = fuzz_media.Counter()
-    number = fuzz_media._follow(Child(), "audio", options, tmp_path / "files", counted, 0, 0.0)
-    assert counted == expected and number == sum(expected.values())
+    fuzzer = fuzz_runner.Fuzzer("", kinds, "sounds", tmp_path / "files", options)
+    number = fuzzer.follow(Child(), 0)
+    assert fuzzer.outcomes == expected and number == sum(expected.values())
     assert len(os.listdir(tmp_path / "found")) == expected["escape"]
+
+
+def read_or_refused(kinds, kind: str, seed: int, numbers: range) -> Counter:
+    """Outcomes of samples that are read in this process."""
+    files, read = sorted(kinds[kind].files().items()), kinds[kind].read
+    samples = (fuzz_runner.sample(kinds, kind, seed, number, files) for number in numbers)
+    return Counter(fuzz_runner.outcome(read, *sample).split()[0] for sample in samples)
+
+
+def test_what_escapes_is_told():
+    def read(name, data, rng):
+        raise [BadSample("empty"), UserError("no"), MemoryError("of Arrow")][len(data)]
+
+    kinds = {"all": fuzz_runner.Kind(lambda: {"x": b""}, read, lambda name, data, rng: bytes(int(rng.integers(3))))}
+    found = read_or_refused(kinds, "all", 0, range(30))
+    assert found.keys() == {"bad", "refused", "escape"} and found.total() == 30
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "lines", "tables", "index"])
+def test_some_damaged_sources_of_each_kind_pass(kind):
+    found = read_or_refused(fuzzer("fuzz_sources").KINDS, kind, 7, range(60))
+    assert found.keys() <= {"read", "refused"} and found["read"] > 5
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what is damaged
+def test_some_damaged_images_pass():
+    found = read_or_refused(fuzzer("fuzz_media").KINDS, "image", 7, range(300))
+    assert found.keys() <= {"read", "bad"} and found["read"] > 50
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
 def test_some_damaged_media_of_each_kind_pass(tmp_path, monkeypatch, capsys, kind):
-    line = ["fuzz_media.py", "--kinds", kind, "--mutations", "100", "--seed", "7", "--found", str(tmp_path / "found")]
+    """In processes of their own, as the script runs them."""
+    line = ["fuzz_media.py", "--kinds", kind, "--mutations", "50", "--seed", "7", "--found", str(tmp_path / "found")]
     monkeypatch.setattr(sys, "argv", line)
+    module = fuzzer("fuzz_media")
     with pytest.raises(SystemExit) as ended:
-        fuzzer().main()
+        fuzz_runner.main(module.__file__, module.__doc__, module.KINDS)
     assert ended.value.code == 0, capsys.readouterr().out
-    assert capsys.readouterr().out.startswith("0 escapes in 100 samples")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 escapes in 50 samples")

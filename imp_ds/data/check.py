@@ -12,7 +12,7 @@ from imp_ds.data.media_facts import media_facts
 from imp_ds.data.samples import BadSample, Media, RawSample, Reader
 from imp_ds.data.tallies import Contents, Spread, file_digest, script_of, text_digest
 from imp_ds.data.worker_pool import WorkerLost, WorkerPool
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.errors import UserError
 from imp_ds.modalities import text
 from imp_ds.tasks import Rejection, Task
@@ -77,7 +77,7 @@ class Looks:
         tokenizer: counts tokens, if there is one.
     """
 
-    def __init__(self, reader: Reader, tasks: list[Task], tokenizer=None, decoding: DecodingSettings = DecodingSettings()):
+    def __init__(self, reader: Reader, tasks: list[Task], tokenizer=None, decoding: DecodingSettings = DEFAULTS):
         self.reader, self.tasks, self.tokenizer, self.decoding = reader, tasks, tokenizer, decoding
         self.size = max(_LEAST, -(-len(reader) // _PARTS))
 
@@ -157,7 +157,7 @@ class Looks:
 
 def look(
     reader: Reader, tasks: list[Task], tokenizer=None, processes: int = 0, progress: Callable | None = None,
-    decoding: DecodingSettings = DecodingSettings(),
+    decoding: DecodingSettings = DEFAULTS,
 ) -> Findings:  # fmt: skip
     """All rows of a reader, looked at by some processes, or by this one where they are 0.
 

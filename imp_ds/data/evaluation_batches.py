@@ -9,14 +9,14 @@ from imp_ds.data.cache import MediaCache
 from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.samples import BadSample, Reader
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch, Views
 
 
 def evaluation_batches(reader: Reader, collator: Collator, views: Views, *, batch_size: int, rank: int = 0, world: int = 1,
                        name: str = "evaluation", cache: MediaCache | None = None,
-                       decoding: DecodingSettings = DecodingSettings(), marked: bool = False,
+                       decoding: DecodingSettings = DEFAULTS, marked: bool = False,
                        report: Callable[[int, int], None] | None = None) -> Iterator[Batch]:  # fmt: skip
     """This rank's rows of the split, in batches of exactly `batch_size`: blocks of rows are dealt to the ranks in turn.
 

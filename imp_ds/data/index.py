@@ -73,16 +73,16 @@ def _sum(file: BinaryIO, header: int) -> int:
     return found
 
 
-def kept_index(kept: KeptFiles, key: str, make: Callable[[Path], None]) -> "Index":
-    """The index of `key` in a cache; one that is damaged is made anew. Raises as `KeptFiles.open`."""
+def kept_index(kept: KeptFiles, key: str, make: Callable[[Path], None], of_others: bool = False) -> "Index":
+    """The index of `key` in a cache; one that is damaged is made anew. Arguments and errors as of `KeptFiles.open`."""
     try:
-        return Index(kept.open(key, make))
+        return Index(kept.open(key, make, of_others))
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         print(f"an index in {kept.folder} is damaged ({error}): it is made anew", file=sys.stderr, flush=True)
         kept.remove(key)
-        return Index(kept.open(key, make))
+        return Index(kept.open(key, make, of_others))
 
 
 class Column:

@@ -34,11 +34,12 @@ class KeptFiles:
         self.folder, self.most_bytes = folder, most_bytes
         self._unseen = most_bytes  # bytes written since the folder was last looked at; at first all may be taken
 
-    def open(self, key: str, make: Callable[[Path], None]) -> BinaryIO:
+    def open(self, key: str, make: Callable[[Path], None], of_others: bool = False) -> BinaryIO:
         """The file of `key`, for reading; `make(path)` writes it when it is not there, in one process while others wait.
 
-        `make` may not ask for another kept file. Raises what it raises, and UserError when the folder cannot be written, is
-        full, or the file is larger than the bound.
+        of_others: `make` asks for other kept files, for which this is not so. Without, it may ask for none.
+
+        Raises what `make` raises, and UserError when the folder cannot be written, is full, or the file is larger than the bound.
         """
         path = self._path(key)
         file = self._find(path)
@@ -46,7 +47,7 @@ class KeptFiles:
             return file
         with _writable(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.parent / "lock")
+            lock = FileLock(path.parent / ("outer.lock" if of_others else "lock"))
             lock.acquire()
         try:
             return self._find(path) or self._make(path, make)  # another process may have made it meanwhile
@@ -114,7 +115,7 @@ class KeptFiles:
         """(time of last use, bytes, path) of every file, finished or not."""
         for folder in self.folder.iterdir():
             for entry in os.scandir(folder) if folder.is_dir() else ():
-                if entry.name != "lock":
+                if not entry.name.endswith("lock"):
                     try:
                         stat = entry.stat()
                     except FileNotFoundError:

@@ -15,7 +15,7 @@ from imp_ds.data.decoding import Wanted
 from imp_ds.data.order import SourceOrder, Spot, TaskOrder
 from imp_ds.data.samples import Reader
 from imp_ds.data.usable_samples import UsableSamples
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.errors import UserError
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Task, Views
@@ -42,7 +42,7 @@ class StepBatches:
 
     def __init__(self, tasks: list[Task], schedule, readers: dict[str, list[Reader]], collator: Collator, *, seed: int,
                  rank: int = 0, world: int = 1, first_key: int = 0, window: int = 65536, cache_mb: float = 256.0,
-                 decoding: DecodingSettings = DecodingSettings()):  # fmt: skip
+                 decoding: DecodingSettings = DEFAULTS):  # fmt: skip
         self.tasks = {task.name: task for task in tasks}
         self.schedule, self.readers, self.collator = schedule, readers, collator
         self.seed, self.rank, self.world, self.first_key, self.decoding = seed, rank, world, first_key, decoding

@@ -16,11 +16,10 @@ from imp_ds.data.decoding.picture import read_clips
 from imp_ds.data.decoding.sound import read_sounds, read_windows
 from imp_ds.data.decoding.turns import in_turn
 from imp_ds.data.samples import BadSample, Media, RawSample
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.tasks import Augmentation, Task, Views
 
 _UNCHANGED = Augmentation()
-_SETTINGS = DecodingSettings()
 
 
 class Wanted(NamedTuple):
@@ -34,7 +33,7 @@ class Wanted(NamedTuple):
     label: bool = False
     classes: int | None = None
     has_tokens: Callable[[str], bool] | None = None
-    settings: DecodingSettings = _SETTINGS
+    settings: DecodingSettings = DEFAULTS
 
     @classmethod
     def of(cls, task: Task, settings: DecodingSettings, has_tokens: Callable[[str], bool] | None = None) -> "Wanted":

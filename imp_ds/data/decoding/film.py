@@ -21,7 +21,7 @@ from imp_ds.data.decoding.container import finds_times, opened, tells_times
 from imp_ds.data.decoding.image import check_pixels
 from imp_ds.data.decoding.times import Times, chosen_frames
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.tasks import VisionView
 
 FILMS = {
@@ -47,7 +47,7 @@ class Packets(NamedTuple):
 
 def read_film(
     media: Media, view: VisionView, rng: np.random.Generator | None, cache: MediaCache,
-    settings: DecodingSettings = DecodingSettings(),
+    settings: DecodingSettings = DEFAULTS,
 ) -> np.ndarray:  # fmt: skip
     """The frames that `view` wants of a video (all that there are, when it wants more), upright: uint8 [T, H, W, 3].
 

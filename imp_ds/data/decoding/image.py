@@ -9,11 +9,10 @@ import numpy as np
 from PIL import Image
 
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.models.imp.image_processing_imp import to_rgb, upright
-from imp_ds.models.imp.picture_files import ALLOWED, FORMATS, decode_smaller
+from imp_ds.models.imp.picture_files import ALLOWED, FORMATS, TooManyPixels, bounded, decode_smaller
 
-_SETTINGS = DecodingSettings()
 
 
 class OpenImage(NamedTuple):
@@ -32,13 +31,14 @@ class OpenImage(NamedTuple):
         """uint8 [H, W, 3] of any mode, upright by its EXIF orientation. Raises BadSample for what is damaged."""
         with self.file:
             try:
-                self.image.load()
+                with bounded(self.settings):
+                    self.image.load()
                 return to_rgb(upright(self.image), self.settings.alpha_ground)
             except Exception as error:  # damaged files make Pillow raise whatever its parsers run into
                 raise bad_image(self.name, error) from error
 
 
-def open_image(media: Media, needed: tuple[int, int] | None = None, settings: DecodingSettings = _SETTINGS) -> OpenImage:
+def open_image(media: Media, needed: tuple[int, int] | None = None, settings: DecodingSettings = DEFAULTS) -> OpenImage:
     """Read the header of an image.
 
     needed: (height, width) that the picture is to have at least, where it has them; a JPEG far above will be decoded at a half, a
@@ -48,7 +48,8 @@ def open_image(media: Media, needed: tuple[int, int] | None = None, settings: De
     """
     file = media.open()
     try:
-        image = Image.open(file, formats=FORMATS)
+        with bounded(settings):
+            image = Image.open(file, formats=FORMATS)
         check_pixels(media.name, image.width, image.height, settings)
         size = 3 * image.width * image.height
         if needed is not None:
@@ -59,7 +60,7 @@ def open_image(media: Media, needed: tuple[int, int] | None = None, settings: De
     return OpenImage(media.name, file, image, size, settings)
 
 
-def read_image(media: Media, needed: tuple[int, int] | None = None, settings: DecodingSettings = _SETTINGS) -> np.ndarray:
+def read_image(media: Media, needed: tuple[int, int] | None = None, settings: DecodingSettings = DEFAULTS) -> np.ndarray:
     """The `pixels` of `open_image`."""
     return open_image(media, needed, settings).pixels()
 
@@ -77,6 +78,8 @@ def bad_image(name: str, error: Exception) -> BadSample:
         return error
     if isinstance(error, MemoryError):
         return BadSample("too large", f"{name}: no memory for it")
+    if isinstance(error, TooManyPixels):
+        return BadSample("too large", f"{name}: {error}")
     if isinstance(error, Image.UnidentifiedImageError):
         return BadSample("unreadable image", f"{name}: no image of a kind that is read: {ALLOWED}")
     said = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ from imp_ds.data.decoding.film import FILMS, is_film, read_film
 from imp_ds.data.decoding.image import OpenImage, open_image
 from imp_ds.data.decoding.turns import in_turn, opened_in_parts
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.modalities.augmentation import mirror, recolour
 from imp_ds.modalities.framing import random_box, resize
 from imp_ds.tasks import Augmentation, VisionView
@@ -23,7 +23,7 @@ from imp_ds.tasks import Augmentation, VisionView
 
 def read_clips(
     media: Sequence[Media | BadSample], view: VisionView, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
-    augment: Augmentation, settings: DecodingSettings = DecodingSettings(),
+    augment: Augmentation, settings: DecodingSettings = DEFAULTS,
 ) -> list[np.ndarray | BadSample]:  # fmt: skip
     """The frames that the view wants of each image (T = 1) or film, changed as `augment` says: uint8 [T, H, W, 3] each.
 

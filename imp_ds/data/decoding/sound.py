@@ -12,14 +12,14 @@ from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.sound_files import OpenSound, Sound, open_sound
 from imp_ds.data.decoding.turns import in_turn
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 
 _SPEEDS = 100  # steps of a speed of 1: the resampler designs a filter for each
 
 
 def read_sounds(
     media: Sequence[Media | BadSample], seconds: float, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
-    speed: float = 0.0, settings: DecodingSettings = DecodingSettings(),
+    speed: float = 0.0, settings: DecodingSettings = DEFAULTS,
 ) -> list[Sound | BadSample]:  # fmt: skip
     """Each sound; with a generator, of one that is longer than `seconds` a window of that length at a random place.
 
@@ -31,9 +31,7 @@ def read_sounds(
     return in_turn(partial(_heard, seconds, speed, cache, settings), media, rngs)
 
 
-def read_windows(
-    media: Media, seconds: float, cache: MediaCache, settings: DecodingSettings = DecodingSettings()
-) -> list[Sound]:
+def read_windows(media: Media, seconds: float, cache: MediaCache, settings: DecodingSettings = DEFAULTS) -> list[Sound]:
     """The sound in windows of `seconds`, one after another, the last one up to its end; the whole one when it is not longer."""
     samples_N, rate = cache.get((media.name, "sound"), lambda: open_sound(media, settings).samples())
     length = round(seconds * rate)

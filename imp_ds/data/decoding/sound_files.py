@@ -12,7 +12,7 @@ import soundfile
 
 from imp_ds.data.decoding.container import finds_times, opened
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 
 # what libsndfile reads is tried by it first; all else, and all videos, by FFmpeg first
 BY_LIBSNDFILE = {
@@ -25,7 +25,7 @@ _LOUDEST = 1e6  # recordings lie in [-1, 1]; even those that were never scaled, 
 Sound = tuple[np.ndarray, int]  # float32 [N] mono, samples per second
 
 
-def open_sound(media: Media, settings: DecodingSettings = DecodingSettings()) -> "OpenSound":
+def open_sound(media: Media, settings: DecodingSettings = DEFAULTS) -> "OpenSound":
     """Read the header of a recording. Raises BadSample for what is none, or has a rate that `settings` do not allow."""
     first, second = (_ByLibsndfile, _ByFFmpeg) if media.suffix in BY_LIBSNDFILE else (_ByFFmpeg, _ByLibsndfile)
     try:

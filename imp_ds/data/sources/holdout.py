@@ -28,7 +28,8 @@ def held_out(reader: RowReader, source: Source, split: str, storage: Storage, pr
     """The rows of `reader`, those of the split "train", that belong to `split`. Raises UserError where none do."""
     make = partial(_write, reader, progress)
     stamps = [file.stamp for file in getattr(reader, "files", [])] or [len(reader), reader.key(0), reader.key(len(reader) - 1)]
-    hash_N = kept_index(storage.kept, f"holdout {reader.name} {source.model_dump_json()} {stamps}", make).columns["hash"][:]
+    key = f"holdout {reader.name} {source.model_dump_json()} {stamps}"
+    hash_N = kept_index(storage.kept, key, make, of_others=True).columns["hash"][:]
     begin, end = _range(source, split)
     rows = np.flatnonzero((hash_N >= begin * _UNIT) & (hash_N < end * _UNIT))
     if not len(rows):

@@ -7,6 +7,7 @@ group is unpacked once, with the columns that are needed, to an Arrow file in th
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -45,11 +46,11 @@ class ParquetReader(RowReader):
         self.storage, self.files = wanted.storage, files
         rows_G, file_G, group_G = [], [], []
         for number, file in enumerate(files):
-            metadata = _metadata(self.storage, file)
-            check_columns(file.address, metadata.schema.to_arrow_schema().names, wanted.columns)
-            rows_G += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            group_G += range(metadata.num_row_groups)
-            file_G += [number] * metadata.num_row_groups
+            footer = _footer(self.storage, file)
+            check_columns(file.address, footer.columns, wanted.columns)
+            rows_G += footer.rows_G
+            group_G += range(len(footer.rows_G))
+            file_G += [number] * len(footer.rows_G)
             if wanted.progress is not None and len(files) >= _TOLD_FROM:
                 wanted.progress(f"opening {wanted.name}", number + 1, len(files))
         super().__init__(wanted, rows_G, class_names)
@@ -68,6 +69,8 @@ class ParquetReader(RowReader):
     def fields(self, row: int) -> Mapping:
         group = int(np.searchsorted(self._start_G, row, side="right")) - 1
         table = self._groups.get((group, *self.roles), lambda: self._unpacked(group))  # `only` shares what is kept
+        if isinstance(table, BadSample):
+            raise table.told()
         return row_of(table, row - int(self._start_G[group]))
 
     def media(self, row: int, column: str, value) -> Media:
@@ -80,42 +83,77 @@ class ParquetReader(RowReader):
         place = int(np.searchsorted(self._start_F, row, side="right")) - 1
         return place, row - int(self._start_F[place])
 
-    def _unpacked(self, group: int) -> pa.Table:
-        """A row group, mapped. Raises BadSample when it cannot be read."""
+    def _unpacked(self, group: int) -> pa.Table | BadSample:
+        """A row group, mapped, or what is wrong with it, for all of its rows. Raises BadSample when it cannot be reached now."""
         file, number, columns = self.files[self._file_G[group]], int(self._group_G[group]), sorted(set(self.columns.values()))
         try:
             with self.storage.open(file) as packed:
-                write = partial(_unpack, packed, number, columns)
+                write = partial(_unpack, packed, number, columns, int(self.shard_rows[group]))
                 kept = self.storage.kept.open(f"unpacked {file.address} {file.stamp} {number} {columns}", write)
-        except (pa.ArrowException, OSError) as error:
+        except _Damaged as error:
+            return BadSample("damaged", f"{file.address}, row group {number}: {error}")
+        except OSError as error:
             raise BadSample("unreachable", f"{file.address}, row group {number}: {error}") from error
         return mapped_table(kept)
 
 
-def _unpack(packed, group: int, columns: list[str], path: Path) -> None:
-    """Write one row group. Threads would not survive a fork, and workers read in parallel anyway."""
-    file = pq.ParquetFile(packed)
-    names = file.schema_arrow.names
-    outer = {column if column in names else column.partition(".")[0] for column in columns}
-    there = [name for name in names if name in outer]
-    table = file.read_row_group(group, columns=there, use_threads=False)
+class _Damaged(Exception):
+    """A row group cannot be read."""
+
+
+def _unpack(packed, group: int, columns: list[str], rows: int, path: Path) -> None:
+    """Write one row group. Raises _Damaged."""
+    try:
+        table = _table(packed, group, columns)
+        if len(table) != rows:
+            raise ValueError(f"{len(table)} rows, not {rows}")
+        table.validate(full=True)  # texts that are no UTF-8, offsets that lead out
+    except Exception as error:  # damaged files make Arrow raise whatever its parsers run into
+        raise _Damaged(_line(error)) from error
     with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
         writer.write_table(table)
 
 
-def _metadata(storage, file: File) -> pq.FileMetaData:
-    try:
-        with storage.open(file) as opened:
-            return pq.read_metadata(opened)
-    except pa.ArrowException as error:
-        raise UserError("a file is not Parquet", got=f"{file.address}: {error}", fix="write it anew, or take it away") from error
+def _table(packed, group: int, columns: list[str]) -> pa.Table:
+    """Threads would not survive a fork, and workers read in parallel anyway."""
+    file = pq.ParquetFile(packed)
+    names = file.schema_arrow.names
+    outer = {column if column in names else column.partition(".")[0] for column in columns}
+    there = [name for name in names if name in outer]
+    return file.read_row_group(group, columns=there, use_threads=False)
+
+
+class _Footer(NamedTuple):
+    """What a Parquet file says of itself: its outer columns, the rows of each group, and what else was noted."""
+
+    columns: list[str]
+    rows_G: list[int]
+    notes: dict[bytes, bytes]
+
+
+def _footer(storage, file: File) -> _Footer:
+    """Raises UserError for a damaged one."""
+    with storage.open(file) as opened:
+        try:
+            metadata = pq.read_metadata(opened)
+            rows_G = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+            if min(rows_G, default=0) < 0 or sum(rows_G) != metadata.num_rows:
+                raise ValueError(f"{metadata.num_rows} rows, in groups of {rows_G[:9]}")
+            return _Footer(metadata.schema.to_arrow_schema().names, rows_G, metadata.metadata or {})
+        except Exception as error:  # damaged files make Arrow raise whatever its parsers run into
+            fix = "write it anew, or take it away"
+            raise UserError("a file is not Parquet", got=f"{file.address}: {_line(error)}", fix=fix) from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _names_of_feature(wanted: Wanted, file: File) -> list[str] | None:
     """The class names that `datasets` keeps in the metadata of its files."""
-    stored = _metadata(wanted.storage, file).metadata or {}
     try:
-        names = parse_json(stored.get(b"huggingface", b"{}"), file.address)["info"]["features"][wanted.source.label]["names"]
+        notes = _footer(wanted.storage, file).notes.get(b"huggingface", b"{}")
+        names = parse_json(notes, file.address)["info"]["features"][wanted.source.label]["names"]
     except (KeyError, TypeError, UserError):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -5,6 +5,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from imp_ds.data.samples import BadSample
+
 
 def mapped_table(kept: BinaryIO) -> pa.Table:
     """The table of an Arrow file, mapped; the file is closed."""
@@ -14,5 +16,8 @@ def mapped_table(kept: BinaryIO) -> pa.Table:
 
 
 def row_of(table: pa.Table, row: int) -> dict:
-    """column -> value of a row, as Python has it."""
-    return {name: table.column(name)[row].as_py() for name in table.schema.names}
+    """column -> value of a row, as Python has it. Raises BadSample for a value that Python has not."""
+    try:
+        return {name: table.column(name)[row].as_py() for name in table.schema.names}
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # no UTF-8, a time beyond the years
+        raise BadSample("wrong column", f"row {row + 1} of its group: {error}") from error

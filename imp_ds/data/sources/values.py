@@ -6,6 +6,7 @@ from imp_ds.data.samples import BadSample
 from imp_ds.printable import is_text
 
 _MOST_LABEL = 2**31
+_MOST_DIGITS = 4000  # Python makes no number of more than 4,300
 
 
 def captions(value, where: str) -> list[str]:
@@ -57,7 +58,8 @@ def label(value, places: dict[str, int] | None, where: str) -> int:
 def written_label(text: str, places: dict[str, int] | None) -> int | str:
     """What text stands for where a file has no numbers: a class name where it is one, else an index if it looks like one."""
     text = text.strip()
-    return text if places is not None and text in places or not text.isdecimal() else int(text)
+    is_index = text.isdecimal() and len(text) <= _MOST_DIGITS and not (places is not None and text in places)
+    return int(text) if is_index else text
 
 
 def shown(value) -> str:

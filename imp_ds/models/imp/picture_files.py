@@ -2,6 +2,9 @@
 
 import io
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 
 from PIL import Image
@@ -20,7 +23,7 @@ except ImportError:
     pass
 ALLOWED = "PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP, PPM"
 ALLOWED += ", HEIC" if "HEIF" in FORMATS else "; HEIC after pip install pillow-heif"
-Image.MAX_IMAGE_PIXELS = None  # the bound is `DecodingSettings.image_pixels`, which a user may set
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of half of what `bounded` allows
 
 
 def is_file(source) -> bool:
@@ -53,9 +56,7 @@ def opened_picture(source, needed: Size | None = None):
     settings = DecodingSettings()
     file = source if isinstance(source, (str, PathLike)) else io.BytesIO(file_bytes(source))
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            if (pixels := image.width * image.height) > settings.image_pixels:
-                raise ValueError(f"{pixels} pixels, more than {settings.image_pixels}")
+        with bounded(settings), Image.open(file, formats=FORMATS) as image:
             if needed is not None:
                 decode_smaller(image, needed)
             image.load()
@@ -63,6 +64,24 @@ def opened_picture(source, needed: Size | None = None):
     except Exception as error:  # damaged files make Pillow raise whatever its parsers run into
         got = repr(source)[:100] + f" ({type(error).__name__}: {str(error)[:100]})"
         raise UserError("a picture cannot be read", got=got, allowed=f"images, arrays, and files of {ALLOWED}") from error
+
+
+class TooManyPixels(ValueError):
+    """A picture, or a frame of one, is larger than what is read."""
+
+
+@contextmanager
+def bounded(settings: DecodingSettings) -> Iterator[None]:
+    """Let Pillow refuse a picture of too many pixels before it takes memory: what the frame of an animation makes of its size is
+    known to nobody else. Raises TooManyPixels."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, settings.image_pixels / 2  # above twice that is an error
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        limit = f"data.decoding.image_pixels = {settings.image_pixels}"
+        raise TooManyPixels(f"{str(error).partition(' exceeds')[0]}, more than {limit}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def decode_smaller(image: Image.Image, needed: Size) -> None:
