@@ -79,6 +79,8 @@ def _decode_audio(name: str, data: bytes, rng: np.random.Generator) -> None:
 
 def _decode_image(name: str, data: bytes, rng: np.random.Generator) -> None:
     """As a picture or as a video of up to four frames, changed as in training or not; then by the exported processor."""
+    import av
+
     from imp_ds.data.cache import MediaCache
     from imp_ds.data.decoding.picture import read_clips
     from imp_ds.data.media_facts import media_facts
@@ -86,6 +88,7 @@ def _decode_image(name: str, data: bytes, rng: np.random.Generator) -> None:
     from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
     from imp_ds.tasks import Augmentation, VisionView
 
+    av.logging.set_level(None)
     media = Media(name, data=data)
     media_facts("vision", media)
     view = VisionView(frames=int(rng.integers(1, 5)), height=8, width=8)

@@ -14,7 +14,6 @@ from imp_ds.models.imp.image_processing_imp import to_rgb, upright
 from imp_ds.models.imp.picture_files import ALLOWED, FORMATS, TooManyPixels, bounded, decode_smaller
 
 
-
 class OpenImage(NamedTuple):
     """An image whose header has been read. `pixels` reads the rest and closes the file.
 
