@@ -29,6 +29,7 @@ FILMS = {
     ".3gp", ".3g2", ".ogv", ".f4v", ".ismv", ".mxf", ".gxf", ".dv", ".nut", ".ivf", ".obu", ".rm", ".rmvb", ".swf", ".wtv",
     ".nsv", ".y4m", ".h264", ".264", ".h265", ".hevc",
 }  # fmt: skip
+_IMAGES = {"avif", "avis", "heic", "heix", "hevc", "mif1", "msf1"}  # brands of images, also animated, in the container of MP4
 # A seek throws away what the decoder holds and reads the key frame anew: it pays from so many skipped frames on
 # (benchmarks/results/decoding.md).
 SEEK_FROM = 8
@@ -60,10 +61,10 @@ def read_film(
 
 
 def is_film(media: Media) -> bool:
-    """Whether it is a video by its content."""
+    """Whether it is a video by its content; a damaged AVIF or HEIC image is none."""
     try:
         with opened(media, "unreadable film") as container:
-            return video_stream(container) is not None
+            return container.metadata.get("major_brand") not in _IMAGES and video_stream(container) is not None
     except BadSample:
         return False
 
