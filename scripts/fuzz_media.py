@@ -3,7 +3,7 @@
 Each sample is decoded in a child process, which may end, hang or grow; the sample that did so is named, and kept under --found.
 A sample passes when it is decoded or raises BadSample, within --seconds and --memory. Each is a pure function of its kind, the
 seed and its number, given the same files to begin with. 30,000 of video or audio take some ten minutes on one core, those of
-images two. The last line says what was found; the exit code is 1 for an escape.
+images two to five. The last line says what was found; the exit code is 1 for an escape.
 """
 
 import io

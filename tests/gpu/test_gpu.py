@@ -111,11 +111,15 @@ def test_the_encoder_never_waits_for_the_device(settings):
     encode = lambda: model.imp.encode("vision", images).pooled_BD.sum().backward()  # noqa: E731
     encode()  # what libraries set up once
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("error")  # whoever waits now raises
     try:
         encode()
+        waited = None
+    except RuntimeError as error:
+        waited = str(error)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert waited is None
 
 
 @pytest.mark.parametrize("count", [None, "ragged"])
