@@ -233,8 +233,8 @@ DAMAGE = {
     "a cut file": (lambda f: (f / "model.safetensors").write_bytes(b"\x10" * 100), "cannot be read"),
     "a pickle": (_pickled, "holds no weights"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "not the folder of an exported model"),
-    "half a configuration": (lambda f: (f / "config.json").write_text("{"), "not the folder of an exported model"),
-    "a deep configuration": (lambda f: (f / "config.json").write_text("[" * 100_000), "not the folder of an exported model"),
+    "half a configuration": (lambda f: (f / "config.json").write_text("{"), r"config\.json is not JSON"),
+    "a deep configuration": (lambda f: (f / "config.json").write_text("[" * 100_000), "not usable JSON"),
     "another kind of model": (lambda f: (f / "config.json").write_text('{"model_type": "t5"}'), "model_type t5"),
 }
 
