@@ -2,8 +2,13 @@
 
 import io
 import json
+import os
 import pickle
+import shutil
 import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -25,6 +30,7 @@ from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 
 datasets.disable_progress_bars()
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -213,6 +219,56 @@ def test_an_index_is_made_again_for_another_shard(tmp_path, settings):
         assert not (tmp_path / "t/train-0.tar.idx").exists()  # a folder that is closed stays as it is
     finally:
         (tmp_path / "t").chmod(0o755)
+
+
+@pytest.fixture
+def unprivileged():
+    """What follows runs as a user who may write nothing of ours: root, who may write everywhere, becomes nobody meanwhile. The
+    folder is outside of pytest's, which is closed to others."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "cache").mkdir(mode=0o755)
+
+    @contextmanager
+    def nobody():
+        os.chmod(folder, 0o755)
+        os.chown(folder / "cache", NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    yield folder, nobody
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("index", ["none", "damaged", "closed"])
+def test_where_the_data_may_not_be_written_the_index_is_in_the_cache(unprivileged, index):
+    """A folder of somebody else, who left no index, a damaged one, or one that is closed to others."""
+    if os.geteuid():
+        pytest.skip("only root can own a folder that this user may not write, though its owner may")
+    folder, nobody = unprivileged
+    for name in ("warm", "t"):
+        (folder / name).mkdir()
+        with tarfile.open(folder / name / "train-0.tar", "w") as tar:
+            for i in range(3):
+                add_sample(tar, i)
+    settings = SimpleNamespace(cache_dir=str(folder / "cache"), cache_gb=1.0, retries=0, window=1024)
+    warm = SimpleNamespace(**vars(settings) | {"cache_dir": str(folder / "another")})
+    open_reader(folder, TAR.model_copy(update={"path": "warm"}), "train", warm).read(0)  # imports what nobody may not read
+    beside = folder / "t/train-0.tar.idx"
+    if index != "none":
+        beside.write_bytes(b"torn")
+        beside.chmod(0o644 if index == "damaged" else 0o600)
+    files = lambda: sorted(path.name for path in (folder / "t").iterdir())  # noqa: E731
+    before = files()
+    with nobody():
+        with pytest.raises(PermissionError):
+            (folder / "t/x").touch()
+        for _ in range(2):  # made, then found
+            reader = open_reader(folder, TAR, "train", settings)
+            assert [reader.read(row)["label"] for row in range(3)] == [0, 1, 2]
+    assert files() == before
 
 
 def bad_tar(path):
