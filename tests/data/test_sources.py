@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import shutil
 from types import SimpleNamespace
 
 import fsspec
@@ -489,6 +490,23 @@ def test_a_held_out_share_is_the_same_for_copies_and_on_any_order(folder, load):
         assert held.setdefault("found", found) == found
     assert 8 <= len(held["found"]["validation"]) <= 28 and len(held["found"]["train"]) >= 18  # 18 and 30 are expected
     assert split["train"].shard_rows.sum() == len(split["train"]) and split["test"].name == "images[test]"
+
+
+@pytest.mark.parametrize("layout", ["classes", "media"])
+def test_what_is_held_out_of_a_folder_is_not_what_was_of_another_with_the_same_names(tmp_path, settings, layout):
+    """Of 30 pictures of other content, in another folder or the same one made anew, others are held out: the two choices of some
+    15 of 30 agree by chance once in 2 ** 30."""
+    found = []
+    for root, first in (("one", 0), ("two", 1), ("one", 2)):
+        shutil.rmtree(tmp_path / root, ignore_errors=True)
+        folder = tmp_path / root / "photos" / ("cat" if layout == "classes" else "")
+        folder.mkdir(parents=True)
+        for number in range(30):
+            Image.new("RGB", (4, 4), (first, number, 0)).save(folder / f"{number}.png")
+        source = Source(path="photos", vision="file_name", holdout={"test": 0.5}, label="label" if layout == "classes" else None)
+        reader = open_reader(tmp_path / root, source, "test", settings)
+        found.append([reader.key(row) for row in range(len(reader))])
+    assert found[0] != found[1] and found[0] != found[2]
 
 
 def test_splits_that_name_a_table_that_is_not_there_are_no_stack_trace(load):

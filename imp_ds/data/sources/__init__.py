@@ -47,7 +47,7 @@ def open_reader(
     with _reached(wanted):
         if not source.holdout or split != "train" and _is_there(wanted):
             return _opened(wanted)
-        return held_out(_opened(wanted._replace(split="train")), source, split, storage, progress)
+        return held_out(_opened(wanted._replace(split="train")), wanted)
 
 
 def _opened(wanted: Wanted) -> RowReader:

@@ -14,7 +14,7 @@ import numpy as np
 from imp_ds.data.index import IndexWriter, kept_index
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader
-from imp_ds.data.storage import Storage
+from imp_ds.data.sources.splits import Wanted
 from imp_ds.data.subset import Subset
 from imp_ds.errors import UserError
 from imp_ds.tasks import Source
@@ -24,12 +24,12 @@ _LOOKED_AT = 1 << 20  # bytes of a medium that are hashed, besides its size
 _BLOCK = 1024
 
 
-def held_out(reader: RowReader, source: Source, split: str, storage: Storage, progress: Callable | None) -> Subset:
-    """The rows of `reader`, those of the split "train", that belong to `split`. Raises UserError where none do."""
-    make = partial(_write, reader, progress)
-    stamps = [file.stamp for file in getattr(reader, "files", [])] or [len(reader), reader.key(0), reader.key(len(reader) - 1)]
-    key = f"holdout {reader.name} {source.model_dump_json()} {stamps}"
-    hash_N = kept_index(storage.kept, key, make, of_others=True).columns["hash"][:]
+def held_out(reader: RowReader, wanted: Wanted) -> Subset:
+    """The rows of `reader`, those of the split "train", that belong to the split of `wanted`. Raises UserError where none do."""
+    source, split = wanted.source, wanted.split
+    make = partial(_write, reader, wanted.progress)
+    key = f"holdout 2 {wanted.address} {source.model_dump_json()} {_stamp(reader)}"
+    hash_N = kept_index(wanted.storage.kept, key, make, of_others=True).columns["hash"][:]
     begin, end = _range(source, split)
     rows = np.flatnonzero((hash_N >= begin * _UNIT) & (hash_N < end * _UNIT))
     if not len(rows):
@@ -41,6 +41,12 @@ def held_out(reader: RowReader, source: Source, split: str, storage: Storage, pr
     chosen = Subset(reader, rows, shard_rows=np.diff(ends, prepend=0))
     chosen.name = f"{source.path}[{split}]"
     return chosen
+
+
+def _stamp(reader: RowReader) -> str:
+    """Another one when the files of rows, or the folders of media, have changed."""
+    files = [(file.address, file.stamp) for file in getattr(reader, "files", [])]
+    return f"{files} {getattr(reader, 'stamp', None)} {len(reader)} {reader.key(0)} {reader.key(len(reader) - 1)}"
 
 
 def _range(source: Source, split: str) -> tuple[float, float]:

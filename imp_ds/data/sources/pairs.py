@@ -1,6 +1,7 @@
 """Folders of media with their captions beside them, 1.jpg and 1.txt, or of media alone; also in folders below."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from imp_ds.data.index_names import COLUMNS, append_names, name_at
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted
-from imp_ds.data.storage import File, Storage
+from imp_ds.data.storage import File, Storage, local_path
 from imp_ds.data.text_encoding import decoded
 
 _NO_MEDIA = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md")
@@ -35,8 +36,10 @@ class PairReader(RowReader):
                 f"{folder} has no metadata.jsonl", got=f"no metadata.csv or .tsv, and no {media}",
                 fix="write one of them, or set source.path and source.splits",
             )  # fmt: skip
-        self._stamp = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-        self._named = wanted.named_files(File(f"{folder}/.", -1, self._stamp))
+        path = local_path(folder)
+        changed = None if path is None else os.stat(path).st_mtime_ns  # when a file was last added, removed or renamed
+        self.stamp = hashlib.sha256("\n".join([*names, str(changed)]).encode("utf-8", "surrogateescape")).hexdigest()
+        self._named = wanted.named_files(File(f"{folder}/.", -1, self.stamp))
         self._open(names)
         super().__init__(wanted, runs(len(names)), None)
 
@@ -67,7 +70,7 @@ class PairReader(RowReader):
 
     def _open(self, names: list[str] | None) -> None:
         make = partial(_write_index, names or [])
-        self._index = kept_index(self.storage.kept, f"pairs {self.folder} {self._stamp}", make).columns
+        self._index = kept_index(self.storage.kept, f"pairs {self.folder} {self.stamp}", make).columns
 
 
 def _media(storage: Storage, folder: str, paired: bool, below: str = "") -> Iterator[str]:
