@@ -58,8 +58,9 @@ def make_engine(stage: int, device):
     import torch
 
     from imp_ds.config import ModelSettings, RunConfig
+    from imp_ds.objectives import Classification
     from imp_ds.parallel.groups import world_size
-    from imp_ds.tasks import Batch, Classification, Source, Task, Views, VisionView
+    from imp_ds.tasks import Batch, Source, Task, Views, VisionView
     from imp_ds.train import ds_config
     from imp_ds.train.engine import Engine, build_model
 

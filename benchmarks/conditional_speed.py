@@ -69,7 +69,8 @@ def main() -> None:
 def run_of(gate: str, options):
     """The RunConfig of one task, images against captions, with a gate, or "dense"."""
     from imp_ds.config import ModelSettings, OptimizerSettings, RunConfig, TrainSettings
-    from imp_ds.tasks import Contrastive, Source, Task, TextView, Views, VisionView
+    from imp_ds.objectives import Contrastive
+    from imp_ds.tasks import Source, Task, TextView, Views, VisionView
 
     settings = {} if gate == "dense" else EXPERTS | dict(gate=gate)
     if gate in ("token", "context"):

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import soundfile
 from PIL import Image
 
-from imp_ds.tasks import AudioView, Augmentation, Classification, Source, Task, Views, VisionView
+from imp_ds.objectives import Classification
+from imp_ds.tasks import AudioView, Augmentation, Source, Task, Views, VisionView
 
 SHARDS = 4
 ENLARGED = 512  # photographs

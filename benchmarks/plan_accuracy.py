@@ -85,7 +85,8 @@ def launch(ranks: int, what: str, case: int, file: Path) -> None:
 def make_run(case: tuple):
     """Three tasks: films of 2 x 64 patches with text, sounds of 96 patches with text, and images of 64 patches with classes."""
     from imp_ds.config import ModelSettings, RunConfig, TrainSettings
-    from imp_ds.tasks import AudioView, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+    from imp_ds.objectives import Classification, Contrastive
+    from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
 
     _, width, experts, ep_size, _ = case
     source = Source(path="none", vision="v", audio="a", text="t", label="l")

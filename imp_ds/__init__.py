@@ -21,8 +21,8 @@ _RECORDS = {
     "imp_ds.decoding_settings": ("DecodingSettings",),
     "imp_ds.tasks": (
         "Task", "Source", "Views", "VisionView", "AudioView", "TextView", "Augmentation", "Evaluation",
-        "Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning",
     ),
+    "imp_ds.objectives": ("Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning"),
     "imp_ds.recipes": ("get_recipe",),
 }  # fmt: skip
 _LATER = {name: home for home, names in _RECORDS.items() for name in names}

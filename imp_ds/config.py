@@ -17,6 +17,7 @@ from imp_ds.json_files import read_json
 from imp_ds.modalities.masking import mask_id
 from imp_ds.modalities.text import end_id
 from imp_ds.models.imp.configuration_imp import MOST_LAYERS, ImpConfig
+from imp_ds.objectives.registry import task_entry
 from imp_ds.overrides import apply_overrides, parse_record
 from imp_ds.records import Record
 from imp_ds.tasks import Evaluation, Task
@@ -80,48 +81,28 @@ class ModelSettings(Record):
         built and measured, but these objectives not computed. Raises UserError when the settings contradict each other.
         """
         changes = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
-        objectives = {
-            task.name: {"objectives": [_spec(task, o, tokenizer) for o in task.objectives], "reduction": task.reduction}
-            for task in tasks
-        }
-        if tokenizer is not None and any(spec.get("family") for entry in objectives.values() for spec in entry["objectives"]):
+        objectives = {task.name: task_entry(task.objectives, task.reduction, tokenizer, task.name) for task in tasks}
+        if tokenizer is not None and any(objective.scale_family for task in tasks for objective in task.objectives):
             changes |= {"mask_token_id": mask_id(tokenizer), "end_token_id": end_id(tokenizer)}
         changes |= _class_names(tasks)
         lengths = [view.text.length for task in tasks for view in task.all_views if view.text is not None]
         if self.text_length is None and lengths:
             changes["text_length"] = max(lengths)
         config = ImpConfig.from_size(self.size, vocab_size=vocab_size, objectives=objectives, **changes)
-        spaces = [set(pair) for pair in config.pairs]
         for task in tasks:
-            for pair in (pair for o in task.objectives if o.kind == "contrastive" for pair in o.pairs):
-                if set(pair) not in spaces:
-                    raise UserError(f"task {task.name}: the model has no common space for a pair", got=pair, allowed=config.pairs)
+            for objective in task.objectives:
+                objective.check_model(config, task.name)
         return config
 
 
 def _class_names(tasks: list[Task]) -> dict:
-    """id2label and label2id, as transformers has them, of the first task whose classes have names; nothing where none has."""
-    named = [o.names for task in tasks for o in task.objectives if o.kind in ("classification", "named_classes") and o.names]
-    if not named:
+    """id2label and label2id, as transformers has them, of the first task whose labels are classes with names; nothing where none
+    has."""
+    labelled = (o for task in tasks for o in task.objectives if o.answers() is not None and o.answers().field == "names")
+    names = next((o.names for o in labelled), None)
+    if names is None:
         return {}
-    return {"id2label": dict(enumerate(named[0])), "label2id": {name: place for place, name in enumerate(named[0])}}
-
-
-def _spec(task: Task, objective, tokenizer) -> dict:
-    """An objective as a model knows it, with the tokens of its candidates."""
-    spec = objective.model_dump(mode="json")
-    if tokenizer is None or objective.kind != "likelihood" or not objective.among_names:
-        return spec
-    if objective.candidates == "label_names":
-        raise UserError(
-            f"task {task.name}: the names of its classes have not been read", got="candidates = label_names",
-            fix="open the corpus first: imp_ds.data.class_names.with_class_names(run, readers)",
-        )  # fmt: skip
-    ids = [tokenizer(texts)["input_ids"] for texts in objective.candidate_texts()]
-    empty = [text for texts, found in zip(objective.candidate_texts(), ids) for text, tokens in zip(texts, found) if not tokens]
-    if empty:
-        raise UserError(f"task {task.name}: the text of a candidate has no tokens", got=repr(empty[0]), fix="name the class")
-    return {**spec, "candidate_ids": ids}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
 
 
 class AudioSettings(Record):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from imp_ds.errors import UserError
+from imp_ds.records import records_inside
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -113,7 +114,7 @@ def _field(node, key: str, path: str) -> tuple[object, object]:
 
 def _optional_record(annotation, path: str, next_key: str) -> type[BaseModel]:
     """The record class of a field that holds nothing yet, so that its keys can be set one by one."""
-    kinds = _records(annotation)
+    kinds = records_inside(annotation)
     if len(kinds) != 1:
         raise UserError(
             f"unknown key in --set: {path}.{next_key}", got=next_key, allowed=f"nothing below {path}: set {path} itself"
@@ -167,13 +168,6 @@ def _in_words(schema: dict) -> str:
     return ", ".join([words, *(f"{text} {schema[key]}" for key, text in limits.items() if key in schema)])
 
 
-def _records(annotation) -> list[type[BaseModel]]:
-    """The record classes inside an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [kind for part in typing.get_args(annotation) for kind in _records(part)]
-
-
 def _record_at(kind: type[BaseModel], loc: tuple) -> type[BaseModel] | None:
     """The record class at a path of pydantic's, which has field names, list indices and the tags of unions."""
     kinds = [kind]
@@ -182,7 +176,7 @@ def _record_at(kind: type[BaseModel], loc: tuple) -> type[BaseModel] | None:
             continue
         owners = [k for k in kinds if part in k.model_fields]
         if owners:
-            kinds = _records(owners[0].model_fields[part].annotation)
+            kinds = records_inside(owners[0].model_fields[part].annotation)
         else:  # the tag of a union: the classes whose `kind` it is
             kinds = [k for k in kinds if "kind" in k.model_fields and k.model_fields["kind"].default == part]
     return kinds[0] if kinds else None

@@ -10,14 +10,10 @@ from imp_ds.errors import UserError
 from imp_ds.modalities import EMBEDDINGS
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedModel
-from imp_ds.objectives import build_objective
 from imp_ds.objectives.captioning import CaptioningObjective
-from imp_ds.objectives.classification import ClassificationObjective
-from imp_ds.objectives.likelihood import AmongNames
-from imp_ds.objectives.named_classes import NamedClassesObjective
+from imp_ds.objectives.objective import ClassObjective
+from imp_ds.objectives.registry import build_objective
 from imp_ds.tasks import Batch
-
-_ANSWERING = (ClassificationObjective, AmongNames, NamedClassesObjective)  # what tells classes apart
 
 
 class TaskObjectives(nn.Module):
@@ -118,18 +114,12 @@ class ImpForPreTraining(ImpPreTrainedModel):
                 f"the task {task} reads its answer at a mark", got="a text without the tokenizer's mask token",
                 fix="processor(..., marked=True)",
             )  # fmt: skip
-        encodings = self.encode(Batch(task, given, {}))
-        if isinstance(objective, ClassificationObjective):
-            return objective.probabilities(self.imp, encodings)
-        return objective.logits(self.imp, encodings).softmax(1)
+        return objective.probabilities(self.imp, self.encode(Batch(task, given, {})))
 
     def answer_names(self, task: str | None = None) -> list[str]:
         """The names of the classes that `answer` gives probabilities of; of a head whose classes have no names their indices.
         task: None: the only one that tells classes apart. Raises UserError as `answer`."""
-        task, objective = self.answering(task)
-        spec = self.config.objectives[task]["objectives"][list(self.objectives[task].parts).index(objective)]
-        named = spec["candidates"] if isinstance(objective, AmongNames) else spec["names"]
-        return [name if isinstance(name, str) else name[0] for name in named] or [str(k) for k in range(objective.num_classes)]
+        return list(self.answering(task)[1].class_names)
 
     def predict(self, task: str | None = None, *, top: int | None = None, **inputs: torch.Tensor) -> list[dict[str, float]]:
         """For each input {class name: probability}, the likeliest first: `answer` by name. top: that many classes; None: all."""
@@ -139,9 +129,9 @@ class ImpForPreTraining(ImpPreTrainedModel):
     def answering(self, task: str | None = None) -> tuple[str, nn.Module]:
         """The name of a task that tells classes apart, and its objective. task: None: the only one. Raises UserError when there
         is no such task, and where None could mean several."""
-        return self._only_task(_ANSWERING, task, "tells classes apart")
+        return self._only_task(ClassObjective, task, "tells classes apart")
 
-    def _only_task(self, kind: type | tuple[type, ...], task: str | None, does: str) -> tuple[str, nn.Module]:
+    def _only_task(self, kind: type, task: str | None, does: str) -> tuple[str, nn.Module]:
         """The name of a task with an objective of that class, and the objective. task: None: the only one."""
         found = {name: part for name, of in self.objectives.items() for part in of.parts if isinstance(part, kind)}
         if task is None and len(found) == 1:

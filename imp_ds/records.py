@@ -61,3 +61,10 @@ def _check(value, numbers: bool) -> None:
         for name, part in value.items():
             _check(name, False)
             _check(part, numbers)
+
+
+def records_inside(annotation) -> list[type[BaseModel]]:
+    """The record classes that a field of this annotation may hold; of one with `kinds`, as that of objectives, those."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return list(annotation.kinds.values()) if "kinds" in vars(annotation) else [annotation]
+    return [kind for part in typing.get_args(annotation) for kind in records_inside(part)]

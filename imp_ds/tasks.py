@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from imp_ds.modalities import Modality
+from imp_ds.objectives.objective import Needs
+from imp_ds.objectives.registry import AnyObjective
 from imp_ds.records import Record
 
-Modality = Literal["vision", "audio", "text"]
 _VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loader` has others)
 
 
@@ -130,158 +132,6 @@ class Augmentation(Record):
     speed: float = Field(0.0, ge=0.0, lt=1.0, description="largest relative change of a sound's speed and pitch")
 
 
-class Contrastive(Record):
-    """Cross-modal noise-contrastive estimation over pairs of modalities (IMP release, `optimization/objectives.py`)."""
-
-    kind: Literal["contrastive"] = Field("contrastive", description="which objective this is")
-    pairs: list[tuple[Modality, Modality]] = Field(min_length=1, description="modalities that are matched, in both directions")
-    positives: Literal["diagonal", "equal"] = Field(
-        "diagonal", description='"diagonal": the other half of the same sample; "equal": every sample of equal label'
-    )
-    temperature: float = Field(0.2, gt=0, description="initial learned temperature of each pair")
-    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
-
-
-class Classification(Record):
-    """Classification of one modality by a linear head of the task's own."""
-
-    kind: Literal["classification"] = Field("classification", description="which objective this is")
-    modality: Modality = Field(description="what is classified")
-    num_classes: int | None = Field(
-        None, ge=2, description="outputs of the head; labels are 0 to num_classes - 1; None: as many as the source names"
-    )
-    names: list[str] = Field([], description="of the classes, in the order of the labels; none: those of the source, if any")
-    loss: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy over all classes, or binary for each")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of the target that all classes have")
-    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
-
-    @model_validator(mode="after")
-    def _each_class_has_a_name(self):
-        if self.names and len(self.names) != (self.num_classes or len(self.names)):
-            raise ValueError(f"classification: {len(self.names)} names, but num_classes = {self.num_classes}")
-        return self
-
-
-class NamedClasses(Record):
-    """Classification among named classes by a model that knows their names (`imp_ds.objectives.named_classes`): what
-    `imp_ds tune` makes. Without prompts it is a linear probe."""
-
-    kind: Literal["named_classes"] = Field("named_classes", description="which objective this is")
-    modality: Literal["vision", "audio"] = Field(description="what is classified")
-    names: list[str] = Field(min_length=2, description="of the classes, in the order of the labels")
-    prompts: list[list[list[int]]] = Field([], description="tokens of each class in each template; none: a linear head alone")
-    length: int = Field(1, ge=1, description="tokens that a prompt is padded to")
-    temperature: float = Field(1.0, gt=0, description="that the cosines in the pair's common space are divided by")
-    family: str | None = Field(None, description="whose scale the likelihood head compares with, instead of the pair's space")
-    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
-
-
-class MaskedLanguage(Record):
-    """Masked language modelling (BERT, arXiv 1810.04805): whole words, of which 80% become the mask token, 10% another token."""
-
-    kind: Literal["masked_language"] = Field("masked_language", description="which objective this is")
-    rate: float = Field(0.15, gt=0.0, lt=1.0, description="share of the words that are to be found")
-    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
-
-
-def _family(fields: dict) -> str:
-    """Tasks that look for answers of one sort share a scale, as in the release: its img_cls, text_mlm, retrieve and so on."""
-    candidates, inputs = fields.get("candidates"), fields.get("inputs") or ["text"]
-    if candidates == "batch":
-        return "retrieval"
-    if candidates == "vocabulary":
-        return "masked_language"
-    return f"{inputs[0]}_classes" if len(inputs) == 1 else "answers"
-
-
-class Likelihood(Record):
-    """The unified formulation of Uni-Perceiver (arXiv 2112.01522): the answer is the candidate nearest to what is read, by one
-    head and the encoder for both sides.
-
-    Where the candidates come from decides what is learned: "label_names" or a list, the class or answer that source.label tells;
-    "vocabulary", hidden words; "batch", which samples belong together, in both directions.
-    """
-
-    kind: Literal["likelihood"] = Field("likelihood", description="which objective this is")
-    inputs: list[Modality] = Field(min_length=1, description="what is read, as one sequence in this order")
-    candidates: Literal["label_names", "vocabulary", "batch"] | list[str | list[str]] = Field(
-        "label_names",
-        description="where the answer is looked for: the class names of the source, these names (a list of names for one class: "
-        "each step of training draws one), all words of the vocabulary, or the batch of all ranks",
-    )
-    templates: list[str] = Field(
-        ["{}"], min_length=1, description='texts made of a class name, such as "a photo of a {}."; a step of training draws one'
-    )
-    answer_at: Literal["start", "mark"] = Field(
-        "start",
-        description="whose state is compared: that of a token before the sequence, or of the mark in its text, which is [MASK], "
-        "or, where a text has none, is put at its end",
-    )
-    target: Modality = Field("text", description="batch: what is looked for; texts otherwise")
-    positives: Literal["diagonal", "equal"] = Field(
-        "diagonal", description='batch: "diagonal": the other half of the same sample; "equal": every sample of equal label'
-    )
-    rate: float = Field(0.15, gt=0.0, lt=1.0, description="vocabulary: share of the words that are to be found")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="names: share of the answer that all candidates have")
-    family: str = Field(
-        default_factory=_family, pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature"
-    )
-    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
-
-    @property
-    def among_names(self) -> bool:
-        """Whether the answer is a class, looked for among texts."""
-        return self.candidates not in ("vocabulary", "batch")
-
-    def candidate_texts(self, names: list[str] | None = None) -> list[list[str]]:
-        """The texts of each candidate, [class][name and template]. `names`: those of the source, for "label_names"."""
-        listed = names if self.candidates == "label_names" else self.candidates
-        several = [[name] if isinstance(name, str) else name for name in listed]
-        return [[template.replace("{}", name) for name in of_class for template in self.templates] for of_class in several]
-
-    @model_validator(mode="after")
-    def _is_whole(self):
-        mistake = None
-        if isinstance(self.candidates, list) and (len(self.candidates) < 2 or not all(self.candidates)):
-            mistake = "candidates lists at least two names, or lists of names, none of them empty"
-        if any("{}" not in template for template in self.templates):
-            mistake = "each of templates needs a {} for the class name"
-        if len(set(self.inputs)) < len(self.inputs):
-            mistake = "a modality stands twice in inputs"
-        if self.target != "text" and self.candidates != "batch":
-            mistake = f'target = {self.target}, but candidates other than "batch" are texts'
-        if self.candidates == "batch" and self.target in self.inputs:
-            mistake = f"the target {self.target} is among the inputs, which would tell it"
-        if "text" not in self.inputs and (self.candidates == "vocabulary" or self.answer_at == "mark"):
-            mistake = 'candidates = "vocabulary" and answer_at = "mark" need text among the inputs'
-        if self.candidates == "vocabulary" and self.answer_at == "mark":
-            mistake = 'candidates = "vocabulary" compares the hidden words themselves: answer_at = "mark" has no meaning'
-        if mistake:
-            raise ValueError(f"likelihood: {mistake}")
-        return self
-
-
-class Captioning(Record):
-    """Captions that are said word by word, each found among all words of the vocabulary by the likelihood head (Uni-Perceiver).
-    The text view's length is the most words that are said, the end with them."""
-
-    kind: Literal["captioning"] = Field("captioning", description="which objective this is")
-    modality: Literal["vision", "audio"] = Field(description="what the captions are said of")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each word that all words have")
-    family: str = Field("caption", pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature")
-    weight: float = Field(1.0, ge=0, description="factor of this loss in the task's")
-
-
-Objective = Annotated[
-    Contrastive | Classification | NamedClasses | MaskedLanguage | Likelihood | Captioning, Field(discriminator="kind")
-]
-
-
-def hides_words(objective) -> bool:
-    """Whether an objective is to find hidden words."""
-    return objective.kind == "masked_language" or objective.kind == "likelihood" and objective.candidates == "vocabulary"
-
-
 class Task(Record):
     """One entry of the rotation: what is read, how it is seen, what is learned, and how often.
 
@@ -295,7 +145,7 @@ class Task(Record):
     views: Views = Field(description="how its samples are seen")
     further_views: list[Views] = Field([], description="of which and of `views` each step draws one by weight")
     augment: Augmentation = Field(Augmentation(), description="what training changes at random")
-    objectives: list[Objective] = Field(min_length=1, description="what is learned; their losses are combined")
+    objectives: list[AnyObjective] = Field(min_length=1, description="what is learned; their losses are combined")
     reduction: Literal["sum", "mean"] = Field("sum", description="how several objectives on one batch are combined")
     interval: int = Field(1, ge=1, description="rotation: the task trains on every interval-th visit")
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
@@ -336,62 +186,32 @@ class Task(Record):
         return self.views.names()
 
     @property
-    def needs_label(self) -> bool:
-        """Whether a sample must have a class."""
-        return self.classes is not None or any(
-            getattr(o, "among_names", False) or o.kind == "classification" or getattr(o, "positives", None) == "equal"
-            for o in self.objectives
+    def needs(self) -> Needs:
+        """What its objectives need of each sample, together."""
+        each = [objective.needs() for objective in self.objectives]
+        return Needs(
+            frozenset().union(*(need.modalities for need in each)),
+            label=any(need.label for need in each),
+            classes=min((need.classes for need in each if need.classes is not None), default=None),
+            mask_rate=next((need.mask_rate for need in each if need.mask_rate), 0.0),
+            target_ids=any(need.target_ids for need in each),
+            mask_at_answer=any(need.mask_at_answer for need in each),
         )
-
-    @property
-    def classes(self) -> int | None:
-        """How many classes its heads tell apart: a label is below it. None where no objective limits the labels."""
-        counts = [o.num_classes for o in self.objectives if o.kind == "classification" and o.num_classes is not None]
-        counts += [len(o.names) for o in self.objectives if o.kind == "named_classes"]
-        named = [o for o in self.objectives if getattr(o, "among_names", False) and o.candidates != "label_names"]
-        counts += [len(o.candidates) for o in named]
-        return min(counts, default=None)
-
-    @property
-    def mask_rate(self) -> float:
-        """Share of the words that are hidden from the model; 0 where none are."""
-        return next((o.rate for o in self.objectives if hides_words(o)), 0.0)
-
-    @property
-    def says_captions(self) -> bool:
-        """Whether captions are to be said word by word."""
-        return any(o.kind == "captioning" for o in self.objectives)
-
-    @property
-    def marks_text(self) -> bool:
-        """Whether each text has a mark where the answer is read."""
-        return any(o.kind == "likelihood" and o.answer_at == "mark" for o in self.objectives)
 
     @model_validator(mode="after")
     def _objectives_are_fed(self):
         if any(views.names() != self.modalities for views in self.all_views):
             raise ValueError(f"task {self.name}: its views are not all of the same modalities")
-        used = set()
-        for objective in self.objectives:
-            if objective.kind == "contrastive":
-                used.update(m for pair in objective.pairs for m in pair)
-                if any(a == b for a, b in objective.pairs):
-                    raise ValueError(f"task {self.name}: a contrastive pair needs two different modalities")
-            elif objective.kind == "likelihood":
-                used.update([*objective.inputs, *([objective.target] if objective.candidates == "batch" else [])])
-            elif objective.kind == "captioning":
-                used.update([objective.modality, "text"])
-            else:
-                used.add("text" if objective.kind == "masked_language" else objective.modality)
-        if self.marks_text and self.mask_rate:
+        needs = self.needs
+        if needs.mask_at_answer and needs.mask_rate:
             raise ValueError(f"task {self.name}: an answer is read at a mark, but another objective hides words behind marks")
         for source in self.sources:
-            for modality in sorted(used):
+            for modality in sorted(needs.modalities):
                 if modality not in self.modalities:
                     raise ValueError(f"task {self.name}: an objective uses {modality}, but views.{modality} is not set")
                 if modality not in source.roles():
                     raise ValueError(f"task {self.name}: an objective uses {modality}, but source.{modality} names no column")
-            if self.needs_label and source.label is None:
+            if needs.label and source.label is None:
                 raise ValueError(f"task {self.name}: an objective needs labels, but source.label names no column")
         return self
 

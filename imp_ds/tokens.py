@@ -2,11 +2,13 @@
 neither samples nor a model."""
 
 import math
-from typing import NamedTuple
 
 from imp_ds.config import AudioSettings
+from imp_ds.costs import Sequences
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.objectives.objective import ObjectiveRecord
+from imp_ds.objectives.registry import split_spec
 from imp_ds.tasks import AudioView, Task, Views, VisionView
 
 
@@ -41,38 +43,11 @@ def task_tokens(task: Task, config: ImpConfig, audio: AudioSettings) -> dict[str
     return counts
 
 
-class Sequences(NamedTuple):
-    """`count` sequences of one shape: (modality, tokens) of each segment. `shared`: of candidates, which ranks share out."""
-
-    count: int
-    segments: tuple[tuple[str, int], ...]
-    shared: bool = False
-
-    @property
-    def length(self) -> int:
-        """Tokens of a sequence."""
-        return sum(length for _, length in self.segments)
-
-    def of_rank(self, world: int) -> int:
-        """How many of them one of the ranks encodes."""
-        return -(-self.count // world)
-
-
 def task_sequences(task: Task, config: ImpConfig, audio: AudioSettings) -> dict[str, Sequences]:
     """What a step of `task` encodes of its samples, by the names that objectives have for it. Errors as of `task_tokens`."""
-    tokens, spe, found = task_tokens(task, config, audio), ("text", 1), {}
+    tokens, found = task_tokens(task, config, audio), {}
     for objective in task.objectives:
-        if objective.kind == "likelihood":
-            name, first = ("mark", []) if objective.answer_at == "mark" else ("spe", [spe])
-            made = {"+".join([name, *objective.inputs]): [*first, *((m, tokens[m]) for m in objective.inputs)]}
-            if objective.candidates == "batch":
-                made[f"target+{objective.target}"] = [spe, (objective.target, tokens[objective.target])]
-        elif objective.kind == "captioning":
-            words = ("text", tokens["text"])
-            made = {f"caption+{objective.modality}": [spe, (objective.modality, tokens[objective.modality]), words, words]}
-        else:
-            made = {modality: [(modality, length)] for modality, length in tokens.items()}
-        found |= {name: Sequences(task.batch_size, tuple(segments)) for name, segments in made.items()}
+        found |= objective.sequences(tokens, task.batch_size)
     longest = max(found, key=lambda name: found[name].length, default=None)
     if longest is not None and config.routes_tokens and found[longest].length > config.group_tokens:
         raise _too_long(task, config, f"{found[longest].length} tokens of {longest}")
@@ -80,42 +55,22 @@ def task_sequences(task: Task, config: ImpConfig, audio: AudioSettings) -> dict[
 
 
 def candidate_sequences(task: Task, config: ImpConfig) -> dict[str, Sequences]:
-    """The candidates that a step of `task` encodes beside its samples, by `candidate_set`, each set once.
+    """The texts that a step of `task` encodes beside its samples, each set once.
 
     Where `config` was made without a tokenizer, a token is counted for each word of a name. Raises UserError for names that only
     the data tell.
     """
-    found, spe = {}, ("text", 1)
+    return {name: sequences for name, (sequences, _) in task_candidates(task, config).items()}
+
+
+def task_candidates(task: Task, config: ImpConfig) -> dict[str, tuple[Sequences, ObjectiveRecord]]:
+    """`candidate_sequences`, with an objective that looks among each set."""
+    found = {}
     for objective, spec in zip(task.objectives, config.objectives[task.name]["objectives"]):
-        name = candidate_set(objective)
-        if name == "vocabulary":
-            found[name] = Sequences(config.vocab_size, (spe, ("text", 1)), shared=True)
-        elif name is not None:
-            lengths = _candidate_lengths(task, objective, spec)
-            found[name] = Sequences(len(lengths), (spe, ("text", max(map(max, lengths)))), shared=True)
+        known = split_spec(spec)[1]
+        sets = objective.candidate_sequences(config, known, task.source.label_names, task.name)
+        found |= {name: (sequences, objective) for name, sequences in sets.items()}
     return found
-
-
-def candidate_set(objective) -> str | None:
-    """Tells the texts among which an objective looks from others; None where it looks among none."""
-    if objective.kind == "captioning" or objective.kind == "likelihood" and objective.candidates == "vocabulary":
-        return "vocabulary"
-    if objective.kind == "likelihood" and objective.among_names:
-        return f"names {objective.candidates} in {objective.templates}"
-    return None
-
-
-def _candidate_lengths(task: Task, objective, spec: dict) -> list[list[int]]:
-    """Tokens of each text of each candidate."""
-    if spec.get("candidate_ids"):
-        return [[len(ids) for ids in texts] for texts in spec["candidate_ids"]]
-    names = task.source.label_names
-    if objective.candidates == "label_names" and not isinstance(names, list):
-        raise UserError(
-            f"task {task.name}: the names of its classes are known to the data alone", got="candidates = label_names",
-            fix="list them in source.label_names, or in candidates",
-        )  # fmt: skip
-    return [[len(text.split()) for text in texts] for texts in objective.candidate_texts(names)]
 
 
 def _too_long(task: Task, config: ImpConfig, got: str) -> UserError:

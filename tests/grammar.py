@@ -4,7 +4,8 @@ import torch
 
 from imp_ds import ImpForPreTraining
 from imp_ds.config import ModelSettings
-from imp_ds.tasks import MaskedLanguage, Source, Task, TextView, Views
+from imp_ds.objectives import MaskedLanguage
+from imp_ds.tasks import Source, Task, TextView, Views
 
 SOUNDS = dict(dog="barks", cat="meows", cow="moos", duck="quacks", lion="roars", bee="hums", horse="neighs", wolf="howls")
 SENTENCES = [f"{start} {animal} {sound}" for animal, sound in SOUNDS.items() for start in ("the", "a")]

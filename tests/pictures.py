@@ -9,8 +9,9 @@ from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.modalities import text
 from imp_ds.modalities.positions import grid_positions
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.objectives import Captioning, task_entry
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Captioning, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Source, Task, TextView, Views, VisionView
 
 COLOURS, THINGS, ROOMS = ("red", "blue", "green", "black"), ("ball", "cup", "lamp", "chair"), ("hall", "yard", "cellar", "attic")
 CAPTIONS = [
@@ -34,7 +35,7 @@ SHAPE = dict(
 def small_config(**changes) -> ImpConfig:
     """A dense encoder of two blocks, or what `changes` make of it."""
     known = dict(vocab_size=len(TOKENIZER), mask_token_id=TOKENIZER.mask_token_id, end_token_id=text.end_id(TOKENIZER))
-    objectives = {TASK.name: {"objectives": [objective.model_dump(mode="json") for objective in TASK.objectives]}}
+    objectives = {TASK.name: task_entry([objective.model_dump(mode="json") for objective in TASK.objectives])}
     return ImpConfig(**{**SHAPE, **known, "objectives": objectives, **changes})
 
 

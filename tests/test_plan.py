@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from imp_ds.errors import UserError
+from imp_ds.objectives import Classification, MaskedLanguage
 from imp_ds.recipes import RECIPES, get_recipe
-from imp_ds.tasks import Classification, MaskedLanguage, Source, Task, TextView, Views
+from imp_ds.tasks import Source, Task, TextView, Views
 from imp_ds.train.plan import count_parameters, expert_groups, parameter_sizes, plan, plan_tasks
 from imp_ds.train.plan_memory import activation_bytes, memory_of_rank
 from imp_ds.train.plan_table import show

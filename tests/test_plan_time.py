@@ -2,9 +2,9 @@
 
 import pytest
 
+from imp_ds.costs import Kernel
 from imp_ds.errors import UserError
 from imp_ds.recipes import get_recipe
-from imp_ds.train.kernels import Kernel
 from imp_ds.train.plan import parameter_sizes, plan
 from imp_ds.train.plan_choice import Choice, advice, best
 from imp_ds.train.plan_time import (

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_flatten
 from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.modalities.positions import grid_positions
+from imp_ds.objectives import Classification, Contrastive, MaskedLanguage, task_entry
 from imp_ds.pretraining import TaskObjectives
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Classification, Contrastive, MaskedLanguage
+from imp_ds.tasks import Batch
 
 SMALL = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, audio_patch=(2, 2), audio_max=(8, 8),
@@ -34,7 +35,7 @@ HIDDEN = spec(MaskedLanguage())
 
 def build(reduction: str = "sum", *specs: dict) -> ImpForPreTraining:
     torch.manual_seed(0)
-    tasks = {"speech": {"objectives": list(specs), "reduction": reduction}, "digits": {"objectives": [DIGIT]}}
+    tasks = {"speech": task_entry(list(specs), reduction), "digits": task_entry([DIGIT])}
     return ImpForPreTraining(ImpConfig(**SMALL, objectives=tasks))
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from imp_ds.tasks import AudioView, Batch, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+from imp_ds.objectives import Classification, Contrastive
+from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
 
 SOURCE = Source(path="speech", audio="file", text="caption", label="digit")
 VIEWS = Views(audio=AudioView(seconds=1.0), text=TextView(length=8))
@@ -36,7 +37,8 @@ def test_defaults_are_the_references():
             {"source": Source(path="s", audio="a", text="t"), "objectives": [NCE.model_copy(update={"positives": "equal"})]},
             "source.label names no column",
         ),
-        ({"objectives": [Contrastive(pairs=[("text", "text")])]}, "needs two different modalities"),
+        ({"objectives": [{"kind": "contrastive", "pairs": [("text", "text")]}]}, "needs two different modalities"),
+        ({"objectives": [{"kind": "contrastve"}]}, "did you mean contrastive"),
         ({"objectives": []}, "at least 1 item"),
         ({"name": "Speech Text"}, "match pattern"),
         ({"name": "1st"}, "match pattern"),
@@ -68,7 +70,7 @@ def test_an_objective_is_told_by_its_kind():
     read = Task.model_validate({**task().model_dump(), "objectives": [DIGIT.model_dump(), NCE.model_dump()]})
     assert [type(objective) for objective in read.objectives] == [Classification, Contrastive]
     assert Task.model_validate_json(read.model_dump_json()) == read
-    with pytest.raises(ValidationError, match="'contrastive', 'classification'"):
+    with pytest.raises(ValidationError, match="unknown kind of objective: 'sorting'; allowed: .*contrastive, "):
         task(objectives=[{"kind": "sorting"}])
 
 

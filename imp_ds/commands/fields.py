@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imp_ds.config import RunConfig
+from imp_ds.records import records_inside
 
 _HEAD = """# What a recipe may set
 
@@ -22,19 +23,13 @@ def records() -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = [RunConfig]
     for kind in found:  # grows while it is read
         for field in kind.model_fields.values():
-            found += [inner for inner in _inside(field.annotation) if inner not in found]
+            found += [inner for inner in records_inside(field.annotation) if inner not in found]
     return found
 
 
 def page() -> str:
     """The page as Markdown."""
     return "\n".join([_HEAD, *(_section(kind) for kind in records())])
-
-
-def _inside(annotation) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [kind for part in typing.get_args(annotation) for kind in _inside(part)]
 
 
 def _section(kind: type[BaseModel]) -> str:
@@ -82,9 +77,11 @@ def _type(annotation) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(part) for part in parts)
     if origin is list:
-        return f"list of ({_type(parts[0])})" if typing.get_args(parts[0]) else f"list of {_type(parts[0])}"
+        inner = _type(parts[0])
+        return f"list of ({inner})" if " or " in inner else f"list of {inner}"
     if origin is tuple:
         return "(" + ", ".join(_type(part) for part in parts) + ")"
     if origin is dict:
         return f"{{{_type(parts[0])}: {_type(parts[1])}}}"
-    return annotation.__name__
+    kinds = records_inside(annotation) or [annotation]
+    return " or ".join(kind.__name__ for kind in kinds)

@@ -18,15 +18,15 @@ def check_labels(run, readers: dict[str, list[Reader]]) -> None:
     class is met later, and leaves its sample out.
     """
     for task in run.tasks:
-        for reader in readers[task.name] if task.classes is not None else []:
+        for reader in readers[task.name] if task.needs.classes is not None else []:
             if reader.class_names is not None:
                 found, name = len(reader.class_names) - 1, f" ({reader.class_names[-1]})"
             else:
                 found, name = _largest_label(reader), ""
-            if found >= task.classes:
+            if found >= task.needs.classes:
                 raise UserError(
                     f"task {task.name}: {reader.name} has more classes than the head", got=f"class {found}{name}, counted from 0",
-                    allowed=f"0 to {task.classes - 1}: num_classes = {task.classes}",
+                    allowed=f"0 to {task.needs.classes - 1}: num_classes = {task.needs.classes}",
                     fix=f"set num_classes to {found + 1} or more, or repair the labels",
                 )  # fmt: skip
 
@@ -34,7 +34,7 @@ def check_labels(run, readers: dict[str, list[Reader]]) -> None:
 def with_counted_classes(run):
     """`run`, or, where a classification leaves num_classes to the data, `with_class_names` of its training data, which are opened
     for it: for what is done before a run starts. Raises UserError as these."""
-    if not any(_uncounted(objective) for task in run.tasks for objective in task.objectives):
+    if not any(objective.has_open_size() for task in run.tasks for objective in task.objectives):
         return run
     return with_class_names(run, open_corpus(run))
 
@@ -51,17 +51,17 @@ def with_class_names(run, readers: dict[str, list[Reader]]):
 
 def _named(task: Task, readers: list[Reader]) -> Task:
     nameless = [reader for reader in readers if reader.class_names is None]
-    if nameless and any(_left_open(objective) for objective in task.objectives):
+    if nameless and any(objective.has_open_size() for objective in task.objectives):
+        raise _no_count(task, nameless[0], readers)
+    if nameless and any(objective.wants_class_names() for objective in task.objectives):
         raise UserError(
             f"task {task.name}: there are no class names to choose among", got=f"{nameless[0].name} names no classes",
             fix="set source.label_names to the names in the order of the labels, or to a JSON file with them",
         )  # fmt: skip
-    if nameless and any(_uncounted(objective) and not objective.names for objective in task.objectives):
-        raise _no_count(task, nameless[0], readers)
-    if not any(_left_open(objective) or _nameless(objective) for objective in task.objectives) or nameless:
-        return task.model_copy(update={"objectives": [_counted(objective) for objective in task.objectives]})
+    if nameless or all(objective.wants_class_names() is None for objective in task.objectives):
+        return task
     names = _common_names(task, readers)
-    return task.model_copy(update={"objectives": [_with_names(objective, names) for objective in task.objectives]})
+    return task.model_copy(update={"objectives": [objective.with_class_names(names) for objective in task.objectives]})
 
 
 def _no_count(task: Task, nameless: Reader, readers: list[Reader]) -> UserError:
@@ -87,34 +87,9 @@ def _common_names(task: Task, readers: list[Reader]) -> list[str]:
                 f"task {task.name}: its sources have different classes", got=f"{reader.name} and {readers[0].name}",
                 fix="set source.label_names of each to one list of names, of which source.label holds the names",
             )  # fmt: skip
-    if len(names) < 2 and any(_uncounted(objective) for objective in task.objectives):
+    if len(names) < 2 and any(objective.has_open_size() for objective in task.objectives):
         raise UserError(
             f"task {task.name}: there is nothing to tell apart", got=f"{readers[0].name} has one class: {names[0]}",
             allowed="two classes or more", fix="see source.path, source.label and source.label_names",
         )  # fmt: skip
     return names
-
-
-def _with_names(objective, names: list[str]):
-    if _left_open(objective):
-        return objective.model_copy(update={"candidates": names})
-    if _nameless(objective) and objective.num_classes in (None, len(names)):
-        return objective.model_copy(update={"names": names, "num_classes": len(names)})
-    return _counted(objective)
-
-
-def _counted(objective):
-    """With num_classes where its own names tell it."""
-    return objective.model_copy(update={"num_classes": len(objective.names)}) if _uncounted(objective) else objective
-
-
-def _left_open(objective) -> bool:
-    return objective.kind == "likelihood" and objective.candidates == "label_names"
-
-
-def _uncounted(objective) -> bool:
-    return objective.kind == "classification" and objective.num_classes is None
-
-
-def _nameless(objective) -> bool:
-    return objective.kind == "classification" and not objective.names

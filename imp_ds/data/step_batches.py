@@ -77,8 +77,8 @@ class StepBatches:
         try:
             samples, rngs, keys = zip(*usable.at(self.spots(step)[:most]))
             batch = self.collator(
-                name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.mask_rate,
-                marked=task.marks_text, says_captions=task.says_captions, empty=empty,
+                name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.needs.mask_rate,
+                marked=task.needs.mask_at_answer, says_captions=task.needs.target_ids, empty=empty,
             )  # fmt: skip
         except UserError as error:
             return error

@@ -50,8 +50,8 @@ def build_evaluators(
             evaluators.append(MaskedLanguageEvaluator(record, task, captions, processor.tokenizer, batch_size=batch_size))
         else:
             evaluators.append(_text_evaluator(run, processor, record, reader, batch_size, report))
-            if _is_tuned(run, record):
-                evaluators.append(NamedClassesEvaluator(evaluators[-1]))
+            if tuned := _tuned_task(run, record):
+                evaluators.append(NamedClassesEvaluator(evaluators[-1], tuned))
     for task in run.tasks if heads_of is None else map(run.task, heads_of):
         if heads(task) and all(has_split(run.data.root, source, split) for source in task.sources):
             evaluators += _head_evaluators(run, processor, task, split, batch_size, report)
@@ -126,9 +126,11 @@ def all_captions(reader: Reader) -> list[list[str]]:
     return found
 
 
-def _is_tuned(run, record: Evaluation) -> bool:
-    """Whether a task of the run learns the classes of the evaluation by a head of its own, beside their names."""
-    return any(task.name == record.task and any(o.kind == "named_classes" for o in task.objectives) for task in run.tasks)
+def _tuned_task(run, record: Evaluation) -> Task | None:
+    """The task of the run that learns the classes of the evaluation by a head of its own, beside their names; None: there is
+    none."""
+    tuned = (task for task in run.tasks if any(objective.is_tuned for objective in task.objectives))
+    return next((task for task in tuned if task.name == record.task), None)
 
 
 def class_prompts(run, record: Evaluation, reader: Reader) -> ClassPrompts | None:

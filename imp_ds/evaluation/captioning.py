@@ -127,7 +127,7 @@ def _check(record: Evaluation, task: Task, references: list[list[str]]) -> None:
     if record.views.text is None or getattr(record.views, record.modality) is None:
         needed = f"views.{record.modality} and views.text"
         raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()) or "none", allowed=needed)
-    if not task.says_captions:
+    if not task.needs.target_ids:
         raise UserError(
             f"{where}: the task {task.name} says no captions", got=", ".join(objective.kind for objective in task.objectives),
             allowed="an objective of kind captioning", fix=f"--set evaluations.{record.name}.captioner=TASK, one that has it",

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from imp_ds.evaluation.embedding import embed_by
-from imp_ds.objectives.classification import ClassificationObjective
+from imp_ds.objectives.objective import ClassObjective, ObjectiveRecord
 from imp_ds.pretraining import ImpForPreTraining
-from imp_ds.tasks import Batch, Classification, Task
+from imp_ds.tasks import Batch, Task
 
 
 class HeadEvaluator:
@@ -39,7 +39,7 @@ class HeadEvaluator:
 
     def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
         """All ranks call this together and get the same values."""
-        objective: ClassificationObjective = model.objectives[self.task.name].parts[self._place]
+        objective: ClassObjective = model.objectives[self.task.name].parts[self._place]
         probabilities_NK, label_N, left_out = self._probabilities(model, objective)
         if left_out:
             yield f"left_out/{self.name}", float(left_out)
@@ -50,7 +50,7 @@ class HeadEvaluator:
             best_Nk = probabilities_NK.topk(k, dim=1).indices
             yield f"heads/{self.name}/top{k}", (best_Nk == label_N[:, None]).any(1).double().mean().item()
 
-    def _probabilities(self, model, objective: ClassificationObjective) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def _probabilities(self, model, objective: ClassObjective) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Of all rows of all sources that can be used, [N, K], their labels [N], and how many rows are left out."""
         device = next(model.parameters()).device
         found, labels, rows = [], [], 0
@@ -83,8 +83,8 @@ def held_out_loss(probabilities_NK: torch.Tensor, label_N: torch.Tensor, kind: s
     return -((right_N + wrong_N) / p_NK.shape[1]).mean().item()
 
 
-def heads(task: Task) -> list[tuple[int, Classification, str]]:
+def heads(task: Task) -> list[tuple[int, ObjectiveRecord, str]]:
     """The classification heads of a task: place among its objectives, record, and name in the results: the task's, and behind it
     the modality's where the task has several."""
-    found = [(place, o) for place, o in enumerate(task.objectives) if o.kind == "classification"]
+    found = [(place, o) for place, o in enumerate(task.objectives) if o.has_own_head]
     return [(place, o, task.name if len(found) == 1 else f"{task.name}_{o.modality}_{place}") for place, o in found]

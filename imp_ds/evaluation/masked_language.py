@@ -78,7 +78,7 @@ class MaskedLanguageEvaluator:
         places = np.arange(first, first + self.batch_size)
         rows, texts = zip(*(self._rows[min(place, len(self._rows) - 1)] for place in places))
         rngs = [np.random.default_rng([_SEED, row]) for row in rows]
-        made = text.preprocess_masked(list(texts), self.tokenizer, self.record.views.text.length, self.task.mask_rate, rngs)
+        made = text.preprocess_masked(list(texts), self.tokenizer, self.record.views.text.length, self.task.needs.mask_rate, rngs)
         made["words"][places >= len(self._rows)] = IGNORED
         made = {name: torch.from_numpy(values) for name, values in made.items()}
         return Batch(self.task.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"words": made["words"]})
@@ -88,7 +88,7 @@ def _check(record: Evaluation, task: Task, captions: list[str]) -> None:
     where = f"evaluation {record.name}"
     if record.views.text is None:
         raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()) or "none", allowed="views.text")
-    if not task.mask_rate:
+    if not task.needs.mask_rate:
         raise UserError(
             f"{where}: the task {task.name} hides no words", got=", ".join(objective.kind for objective in task.objectives),
             allowed="an objective of kind masked_language, or of kind likelihood among the vocabulary",

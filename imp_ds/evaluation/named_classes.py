@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.evaluator import TextEvaluator
 from imp_ds.evaluation.zero_shot import accuracy
-from imp_ds.objectives.named_classes import NamedClassesObjective, NameScores
+from imp_ds.objectives.named_classes import NameScores
 from imp_ds.pretraining import ImpForPreTraining
-from imp_ds.tasks import Batch
+from imp_ds.tasks import Batch, Task
 
 
 class NamedClassesEvaluator:
@@ -22,11 +22,13 @@ class NamedClassesEvaluator:
 
     Args:
         by_names: the evaluation of the same rows without that head, whose batches and labels are used.
+        task: whose objective tunes.
     """
 
     reads_heads = True  # of the model for pre-training, beside the encoder
 
-    def __init__(self, by_names: TextEvaluator):
+    def __init__(self, by_names: TextEvaluator, task: Task):
+        self._place = next(place for place, objective in enumerate(task.objectives) if objective.is_tuned)
         self.record = by_names.record
         self._batches, self._labels = by_names.batches, by_names.labels
         self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
@@ -34,7 +36,7 @@ class NamedClassesEvaluator:
     def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
         """All ranks call this together and get the same values."""
         task, modality = self.record.task, self.record.modality
-        objective = next(part for part in model.objectives[task].parts if isinstance(part, NamedClassesObjective))
+        objective = model.objectives[task].parts[self._place]
         kept = {}  # the names are encoded once
 
         def logits(batch: Batch):

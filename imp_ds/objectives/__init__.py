@@ -1,25 +1,18 @@
-"""What is learned. An objective owns its head; adding one is a file here, its spec in tasks.py, and its line below."""
+"""What is learned. An objective is one file here, with its record, its module and its costs, and its line below.
 
-from imp_ds.objectives.captioning import CaptioningObjective
-from imp_ds.objectives.classification import ClassificationObjective
-from imp_ds.objectives.contrastive import ContrastiveObjective
-from imp_ds.objectives.likelihood import build_likelihood
-from imp_ds.objectives.masked_language import MaskedLanguageObjective
-from imp_ds.objectives.named_classes import NamedClassesObjective
-from imp_ds.objectives.objective import Objective
+From outside of the package: a subclass of `ObjectiveRecord` under `@register`, in a module that the recipe imports.
+"""
 
-OBJECTIVES = {
-    "contrastive": ContrastiveObjective,
-    "classification": ClassificationObjective,
-    "named_classes": NamedClassesObjective,
-    "masked_language": MaskedLanguageObjective,
-    "likelihood": build_likelihood,
-    "captioning": CaptioningObjective,
-}
+from imp_ds.objectives.captioning import Captioning
+from imp_ds.objectives.classification import Classification
+from imp_ds.objectives.contrastive import Contrastive
+from imp_ds.objectives.likelihood import Likelihood
+from imp_ds.objectives.masked_language import MaskedLanguage
+from imp_ds.objectives.named_classes import NamedClasses
+from imp_ds.objectives.objective import ClassObjective, Needs, Objective, ObjectiveRecord, StepShape
+from imp_ds.objectives.registry import build_objective, register, task_entry
 
-
-def build_objective(spec: dict, config) -> Objective:
-    """The objective of a spec, a dict as `imp_ds.tasks` describes it (its "kind" names the class), for a model of `config`
-    (an ImpConfig)."""
-    arguments = {key: value for key, value in spec.items() if key not in ("kind", "weight")}
-    return OBJECTIVES[spec["kind"]](config, **arguments)
+__all__ = [
+    "Captioning", "ClassObjective", "Classification", "Contrastive", "Likelihood", "MaskedLanguage", "NamedClasses", "Needs",
+    "Objective", "ObjectiveRecord", "StepShape", "build_objective", "register", "task_entry",
+]  # fmt: skip

@@ -9,30 +9,87 @@ of the vocabulary.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
+from pydantic import Field
 
+from imp_ds.costs import Kernel, Sequences
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.beam_search import beam_search
 from imp_ds.models.imp.caption_sequence import Pictured, encode_captions, query_states
-from imp_ds.models.imp.conditions import SIDES, segment_attributes
+from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.objectives.candidates import Words
-from imp_ds.objectives.likelihood import AmongTexts
+from imp_ds.objectives.likelihood import (
+    HEAD_PARAMETERS,
+    SPE,
+    AmongTexts,
+    comparison_kernels,
+    head_kernels,
+    vocabulary_sequences,
+)  # fmt: skip
+from imp_ds.objectives.masked_language import score_values
+from imp_ds.objectives.objective import Needs, ObjectiveRecord, StepShape
+from imp_ds.objectives.registry import register
+
+
+@register
+class Captioning(ObjectiveRecord):
+    """Captions that are said word by word, each found among all words of the vocabulary by the likelihood head (Uni-Perceiver).
+    The text view's length is the most words that are said, the end with them."""
+
+    kind: Literal["captioning"] = Field("captioning", description="which objective this is")
+    modality: Literal["vision", "audio"] = Field(description="what the captions are said of")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each word that all words have")
+    family: str = Field("caption", pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature")
+
+    def needs(self):
+        return Needs(frozenset([self.modality, "text"]), target_ids=True)
+
+    def sides(self):
+        text = frozenset(["text"])
+        return Sides(frozenset([self.modality, "text"]), text, causal=text, candidates=True)
+
+    def sequences(self, tokens, batch_size):
+        words = ("text", tokens["text"])  # the caption, and a query for each of its words
+        segments = (SPE, (self.modality, tokens[self.modality]), words, words)
+        return {f"caption+{self.modality}": Sequences(batch_size, segments)}
+
+    def candidate_sequences(self, config, known, class_names, task):
+        return vocabulary_sequences(config)
+
+    def candidate_kernels(self, config, rows, value_bytes):
+        return head_kernels(config, rows, value_bytes)
+
+    def kernels(self, shape: StepShape) -> list[Kernel]:
+        """The head on every word's query, and the cross-entropy of its cosines with all words, in float32."""
+        return comparison_kernels(shape, shape.samples * shape.lengths["text"], shape.candidates["vocabulary"])
+
+    def loss_values(self, shape):
+        return score_values(shape, shape.lengths["text"])
+
+    def parameters(self):
+        return HEAD_PARAMETERS
+
+    def describe(self):
+        return f"captions of {self.modality}"
+
+    @property
+    def scale_family(self):
+        return self.family
+
+    def build(self, config, known):
+        return CaptioningObjective(config, self)
 
 
 class CaptioningObjective(AmongTexts):
-    """Cross-entropy of the words of targets["caption"], int64 [B, T]: the ids of a caption and its end, -100 after it.
+    """Cross-entropy of the words of targets["caption"], int64 [B, T]: the ids of a caption and its end, -100 after it."""
 
-    Args, as in `imp_ds.tasks.Captioning`:
-        modality: what the captions are said of.
-        family: whose scale is used.
-    """
-
-    def __init__(self, config, modality: str, family: str = "caption", label_smoothing: float = 0.0):
-        super().__init__(config, inputs=[modality], family=family)
-        self.modality, self.label_smoothing = modality, label_smoothing
-        self.sequence = f"caption+{modality}"
+    def __init__(self, config, record: Captioning):
+        super().__init__([record.modality], record.family)
+        self.modality, self.label_smoothing = record.modality, record.label_smoothing
+        self.sequence = f"caption+{record.modality}"
         self.candidates = Words(config.vocab_size)
 
     def resize_words(self, count: int) -> None:
@@ -60,7 +117,7 @@ class CaptioningObjective(AmongTexts):
         own, attribute gates are told those attributes that such a task would have."""
         attributes = [None, None]
         if modality != self.modality:
-            sides = SIDES["captioning"]({"modality": modality})
+            sides = Captioning(modality=modality).sides()
             attributes = [segment_attributes(of, sides) for of in (modality, "text")]
         conditions = [
             model.condition(of, task, target=False, attributes=told) for of, told in zip((modality, "text"), attributes)

@@ -11,13 +11,89 @@ label it is its multiple-instance form, for corpora that repeat their captions.
 Shapes: B samples of this rank, N of all ranks, C width of a common space.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 
-from imp_ds.objectives.objective import Objective
+from imp_ds.costs import FLOAT32, Kernel, passes, product
+from imp_ds.errors import UserError
+from imp_ds.modalities import Modality
+from imp_ds.models.imp.conditions import Sides
+from imp_ds.objectives.objective import Needs, Objective, ObjectiveRecord, StepShape
+from imp_ds.objectives.registry import register
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import rank, world_size
+
+
+@register
+class Contrastive(ObjectiveRecord):
+    """Cross-modal noise-contrastive estimation over pairs of modalities (IMP release, `optimization/objectives.py`)."""
+
+    kind: Literal["contrastive"] = Field("contrastive", description="which objective this is")
+    pairs: list[tuple[Modality, Modality]] = Field(min_length=1, description="modalities that are matched, in both directions")
+    positives: Literal["diagonal", "equal"] = Field(
+        "diagonal", description='"diagonal": the other half of the same sample; "equal": every sample of equal label'
+    )
+    temperature: float = Field(0.2, gt=0, description="initial learned temperature of each pair")
+
+    @model_validator(mode="after")
+    def _pairs_differ(self):
+        if any(a == b for a, b in self.pairs):
+            raise ValueError("a contrastive pair needs two different modalities")
+        return self
+
+    def needs(self):
+        return Needs(frozenset(m for pair in self.pairs for m in pair), label=self.positives == "equal")
+
+    def sides(self):
+        first, second = zip(*self.pairs)  # a pair (a, b) is a question of modality a whose answer is of modality b
+        return Sides(frozenset(first), frozenset(second))
+
+    def kernels(self, shape: StepShape) -> list[Kernel]:
+        """Both sides' projections, and each side's similarities with the other side of all ranks, in float32."""
+        samples, size, width, common = shape.samples, shape.value_bytes, shape.config.hidden_size, shape.config.common_dim
+        side = [
+            product(samples, width, common, size),
+            product(samples, common, common, size),
+            passes("gelu", 5 * samples * common * size, 1),
+            passes("norm", 5 * samples * common * size, 2),
+            product(samples, common, shape.everyone, FLOAT32),
+            passes("copy", 20 * samples * shape.everyone * FLOAT32, 8),
+        ]
+        return side * (2 * len(self.pairs))
+
+    def loss_values(self, shape):
+        return 2 * len(self.pairs) * similarity_values(shape)
+
+    def trained_temperature(self, modality):
+        found = (f"temperatures.{a}_{b}.value" for a, b in self.pairs if {a, b} == {modality, "text"})
+        return next(found, None)
+
+    def compared_vectors(self):
+        return 2 * len(self.pairs)
+
+    def parameters(self):
+        return tuple(f"imp.projections.{a}_to_{b}." for pair in self.pairs for a, b in (pair, pair[::-1]))
+
+    def check_model(self, config, task):
+        for pair in self.pairs:
+            if set(pair) not in [set(space) for space in config.pairs]:
+                raise UserError(f"task {task}: the model has no common space for a pair", got=pair, allowed=config.pairs)
+
+    def describe(self):
+        return "NCE of " + ", ".join("-".join(pair) for pair in self.pairs)
+
+    def build(self, config, known):
+        return ContrastiveObjective(self)
+
+
+def similarity_values(shape: StepShape) -> float:
+    """Values of one direction: the similarities, masked and not, and both vectors of all ranks."""
+    samples, everyone, common = shape.samples, shape.everyone, shape.config.common_dim
+    return 4 * samples * everyone + everyone * common + 6 * samples * common
 
 
 def nce_direction(logits_BN: torch.Tensor, positive_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,11 +138,10 @@ class ContrastiveObjective(Objective):
 
     compares_samples = True  # a sample's loss depends on all others
 
-    def __init__(self, config, pairs: list[list[str]], positives: str = "diagonal", temperature: float = 0.2):
+    def __init__(self, record: Contrastive):
         super().__init__()
-        self.pairs = [tuple(pair) for pair in pairs]
-        self.positives = positives
-        self.temperatures = nn.ModuleDict({f"{a}_{b}": Temperature(temperature) for a, b in self.pairs})
+        self.pairs, self.positives = record.pairs, record.positives
+        self.temperatures = nn.ModuleDict({f"{a}_{b}": Temperature(record.temperature) for a, b in self.pairs})
 
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first = encodings[self.pairs[0][0]].pooled_BD

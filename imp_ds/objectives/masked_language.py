@@ -11,14 +11,66 @@ vocabulary.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 from transformers import initialization as init
 
+from imp_ds.costs import FLOAT32, Kernel, passes, product
 from imp_ds.modalities.masking import IGNORED, most_hidden
-from imp_ds.objectives.objective import Objective
+from imp_ds.models.imp.conditions import Sides
+from imp_ds.objectives.objective import Needs, Objective, ObjectiveRecord, StepShape
+from imp_ds.objectives.registry import register
+
+
+@register
+class MaskedLanguage(ObjectiveRecord):
+    """Masked language modelling (BERT, arXiv 1810.04805): whole words, of which 80% become the mask token, 10% another token."""
+
+    kind: Literal["masked_language"] = Field("masked_language", description="which objective this is")
+    rate: float = Field(0.15, gt=0.0, lt=1.0, description="share of the words that are to be found")
+
+    def needs(self):
+        return Needs(frozenset(["text"]), mask_rate=self.rate)
+
+    def sides(self):
+        return Sides(frozenset(["text"]), frozenset(["text"]))
+
+    def kernels(self, shape: StepShape) -> list[Kernel]:
+        """The head on as many tokens of each text as may be hidden, and the cross-entropy of all words, in float32."""
+        width, words, size = shape.config.hidden_size, shape.config.vocab_size, shape.value_bytes
+        samples, length = shape.samples, shape.lengths["text"]
+        rows = samples * most_hidden(length, self.rate)
+        # the gradient of all tokens is filled with zeros, written into and added
+        chosen = (3 * samples * length + 3 * rows) * width
+        table = 3 * words * width  # its gradient is added to that of the words that are read
+        # bias and its gradient, to float32 and back; softmax, best word, the gradients of both parts of the loss
+        scores = rows * words * (5 * size + 9 * FLOAT32)
+        return [
+            product(rows, width, width, size),
+            passes("gelu", 5 * rows * width * size, 1),
+            passes("norm", 5 * rows * width * size, 1),
+            product(rows, width, words, size),
+            passes("copy", (chosen + table) * size + scores, 9),
+        ]
+
+    def loss_values(self, shape):
+        return score_values(shape, most_hidden(shape.lengths["text"], self.rate))
+
+    def describe(self):
+        return f"hidden words, {100 * self.rate:g} %"
+
+    def build(self, config, known):
+        return MaskedLanguageObjective(config, self.rate)
+
+
+def score_values(shape: StepShape, rows: int) -> float:
+    """Values of the scores of all words for `rows` tokens of each sample: three times at the head of the backward, where the
+    softmax and the gradients of loss and scores are there together."""
+    return 3 * shape.samples * rows * shape.config.vocab_size
 
 
 class WordHead(nn.Module):

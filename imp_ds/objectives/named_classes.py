@@ -7,13 +7,87 @@ the model stands. Without names it is a linear probe, logits = head(x).
 Shapes: B samples of this rank, N classes, P prompts, L tokens of a prompt, D width, C width of a common space.
 """
 
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
+from imp_ds.costs import FLOAT32, Kernel, Sequences, product
+from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
-from imp_ds.objectives.objective import Objective
+from imp_ds.objectives.contrastive import Contrastive
+from imp_ds.objectives.likelihood import HEAD_PARAMETERS, SPE
+from imp_ds.objectives.objective import Answers, ClassObjective, Needs, ObjectiveRecord, StepShape
+from imp_ds.objectives.registry import register
+
+
+@register
+class NamedClasses(ObjectiveRecord):
+    """Classification among named classes by a model that knows their names: what `imp_ds tune` makes. Without prompts it is a
+    linear probe."""
+
+    kind: Literal["named_classes"] = Field("named_classes", description="which objective this is")
+    modality: Literal["vision", "audio"] = Field(description="what is classified")
+    names: list[str] = Field(min_length=2, description="of the classes, in the order of the labels")
+    prompts: list[list[list[int]]] = Field([], description="tokens of each class in each template; none: a linear head alone")
+    length: int = Field(1, ge=1, description="tokens that a prompt is padded to")
+    temperature: float = Field(1.0, gt=0, description="that the cosines in the pair's common space are divided by")
+    family: str | None = Field(None, description="whose scale the likelihood head compares with, instead of the pair's space")
+
+    is_tuned: ClassVar[bool] = True
+
+    def needs(self):
+        return Needs(frozenset([self.modality]), label=True, classes=len(self.names))
+
+    def sides(self):
+        return Sides(frozenset([self.modality]), frozenset(["text"]), candidates=self.family is not None)
+
+    def sequences(self, tokens, batch_size):
+        read = (self.modality, tokens[self.modality])
+        if self.family is None:
+            return {self.modality: Sequences(batch_size, (read,))}
+        return {f"spe+{self.modality}": Sequences(batch_size, (SPE, read))}
+
+    def candidate_sequences(self, config, known, class_names, task):
+        """The prompts of all classes, which each rank encodes."""
+        if not self.prompts:
+            return {}
+        segments = [] if self.family is None else [SPE]
+        prompts = Sequences(sum(map(len, self.prompts)), (*segments, ("text", self.length)), split="none")
+        return {NameScores.NAMES: prompts}
+
+    def kernels(self, shape: StepShape) -> list[Kernel]:
+        samples, classes = shape.samples, len(self.names)
+        head = [product(samples, shape.config.hidden_size, classes, shape.value_bytes)]
+        return head + ([product(samples, shape.config.common_dim, classes, FLOAT32)] if self.prompts else [])
+
+    def loss_values(self, shape):
+        return 0.0  # one row of logits a sample: nothing beside the encoder's activations
+
+    def parameters(self):
+        if not self.prompts:
+            return ()
+        projections = () if self.family else Contrastive(pairs=[(self.modality, "text")]).parameters()
+        return (*HEAD_PARAMETERS, *projections)
+
+    def trained_temperature(self, modality):
+        return self.temperature if self.prompts and not self.family and modality == self.modality else None
+
+    def describe(self):
+        return f"{len(self.names)} named classes of {self.modality}"
+
+    def answers(self):
+        return Answers([self.modality], "names")
+
+    @property
+    def scale_family(self):
+        return self.family
+
+    def build(self, config, known):
+        return NamedClassesObjective(config, self)
 
 
 class ClassHead(nn.Module):
@@ -38,33 +112,20 @@ class ClassHead(nn.Module):
         return logits_BN if scores_BN is None else logits_BN + self.similarity.float() * scores_BN
 
 
-class NamedClassesObjective(Objective):
-    """Cross-entropy among named classes; targets["label"] is int64 [B].
+class NamedClassesObjective(ClassObjective):
+    """Cross-entropy among named classes; targets["label"] is int64 [B]."""
 
-    inputs, answer_at: what is read, and where, as likelihood objectives have them.
-
-    Args, as in `imp_ds.tasks.NamedClasses`:
-        modality: what is classified.
-        names: of the classes, in the order of the labels.
-        prompts: the tokens of each class in each template, [class][template][token]; []: a linear probe.
-        length: tokens that a prompt is padded to.
-        temperature: that of the pair of the modality and text, as it was trained.
-        family: of the likelihood head, where that compares.
-    """
-
-    answer_at = "start"
-
-    def __init__(
-        self, config, modality: str, names: list[str], prompts: list[list[list[int]]], length: int, temperature: float,
-        family: str | None,
-    ):  # fmt: skip
+    def __init__(self, config, record: NamedClasses):
         super().__init__()
-        self.modality, self.inputs, self.names = modality, [modality], list(names)
+        self.modality, self.inputs, self.class_names = record.modality, [record.modality], record.names
         self.scores = None
-        if prompts:
-            compares = PairScores(modality, temperature) if family is None else LikelihoodScores(modality, family)
-            self.scores = NameScores(compares, prompts, length, config.pad_token_id)
-        self.head = ClassHead(config.hidden_size, len(names), names=self.scores is not None)
+        if record.prompts:
+            if record.family is None:
+                compares = PairScores(record.modality, record.temperature)
+            else:
+                compares = LikelihoodScores(record.modality, record.family)
+            self.scores = NameScores(compares, record.prompts, record.length, config.pad_token_id)
+        self.head = ClassHead(config.hidden_size, len(record.names), names=self.scores is not None)
 
     def encode(self, model: ImpModel, batch, encodings: dict[str, Encoding]) -> None:
         if self.scores is None:
@@ -77,6 +138,9 @@ class NamedClassesObjective(Objective):
         if self.scores is None:
             return self.head(encodings[self.modality].pooled_BD, None)
         return self.head(encodings[self.scores.read].pooled_BD, self.scores(model, encodings))
+
+    def probabilities(self, model: ImpModel, encodings: dict[str, Encoding]) -> torch.Tensor:
+        return self.logits(model, encodings).softmax(1)
 
     def forward(self, model, encodings, targets):
         logits_BN, label_B = self.logits(model, encodings), targets["label"]

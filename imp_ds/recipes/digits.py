@@ -9,7 +9,9 @@ films 88.5 % (of 40), speech 98.1 % (`bash scripts/quickstart.sh`).
 
 from imp_ds.config import AudioSettings, DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.digits.captions import class_names
-from imp_ds.tasks import AudioView, Classification, Contrastive, Evaluation, Modality, Source, Task, TextView, Views, VisionView
+from imp_ds.modalities import Modality
+from imp_ds.objectives import Classification, Contrastive
+from imp_ds.tasks import AudioView, Evaluation, Source, Task, TextView, Views, VisionView
 
 IMAGE = VisionView(frames=1, height=32, width=32)
 # Two ways to see a film with fewer tokens than the whole (72): a quarter of the tokens dropped (54), or half of the frames (36).

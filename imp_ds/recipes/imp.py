@@ -11,7 +11,9 @@ has been trained here: no time and no score is claimed. Each has a debug twin (`
 """
 
 from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
-from imp_ds.tasks import AudioView, Augmentation, Classification, Contrastive, Modality, Source, Task, TextView, Views, VisionView
+from imp_ds.modalities import Modality
+from imp_ds.objectives import Classification, Contrastive
+from imp_ds.tasks import AudioView, Augmentation, Source, Task, TextView, Views, VisionView
 
 # 256 tokens for each image and film, by resolution, frames or dropped tokens; 64 for a sound; 16 for a text
 IMAGE = VisionView(frames=1, height=256, width=256)

@@ -11,18 +11,9 @@ classes), films 75.0 % (4 actions, 8 films), speech 96.5 % (10 digits); benchmar
 """
 
 from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.objectives import Classification
 from imp_ds.recipes.digits import audio, matching
-from imp_ds.tasks import (
-    AudioView,
-    Augmentation,
-    Classification,
-    Evaluation,
-    Source,
-    Task,
-    TextView,
-    Views,
-    VisionView,
-)
+from imp_ds.tasks import AudioView, Augmentation, Evaluation, Source, Task, TextView, Views, VisionView
 
 # most tokens are dropped in training: it costs as much less, and little data last longer. Small patches of which many are dropped
 # serve better than large ones of which few are: films at 64 x 64 instead of 32 x 32, sounds in patches of 40 instead of 80 ms

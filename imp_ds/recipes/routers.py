@@ -9,8 +9,9 @@ modality, task and attribute routers). Films are never trained. With three seeds
 
 from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.digits.captions import WORDS
+from imp_ds.objectives import Captioning, Likelihood
 from imp_ds.recipes.digits import FILM_HALVED, FILMS, IMAGE, IMAGES, SOUND, SPEECH, audio
-from imp_ds.tasks import Captioning, Evaluation, Likelihood, Source, Task, TextView, Views
+from imp_ds.tasks import Evaluation, Source, Task, TextView, Views
 
 ROUTERS = ("dense", "token", "context", "modality", "task", "attribute")
 BATCH = 32

@@ -83,11 +83,10 @@ class CheckReport:
         for source in self.sources:
             largest = max(source.found.labels, default=-1)
             for task in source.tasks:
-                for objective in self.run.task(task).objectives:
-                    classes, told = _classes(objective)
-                    if classes is not None and largest >= classes:
-                        what = f"{source.name} has a class {largest}, but task {task} has {told}"
-                        found.append(f"{what}: training refuses it at the start, or leaves it out where it meets it later")
+                classes = self.run.task(task).needs.classes
+                if classes is not None and largest >= classes:
+                    what = f"{source.name} has a class {largest}, but task {task} has {classes} classes, counted from 0"
+                    found.append(f"{what}: training refuses it at the start, or leaves it out where it meets it later")
         return found + [str(overlap) for overlap in self.overlaps]
 
     def record(self) -> dict:
@@ -105,14 +104,6 @@ class CheckReport:
             "too_many_left_out": [source.name for source in self.broken()], "warnings": self.warnings(),
             "in_common": [asdict(overlap) for overlap in self.overlaps],
         }  # fmt: skip
-
-
-def _classes(objective) -> tuple[int | None, str]:
-    """How many classes an objective tells apart, and that in words; None where the data say it, or where it tells none."""
-    if objective.kind == "classification":
-        return objective.num_classes, f"num_classes = {objective.num_classes}"
-    candidates = getattr(objective, "candidates", None)
-    return (len(candidates), f"{len(candidates)} candidates") if isinstance(candidates, list) else (None, "")
 
 
 def _source_record(source: SourceReport) -> dict:

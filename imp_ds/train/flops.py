@@ -15,12 +15,12 @@ import math
 from collections.abc import Sequence
 
 from imp_ds.config import AudioSettings
-from imp_ds.modalities.masking import most_hidden
+from imp_ds.costs import FLOAT32, Kernel, passes, product
 from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.objectives.objective import StepShape
 from imp_ds.tasks import Task, Views
-from imp_ds.tokens import candidate_sequences, candidate_set, task_sequences, task_tokens
+from imp_ds.tokens import task_candidates, task_sequences, task_tokens
 from imp_ds.train.flops_experts import blend, conditional_map, map_widths, mixture
-from imp_ds.train.kernels import FLOAT32, Kernel, passes, product
 
 
 def step_flops(task: Task, config: ImpConfig, audio: AudioSettings, world: int) -> float:
@@ -42,23 +42,15 @@ def step_kernels(
     of `value_bytes` bytes."""
     samples = task.batch_size // world
     kernels = []
-    lengths, sets, values = task_tokens(task, config, audio), candidate_sequences(task, config), patch_values(task.views, config)
-    for sequences in (*task_sequences(task, config, audio).values(), *sets.values()):
+    lengths, sets, values = task_tokens(task, config, audio), task_candidates(task, config), patch_values(task.views, config)
+    for sequences in (*task_sequences(task, config, audio).values(), *(candidates for candidates, _ in sets.values())):
         kernels += _encoder(sequences.segments, values, config, sequences.of_rank(world), value_bytes, ep_size)
-    for candidates in sets.values():
-        kernels += _likelihood_head(config, candidates.of_rank(world), value_bytes)
+    for candidates, objective in sets.values():
+        kernels += objective.candidate_kernels(config, candidates.of_rank(world), value_bytes)
+    counts = {name: candidates.count for name, (candidates, _) in sets.items()}
+    shape = StepShape(config, samples, samples * world, lengths, counts, value_bytes)
     for objective in task.objectives:
-        if objective.kind == "classification":
-            kernels.append(product(samples, config.hidden_size, objective.num_classes, value_bytes))
-        elif objective.kind == "named_classes":
-            kernels += _named_classes(objective, config, samples, value_bytes, ep_size)
-        elif objective.kind == "masked_language":
-            kernels += _masked_language(config, samples, lengths["text"], objective.rate, value_bytes)
-        elif objective.kind in ("likelihood", "captioning"):
-            among = sets[candidate_set(objective)].count if candidate_set(objective) else samples * world
-            kernels += _likelihood(objective, config, samples, among, lengths, value_bytes)
-        elif objective.kind == "contrastive":
-            kernels += _contrastive(len(objective.pairs), config, samples, samples * world, value_bytes)
+        kernels += objective.kernels(shape)
     return kernels
 
 
@@ -144,64 +136,3 @@ def _feed_forward(
         *_linear("down", config, samples, length, size, maps, ep_size),
         passes("copy", 6 * tokens * width * size, 2, in_block=True),
     ]
-
-
-def _contrastive(pairs: int, config: ImpConfig, samples: int, everyone: int, size: int) -> list[Kernel]:
-    """Both sides' projections, and each side's similarities with the other side of all ranks, in float32."""
-    width, common = config.hidden_size, config.common_dim
-    side = [
-        product(samples, width, common, size),
-        product(samples, common, common, size),
-        passes("gelu", 5 * samples * common * size, 1),
-        passes("norm", 5 * samples * common * size, 2),
-        product(samples, common, everyone, FLOAT32),
-        passes("copy", 20 * samples * everyone * FLOAT32, 8),
-    ]
-    return side * (2 * pairs)
-
-
-def _named_classes(objective, config: ImpConfig, samples: int, size: int, ep_size: int) -> list[Kernel]:
-    """The head, and the prompts of all classes, which each rank encodes."""
-    kernels = [product(samples, config.hidden_size, len(objective.names), size)]
-    if objective.prompts:
-        prompts = sum(map(len, objective.prompts))
-        kernels += _encoder([("text", objective.length)], {"text": 0}, config, prompts, size, ep_size)
-        kernels.append(product(samples, config.common_dim, len(objective.names), FLOAT32))
-    return kernels
-
-
-def _masked_language(config: ImpConfig, samples: int, length: int, rate: float, size: int) -> list[Kernel]:
-    """The head on as many tokens of each text as may be hidden, and the cross-entropy of all words, in float32."""
-    width, words = config.hidden_size, config.vocab_size
-    rows = samples * most_hidden(length, rate)
-    chosen = (3 * samples * length + 3 * rows) * width  # the gradient of all tokens is filled with zeros, written into and added
-    table = 3 * words * width  # its gradient is added to that of the words that are read
-    # bias and its gradient, to float32 and back; softmax, best word, the gradients of both parts of the loss
-    scores = rows * words * (5 * size + 9 * FLOAT32)
-    return [
-        product(rows, width, width, size),
-        passes("gelu", 5 * rows * width * size, 1),
-        passes("norm", 5 * rows * width * size, 1),
-        product(rows, width, words, size),
-        passes("copy", (chosen + table) * size + scores, 9),
-    ]
-
-
-def _likelihood_head(config: ImpConfig, rows: int, size: int) -> list[Kernel]:
-    """From states to unit vectors."""
-    width, common = config.hidden_size, config.common_dim
-    norms = 5 * rows * (width * size + common * FLOAT32)
-    return [passes("norm", norms, 2), product(rows, width, common, size)]
-
-
-def _likelihood(objective, config: ImpConfig, samples: int, among: int, lengths: dict[str, int], size: int) -> list[Kernel]:
-    """The head on what is compared, and the cross-entropy of its cosines with `among` candidates, in float32."""
-    rows, sides = samples, 1
-    if objective.kind == "captioning":
-        rows = samples * lengths["text"]
-    elif objective.candidates == "vocabulary":
-        rows = samples * most_hidden(lengths["text"], objective.rate)
-    elif objective.candidates == "batch":
-        sides = 2
-    scores = [product(rows, config.common_dim, among, FLOAT32), passes("copy", 20 * rows * among * FLOAT32, 8)]
-    return (_likelihood_head(config, rows, size) + scores) * sides

@@ -4,11 +4,11 @@ Shapes: T tokens, N rows of the experts, D width, F feed-forward width, I inputs
 token or a condition.
 """
 
+from imp_ds.costs import FLOAT32, Kernel, passes, product
 from imp_ds.models.imp.conditions import ATTRIBUTES
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.moe.grouping import examples_per_group
 from imp_ds.moe.routing import capacity
-from imp_ds.train.kernels import FLOAT32, Kernel, passes, product
 
 
 def expert_rows(config: ImpConfig, samples: int, length: int) -> int:

@@ -8,7 +8,7 @@ from imp_ds.config import RunConfig
 from imp_ds.evaluation.measures import KINDS, written
 from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.tasks import hides_words
+from imp_ds.objectives.objective import ObjectiveRecord
 
 PICTURE = "results.png"
 _ABOUT = """\
@@ -92,10 +92,10 @@ def write(
             folder=name_or_path or ".",
             height=config.vision_patch[1] * 4,
             width=config.vision_patch[2] * 4,
-            comparing=_comparing(config),
+            comparing=_comparing(run, config),
         ),
-        *_answering(config),
-        *_captioning(config),
+        *_answering(run),
+        *_captioning(run),
         "## Training",
         _training(run, config, steps, world_size, parameters, examples, tokens, seconds),
         _tasks(run),
@@ -140,30 +140,32 @@ def _task(config: ImpConfig) -> str:
     return f", task={(both or served)[0]!r}"
 
 
-def _comparing(config: ImpConfig) -> str:
+def _comparing(run: RunConfig, config: ImpConfig) -> str:
     """How an image is compared with texts by the projections of the pair, unless all that was learned is likelihoods."""
-    kinds = {spec["kind"] for entry in config.objectives.values() for spec in entry["objectives"]}
-    return "" if kinds and kinds <= {"likelihood", "captioning"} else _COMPARING.format(task=_task(config))
+    objectives = _objectives(run)
+    by_likelihood = objectives and all(objective.scale_family for _, _, objective in objectives)
+    return "" if by_likelihood else _COMPARING.format(task=_task(config))
 
 
-def _answering(config: ImpConfig) -> list[str]:
+def _objectives(run: RunConfig) -> list[tuple[str, int, ObjectiveRecord]]:
+    """Of each objective its task, its place there, and itself."""
+    return [(task.name, place, objective) for task in run.tasks for place, objective in enumerate(task.objectives)]
+
+
+def _answering(run: RunConfig) -> list[str]:
     """How to have a class named, where a task of one modality does it; of several by the first one."""
     inputs = {"vision": "images=[image]", "audio": "audio=[sound], sampling_rate=rate", "text": 'text=["a text"]'}
-    for task, entry in config.objectives.items():
-        for number, spec in enumerate(entry["objectives"]):
-            if spec["kind"] in ("classification", "named_classes") and spec["names"]:
-                read = spec["modality"]
-                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], names="names")]
-            among_names = spec["kind"] == "likelihood" and spec["candidates"] not in ("vocabulary", "batch")
-            if among_names and len(spec["inputs"]) == 1 and spec["answer_at"] == "start":
-                (read,) = spec["inputs"]
-                return [_ANSWERING.format(task=task, number=number, inputs=inputs[read], names="candidates")]
+    for task, place, objective in _objectives(run):
+        answers = objective.answers()
+        if answers is not None and len(answers.inputs) == 1 and not objective.needs().mask_at_answer:
+            (read,) = answers.inputs
+            return [_ANSWERING.format(task=task, number=place, inputs=inputs[read], names=answers.field)]
     return []
 
 
 def _tuning(run: RunConfig, config: ImpConfig, results: dict[str, float]) -> list[str]:
     """What was tuned of which model, on how many samples, and what that model scored before; nothing for other runs."""
-    tuned = [task for task in run.tasks if any(objective.kind == "named_classes" for objective in task.objectives)]
+    tuned = [task for task in run.tasks if any(objective.is_tuned for objective in task.objectives)]
     if not tuned or run.train.init_from is None:
         return []
     (task,) = tuned
@@ -181,15 +183,13 @@ def _tuning(run: RunConfig, config: ImpConfig, results: dict[str, float]) -> lis
     ]
 
 
-def _captioning(config: ImpConfig) -> list[str]:
+def _captioning(run: RunConfig) -> list[str]:
     """How to have captions said, where a task does it; of several by the first one."""
-    tasks = {
-        name: spec for name, entry in config.objectives.items() for spec in entry["objectives"] if spec["kind"] == "captioning"
-    }
+    tasks = {task: objective.needs() for task, _, objective in _objectives(run) if objective.needs().target_ids}
     if not tasks:
         return []
-    name, spec = next(iter(tasks.items()))
-    inputs = "images=[image]" if spec["modality"] == "vision" else "audio=[sound], sampling_rate=rate"
+    name, needs = next(iter(tasks.items()))
+    inputs = "images=[image]" if "vision" in needs.modalities else "audio=[sound], sampling_rate=rate"
     return [_CAPTIONING.format(task="" if len(tasks) == 1 else f"{name!r}, ", inputs=inputs)]
 
 
@@ -215,27 +215,9 @@ def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, pa
 
 def _tasks(run: RunConfig) -> str:
     often = "interval" if run.train.schedule == "rotation" else "weight"
-    rows = [
-        (f"`{task.name}`", ", ".join(_learned(objective) for objective in task.objectives), task.batch_size, getattr(task, often))
-        for task in run.tasks
-    ]
+    learned = {task.name: ", ".join(objective.describe() for objective in task.objectives) for task in run.tasks}
+    rows = [(f"`{task.name}`", learned[task.name], task.batch_size, getattr(task, often)) for task in run.tasks]
     return _table(("task", "objective", "batch", often), rows)
-
-
-def _learned(objective) -> str:
-    if objective.kind == "classification":
-        return f"{objective.num_classes} classes of {objective.modality}"
-    if objective.kind == "named_classes":
-        return f"{len(objective.names)} named classes of {objective.modality}"
-    if objective.kind == "captioning":
-        return f"captions of {objective.modality}"
-    if hides_words(objective):
-        head = "" if objective.kind == "masked_language" else ", by likelihood"
-        return f"hidden words, {100 * objective.rate:g} %{head}"
-    if objective.kind == "likelihood":
-        among = objective.target if objective.candidates == "batch" else f"{len(objective.candidates)} names"
-        return f"likelihood of {among} by {' and '.join(objective.inputs)}"
-    return "NCE of " + ", ".join("-".join(pair) for pair in objective.pairs)
 
 
 def _scores(results: dict[str, float], split: str) -> str:

@@ -12,13 +12,13 @@ vocabulary.
 from dataclasses import dataclass
 
 from imp_ds.config import AudioSettings
-from imp_ds.modalities.masking import most_hidden
+from imp_ds.costs import FLOAT32
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.tasks import Task, hides_words
-from imp_ds.tokens import candidate_sequences, task_sequences
+from imp_ds.objectives.objective import StepShape
+from imp_ds.tasks import Task
+from imp_ds.tokens import candidate_sequences, task_sequences, task_tokens
 from imp_ds.train.flops import patch_values
 from imp_ds.train.flops_experts import expert_rows, map_widths
-from imp_ds.train.kernels import FLOAT32
 
 # bytes of a parameter: weights, gradients, optimizer. bf16: gradients accumulate in float32; DeepSpeed keeps a float32 master
 # copy of what a rank updates, in float32 training too, and AdamW two moments
@@ -76,7 +76,7 @@ def activation_bytes(
     layers, moe, width = config.num_hidden_layers, len(config.moe_layer_indices), config.hidden_size
     kept, most, values = 0.0, 0.0, patch_values(task.views, config)
     for sequences in (*task_sequences(task, config, audio).values(), *candidate_sequences(task, config).values()):
-        samples, length = sequences.of_rank(world if sequences.shared else world * task.pieces), sequences.length
+        samples, length = sequences.of_rank(world, task.pieces), sequences.length
         tokens = samples * length
         dense, sparse = block_values(config, samples, length)
         passing = 2 * tokens * (config.intermediate_size + width)  # gradients on their way through a block
@@ -88,7 +88,10 @@ def activation_bytes(
             kept += (layers - moe) * dense + moe * sparse
         most = max(most, passing)
     samples = task.batch_size // world // task.pieces
-    losses = similarity_values(task, config, samples, world) + word_score_values(task, config, samples)
+    counts = {name: found.count for name, found in candidate_sequences(task, config).items()}
+    everyone = samples * world * task.pieces
+    shape = StepShape(config, samples, everyone, task_tokens(task, config, audio), counts, size)
+    losses = sum(objective.loss_values(shape) for objective in task.objectives)
     return (kept + most) * size + losses * FLOAT32
 
 
@@ -116,20 +119,3 @@ def map_values(config: ImpConfig, name: str, samples: int, length: int) -> float
         return (config.experts_per_token + 1) * inward * outward
     decided = 4 * samples * length * config.num_experts if config.decides(name) else 0
     return expert_rows(config, samples, length) * (inward + outward) + decided
-
-
-def similarity_values(task: Task, config: ImpConfig, samples: int, world: int) -> float:
-    """Contrastive objectives, and those that look among their batch, keep for each direction the similarities, masked and not,
-    and both vectors of all ranks."""
-    pairs = sum(len(objective.pairs) for objective in task.objectives if objective.kind == "contrastive")
-    pairs += sum(objective.kind == "likelihood" and objective.candidates == "batch" for objective in task.objectives)
-    everyone = samples * world * task.pieces
-    return 2 * pairs * (4 * samples * everyone + everyone * config.common_dim + 6 * samples * config.common_dim)
-
-
-def word_score_values(task: Task, config: ImpConfig, samples: int) -> float:
-    """Masked language modelling has the scores of all words for the tokens that may be hidden, and captioning for each word:
-    three times at the head of the backward, where the softmax and the gradients of loss and scores are there together."""
-    rows = [most_hidden(task.views.text.length, objective.rate) for objective in task.objectives if hides_words(objective)]
-    rows += [task.views.text.length for objective in task.objectives if objective.kind == "captioning"]
-    return 3 * samples * sum(rows) * config.vocab_size

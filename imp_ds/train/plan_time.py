@@ -26,12 +26,12 @@ import math
 from dataclasses import dataclass
 
 from imp_ds.config import RunConfig
+from imp_ds.costs import FLOAT32
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
 from imp_ds.tokens import Sequences, candidate_sequences, task_sequences
 from imp_ds.train.flops import step_flops, step_kernels
 from imp_ds.train.flops_experts import expert_rows, map_widths
-from imp_ds.train.kernels import FLOAT32
 from imp_ds.train.rates import Link, Rates
 
 VALUE_BYTES = {"bf16": 2, "float32": 4}
@@ -106,10 +106,7 @@ def task_weights(sizes: dict[str, int], task: Task, ep_size: int) -> Weights:
         *(*SHARED, f"objectives.{task.name}."),
         *(f"imp.{part}.{modality}." for modality in task.views.names() for part in ("embeddings", "pre_encoder", "post_encoder")),
     ]
-    if any(objective.kind in ("likelihood", "captioning") for objective in task.objectives):
-        own += ["imp.likelihood.", *(f"imp.{part}.text." for part in ("embeddings", "pre_encoder", "post_encoder"))]
-    for pair in (pair for objective in task.objectives if objective.kind == "contrastive" for pair in objective.pairs):
-        own += [f"imp.projections.{a}_to_{b}." for a, b in (pair, pair[::-1])]
+    own += [prefix for objective in task.objectives for prefix in objective.parameters()]
     touched = {name: n for name, n in sizes.items() if name.startswith(tuple(own))}
     experts = sum(n for name, n in sizes.items() if ".experts." in name)
     touched_experts = sum(n for name, n in touched.items() if ".experts." in name)
@@ -199,9 +196,8 @@ def _encoded(task: Task, run: RunConfig, config: ImpConfig) -> list[Sequences]:
 
 def contrastive_seconds(task: Task, config: ImpConfig, world: int, network: Network) -> float:
     """Vectors of both sides of each pair, and of candidates, float32, gathered, and their gradients scattered back."""
-    pairs = sum(len(objective.pairs) for objective in task.objectives if objective.kind == "contrastive")
-    pairs += sum(objective.kind == "likelihood" and objective.candidates == "batch" for objective in task.objectives)
-    sets = [found.count for found in candidate_sequences(task, config).values()]
-    size = (2 * pairs * task.batch_size + sum(sets)) * config.common_dim * FLOAT32
-    calls = 2 * pairs + len(sets)
+    vectors = sum(objective.compared_vectors() for objective in task.objectives)
+    sets = [found.count for found in candidate_sequences(task, config).values() if found.split == "ranks"]
+    size = (vectors * task.batch_size + sum(sets)) * config.common_dim * FLOAT32
+    calls = vectors + len(sets)
     return sum(network.seconds(operation, size, calls, world) for operation in ("all_gather", "reduce_scatter"))

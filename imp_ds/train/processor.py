@@ -105,9 +105,9 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
 
 
 def _candidate_texts(run: RunConfig) -> Iterator[str]:
-    """The names of classes, in their templates, among which a task looks for its answer."""
-    for objective in (o for task in run.tasks for o in task.objectives if o.kind == "likelihood" and o.among_names):
-        yield from chain(*objective.candidate_texts())
+    """What objectives put before the model beside the samples: the names of classes, in their templates."""
+    for objective in (objective for task in run.tasks for objective in task.objectives):
+        yield from objective.texts()
 
 
 def _names(run: RunConfig, readers: dict[str, list[Reader]]) -> Iterator[str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from imp_ds.costs import Kernel
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.overrides import parse_record
-from imp_ds.tasks import Record
-from imp_ds.train.kernels import Kernel
+from imp_ds.records import Record
 from imp_ds.written_files import write_result
 
 KINDS = ("product", "experts", "attention", "routing", "norm", "gelu", "copy")

@@ -19,8 +19,10 @@ from imp_ds.evaluation import class_prompts
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.model_folder import exported_config
 from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.objectives import NamedClasses
+from imp_ds.objectives.registry import split_spec
 from imp_ds.overrides import nearest
-from imp_ds.tasks import Evaluation, NamedClasses, Task, Views
+from imp_ds.tasks import Evaluation, Task, Views
 from imp_ds.train.initial_weights import check_encoder, stored_weight
 
 METHODS = ("prompt", "linear", "full")
@@ -160,12 +162,12 @@ def trained_temperature(folder: Path, config: ImpConfig, record: Evaluation) -> 
     modality = record.modality
     for task in sorted(config.objectives, key=lambda name: name != record.task):
         for place, spec in enumerate(config.objectives[task]["objectives"]):
-            if spec["kind"] == "named_classes" and spec["modality"] == modality and spec["prompts"] and not spec["family"]:
-                return spec["temperature"]
-            for a, b in spec.get("pairs", []):
-                if {a, b} == {modality, "text"}:
-                    value = stored_weight(folder, f"objectives.{task}.parts.{place}.temperatures.{a}_{b}.value")
-                    return max(float(value), 0.0) + 1e-6  # as the contrastive objective uses it
+            found = split_spec(spec)[0].trained_temperature(modality)
+            if isinstance(found, str):
+                value = stored_weight(folder, f"objectives.{task}.parts.{place}.{found}")
+                return max(float(value), 0.0) + 1e-6  # as the objective uses it
+            if found is not None:
+                return found
     raise UserError(
         f"the model has never compared {modality} with text: it does not know the names of classes",
         got=f"objectives of {', '.join(config.objectives) or 'no task'}", allowed=f"a contrastive task of {modality} and text",
@@ -180,8 +182,9 @@ def trained_family(config: ImpConfig, record: Evaluation) -> str:
     """
     for task in sorted(config.objectives, key=lambda name: name != record.task):
         for spec in config.objectives[task]["objectives"]:
-            if spec.get("family") and record.modality in spec.get("inputs", [spec.get("modality")]):
-                return spec["family"]
+            objective = split_spec(spec)[0]
+            if objective.scale_family and record.modality in objective.sides().inputs:
+                return objective.scale_family
     raise UserError(
         f"no task of the model has compared {record.modality} by the likelihood head",
         got=f'evaluation {record.name}: head = "likelihood"',

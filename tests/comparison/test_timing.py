@@ -8,6 +8,7 @@ from imp_ds.comparison import timing
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
 from imp_ds.models.imp.merging import merge
+from imp_ds.objectives import task_entry
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch
 
@@ -27,7 +28,7 @@ def batches():
 def model(request):
     torch.manual_seed(0)
     spec = {"kind": "classification", "modality": "text", "num_classes": 4}
-    made = ImpForPreTraining(ImpConfig(**SHAPE, gate=request.param, objectives={"name": {"objectives": [spec]}}))
+    made = ImpForPreTraining(ImpConfig(**SHAPE, gate=request.param, objectives={"name": task_entry([spec])}))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)

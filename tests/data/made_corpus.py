@@ -8,18 +8,9 @@ from media_files import write_film
 from PIL import Image
 
 from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
+from imp_ds.objectives import Classification, Contrastive, MaskedLanguage
 from imp_ds.recipes.digits import audio
-from imp_ds.tasks import (
-    AudioView,
-    Classification,
-    Contrastive,
-    MaskedLanguage,
-    Source,
-    Task,
-    TextView,
-    Views,
-    VisionView,
-)
+from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
 
 NAMES = ["dog", "cat", "number"]
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label", label_names=NAMES)

@@ -20,7 +20,8 @@ from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.sources import open_reader
 from imp_ds.data.step_batches import StepBatches
-from imp_ds.tasks import AudioView, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+from imp_ds.objectives import Classification, Contrastive
+from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
 from imp_ds.train.schedule import build_schedule
 
 SHARDS = Source(path="shards", format="webdataset", vision="png", text="json.caption", label="cls", label_names=["a", "b"])

@@ -24,7 +24,8 @@ from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
-from imp_ds.tasks import AudioView, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+from imp_ds.objectives import Classification, Contrastive
+from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
 from imp_ds.train.schedule import build_schedule
 
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label")

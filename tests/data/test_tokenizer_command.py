@@ -10,7 +10,8 @@ from imp_ds.config import ModelSettings, RunConfig, TrainSettings
 from imp_ds.data.tokenizer_command import Fit, measure, train_on_captions
 from imp_ds.errors import UserError
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
-from imp_ds.tasks import Classification, MaskedLanguage, Source, Task, TextView, Views, VisionView
+from imp_ds.objectives import Classification, MaskedLanguage
+from imp_ds.tasks import Source, Task, TextView, Views, VisionView
 
 CAPTIONS = ["red", "blue sky", "a red sky", "a blue sky and a red sea"] * 5
 

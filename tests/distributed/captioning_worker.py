@@ -16,8 +16,9 @@ from small_run import MARKS, VOCABULARY, make_batch, make_run
 from imp_ds.config import RunConfig
 from imp_ds.evaluation import CaptioningEvaluator, evaluate
 from imp_ds.modalities.masking import IGNORED
+from imp_ds.objectives import Captioning
 from imp_ds.parallel.groups import is_main, rank, world_size
-from imp_ds.tasks import Batch, Captioning, Evaluation
+from imp_ds.tasks import Batch, Evaluation
 from imp_ds.train import ds_config
 from imp_ds.train.engine import start_process_group
 from pictures import CAPTIONS, TASK, TOKENIZER, pictures, small_model

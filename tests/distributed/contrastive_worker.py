@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from imp_ds.objectives.contrastive import ContrastiveObjective
+from imp_ds.objectives import Contrastive
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.train.engine import start_process_group
 
@@ -44,7 +44,7 @@ def compute(pairs: list, positives: str) -> dict:
     """{"loss", "gradients": {modality: [B, D]}, "temperatures": {pair: gradient}} of this rank."""
     joined, label = make_rows()
     own = {name: x.float().chunk(world_size())[rank()].clone().requires_grad_() for name, x in joined.items()}
-    objective = ContrastiveObjective(WIDTH, pairs, positives, TEMPERATURE)
+    objective = Contrastive(pairs=pairs, positives=positives, temperature=TEMPERATURE).build(None, {})
     encodings = {name: SimpleNamespace(pooled_BD=x) for name, x in own.items()}
     loss, _ = objective(Projector(), encodings, {"label": label.chunk(world_size())[rank()]})
     loss.backward()

@@ -16,9 +16,10 @@ from small_run import VOCABULARY, make_batch, make_run
 
 from imp_ds.config import RunConfig
 from imp_ds.modalities.masking import IGNORED
+from imp_ds.objectives import Likelihood
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Likelihood, Task
+from imp_ds.tasks import Batch, Task
 from imp_ds.train import ds_config
 from imp_ds.train.engine import start_process_group
 

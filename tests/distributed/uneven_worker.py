@@ -15,9 +15,10 @@ from small_run import VOCABULARY, full_parameters, make_engine, make_run, step_e
 
 from imp_ds.config import RunConfig
 from imp_ds.moe.layer import MoELayer
+from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import AudioView, Batch, Classification, Contrastive, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
 from imp_ds.train.engine import Engine, start_process_group
 
 STEPS = 8

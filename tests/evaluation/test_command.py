@@ -17,8 +17,9 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation.command import evaluate
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpProcessor, ImpVideoProcessor
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.objectives import Contrastive
 from imp_ds.pretraining import ImpForPreTraining
-from imp_ds.tasks import Contrastive, Evaluation, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Evaluation, Source, Task, TextView, Views, VisionView
 from imp_ds.train import model_card
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

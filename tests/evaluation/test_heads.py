@@ -10,7 +10,8 @@ from imp_ds.config import ModelSettings
 from imp_ds.evaluation import evaluate
 from imp_ds.evaluation.heads import HeadEvaluator, heads, held_out_loss
 from imp_ds.evaluation.measures import in_one_line, written
-from imp_ds.tasks import Batch, Classification, Source, Task, Views, VisionView
+from imp_ds.objectives import Classification
+from imp_ds.tasks import Batch, Source, Task, Views, VisionView
 
 SOURCE = Source(path="none", vision="v", label="l")
 NAMES = ["dog", "cat", "cow"]

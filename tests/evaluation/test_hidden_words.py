@@ -35,7 +35,7 @@ def run(batch_size: int, **changes) -> dict[str, float]:
 
 
 def hide(row: int) -> dict[str, torch.Tensor]:
-    made = text.preprocess_masked([CAPTIONS[row]], TOKENIZER, 6, TASK.mask_rate, [np.random.default_rng([0, row])])
+    made = text.preprocess_masked([CAPTIONS[row]], TOKENIZER, 6, TASK.needs.mask_rate, [np.random.default_rng([0, row])])
     return {name: torch.from_numpy(values) for name, values in made.items()}
 
 

@@ -16,7 +16,8 @@ from imp_ds.modalities.marking import preprocess_marked
 from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
-from imp_ds.tasks import AudioView, Batch, Evaluation, Likelihood, Source, Task, TextView, Views, VisionView
+from imp_ds.objectives import Likelihood
+from imp_ds.tasks import AudioView, Batch, Evaluation, Source, Task, TextView, Views, VisionView
 
 NAMES = ["dog", "cat", "cow"]
 TEXTS = ["the dog barks", "what [MASK] is it", "a cat", "the cow moos", "a dog", "the cat meows"]

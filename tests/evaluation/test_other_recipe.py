@@ -5,7 +5,8 @@ from test_heads import SOURCE, task
 
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.evaluation.other_recipe import labels_of_head, seen_by
-from imp_ds.tasks import Classification, Source
+from imp_ds.objectives import Classification
+from imp_ds.tasks import Source
 
 
 def run(tasks, **data) -> RunConfig:

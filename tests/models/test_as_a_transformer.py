@@ -12,6 +12,7 @@ from transformers import AutoModel, pipeline
 from imp_ds import ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.modalities.text import WordTable
+from imp_ds.objectives import task_entry
 from imp_ds.tasks import Batch
 
 INPUTS = {"vision": clip_inputs(2, 2, 3, 3), "audio": sound_inputs(2), "text": text_inputs([5, 8], 9)}
@@ -123,8 +124,8 @@ class TestVocabulary:
     def test_the_heads_over_the_vocabulary_follow(self, tmp_path):
         likelihood = dict(kind="likelihood", inputs=["text"], target="text", candidates="vocabulary", family="word", rate=0.15)
         objectives = {
-            "plain": {"objectives": [{"kind": "masked_language", "rate": 0.15}]},
-            "among": {"objectives": [likelihood]},
+            "plain": task_entry([{"kind": "masked_language", "rate": 0.15}]),
+            "among": task_entry([likelihood]),
         }
         torch.manual_seed(0)
         model = ImpForPreTraining(small_config(objectives=objectives, mask_token_id=49)).eval()

@@ -10,9 +10,10 @@ from test_modeling import assert_near, clip_inputs, small_model, sound_inputs
 from imp_ds.errors import UserError
 from imp_ds.models.imp.caption_sequence import Pictured, caption_mask, encode_captions, query_states
 from imp_ds.models.imp.conditions import ATTRIBUTES
+from imp_ds.objectives import task_entry
 
 WORDS, SPE, VOCABULARY = 5, 3, 50
-CAPTIONS = {"captions": {"objectives": [{"kind": "captioning", "modality": "vision", "family": "caption"}]}}
+CAPTIONS = {"captions": task_entry([{"kind": "captioning", "modality": "vision", "family": "caption"}])}
 ROUTED = dict(num_experts=4, moe_layers="last:2", router="top_k", drop_tokens=False, group_examples=1)
 CONSTANT = dict(num_experts=4, moe_layers="all", conditional_maps=["qkv", "out", "up", "down"], objectives=CAPTIONS)
 ENCODERS = {

@@ -6,16 +6,17 @@ from test_modeling import clip_inputs, small_model, sound_inputs, text_inputs
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import ATTRIBUTES, Sides, segment_attributes, task_conditions, task_sides
+from imp_ds.objectives import task_entry
 
 OBJECTIVES = {
-    "image_text": {"objectives": [{"kind": "contrastive", "pairs": [["vision", "text"]]}]},
-    "speech_text": {"objectives": [{"kind": "contrastive", "pairs": [["audio", "text"]]}]},
-    "image_class": {"objectives": [{"kind": "classification", "modality": "vision", "num_classes": 3}]},
-    "words": {"objectives": [{"kind": "masked_language", "rate": 0.15}]},
-    "film": {"objectives": [
+    "image_text": task_entry([{"kind": "contrastive", "pairs": [["vision", "text"]]}]),
+    "speech_text": task_entry([{"kind": "contrastive", "pairs": [["audio", "text"]]}]),
+    "image_class": task_entry([{"kind": "classification", "modality": "vision", "num_classes": 3}]),
+    "words": task_entry([{"kind": "masked_language", "rate": 0.15}]),
+    "film": task_entry([
         {"kind": "contrastive", "pairs": [["vision", "text"], ["vision", "audio"]]},
         {"kind": "classification", "modality": "audio", "num_classes": 3},
-    ]},
+    ]),
 }  # fmt: skip
 GATED = dict(num_experts=4, experts_per_token=2, moe_layers="last:2", objectives=OBJECTIVES)
 CAPTIONS = Sides(frozenset(["vision", "text"]), frozenset(["text"]), causal=frozenset(["text"]))
@@ -141,5 +142,5 @@ def test_an_encoder_that_was_not_told_says_so(gate):
 
 
 def test_an_objective_without_sides_names_its_task():
-    with pytest.raises(UserError, match="(?s)task birds: nothing says what an objective of this kind.*got: +singing"):
+    with pytest.raises(UserError, match="(?s)task birds: nothing says what an objective reads and looks for.*got: +singing"):
         task_sides("birds", [{"kind": "singing"}])

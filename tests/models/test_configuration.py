@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from imp_ds import ImpConfig, ImpModel
 from imp_ds.errors import UserError
+from imp_ds.objectives import task_entry
 
 
 def encoder_parameters(config: ImpConfig) -> int:
@@ -96,7 +97,7 @@ def test_an_unknown_size_is_named():
 
 
 def test_survives_being_saved(tmp_path):
-    objectives = {"a": {"objectives": [{"kind": "contrastive", "pairs": [["vision", "text"]]}], "reduction": "mean"}}
+    objectives = {"a": task_entry([{"kind": "contrastive", "pairs": [["vision", "text"]]}], "mean")}
     config = ImpConfig.from_size(
         "tiny", num_experts=4, moe_layers=[1, 3], qk_norm=False, group_examples=8, pairs=[("audio", "text")],
         objectives=objectives,

@@ -10,6 +10,7 @@ from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.upcycling import upcycle
+from imp_ds.objectives import task_entry
 from imp_ds.train.initial_weights import load_initial
 
 ALL = ["qkv", "out", "up", "down"]
@@ -87,7 +88,7 @@ def test_it_is_dense_but_for_a_copy_of_its_maps_for_each_further_condition(gate,
 
 def test_the_published_size():
     """Uni-Perceiver-MoE-base is 124 M parameters and merged, for images and text, 167 M: 6 layers of 12 * 768^2 = 42.5 M more."""
-    task = {"objectives": [{"kind": "contrastive", "pairs": [["vision", "text"]]}]}
+    task = task_entry([{"kind": "contrastive", "pairs": [["vision", "text"]]}])
     settings = dict(moe_layers="every:2", gate="attribute", conditional_maps=ALL, objectives={"captions": task}, qk_norm=False)
     with torch.device("meta"):
         dense = ImpModel(ImpConfig.from_size("B"))

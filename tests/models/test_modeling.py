@@ -19,6 +19,7 @@ from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.models.imp.modeling_imp import masked_mean
 from imp_ds.moe.conditional import SequenceFacts
 from imp_ds.moe.experts import Experts
+from imp_ds.objectives import task_entry
 
 SMALL = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vision_patch=(2, 4, 4),
@@ -248,7 +249,7 @@ class TestOnDisk:
             {"kind": "classification", "modality": "audio", "num_classes": 3},
         ]
         torch.manual_seed(0)
-        whole = ImpForPreTraining(small_config(**EXPERTS, objectives={"speech": {"objectives": objectives}})).eval()
+        whole = ImpForPreTraining(small_config(**EXPERTS, objectives={"speech": task_entry(objectives)})).eval()
         temperature = whole.objectives["speech"].parts[0].temperatures["audio_text"].value
         temperature.data.fill_(0.07)  # learned; must not fall back to its start when loaded
         whole.save_pretrained(tmp_path)

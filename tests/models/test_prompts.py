@@ -10,10 +10,11 @@ from test_modeling import EXPERTS, assert_near, clip_inputs, small_config, small
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.models.imp.merging import merge
+from imp_ds.objectives import task_entry
 
 WORDS = text_inputs([5, 3, 1], 6)
 CLASSES = {"kind": "named_classes", "modality": "vision", "names": ["a", "b"], "prompts": [], "length": 1, "temperature": 1.0}
-OBJECTIVES = {"digits": {"objectives": [{**CLASSES, "family": None}]}}
+OBJECTIVES = {"digits": task_entry([{**CLASSES, "family": None}])}
 GATED = dict(
     num_experts=4, moe_layers="all", gate="attribute", conditional_maps=["qkv", "out", "up", "down"], objectives=OBJECTIVES,
     qk_norm=True,

@@ -10,13 +10,15 @@ from test_modeling import clip_inputs, small_model, text_inputs
 from torch import nn
 from transformers import AutoModel
 
+from imp_ds.objectives import task_entry
+
 # 4 bits have one scale for 64 weights, so that all inputs are multiples of 64
 WIDE = dict(hidden_size=64, intermediate_size=128, common_dim=64, audio_patch=(8, 8), audio_max=(64, 32))
 KINDS = {
     "dense": {},
     "experts": dict(num_experts=4, moe_layers="last:2"),
-    "attributes": dict(num_experts=4, moe_layers="all", gate="attribute", objectives={"t": {"objectives": [
-        {"kind": "contrastive", "pairs": [["vision", "text"], ["audio", "text"]], "positives": "diagonal"}]}}),
+    "attributes": dict(num_experts=4, moe_layers="all", gate="attribute", objectives={"t": task_entry([
+        {"kind": "contrastive", "pairs": [["vision", "text"], ["audio", "text"]], "positives": "diagonal"}])}),
 }  # fmt: skip
 
 

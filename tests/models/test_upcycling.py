@@ -14,7 +14,8 @@ from imp_ds.errors import UserError
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpVideoProcessor
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.upcycling import upcycle
-from imp_ds.tasks import Contrastive, Source, Task, TextView, Views, VisionView
+from imp_ds.objectives import Contrastive, task_entry
+from imp_ds.tasks import Source, Task, TextView, Views, VisionView
 from imp_ds.train.upcycle_command import upcycle_folder
 
 SMALL = dict(
@@ -86,7 +87,7 @@ class TestOutputs:
         assert min(difference(outputs(dense), outputs(sparse)).values()) > 1e-3
 
     def test_a_pretraining_model_keeps_its_heads(self):
-        objectives = {"speech": {"objectives": [{"kind": "classification", "modality": "audio", "num_classes": 3}]}}
+        objectives = {"speech": task_entry([{"kind": "classification", "modality": "audio", "num_classes": 3}])}
         dense = dense_model(ImpForPreTraining, objectives=objectives)
         sparse = upcycle(dense, num_experts=2, capacity_factor=2.0)
         assert type(sparse) is ImpForPreTraining and sparse.config.moe_layer_indices == [2, 3]  # the last half
@@ -118,7 +119,7 @@ GATES = {"token": DROP_FREE, "context": DROP_FREE, "modality": {}, "task": {}, "
 class TestMaps:
     @pytest.mark.parametrize("gate", GATES)
     def test_equal_the_dense_model_where_weights_sum_to_one(self, gate):
-        objectives = {"any": {"objectives": [{"kind": "contrastive", "pairs": [["vision", "text"], ["audio", "text"]]}]}}
+        objectives = {"any": task_entry([{"kind": "contrastive", "pairs": [["vision", "text"], ["audio", "text"]]}])}
         dense = dense_model(objectives=objectives)
         sparse = upcycle(dense, num_experts=4, gate=gate, conditional_maps=MAPS, **GATES[gate])
         for index, block in enumerate(sparse.blocks):

@@ -18,6 +18,10 @@ INDEX = torch.tensor([4, 0, 2, 2])
 SEVERAL = torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 1]])
 
 
+def spec(**changes) -> dict:
+    return {"kind": "classification", "modality": "audio", "num_classes": CLASSES, **changes}
+
+
 def run(objective, pooled_BD, label):
     return objective(None, {"audio": SimpleNamespace(pooled_BD=pooled_BD)}, {"label": label})
 
@@ -42,7 +46,7 @@ def sigmoid_loss(logits_BN, member_BN, smoothing: float):
 @pytest.mark.parametrize("label", [INDEX, SEVERAL], ids=["index", "several"])
 def test_loss_and_gradients_equal_float64(loss_name, reference, smoothing, label):
     torch.manual_seed(0)
-    objective = ClassificationObjective(CONFIG, "audio", CLASSES, loss_name, smoothing)
+    objective = build_objective(spec(loss=loss_name, label_smoothing=smoothing), CONFIG)
     pooled_BD = torch.randn(4, WIDTH, requires_grad=True)
     loss, _ = run(objective, pooled_BD, label)
     loss.backward()
@@ -59,7 +63,7 @@ def test_loss_and_gradients_equal_float64(loss_name, reference, smoothing, label
 
 
 def identity_head(loss: str) -> ClassificationObjective:
-    objective = ClassificationObjective(SimpleNamespace(hidden_size=3), "audio", 3, loss)
+    objective = build_objective(spec(num_classes=3, loss=loss), SimpleNamespace(hidden_size=3))
     objective.head.weight.data, objective.head.bias.data = torch.eye(3), torch.zeros(3)
     return objective
 
@@ -90,12 +94,12 @@ def test_a_sample_without_any_label_stays_finite():
 
 
 def test_the_loss_is_float32_in_a_bfloat16_model():
-    objective = ClassificationObjective(CONFIG, "audio", CLASSES).bfloat16()
+    objective = build_objective(spec(), CONFIG).bfloat16()
     assert run(objective, torch.randn(4, WIDTH).bfloat16(), INDEX)[0].dtype == torch.float32
 
 
 def test_built_from_its_spec():
-    spec = {"modality": "audio", "num_classes": 4, "loss": "sigmoid", "label_smoothing": 0.2}
-    objective = build_objective({"kind": "classification", "weight": 3, **spec}, SimpleNamespace(hidden_size=8))
+    fields = {"num_classes": 4, "loss": "sigmoid", "label_smoothing": 0.2, "weight": 3}
+    objective = build_objective(spec(**fields), SimpleNamespace(hidden_size=8))
     assert isinstance(objective, ClassificationObjective) and objective.head.weight.shape == (4, 8)
     assert (objective.modality, objective.loss, objective.label_smoothing) == ("audio", "sigmoid", 0.2)

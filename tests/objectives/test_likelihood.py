@@ -21,9 +21,10 @@ from imp_ds.modalities.marking import preprocess_marked
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.likelihood import LikelihoodHead, Scale
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.objectives import Likelihood
 from imp_ds.objectives.candidates import Names
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Likelihood, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Source, Task, TextView, Views, VisionView
 
 ANIMALS = list(SOUNDS)
 SOURCE = Source(path="none", vision="v", text="t", label="l")

@@ -21,8 +21,8 @@ from imp_ds.data.step_batches import StepBatches
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED, most_hidden
 from imp_ds.models.imp.tokenization_imp import train_tokenizer
-from imp_ds.objectives import build_objective
-from imp_ds.tasks import Batch, MaskedLanguage
+from imp_ds.objectives import MaskedLanguage, build_objective
+from imp_ds.tasks import Batch
 
 WIDTH, VOCABULARY, LENGTH = 6, 11, 30
 CONFIG = SimpleNamespace(hidden_size=WIDTH, vocab_size=VOCABULARY, layer_norm_eps=1e-6)
@@ -137,7 +137,7 @@ def test_the_loss_is_float32_in_a_bfloat16_model():
 
 def batch_of(tokenizer, step: int) -> Batch:
     rngs = [np.random.default_rng([step, row]) for row in range(len(SENTENCES))]
-    made = text.preprocess_masked(SENTENCES, tokenizer, TASK.views.text.length, TASK.mask_rate, rngs)
+    made = text.preprocess_masked(SENTENCES, tokenizer, TASK.views.text.length, TASK.needs.mask_rate, rngs)
     made = {name: torch.from_numpy(values) for name, values in made.items()}
     return Batch(TASK.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"words": made["words"]})
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.modalities.positions import grid_positions
 from imp_ds.models.imp.likelihood import encode_with_spe
-from imp_ds.tasks import Batch, NamedClasses
+from imp_ds.objectives import NamedClasses, task_entry
+from imp_ds.tasks import Batch
 
 SHAPE = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vision_patch=(1, 4, 4),
@@ -24,7 +25,7 @@ PAIR, HEAD = dict(prompts=PROMPTS, length=4, temperature=0.25), dict(prompts=PRO
 def make(seed: int = 0, config: dict = {}, **spec) -> ImpForPreTraining:
     classes = NamedClasses(modality="vision", names=["a", "b", "c"], **spec)
     torch.manual_seed(seed)
-    return ImpForPreTraining(ImpConfig(**SHAPE, **config, objectives={"kinds": {"objectives": [classes.model_dump()]}}))
+    return ImpForPreTraining(ImpConfig(**SHAPE, **config, objectives={"kinds": task_entry([classes.model_dump()])}))
 
 
 def batch(seed: int = 0) -> Batch:

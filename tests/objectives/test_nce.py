@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imp_ds.objectives import build_objective
+from imp_ds.objectives import Contrastive, build_objective
 from imp_ds.objectives.contrastive import ContrastiveObjective, nce_direction
 
 WIDTH, COMMON = 7, 5
@@ -63,7 +63,7 @@ def brute_force(model, objective, pooled: dict, positives: list[list[int]]):
     "pairs", [[("vision", "text")], [("vision", "audio"), ("audio", "text"), ("vision", "text")]], ids=["one", "three"]
 )
 def test_loss_and_gradients_equal_a_loop_in_float64(positives, pairs):
-    objective = ContrastiveObjective(None, pairs, positives, temperature=0.3)
+    objective = Contrastive(pairs=pairs, positives=positives, temperature=0.3).build(None, {})
     for i, temperature in enumerate(objective.temperatures.values()):
         temperature.value.data.add_(0.1 * i)  # each pair owns its own
     model = Projections(pairs)
@@ -72,7 +72,7 @@ def test_loss_and_gradients_equal_a_loop_in_float64(positives, pairs):
     loss, _ = objective(model, encodings(**pooled), {"label": LABELS})
     loss.backward()
 
-    exact_objective, exact_model = ContrastiveObjective(None, pairs).double(), Projections(pairs).double()
+    exact_objective, exact_model = Contrastive(pairs=pairs).build(None, {}).double(), Projections(pairs).double()
     exact_objective.load_state_dict(objective.state_dict())
     exact_model.load_state_dict(model.state_dict())
     exact_pooled = {modality: value.detach().double().requires_grad_() for modality, value in pooled.items()}
@@ -92,7 +92,7 @@ def test_loss_and_gradients_equal_a_loop_in_float64(positives, pairs):
 def test_two_samples_by_hand():
     # unit vectors: z1 = (e0, e1), z2 = (e0, e0). Similarities 1->2: [[1, 1], [0, 0]]; T = 0.5
     # 1->2: row 0: ln 2 (both columns equal), row 1: ln 2. 2->1: row 0: ln(e^2 + 1) - 2; row 1: ln(e^2 + 1) - 0
-    objective = ContrastiveObjective(None, [("vision", "text")], temperature=0.5)
+    objective = Contrastive(pairs=[("vision", "text")], temperature=0.5).build(None, {})
     pooled = encodings(vision=torch.eye(2), text=torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     loss, metrics = objective(Fixed(), pooled, {})
     backward = log(exp(2) + 1) - 1
@@ -118,12 +118,12 @@ def test_equal_labels_by_hand():
 def test_samples_of_equal_label_are_not_negatives_of_each_other():
     same = torch.tensor([7, 7, 7])
     pooled = encodings(vision=F.normalize(torch.randn(3, 4), dim=1), text=F.normalize(torch.randn(3, 4), dim=1))
-    loss, metrics = ContrastiveObjective(None, [("vision", "text")], "equal")(Fixed(), pooled, {"label": same})
+    loss, metrics = Contrastive(pairs=[("vision", "text")], positives="equal").build(None, {})(Fixed(), pooled, {"label": same})
     assert loss.item() == pytest.approx(0.0, abs=1e-5) and metrics["accuracy/vision_to_text"].item() == 1.0
 
 
 def test_a_temperature_below_zero_is_held_at_the_floor():
-    objective = ContrastiveObjective(None, [("vision", "text")])
+    objective = Contrastive(pairs=[("vision", "text")]).build(None, {})
     objective.temperatures["vision_text"].value.data.fill_(-0.1)
     pooled = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     loss, metrics = objective(Fixed(), encodings(vision=pooled, text=pooled.detach()), {})
@@ -141,5 +141,5 @@ def test_the_temperature_is_computed_in_float32():
 
 def test_labels_matter_only_when_equal_is_asked_for():
     pooled = encodings(vision=F.normalize(torch.randn(3, 4), dim=1), text=F.normalize(torch.randn(3, 4), dim=1))
-    diagonal = ContrastiveObjective(None, [("vision", "text")])
+    diagonal = Contrastive(pairs=[("vision", "text")]).build(None, {})
     assert torch.equal(diagonal(Fixed(), pooled, {})[0], diagonal(Fixed(), pooled, {"label": torch.zeros(3).long()})[0])

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imp_ds.errors import UserError
 from imp_ds.moe import compute
+from imp_ds.objectives import Classification
 from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import Batch, Classification
-from imp_ds.tokens import candidate_sequences, candidate_set
+from imp_ds.tasks import Batch
+from imp_ds.tokens import candidate_sequences
 from imp_ds.train.flops import step_flops, step_kernels
 from imp_ds.train.flops_experts import expert_rows
 
@@ -173,4 +174,5 @@ def test_names_that_only_the_data_tell_cannot_be_counted():
     with pytest.raises(UserError, match="known to the data alone"):
         step_flops(task, config, run.data.audio, 1)
     listed = task.model_copy(update={"source": task.source.model_copy(update={"label_names": ["a b", "c"]})})
-    assert candidate_sequences(listed, config)[candidate_set(objective)].segments == (("text", 1), ("text", 3))  # "z a b"
+    (among,) = candidate_sequences(listed, config).values()
+    assert among.segments == (("text", 1), ("text", 3))  # "z a b"

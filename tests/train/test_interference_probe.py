@@ -9,7 +9,8 @@ from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
-from imp_ds.tasks import Batch, Classification, Source, Task, TextView, Views
+from imp_ds.objectives import Classification, task_entry
+from imp_ds.tasks import Batch, Source, Task, TextView, Views
 from imp_ds.train.interference import (
     PICTURE,
     GradientRounds,
@@ -27,7 +28,7 @@ DOWN = "imp.blocks.2.feed_forward.down.weight"
 def make_model(weights: dict[str, float], **shape) -> ImpForPreTraining:
     """A classification of texts for each task, all with the same head; `weights` are those of their losses."""
     spec = {"kind": "classification", "modality": "text", "num_classes": 4}
-    objectives = {task: {"objectives": [spec | {"weight": weight}]} for task, weight in weights.items()}
+    objectives = {task: task_entry([spec]) for task in weights}
     torch.manual_seed(0)
     model = ImpForPreTraining(ImpConfig(**{**SHAPE, **shape}, objectives=objectives))
     with torch.no_grad():
@@ -36,6 +37,8 @@ def make_model(weights: dict[str, float], **shape) -> ImpForPreTraining:
         first, *others = model.objectives.values()
         for objective in others:
             objective.load_state_dict(first.state_dict())
+    for task, weight in weights.items():
+        model.objectives[task].weights = [weight]  # also below 0, which no record may have: a loss that pulls the other way
     return model
 
 

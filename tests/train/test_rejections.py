@@ -8,7 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from imp_ds.errors import UserError
-from imp_ds.tasks import Contrastive, Rejection, Source, Task, TextView, Views, VisionView
+from imp_ds.objectives import Contrastive
+from imp_ds.tasks import Rejection, Source, Task, TextView, Views, VisionView
 from imp_ds.train import rejections
 from imp_ds.train.rejections import Rejections
 

@@ -13,7 +13,7 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, evaluate
 from imp_ds.models.imp.merging import merge
-from imp_ds.tasks import Classification, Likelihood
+from imp_ds.objectives import Classification, Likelihood
 from imp_ds.train.engine import parameter_groups
 from imp_ds.train.initial_weights import load_initial
 from imp_ds.train.trainable import freeze_others

@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     @classmethod
     def of(cls, task: Task, settings: DecodingSettings, has_tokens: Callable[[str], bool] | None = None) -> "Wanted":
         """What a task wants of its samples."""
-        return cls(task.needs_label, task.classes, has_tokens, settings)
+        return cls(task.needs.label, task.needs.classes, has_tokens, settings)
 
 
 _MISSING = {"vision": "no pictures", "audio": "no sound", "text": "no text", "label": "missing column"}

@@ -4,7 +4,8 @@ Uni-Perceiver-MoE (arXiv 2206.04674; release, `datasets/moe_embeddings.py`) desc
 reads, what it looks for, and what the segment's own tokens are. Here the bits have names; a task's are composed from what its
 objectives say of inputs and targets, so that a task that was never trained has a description without new parameters.
 
-Adding a kind of objective is its line in SIDES. Shapes: A attributes.
+An objective says so itself (`imp_ds.objectives.objective.ObjectiveRecord.sides`), and the model's configuration keeps it. Shapes:
+A attributes.
 """
 
 from typing import NamedTuple
@@ -25,40 +26,26 @@ ATTRIBUTES = (
 
 
 class Sides(NamedTuple):
-    """The modalities that a task reads, those that it looks for, and those that it reads word by word, blind to what follows."""
+    """The modalities that a task reads, those that it looks for, and those that it reads word by word, blind to what follows.
+    candidates: whether it looks for the answer among texts that are encoded for it."""
 
     inputs: frozenset[str]
     targets: frozenset[str]
     causal: frozenset[str] = frozenset()
-
-
-def _pairs(spec: dict) -> Sides:
-    """A pair (a, b) is a question of modality a whose answer is of modality b."""
-    first, second = zip(*spec["pairs"])
-    return Sides(frozenset(first), frozenset(second))
-
-
-# kind of an objective -> (spec) -> Sides
-SIDES = {
-    "contrastive": _pairs,
-    "classification": lambda spec: Sides(frozenset([spec["modality"]]), frozenset()),  # a head of its own: no tokens to find
-    "masked_language": lambda spec: Sides(frozenset(["text"]), frozenset(["text"])),
-    "named_classes": lambda spec: Sides(frozenset([spec["modality"]]), frozenset(["text"])),
-    "likelihood": lambda spec: Sides(frozenset(spec["inputs"]), frozenset([spec["target"]])),
-    "captioning": lambda spec: Sides(frozenset([spec["modality"], "text"]), frozenset(["text"]), causal=frozenset(["text"])),
-}
+    candidates: bool = False
 
 
 def task_sides(task: str, objectives: list[dict]) -> Sides:
-    """All that the objectives of a task read and look for, together. Raises UserError, naming the task, for an unknown kind."""
-    unknown = sorted({spec["kind"] for spec in objectives} - SIDES.keys())
-    if unknown:
+    """All that the objectives of a task, as ImpConfig.objectives has them, read and look for, together. Raises UserError, naming
+    the task, for an objective that does not say it."""
+    silent = [spec.get("kind") for spec in objectives if "sides" not in spec]
+    if silent:
         raise UserError(
-            f"task {task}: nothing says what an objective of this kind reads and looks for", got=", ".join(unknown),
-            allowed=", ".join(SIDES),
+            f"task {task}: nothing says what an objective reads and looks for", got=", ".join(map(str, silent)),
+            allowed='a spec with "sides"', fix="make the entry with imp_ds.objectives.registry.task_entry([objective, ...])",
         )  # fmt: skip
-    sides = [SIDES[spec["kind"]](spec) for spec in objectives]
-    return Sides(*(frozenset().union(*part) for part in zip(*sides)))
+    parts = ([spec["sides"][name] for spec in objectives] for name in ("inputs", "targets", "causal"))
+    return Sides(*(frozenset().union(*part) for part in parts), any(spec["sides"]["candidates"] for spec in objectives))
 
 
 def causal_tasks(objectives: dict[str, dict]) -> list[str]:
@@ -68,8 +55,7 @@ def causal_tasks(objectives: dict[str, dict]) -> list[str]:
 
 def candidate_tasks(objectives: dict[str, dict]) -> list[str]:
     """Of ImpConfig.objectives the tasks that look for an answer among texts which are encoded for it; not among their batch."""
-    among_texts = lambda spec: spec.get("family") and spec.get("candidates") != "batch"  # noqa: E731
-    return [task for task, entry in objectives.items() if any(map(among_texts, entry["objectives"]))]
+    return [task for task, entry in objectives.items() if task_sides(task, entry["objectives"]).candidates]
 
 
 def segment_attributes(modality: str, sides: Sides, target: bool | None = None) -> tuple[str, ...]:

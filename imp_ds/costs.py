@@ -1,9 +1,10 @@
-"""A kernel: what a rank runs of one kind and shape in a step, with its matrix products and its traffic.
+"""What a step costs, as those that know a part of it say it: kernels with their products and traffic, and sequences.
 
 Traffic is counted in passes over a tensor, read or written, as an eager run without fusion makes them.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 FLOAT32 = 4
 
@@ -35,3 +36,25 @@ def product(rows: int, inward: int, outward: int, size: int, *, input_gradient: 
 def passes(kind: str, values: float, calls: int, *, in_block: bool = False) -> Kernel:
     """`values` bytes in all, over `calls` kernels."""
     return Kernel(kind, 0, 0.0, values, calls, in_block)
+
+
+class Sequences(NamedTuple):
+    """`count` sequences of one shape: (modality, tokens) of each segment.
+
+    split: "samples", which ranks and micro-batches share out; "ranks", candidates that ranks alone share out; "none", what each
+        rank encodes whole.
+    """
+
+    count: int
+    segments: tuple[tuple[str, int], ...]
+    split: Literal["samples", "ranks", "none"] = "samples"
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return sum(length for _, length in self.segments)
+
+    def of_rank(self, world: int, micro_batches: int = 1) -> int:
+        """How many of them one of the ranks encodes at a time."""
+        shares = {"samples": world * micro_batches, "ranks": world, "none": 1}[self.split]
+        return -(-self.count // shares)
