@@ -1,0 +1,81 @@
+"""Each example of docs/extending.md, copied out of the page, in a package of its own: it works without a change elsewhere."""
+
+from pages import run_beside, shown_files
+
+_SETTINGS = """
+import torch
+from imp_ds import ImpForPreTraining, ImpModel, RunConfig, Task, Source, Views, VisionView, ModelSettings, TrainSettings
+from imp_ds.errors import UserError
+from imp_ds.tasks import Batch
+from imp_ds.train.plan import plan
+
+SMALL = ModelSettings(size="tiny", num_hidden_layers=2, hidden_size=16, intermediate_size=32, vision_patch=(1, 4, 4),
+                      vision_max=(1, 8, 8), num_experts=2, moe_layers="last:1", gate="attribute")
+"""
+
+
+def test_an_objective_is_planned_built_trained_saved_and_described(tmp_path):
+    out = run_beside(
+        shown_files("extending.md"),
+        _SETTINGS
+        + """
+import my_objectives
+run = RunConfig.model_validate({
+    "name": "ages", "model": SMALL, "train": TrainSettings(steps=2),
+    "tasks": [{"name": "age", "batch_size": 4, "source": {"path": "faces", "vision": "image", "label": "age"},
+               "views": {"vision": {"height": 8, "width": 8}},
+               "objectives": [{"kind": "label_regression", "modality": "vision"}]}],
+})
+assert RunConfig.model_validate_json(run.model_dump_json()) == run
+config = run.model.to_config(run.data.vocab_size, run.tasks)
+# 4 samples, width 16: forward and both gradients are 3 * 2 * 4 * 16 = 384 FLOPs more than the same task without it
+task = run.tasks[0]
+assert task.needs.label and task.objectives[0].describe() == "regression of a number from vision"
+counted = plan(run, 1, 1)
+torch.manual_seed(0)
+model = ImpForPreTraining(config)
+assert counted.parameters == sum(p.numel() for p in model.parameters())
+batch = Batch("age", {"vision": {"pixel_values": torch.rand(4, 4, 48), "pixel_positions": torch.tensor(
+    [[0, y, x] for y in range(2) for x in range(2)]).expand(4, 4, 3)}}, {"label": torch.tensor([3, 40, 7, 61])})
+first, metrics, _ = model(batch)
+# a head that gives about 0 is wrong by the mean of the labels, 27.75
+assert abs(metrics["error/vision"].item() - 27.75) < 3, metrics
+first.backward()
+with torch.no_grad():
+    for p in model.parameters():
+        if p.grad is not None:
+            p -= 0.01 * p.grad
+assert model(batch)[0] < first
+model.save_pretrained("saved")
+again = ImpForPreTraining.from_pretrained("saved")
+assert torch.equal(again(batch)[0], model(batch)[0])
+print("done")
+""",
+        tmp_path,
+    )
+    assert out.endswith("done\n")
+    # without the module the encoder loads all the same; the heads say what is missing
+    out = run_beside(
+        {},
+        _SETTINGS
+        + """
+ImpModel.from_pretrained("saved")
+try:
+    ImpForPreTraining.from_pretrained("saved")
+except UserError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert "label_regression" in out and "import the module that registers it" in out
+
+
+def test_an_objective_that_leaves_something_open_is_refused_at_import(tmp_path):
+    page = shown_files("extending.md")["my_objectives.py"]
+    without = page.replace("    def kernels(self, shape):", "    def costs(self, shape):")
+    out = run_beside(
+        {"my_objectives.py": without},
+        "from imp_ds.errors import UserError\ntry:\n    import my_objectives\nexcept UserError as error:\n    print(error)\n",
+        tmp_path,
+    )
+    assert "LabelRegression does not say all of itself" in out and "no kernels" in out

@@ -1,0 +1,52 @@
+"""How many files an addition touches: nothing outside of a seam's own room names what is behind it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from imp_ds.objectives.registry import OBJECTIVES
+
+PACKAGE = Path(__file__).parents[1] / "imp_ds"
+
+
+def compared_constants(tree: ast.AST, attribute: str) -> list[str]:
+    """The strings that a `.attribute` or an ["attribute"] is compared with, by ==, !=, in or not in."""
+    found = []
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Compare)):
+        sides = [node.left, *node.comparators]
+        if any(_is(side, attribute) for side in sides):
+            found += [c.value for side in sides for c in ast.walk(side) if isinstance(c, ast.Constant) and c.value != attribute]
+    return found
+
+
+def _is(node: ast.AST, attribute: str) -> bool:
+    key = getattr(node, "slice", None)
+    return getattr(node, "attr", None) == attribute or isinstance(key, ast.Constant) and key.value == attribute
+
+
+def modules_outside(room: str) -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] != room]
+
+
+def test_the_check_sees_both_spellings():
+    tree = ast.parse('a.kind == "contrastive" or b["kind"] in ("captioning", "likelihood") or c.kind != d')
+    assert compared_constants(tree, "kind") == ["contrastive", "captioning", "likelihood"]
+
+
+@pytest.mark.parametrize("path", modules_outside("objectives"), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_outside_of_objectives_branches_on_a_kind(path):
+    assert not set(compared_constants(ast.parse(path.read_text()), "kind")) & OBJECTIVES.keys()
+
+
+def test_each_objective_is_one_file_and_its_line():
+    """Beside its module a record class is named by what makes tasks (recipes, tune) and by the lists of what may be imported."""
+    makers = {"__init__.py", "objectives/__init__.py", "train/tuning.py"}
+    for record in OBJECTIVES.values():
+        home = record.__module__.removeprefix("imp_ds.").replace(".", "/") + ".py"
+        named = set()
+        for path in PACKAGE.rglob("*.py"):
+            names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+            if record.__name__ in names:
+                named.add(path.relative_to(PACKAGE).as_posix())
+        assert {name for name in named - makers if not name.startswith(("recipes/", "objectives/"))} == set(), home
