@@ -40,7 +40,7 @@ def objective_record(value) -> ObjectiveRecord:
     if isinstance(value, ObjectiveRecord):
         return value
     kind = value.get("kind") if isinstance(value, dict) else None
-    if kind not in OBJECTIVES:
+    if not isinstance(kind, str) or kind not in OBJECTIVES:
         allowed = nearest(kind, OBJECTIVES) if isinstance(kind, str) else ", ".join(OBJECTIVES)
         raise ValueError(f"unknown kind of objective: {kind!r}; allowed: {allowed}, or what an imported module registers")
     try:
@@ -76,7 +76,7 @@ def task_entry(objectives: list, reduction: str = "sum", tokenizer=None, task: s
 def split_spec(spec: dict) -> tuple[ObjectiveRecord, dict]:
     """The record of a spec, and what else a model knows. Raises UserError for a kind that nobody registered."""
     kind = spec.get("kind")
-    if kind not in OBJECTIVES:
+    if not isinstance(kind, str) or kind not in OBJECTIVES:
         raise UserError(
             "unknown kind of objective", got=kind, allowed=", ".join(OBJECTIVES),
             fix="import the module that registers it, then load the model",

@@ -1,5 +1,8 @@
 """Each example of docs/extending.md, copied out of the page, in a package of its own: it works without a change elsewhere."""
 
+import pytest
+
+from imp_ds.errors import UserError
 from pages import run_beside, shown_files
 
 _SETTINGS = """
@@ -34,9 +37,9 @@ assert task.needs.label and task.objectives[0].describe() == "regression of a nu
 counted = plan(run, 1, 1)
 torch.manual_seed(0)
 model = ImpForPreTraining(config)
-assert counted.parameters == sum(p.numel() for p in model.parameters())
+assert counted.parameters.total == sum(p.numel() for p in model.parameters())
 batch = Batch("age", {"vision": {"pixel_values": torch.rand(4, 4, 48), "pixel_positions": torch.tensor(
-    [[0, y, x] for y in range(2) for x in range(2)]).expand(4, 4, 3)}}, {"label": torch.tensor([3, 40, 7, 61])})
+    [[0.0, y / 2, x / 2] for y in range(2) for x in range(2)]).expand(4, 4, 3)}}, {"label": torch.tensor([3, 40, 7, 61])})
 first, metrics, _ = model(batch)
 # a head that gives about 0 is wrong by the mean of the labels, 27.75
 assert abs(metrics["error/vision"].item() - 27.75) < 3, metrics
@@ -49,16 +52,8 @@ assert model(batch)[0] < first
 model.save_pretrained("saved")
 again = ImpForPreTraining.from_pretrained("saved")
 assert torch.equal(again(batch)[0], model(batch)[0])
-print("done")
-""",
-        tmp_path,
-    )
-    assert out.endswith("done\n")
-    # without the module the encoder loads all the same; the heads say what is missing
-    out = run_beside(
-        {},
-        _SETTINGS
-        + """
+# without the module's kind the encoder loads all the same; the heads say what is missing
+del my_objectives.LabelRegression.kinds["label_regression"]
 ImpModel.from_pretrained("saved")
 try:
     ImpForPreTraining.from_pretrained("saved")
@@ -70,12 +65,7 @@ except UserError as error:
     assert "label_regression" in out and "import the module that registers it" in out
 
 
-def test_an_objective_that_leaves_something_open_is_refused_at_import(tmp_path):
+def test_an_objective_that_leaves_something_open_is_refused_at_import():
     page = shown_files("extending.md")["my_objectives.py"]
-    without = page.replace("    def kernels(self, shape):", "    def costs(self, shape):")
-    out = run_beside(
-        {"my_objectives.py": without},
-        "from imp_ds.errors import UserError\ntry:\n    import my_objectives\nexcept UserError as error:\n    print(error)\n",
-        tmp_path,
-    )
-    assert "LabelRegression does not say all of itself" in out and "no kernels" in out
+    with pytest.raises(UserError, match="(?s)LabelRegression does not say all of itself.*no kernels"):
+        exec(page.replace("    def kernels(self, shape):", "    def costs(self, shape):"), {"__name__": "mine"})
