@@ -130,7 +130,7 @@ def test_the_share_that_is_broken_is_that_of_the_task_that_can_use_the_least(roo
 
 def test_a_label_without_a_class_is_warned_of(root, quick):
     [warning] = report(make_run(root, *ALL)).warnings()
-    assert "images[train] has a class 2, but task image_class has num_classes = 2" in warning
+    assert "images[train] has a class 2, but task image_class has 2 classes" in warning
 
 
 def test_what_two_sources_or_splits_have_in_common_is_named(root, quick, tmp_path):
