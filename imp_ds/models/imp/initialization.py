@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from imp_ds.errors import UserError
 from imp_ds.modalities.vision import PatchProjection
 from imp_ds.models.imp.prompts import DeepPrompts
 from imp_ds.moe.blending import BlendRouter
@@ -59,10 +60,42 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
 
 @torch.no_grad()
 def initialize_seeded(model: nn.Module, seed: int, std: float) -> None:
-    """Initialise every parameter from (seed, its name, its expert) alone: the same weights on any number of ranks."""
+    """Initialise every parameter and buffer from (seed, its name, its expert) alone: the same on any number of ranks.
+
+    Raises UserError for a module that holds some which no rule fills.
+    """
+    before = {id(tensor): tensor._version for module in model.modules() for tensor in _own_tensors(module).values()}
     for path, module in model.named_modules():
         def generator_for(key: str, path: str = path) -> torch.Generator:
-            digest = hashlib.blake2b(f"{seed}/{path}.{key}".encode(), digest_size=8).digest()
-            return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+            return torch.Generator().manual_seed(_seed_of(seed, f"{path}.{key}"))
 
-        initialize_module(module, std, generator_for)
+        if hasattr(module, "initialize_parameters"):  # its rule may draw too
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_seed_of(seed, path))
+                initialize_module(module, std)
+        else:
+            initialize_module(module, std, generator_for)
+    _check_filled(model, before)
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of a module itself, those that are not kept in checkpoints too."""
+    return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+
+
+def _check_filled(model: nn.Module, before: dict[int, int]) -> None:
+    """Raise UserError where a tensor has not been written to since its version was that of `before`: it may hold anything."""
+    for path, module in model.named_modules():
+        if hasattr(module, "initialize_parameters"):
+            continue
+        left = [name for name, tensor in _own_tensors(module).items() if before.get(id(tensor)) == tensor._version]
+        if left:
+            raise UserError(
+                f"no rule initialises a module of the model: {path or 'the model itself'}",
+                got=f"{type(module).__name__}, whose {', '.join(left)} would hold what was in memory before",
+                fix=f"give {type(module).__name__}, or the module around it, initialize_parameters(), which fills them in place",
+            )  # fmt: skip
