@@ -8,7 +8,7 @@ import torch
 from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.modalities import text
 from imp_ds.modalities.positions import grid_positions
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.objectives import Captioning, task_entry
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Source, Task, TextView, Views, VisionView

@@ -13,7 +13,7 @@ import torch
 
 from imp_ds.modalities import audio, marking, text, vision
 from imp_ds.modalities.augmentation import SpecMasks
-from imp_ds.models.imp.image_processing_imp import size_pair
+from imp_ds.modalities.pixels import size_pair
 from imp_ds.tasks import AudioView, Augmentation, Batch, BatchReport, TextView, Views, VisionView
 
 _UNCHANGED = Augmentation()

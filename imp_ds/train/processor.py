@@ -15,11 +15,11 @@ from imp_ds.data.decoding import Wanted, decode
 from imp_ds.data.samples import BadSample, Reader
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
+from imp_ds.modalities.tokenizers import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.models.imp.tokenization_imp import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.parallel.groups import on_main
 from imp_ds.tasks import Views

@@ -19,10 +19,10 @@ from imp_ds.data.order import Spot
 from imp_ds.data.sources import open_reader
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView

@@ -16,7 +16,7 @@ from imp_ds.evaluation import masked_language
 from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.tasks import Evaluation, Source, TextView, Views
 
 CAPTIONS = [*SENTENCES[:5], "", *SENTENCES[5:]]  # the row without a caption could not be read

@@ -13,9 +13,9 @@ from imp_ds.evaluation.evaluator import TextEvaluator
 from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.modalities.marking import preprocess_marked
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.objectives import Likelihood
 from imp_ds.tasks import AudioView, Batch, Evaluation, Source, Task, TextView, Views, VisionView
 

@@ -13,7 +13,7 @@ from transformers import BertTokenizer, ByT5Tokenizer, GPT2Tokenizer, PreTrained
 from imp_ds.errors import UserError
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED, mask_id, mask_words, most_hidden, number_words
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.modalities.tokenizers import train_tokenizer
 
 CORPUS = ["a red cat, two unbelievable dogs.", "a blue dog", "the cat and the dog"] * 3
 SENTENCE = "the dogs cat, red"

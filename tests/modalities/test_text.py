@@ -7,8 +7,8 @@ from tokenizers.processors import TemplateProcessing
 
 from imp_ds.errors import UserError
 from imp_ds.modalities import masking, text
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from imp_ds.comparison.jobs import plan_jobs
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model
+from imp_ds.modalities.tokenizers import load_tokenizer
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.models.imp.tokenization_imp import load_tokenizer
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Source
 from imp_ds.train.initial_weights import load_initial

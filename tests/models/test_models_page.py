@@ -10,10 +10,10 @@ from PIL import Image
 
 from data.media_files import write_film
 from imp_ds import ImpProcessor
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.keywords import GROUPS
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()

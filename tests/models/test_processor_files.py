@@ -16,11 +16,12 @@ from imp_ds.data.decoding import decode
 from imp_ds.data.samples import Media
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
+from imp_ds.modalities import picture_files
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.modalities.vision import clip_indices
-from imp_ds.models.imp import media_files, picture_files
+from imp_ds.models.imp import media_files
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.tasks import AudioView, Views, VisionView
 

@@ -19,8 +19,8 @@ from imp_ds.errors import UserError
 from imp_ds.modalities import text
 from imp_ds.modalities.marking import preprocess_marked
 from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.likelihood import LikelihoodHead, Scale
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.objectives import Likelihood
 from imp_ds.objectives.candidates import Names
 from imp_ds.randomness import sample_keys

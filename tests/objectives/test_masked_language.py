@@ -20,7 +20,7 @@ from imp_ds.data.corpus import all_captions, open_corpus
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED, most_hidden
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.objectives import MaskedLanguage, build_objective
 from imp_ds.tasks import Batch
 

@@ -26,9 +26,9 @@ from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model
 from imp_ds.evaluation.zero_shot import load_classes
+from imp_ds.modalities.tokenizers import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.models.imp.tokenization_imp import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Source, VisionView

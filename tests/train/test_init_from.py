@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from imp_ds import ImpProcessor
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.initialization import initialize_seeded
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.upcycling import upcycle
 from imp_ds.objectives import Classification
 from imp_ds.parallel.expert_parallel import spread_experts

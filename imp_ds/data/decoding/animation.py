@@ -10,8 +10,8 @@ import numpy as np
 from imp_ds.data.decoding.image import OpenImage, bad_image, check_pixels
 from imp_ds.data.decoding.times import Times, chosen_frames
 from imp_ds.data.samples import BadSample
-from imp_ds.models.imp.image_processing_imp import to_rgb, upright
-from imp_ds.models.imp.picture_files import bounded
+from imp_ds.modalities.picture_files import bounded
+from imp_ds.modalities.pixels import to_rgb, upright
 from imp_ds.tasks import VisionView
 
 _FORMATS = {"GIF", "WEBP", "PNG", "AVIF"}  # the several pictures of a TIFF, an MPO or a HEIC file follow no time

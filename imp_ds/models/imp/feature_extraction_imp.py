@@ -9,9 +9,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from imp_ds.errors import UserError
 from imp_ds.modalities import audio
 from imp_ds.modalities.log_mel import LogMel
+from imp_ds.modalities.picture_files import is_file
 from imp_ds.models.imp.keywords import ImpAudioKwargs, check_keywords
 from imp_ds.models.imp.media_files import audio_of
-from imp_ds.models.imp.picture_files import is_file
 
 _ALLOWED = 'arrays of samples, {"array": ..., "sampling_rate": ...}, paths, bytes or open files, or a list of those'
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.framing import Size
-from imp_ds.models.imp.picture_files import file_bytes
+from imp_ds.modalities.picture_files import file_bytes
 
 _DECODERS = "imp_ds.data.decoding.files"
 

@@ -26,7 +26,7 @@ class ImpProcessor(ProcessorMixin):
 
     Args:
         image_processor, video_processor, feature_extractor: the classes of this package.
-        tokenizer: any Hugging Face tokenizer with a padding token (`tokenization_imp.train_tokenizer`, `load_tokenizer`).
+        tokenizer: any Hugging Face tokenizer with a padding token (see `imp_ds.modalities.tokenizers`).
     """
 
     valid_processor_kwargs = ImpProcessorKwargs

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 import common_tests
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 images = common_tests.module("test_image_processing_common")

@@ -9,9 +9,9 @@ import numpy as np
 
 import common_tests
 from imp_ds import ImpProcessor
+from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.models.imp.tokenization_imp import train_tokenizer
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 processing = common_tests.module("test_processing_common")
