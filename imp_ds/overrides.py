@@ -130,10 +130,11 @@ def _parse(annotation, text: str, path: str):
     except ValidationError:
         try:
             return _plain(adapter.validate_python(text, strict=True))
-        except ValidationError:
-            raise UserError(
-                f"wrong value for {path}", got=repr(text), allowed=_expected(adapter), fix=f"--set {path}=VALUE"
-            ) from None
+        except ValidationError as error:
+            cause = error.errors()[0].get("ctx", {}).get("error")
+            fix = f"--set {path}=VALUE"
+            refused = UserError(f"wrong value for {path}", got=repr(text), allowed=_expected(adapter), fix=fix)
+            raise cause if isinstance(cause, UserError) else refused from None
 
 
 def _plain(value):

@@ -5,12 +5,13 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from imp_ds.modalities import Modality
 from imp_ds.objectives.objective import Needs
 from imp_ds.objectives.registry import AnyObjective
 from imp_ds.records import Record
+from imp_ds.registry import FORMATS
 
 _VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loader` has others)
 
@@ -71,7 +72,9 @@ class Source(Record):
         description="folder, shard or pattern of shards, relative to data.root unless absolute or an address (s3://, memory://); "
         "under huggingface also the name of a data set"
     )
-    format: Literal["folder", "parquet", "webdataset", "huggingface"] = Field("folder", description="how the samples are stored")
+    format: Annotated[str, AfterValidator(FORMATS.known)] = Field(
+        "folder", description=f"how the samples are stored: {', '.join(FORMATS.homes)}, or what an imported module registers"
+    )
     splits: dict[Literal["train", "validation", "test"], str] = Field(
         {}, description="what a split is called there, where it is not train, validation or test; or a pattern of its files"
     )
@@ -93,6 +96,7 @@ class Source(Record):
         {}, description="share of the training samples that is held out for a split which the source does not have"
     )
     media_root: list[str] = Field([], description="folders elsewhere whose files rows may name, by absolute paths or links")
+    options: dict[str, JsonValue] = Field({}, description="of a format that has some of its own")
     weight: float = Field(1.0, gt=0, description="relative share of a task's samples, where it lists several sources")
     fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="share of each class's training samples that is used, drawn by data.seed; 1: all"
@@ -102,11 +106,12 @@ class Source(Record):
     )
 
     @model_validator(mode="after")
-    def _a_fraction_has_classes(self):
+    def _fields_agree(self):
         if self.fraction < 1 and self.label is None:
             raise ValueError(f"{self.path}: a fraction is drawn from each class, but label names no column")
         if sum(self.holdout.values()) >= 1:
             raise ValueError(f"{self.path}: holdout leaves nothing for training, got {self.holdout}")
+        FORMATS.options(self.format, self.options)
         return self
 
     def roles(self) -> list[str]:

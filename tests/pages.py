@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +29,12 @@ def run_beside(files: dict[str, str], script: str, folder: Path, limit: float = 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def import_beside(files: dict[str, str], name: str, folder: Path, monkeypatch):
+    """The module `name` of those files, as a program in `folder` would import it."""
+    (folder / f"{name}.py").write_text(files[f"{name}.py"], encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, name, None)  # with the end of the test it is gone
+    del sys.modules[name]
+    return import_module(name)

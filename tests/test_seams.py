@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from imp_ds.objectives.registry import OBJECTIVES
+from imp_ds.registry import FORMATS
 
 PACKAGE = Path(__file__).parents[1] / "imp_ds"
 
@@ -50,3 +51,10 @@ def test_each_objective_is_one_file_and_its_line():
             if record.__name__ in names:
                 named.add(path.relative_to(PACKAGE).as_posix())
         assert {name for name in named - makers if not name.startswith(("recipes/", "objectives/"))} == set(), home
+
+
+def test_no_module_branches_on_a_format_and_each_is_one_file_and_its_line():
+    for path in PACKAGE.rglob("*.py"):
+        assert not set(compared_constants(ast.parse(path.read_text()), "format")) & set(FORMATS.homes), path
+    for kind, home in FORMATS.homes.items():
+        assert FORMATS[kind].__module__ == home

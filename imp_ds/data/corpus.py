@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import captions, labels, open_reader
+from imp_ds.data.sources.format import format_of
 from imp_ds.data.subset import class_fraction
 from imp_ds.modalities.marking import MARK
 
@@ -26,7 +27,7 @@ def open_corpus(run, split: str = "train", progress: Callable | None = None) -> 
         return readers[known]
 
     every = [source for task in run.tasks for source in task.sources]
-    for source in sorted(every, key=lambda source: source.format == "huggingface"):
+    for source in sorted(every, key=lambda source: format_of(source).asks_hub):
         reader_of(source)  # those of a hub last: a wrong data.root is found before one is asked
     return {task.name: [reader_of(source) for source in task.sources] for task in run.tasks}
 

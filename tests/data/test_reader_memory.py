@@ -20,7 +20,7 @@ READ = """
 import json, resource, sys
 from types import SimpleNamespace
 from imp_ds.data.order import SourceOrder
-from imp_ds.data.sources import webdataset
+from imp_ds.data.sources.webdataset import WebDatasetFormat
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.data.storage import Storage
 from imp_ds.tasks import Source
@@ -28,7 +28,7 @@ from imp_ds.tasks import Source
 root, rows = sys.argv[1:]
 for name, asked in json.loads(rows).items():
     wanted = Wanted(Storage(f"{root}/cache"), root, Source(path=name, format="webdataset", vision="png"), "train")
-    reader = webdataset.open_split(wanted)
+    reader = WebDatasetFormat().open_split(wanted)
     order = SourceOrder(reader.shard_rows, [0], 65536)
     for n, row in enumerate(asked):
         assert reader.key(row) == f"train-0.tar/{row:08d}" and reader.fields(row)["png"] == ("png", row * 1024 + 512, 100)

@@ -1,12 +1,11 @@
 """Sources: the formats in which users have their samples, each read by row number.
 
-A format is the module of its name here, with `find(wanted)` and `open_split(wanted)`; what is asked of a reader stands in
+A format is a class in a file of its own (`imp_ds.data.sources.format`); what is asked of a reader stands in
 `imp_ds.data.samples`.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -14,13 +13,19 @@ import numpy as np
 
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources.classes import check_templates
+from imp_ds.data.sources.format import Format, format_of, register_format
 from imp_ds.data.sources.found_classes import names_in
 from imp_ds.data.sources.holdout import held_out
-from imp_ds.data.sources.rows import RowReader, checked
-from imp_ds.data.sources.splits import NoSplit, Wanted
+from imp_ds.data.sources.rows import RowReader, checked, runs
+from imp_ds.data.sources.splits import NoSplit, Wanted, shards
 from imp_ds.data.storage import Storage, Unreachable
 from imp_ds.errors import UserError
 from imp_ds.tasks import Source
+
+__all__ = [
+    "Format", "NoSplit", "RowReader", "Wanted", "captions", "has_split", "labels", "open_reader", "register_format", "runs",
+    "shards",
+]  # fmt: skip
 
 
 class ReadSettings(Protocol):
@@ -53,11 +58,11 @@ def open_reader(
 def _opened(wanted: Wanted) -> RowReader:
     """The reader of a split that is there; its classes have names where a column of strings tells them."""
     source = wanted.source
-    reader = _format(source).open_split(wanted)
+    reader = format_of(source).open_split(wanted)
     if source.label is not None and reader.class_names is None:
         training = wanted._replace(split="train")
         other = wanted.split != "train" and _is_there(training)
-        names = names_in(_format(source).open_split(training) if other else reader, wanted.storage)
+        names = names_in(format_of(source).open_split(training) if other else reader, wanted.storage)
         if names is not None:
             reader.name_classes(names)
     check_templates(source, reader.class_names)
@@ -73,7 +78,7 @@ def has_split(root: str | Path, source: Source, split: str) -> bool:
 def _is_there(wanted: Wanted) -> bool:
     try:
         with _reached(wanted):
-            _format(wanted.source).find(wanted)
+            format_of(wanted.source).find(wanted)
     except NoSplit:
         return False
     return True
@@ -98,10 +103,6 @@ def captions(reader: RowReader) -> Iterator[str]:
             yield from reader.read(row)["text"]
         except BadSample:
             pass
-
-
-def _format(source: Source):
-    return import_module(f"imp_ds.data.sources.{source.format}")
 
 
 @contextmanager

@@ -6,23 +6,29 @@ Those with metadata or classes are the layouts that `datasets` calls imagefolder
 
 from imp_ds.data.sources.class_folders import ClassFolderReader
 from imp_ds.data.sources.classes import class_names
+from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.lines import LineReader
 from imp_ds.data.sources.pairs import PairReader
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, metadata_files
 
 
-def find(wanted: Wanted) -> None:
-    """Raises NoSplit when there is no such split, and Unreachable."""
-    metadata_files(wanted)
+@register_format
+class FolderFormat(Format):
+    """Folders of media, with or without metadata, and tables."""
 
+    kind = "folder"
 
-def open_split(wanted: Wanted) -> RowReader:
-    """The reader of a split. Raises UserError and Unreachable."""
-    folder, files = metadata_files(wanted)
-    if files:
-        return LineReader(wanted, files, class_names(wanted, wanted.address))
-    if wanted.source.text is not None or wanted.source.label is None:
-        return PairReader(wanted, folder)
-    classes = [name for name in wanted.storage.names(folder, folders=True) if not name.startswith(".")]
-    return ClassFolderReader(wanted, folder, classes, class_names(wanted, wanted.address, found=classes))
+    def find(self, wanted: Wanted) -> None:
+        """Raises NoSplit when there is no such split, and Unreachable."""
+        metadata_files(wanted)
+
+    def open_split(self, wanted: Wanted) -> RowReader:
+        """The reader of a split. Raises UserError and Unreachable."""
+        folder, files = metadata_files(wanted)
+        if files:
+            return LineReader(wanted, files, class_names(wanted, wanted.address))
+        if wanted.source.text is not None or wanted.source.label is None:
+            return PairReader(wanted, folder)
+        classes = [name for name in wanted.storage.names(folder, folders=True) if not name.startswith(".")]
+        return ClassFolderReader(wanted, folder, classes, class_names(wanted, wanted.address, found=classes))

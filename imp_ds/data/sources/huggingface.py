@@ -20,6 +20,7 @@ from imp_ds.data.recent import Recent
 from imp_ds.data.samples import Media
 from imp_ds.data.sources.classes import class_names
 from imp_ds.data.sources.embedded import embedded
+from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.parquet import ParquetReader
 from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import MAKE, NoSplit, Wanted
@@ -37,23 +38,29 @@ _NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)  # of a data set on a hu
 _SHOWN = 20  # names of a folder in a message
 
 
-def find(wanted: Wanted) -> None:
-    """Raises NoSplit when there is no such split, and UserError for a data.root that is wrong, before a hub is asked."""
-    _check_root(wanted)
-    with _explained(wanted):
-        there = _split_names(wanted)
-    if wanted.called not in there:
-        raise NoSplit(
-            f"{wanted.source.path} has no split {wanted.called}", allowed=", ".join(there),
-            fix=f'source.splits={{"{wanted.split}": "NAME"}} says what the split is called there',
-        )  # fmt: skip
+@register_format
+class HuggingFaceFormat(Format):
+    """Data sets of `datasets`."""
 
+    kind = "huggingface"
+    asks_hub = True
 
-def open_split(wanted: Wanted) -> RowReader:
-    """The reader of a split. Raises UserError and Unreachable."""
-    find(wanted)
-    with _explained(wanted):
-        return _streamed(wanted) if wanted.source.streaming else MapReader(wanted, _loaded(wanted))
+    def find(self, wanted: Wanted) -> None:
+        """Raises NoSplit when there is no such split, and UserError for a data.root that is wrong, before a hub is asked."""
+        _check_root(wanted)
+        with _explained(wanted):
+            there = _split_names(wanted)
+        if wanted.called not in there:
+            raise NoSplit(
+                f"{wanted.source.path} has no split {wanted.called}", allowed=", ".join(there),
+                fix=f'source.splits={{"{wanted.split}": "NAME"}} says what the split is called there',
+            )  # fmt: skip
+
+    def open_split(self, wanted: Wanted) -> RowReader:
+        """The reader of a split. Raises UserError and Unreachable."""
+        self.find(wanted)
+        with _explained(wanted):
+            return _streamed(wanted) if wanted.source.streaming else MapReader(wanted, _loaded(wanted))
 
 
 class MapReader(RowReader):

@@ -17,6 +17,7 @@ from imp_ds.data.recent import Recent
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.classes import class_names
 from imp_ds.data.sources.embedded import embedded
+from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.rows import RowReader, check_columns
 from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.unpacked import mapped_table, row_of
@@ -28,15 +29,21 @@ _MAPPED = 1024  # row groups that are mapped at a time
 _TOLD_FROM = 64  # files: to open so many takes so long that progress is told
 
 
-def find(wanted: Wanted) -> None:
-    """Raises NoSplit when there is no such split, and Unreachable."""
-    shards(wanted, ".parquet")
+@register_format
+class ParquetFormat(Format):
+    """Parquet files."""
 
+    kind = "parquet"
 
-def open_split(wanted: Wanted) -> RowReader:
-    """The reader of a split. Raises UserError and Unreachable."""
-    files = shards(wanted, ".parquet")
-    return ParquetReader(wanted, files, class_names(wanted, wanted.folder(".parquet"), found=_names_of_feature(wanted, files[0])))
+    def find(self, wanted: Wanted) -> None:
+        """Raises NoSplit when there is no such split, and Unreachable."""
+        shards(wanted, ".parquet")
+
+    def open_split(self, wanted: Wanted) -> RowReader:
+        """The reader of a split. Raises UserError and Unreachable."""
+        files = shards(wanted, ".parquet")
+        names = class_names(wanted, wanted.folder(".parquet"), found=_names_of_feature(wanted, files[0]))
+        return ParquetReader(wanted, files, names)
 
 
 class ParquetReader(RowReader):

@@ -14,6 +14,7 @@ import numpy as np
 from imp_ds.data.recent import Recent
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.classes import class_names
+from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.values import written_label
@@ -27,16 +28,21 @@ _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
 _MOST_MEDIA = 1 << 31  # bytes of an image, a film or a sound
 
 
-def find(wanted: Wanted) -> None:
-    """Raises NoSplit when there is no such split, and Unreachable."""
-    shards(wanted, ".tar")
+@register_format
+class WebDatasetFormat(Format):
+    """Tar shards in the WebDataset convention."""
 
+    kind = "webdataset"
 
-def open_split(wanted: Wanted) -> RowReader:
-    """The reader of a split; indexes that are missing are made. Raises UserError and Unreachable."""
-    files = shards(wanted, ".tar")
-    make_indexes(wanted.storage, files, f"indexing {wanted.name}, shards", wanted.progress)
-    return TarReader(wanted, files, class_names(wanted, wanted.folder(".tar")))
+    def find(self, wanted: Wanted) -> None:
+        """Raises NoSplit when there is no such split, and Unreachable."""
+        shards(wanted, ".tar")
+
+    def open_split(self, wanted: Wanted) -> RowReader:
+        """The reader of a split; indexes that are missing are made. Raises UserError and Unreachable."""
+        files = shards(wanted, ".tar")
+        make_indexes(wanted.storage, files, f"indexing {wanted.name}, shards", wanted.progress)
+        return TarReader(wanted, files, class_names(wanted, wanted.folder(".tar")))
 
 
 class _Found(NamedTuple):
