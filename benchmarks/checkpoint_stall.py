@@ -58,11 +58,12 @@ def make_engine(stage: int, device):
     import torch
 
     from imp_ds.config import ModelSettings, RunConfig
+    from imp_ds.families.imp.build import build_model
     from imp_ds.objectives import Classification
     from imp_ds.parallel.groups import world_size
     from imp_ds.tasks import Batch, Source, Task, Views, VisionView
     from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine, build_model
+    from imp_ds.train.engine import Engine
 
     task = Task(
         name="pictures", source=Source(path="none", vision="v", label="l"), views=Views(vision=VisionView(height=64, width=64)),

@@ -87,7 +87,7 @@ def run_of(gate: str, options):
 
 
 def model_of(run):
-    from imp_ds.train.engine import build_model
+    from imp_ds.families.imp.build import build_model
 
     return build_model(run.model.to_config(VOCABULARY, run.tasks), seed=0, ep_size=1).train()
 

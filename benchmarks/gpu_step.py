@@ -89,10 +89,11 @@ def heading(options, device, dtype, peak: float) -> list[str]:
 
 def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
     """By task (samples, FLOPs of a step, how often it comes), and the seconds of its steps by (task, mode)."""
+    from imp_ds.families.imp.build import build_model
     from imp_ds.recipes import get_recipe
     from imp_ds.train import ds_config
     from imp_ds.train.compilation import CompiledBlocks, uncompiled
-    from imp_ds.train.engine import Engine, build_model
+    from imp_ds.train.engine import Engine
     from imp_ds.train.flops import step_flops
 
     run = get_recipe(recipe)

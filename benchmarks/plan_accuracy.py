@@ -152,9 +152,10 @@ def start(case: tuple, memory: "Memory | None" = None) -> tuple:
     trained does not count as memory of the case."""
     import torch
 
+    from imp_ds.families.imp.build import build_model
     from imp_ds.parallel.groups import rank
     from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine, build_model, start_process_group
+    from imp_ds.train.engine import Engine, start_process_group
     from imp_ds.train.measure import DTYPES
     from imp_ds.train.measure_engine import Chain, engine_config
 

@@ -14,7 +14,7 @@ _HOMES = {
     "ImpConfig": "imp_ds.models.imp",
     "ImpModel": "imp_ds.models.imp",
     "ImpProcessor": "imp_ds.models.imp",
-    "ImpForPreTraining": "imp_ds.pretraining",
+    "ImpForPreTraining": "imp_ds.families.imp.pretraining",
 }
 _RECORDS = {
     "imp_ds.config": ("RunConfig", "ModelSettings", "DataSettings", "AudioSettings", "TrainSettings", "OptimizerSettings"),

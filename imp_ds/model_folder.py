@@ -11,11 +11,11 @@ from transformers.utils import logging as transformers_logging
 
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
+from imp_ds.families.imp.pretraining import ImpForPreTraining, TaskObjectives
 from imp_ds.json_files import read_json
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import ImpModel, ImpPreTrainedModel
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.pretraining import ImpForPreTraining, TaskObjectives
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
 _EXPORT = "export the run first: imp_ds export RUN OUT"

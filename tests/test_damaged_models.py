@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model, read_run
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.tokenizers import load_tokenizer
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train.initial_weights import load_initial
 from imp_ds.train.processor import build_extractor
 from imp_ds.train.tune_command import tune

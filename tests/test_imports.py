@@ -20,8 +20,8 @@ FLOORS = {
     "parallel.groups": 0, "parallel.gather": 0, "parallel.launch": 0,
     "models": 1,
     "objectives": 2,
-    "tasks": 3, "pretraining": 3, "imp_ds": 3,  # the package itself: what `import imp_ds` runs
-    "data": 4, "model_folder": 4,
+    "tasks": 3, "families.train_module": 4, "families": 5, "imp_ds": 5,  # the package itself: what `import imp_ds` runs
+    "data": 4, "model_folder": 5,
     "config": 5, "tokens": 5, "layout": 5, "evaluation": 5, "parallel.expert_parallel": 5,
     "train": 6,
     "recipes": 7, "comparison": 7, "commands": 7, "doctor": 7, "cli": 7, "__main__": 7,

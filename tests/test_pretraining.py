@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_flatten
 
 from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.errors import UserError
+from imp_ds.families.imp.pretraining import TaskObjectives
 from imp_ds.modalities.positions import grid_positions
 from imp_ds.objectives import Classification, Contrastive, MaskedLanguage, task_entry
-from imp_ds.pretraining import TaskObjectives
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch
 

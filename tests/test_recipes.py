@@ -6,10 +6,10 @@ import torch
 
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.layout import check_layout
 from imp_ds.modalities import audio, vision
 from imp_ds.modalities.log_mel import LogMel
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Batch
 from imp_ds.tokens import token_counts

@@ -16,11 +16,11 @@ from small_run import make_config
 from torch import nn
 
 from benchmarks.exact.cases import RATE, Case, make_batch, make_run
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import Router, RouterReport
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 
 GRADIENT_STEPS = 3  # the first step of each task

@@ -27,8 +27,8 @@ from small_run import full_parameters, make_engine, share
 
 from benchmarks.exact import reference
 from benchmarks.exact.cases import AGAINST_FLOAT32, RATE, Case, engine_settings, make_batch, make_run
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.parallel.groups import is_main, rank, world_size
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import master_state
 from imp_ds.train.compilation import CompiledBlocks
 from imp_ds.train.engine import Engine, start_process_group

@@ -18,7 +18,7 @@ from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model, read_run
-from imp_ds.pretraining import ImpForPreTraining, likeliest
+from imp_ds.families.imp.pretraining import ImpForPreTraining, likeliest
 from imp_ds.printable import printable
 from imp_ds.tasks import Task, Views
 from imp_ds.written_files import write_result

@@ -15,8 +15,8 @@ from imp_ds.data.evaluation_batches import evaluation_batches
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.retrieval import recall
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.likelihood import encode_with_spe
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train.trained_run import TrainedRun
 

@@ -22,8 +22,8 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train import ds_config
 from imp_ds.train.engine import Engine, start_process_group

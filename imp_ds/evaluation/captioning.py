@@ -13,13 +13,13 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation.captions import bleu4, cider
 from imp_ds.evaluation.embedding import in_step
 from imp_ds.evaluation.evaluator import KeptBatches
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.modalities.text import preprocess_captions
 from imp_ds.models.imp.caption_sequence import Pictured, query_states
 from imp_ds.objectives.captioning import word_log_probabilities
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import all_agree
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch, Evaluation, Task
 
 

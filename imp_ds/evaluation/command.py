@@ -14,11 +14,11 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.measures import written
 from imp_ds.evaluation.other_recipe import seen_by
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.model_folder import CONFIG, load_processor, load_weights
 from imp_ds.models.imp import ImpProcessor
 from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.stage_progress import StageProgress
 from imp_ds.written_files import write_result
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from imp_ds.evaluation.embedding import embed_by
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives.objective import ClassObjective, ObjectiveRecord
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch, Task
 
 

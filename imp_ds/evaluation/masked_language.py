@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from imp_ds.errors import UserError
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.objectives.candidates import Words
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import on_main, rank, world_size
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch, Evaluation, Task
 
 _SEED = 0  # the same words are hidden in every run, at every step, on any number of ranks

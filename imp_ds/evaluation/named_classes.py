@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.evaluator import TextEvaluator
 from imp_ds.evaluation.zero_shot import accuracy
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives.named_classes import NameScores
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch, Task
 
 

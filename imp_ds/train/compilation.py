@@ -17,12 +17,11 @@ from collections.abc import Iterable
 import torch
 from torch._dynamo.backends.registry import lookup_backend
 
-from imp_ds.models.imp.layers import ImpBlock
+from imp_ds.families.train_module import TrainModule
 from imp_ds.moe.conditional import RoutedMap
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.top_k import TopKRouter
 from imp_ds.parallel.groups import is_main
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 
 SAMPLES = 4  # of a task that are read for its warm-up: it is shapes that count
@@ -36,13 +35,13 @@ class CompiledBlocks:
     graphs: how many were made so far. One that is made after `warm` is told on stderr, on the first rank.
     """
 
-    def __init__(self, model: ImpForPreTraining, shapes: int, backend: str = "inductor"):
+    def __init__(self, model: TrainModule, shapes: int, backend: str = "inductor"):
         """`shapes`: most shapes that the blocks will see, tasks times modalities."""
         self.graphs, self._warm, self._backend = 0, False, lookup_backend(backend)
         limit = _GRAPHS_OF_A_SHAPE * shapes
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
         torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
-        for block in model.imp.blocks:
+        for block in model.blocks():
             outside = _with_unknown_rows(block)
             for layer in outside:
                 layer.forward = torch.compiler.disable(layer.forward)
@@ -87,7 +86,7 @@ def tile(batch: Batch, samples: int) -> Batch:
     return batch.map(lambda x: x[index])
 
 
-def _with_unknown_rows(block: ImpBlock) -> list[torch.nn.Module]:
+def _with_unknown_rows(block: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers whose experts have as many rows as a drop-free router gives them; it may be the router of another one."""
     drop_free = any(isinstance(module, TopKRouter) and not module.drop_tokens for module in block.modules())
     return [module for module in block.modules() if isinstance(module, (MoELayer, RoutedMap))] if drop_free else []

@@ -21,23 +21,16 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
-from torch import nn
 
-from imp_ds.modalities.vision import PatchProjection
-from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.initialization import initialize_seeded
-from imp_ds.moe.blending import BlendRouter
-from imp_ds.moe.experts import ExpertWeights
-from imp_ds.moe.routing import Router
-from imp_ds.parallel.expert_parallel import ExpertParallelLayer, spread_experts
-from imp_ds.parallel.groups import alone, rank
+from imp_ds.families.train_module import TrainModule
+from imp_ds.parallel.expert_parallel import ExpertParallelLayer
+from imp_ds.parallel.groups import alone, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.roll_call import roll_call
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train import master_state
 from imp_ds.train.carried_gradients import carry, give_length, own_gradients
-from imp_ds.train.pieces import Pieces
+from imp_ds.train.pieces import Pieces, split
 
 
 def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800.0) -> torch.device:
@@ -60,28 +53,15 @@ def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def build_model(config: ImpConfig, seed: int, ep_size: int) -> ImpForPreTraining:
-    """The module to train, this rank's experts only, with weights that depend on (seed, name, expert) alone."""
-    with torch.device("meta"):
-        model = ImpForPreTraining(config)
-    if ep_size > 1:
-        spread_experts(model, ep_size, rank())
-    model.to_empty(device="cpu")
-    initialize_seeded(model, seed, config.initializer_range)
-    return model
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weight decay acts on matrices that multiply ("kernels"), not on norms, biases, tables or temperatures
-    (IMP release, `optimizers.py`). DeepSpeed splits off the experts by itself. Frozen parameters are in none."""
+def parameter_groups(model: TrainModule, weight_decay: float) -> list[dict]:
+    """Two groups: weight decay acts on what the model says, matrices that multiply ("kernels"). DeepSpeed splits off the experts
+    by itself. Frozen parameters are in none."""
     kernels, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            matrix = isinstance(module, (ExpertWeights, Router, BlendRouter))
-            matrix = matrix or (isinstance(module, (nn.Linear, PatchProjection)) and name == "weight")
-            (kernels if matrix else others).append(parameter)
+            (kernels if model.decays(module, name) else others).append(parameter)
     groups = [
         {"params": kernels, "name": "kernels", "weight_decay": weight_decay},
         {"params": others, "name": "others", "weight_decay": 0.0},
@@ -90,13 +70,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 class Engine:
-    """The DeepSpeed engine of an ImpForPreTraining, one task a step and rank.
+    """The DeepSpeed engine of a model, one task a step and rank.
+
+    The gradient of a step is that of sum(loss * weight) / sum(weight) over its micro-batches and ranks.
 
     mixed: whether ranks may train different tasks in one step, but for those that share experts. Then the step's gradient is the
     mean of the ranks' own, each of which is held whole, and no rank's samples are compared with another's.
     """
 
-    def __init__(self, model: ImpForPreTraining, ds: dict, *, weight_decay: float, device: torch.device, mixed: bool = False):
+    def __init__(self, model: TrainModule, ds: dict, *, weight_decay: float, device: torch.device, mixed: bool = False):
         self.device, self.mixed = device, mixed
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=model, model_parameters=parameter_groups(model, weight_decay), config=ds
@@ -109,7 +91,7 @@ class Engine:
         master_state.prepare(self, adam_steps=0)
 
     @property
-    def model(self) -> ImpForPreTraining:
+    def model(self) -> TrainModule:
         return self.deepspeed.module
 
     def forward(self, batch: Batch, pieces: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
@@ -120,13 +102,27 @@ class Engine:
             # a loss that comes from DeepSpeed's engine is reduced in its backward pass
             module = self.model if self.mixed else self.deepspeed
             if pieces > 1:
-                parts = Pieces(module, batch, pieces)
+                parts = Pieces(module, batch, pieces, self._shares([*split(batch, pieces)]))
                 found = parts.forward()
                 self._losses, self._count = parts.losses(), pieces
                 return found
             loss, metrics, reports = module(batch)
+            if shares := self._shares([batch]):
+                loss = loss * shares[0]
             self._losses, self._count = iter([loss]), 1
             return loss.detach(), metrics, reports
+
+    def _shares(self, parts: list[Batch]) -> list[torch.Tensor] | None:
+        """What each micro-batch's loss counts in the mean over ranks and micro-batches: its weight over the mean of all weights;
+        None where all weigh the same. All ranks call it."""
+        if not self.model.weights_differ(parts[0].task):
+            return None
+        weights = torch.stack([self.model.weight(part).float() for part in parts])
+        total = weights.sum()
+        if world_size() > 1:
+            dist.all_reduce(total)
+        mean = total / (len(parts) * world_size())
+        return list((weights / mean.clamp(min=torch.finfo(mean.dtype).tiny)).unbind())
 
     def _own_world(self):
         """Where ranks train different tasks, objectives compare a rank's samples among themselves (as the release does then)."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import RunConfig
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.json_files import read_json
 from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import model_card
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.staged_folder import staged_folder

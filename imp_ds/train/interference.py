@@ -23,8 +23,8 @@ from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
 from imp_ds.evaluation.interference_picture import draw_interference
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.parallel.groups import alone, on_main, rank, world_size
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train.master_state import whole_parameters
 from imp_ds.train.schedule import Rotation

@@ -20,34 +20,37 @@ from collections.abc import Iterator
 
 import torch
 
-from imp_ds.models.imp.modeling_imp import Encoding
+from imp_ds.families.train_module import TrainModule
 from imp_ds.moe.routing import RouterReport
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 
 
 class Pieces:
-    """One rank's batch in `count` pieces, for `module`, an ImpForPreTraining or the engine around it.
+    """One rank's batch in `count` pieces, for `module`, a TrainModule or the engine around it.
 
     `forward` gives what the module gives of the whole batch; `losses`, after it, one loss for each piece, of which each goes
-    backward before the next is asked for.
+    backward before the next is asked for. shares: what each piece's own loss counts in the mean; None: all the same.
     """
 
-    def __init__(self, module, batch: Batch, count: int):
-        self.module, self.batch, self.count = module, batch, count
-        self.parts = [batch.map(lambda x, i=i: x.tensor_split(count)[i]) for i in range(count)]
+    def __init__(self, module, batch: Batch, count: int, shares: list[torch.Tensor] | None = None):
+        self.module, self.batch, self.count, self.shares = module, batch, count, shares
+        self.parts = split(batch, count)
 
     def forward(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
         """Steps 1 and 2: the loss, detached, the metrics, and the router reports, means over the pieces."""
         with torch.no_grad():
-            pooled, shares, metrics, router_losses, reports = zip(*(self.module(part, _encode) for part in self.parts))
+            pooled, own, metrics, router_losses, reports = zip(*(self.module(part, _encode) for part in self.parts))
         self._pooled = {m: [piece[m] for piece in pooled] for m in pooled[0]}
         loss, together, gradient = self.module(self.batch, self._loss_and_gradient)
         self._gradient = {m: g.split([len(piece) for piece in self._pooled[m]]) for m, g in gradient.items()}
-        router_loss = torch.stack(router_losses).mean()
+        if self.shares is not None:
+            own, router_losses = (
+                [loss * share for loss, share in zip(losses, self.shares)] for losses in (own, router_losses)
+            )
+        router_loss = torch.stack(list(router_losses)).mean()
         metrics = {name: torch.stack([piece[name] for piece in metrics]).mean() for name in metrics[0]}
         metrics |= together | {"loss/router": router_loss}
-        return loss + sum(shares) / self.count + router_loss, metrics, _mean_reports(reports)
+        return loss + sum(own) / self.count + router_loss, metrics, _mean_reports(reports)
 
     def losses(self) -> Iterator[torch.Tensor]:
         """Step 3."""
@@ -56,50 +59,44 @@ class Pieces:
             way = self._through_loss if self._gradient and i == self.count - 1 else self._through_gradient
             yield self.module(part, lambda model, piece, way=way, i=i: way(model, piece, i))
 
-    def _loss_and_gradient(self, model: ImpForPreTraining, batch: Batch):
-        if not model.objectives[batch.task].compares_samples:
+    def _loss_and_gradient(self, model: TrainModule, batch: Batch):
+        if not model.compares_samples(batch.task):
             return 0.0, {}, {}
         leaves = {m: torch.cat(pieces).requires_grad_() for m, pieces in self._pooled.items()}
         with torch.enable_grad():
-            loss, metrics = _comparing(model, batch.task, leaves, batch.targets)
+            loss, metrics = model.compare(batch.task, leaves, batch.targets)
             # a modality that no objective compares has no gradient
             gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return loss.detach(), metrics, dict(zip(leaves, gradient))
 
-    def _through_gradient(self, model: ImpForPreTraining, piece: Batch, i: int) -> torch.Tensor:
+    def _through_gradient(self, model: TrainModule, piece: Batch, i: int) -> torch.Tensor:
         encodings = model.encode(piece)
         aimed = [(encodings[m].pooled_BD * gradient[i]).sum().float() for m, gradient in self._gradient.items()]
-        return sum(aimed) + self._share(model, piece, encodings)
+        return sum(aimed) + self._share(model, piece, encodings, i)
 
-    def _through_loss(self, model: ImpForPreTraining, piece: Batch, i: int) -> torch.Tensor:
+    def _through_loss(self, model: TrainModule, piece: Batch, i: int) -> torch.Tensor:
         encodings = model.encode(piece)
         whole = {m: torch.cat([*self._pooled[m][:i], encoding.pooled_BD]) for m, encoding in encodings.items()}
-        loss, _ = _comparing(model, piece.task, whole, self.batch.targets)
-        return loss + self._share(model, piece, encodings)
+        loss, _ = model.compare(piece.task, whole, self.batch.targets)
+        return loss + self._share(model, piece, encodings, i)
 
-    def _share(self, model: ImpForPreTraining, piece: Batch, encodings: dict[str, Encoding]) -> torch.Tensor:
-        """A piece's part of the losses that are means over samples or groups of them."""
-        loss, _ = _own(model, piece, encodings)
-        return (loss + model.imp.router_loss(*encodings.values())) / self.count
+    def _share(self, model: TrainModule, piece: Batch, encodings: dict, i: int) -> torch.Tensor:
+        """A piece's part of the losses that are means over samples, tokens or groups of them."""
+        own = model.own_loss(piece, encodings)
+        loss = (own.loss + own.router_loss) / self.count
+        return loss if self.shares is None else loss * self.shares[i]
 
 
-def _encode(model: ImpForPreTraining, piece: Batch) -> tuple:
-    """By modality the pooled encodings; loss and metrics of the piece alone; loss and, by modality, reports of its routers."""
+def split(batch: Batch, count: int) -> list[Batch]:
+    """A batch in `count` equal parts."""
+    return [batch.map(lambda x, i=i: x.tensor_split(count)[i]) for i in range(count)]
+
+
+def _encode(model: TrainModule, piece: Batch) -> tuple:
+    """By name the pooled encodings; loss and metrics of the piece alone; loss and, by name, reports of its routers."""
     encodings = model.encode(piece)
-    pooled = {m: encoding.pooled_BD for m, encoding in encodings.items()}
-    reports = {m: encoding.reports for m, encoding in encodings.items()}
-    return pooled, *_own(model, piece, encodings), model.imp.router_loss(*encodings.values()), reports
-
-
-def _own(model: ImpForPreTraining, piece: Batch, encodings: dict[str, Encoding]):
-    """Loss and metrics of the objectives that compare no samples."""
-    return model.objectives[piece.task](model.imp, encodings, piece.targets, False)
-
-
-def _comparing(model: ImpForPreTraining, task: str, pooled: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]):
-    """Loss and metrics of the objectives that compare samples, which see them pooled alone."""
-    encodings = {m: Encoding(None, None, pooled_BD, []) for m, pooled_BD in pooled.items()}
-    return model.objectives[task](model.imp, encodings, targets, True)
+    own = model.own_loss(piece, encodings)
+    return {m: encoding.pooled_BD for m, encoding in encodings.items()}, *own
 
 
 def _mean_reports(pieces: tuple[dict[str, list[RouterReport]], ...]) -> dict[str, list[RouterReport]]:

@@ -9,9 +9,9 @@ import torch
 
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.layout import check_layout
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tokens import task_tokens
 from imp_ds.train.flops_experts import expert_rows
 from imp_ds.train.plan_choice import Case, Choice

@@ -16,17 +16,18 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.data.samples import Reader
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
+from imp_ds.families.imp.build import build_model
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.parallel import rank_grid
 from imp_ds.parallel.groups import is_main, on_main, rank, world_size
 from imp_ds.parallel.hostfile import check_hostfile
 from imp_ds.parallel.watchdog import Watchdog
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Batch
 from imp_ds.train import checkpoint, resume
 from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
-from imp_ds.train.engine import Engine, build_model
+from imp_ds.train.engine import Engine
 from imp_ds.train.first_samples import first_turns
 from imp_ds.train.initial_weights import load_initial
 from imp_ds.train.schedule import build_schedule

@@ -8,8 +8,8 @@ import torch
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.train import checkpoint
 from imp_ds.train.processor import load_processor
 from imp_ds.train.run_folder import load_run

@@ -11,11 +11,12 @@ import torch.distributed as dist
 from deepspeed.utils import groups as deepspeed_groups
 
 from imp_ds.config import ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.families.imp.build import build_model
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
 from imp_ds.train import ds_config
-from imp_ds.train.engine import Engine, build_model
+from imp_ds.train.engine import Engine
 
 VOCABULARY = 50
 MARKS = SimpleNamespace(mask_token_id=VOCABULARY - 1, eos_token_id=VOCABULARY - 2)  # what of a tokenizer a model has to know

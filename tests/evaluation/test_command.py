@@ -15,10 +15,10 @@ from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation.command import evaluate
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpProcessor, ImpVideoProcessor
 from imp_ds.objectives import Contrastive
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.tasks import Evaluation, Source, Task, TextView, Views, VisionView
 from imp_ds.train import model_card
 

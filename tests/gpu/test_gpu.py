@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.initialization import initialize_seeded
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch
 
@@ -61,8 +61,9 @@ def test_bfloat16_routes_in_float32_and_stays_near():
 
 def step_engine_of(name: str, **settings):
     """An engine of a debug twin under the GPU configuration of that name, on batches of images and texts."""
+    from imp_ds.families.imp.build import build_model
     from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine, build_model, start_process_group
+    from imp_ds.train.engine import Engine, start_process_group
 
     run = get_recipe("digits_debug")
     run.model = run.model.model_copy(update=settings)

@@ -13,9 +13,9 @@ from masked_language_worker import words_batch, words_run  # noqa: E402
 from small_run import make_batch, make_config, make_run  # noqa: E402
 
 from imp_ds.errors import UserError  # noqa: E402
+from imp_ds.families.imp.pretraining import ImpForPreTraining  # noqa: E402
 from imp_ds.layout import check_layout  # noqa: E402
 from imp_ds.models.imp.initialization import initialize_seeded  # noqa: E402
-from imp_ds.pretraining import ImpForPreTraining  # noqa: E402
 from imp_ds.randomness import sample_keys  # noqa: E402
 from imp_ds.train.compilation import CompiledBlocks, tile, uncompiled  # noqa: E402
 

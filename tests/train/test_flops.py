@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from imp_ds.errors import UserError
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.moe import compute
 from imp_ds.objectives import Classification
-from imp_ds.pretraining import ImpForPreTraining
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch
 from imp_ds.tokens import candidate_sequences

@@ -7,9 +7,9 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from imp_ds.pretraining import ImpForPreTraining
+from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.objectives import StepShape
 from imp_ds.train.flops import step_flops
-from imp_ds.train.plan_memory import word_score_values
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from captioning_worker import LENGTH, SIZE, caption_batch, caption_run  # noqa: E402
@@ -29,4 +29,5 @@ def test_flops_are_those_that_torch_counts(model):
 
 def test_the_scores_of_all_words_are_held_for_every_query():
     run = caption_run("attribute")
-    assert word_score_values(run.task("captions"), make_config(run), samples=SIZE) == 3 * SIZE * LENGTH * VOCABULARY
+    shape = StepShape(make_config(run), SIZE, SIZE, {"vision": 4, "text": LENGTH}, {"vocabulary": VOCABULARY}, 4)
+    assert run.task("captions").objectives[0].loss_values(shape) == 3 * SIZE * LENGTH * VOCABULARY

@@ -7,7 +7,9 @@ from torch import nn
 from transformers import AutoModelForPreTraining
 
 from imp_ds.errors import UserError
+from imp_ds.families.train_module import OwnLoss, StepOutput, TrainModule
 from imp_ds.modalities import EMBEDDINGS
+from imp_ds.modalities.vision import PatchProjection
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedModel
 from imp_ds.objectives.captioning import CaptioningObjective
@@ -53,7 +55,11 @@ class TaskObjectives(nn.Module):
         return total / (len(self.parts) if self.reduction == "mean" else 1), metrics
 
 
-class ImpForPreTraining(ImpPreTrainedModel):
+def _reports(encodings: dict[str, Encoding]) -> dict[str, list]:
+    return {name: encoding.reports for name, encoding in encodings.items()}
+
+
+class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
     """An ImpModel (`.imp`) and, for each task of `config.objectives`, its objectives with their heads and temperatures.
 
     `config.objectives` maps a task's name to {"objectives": [spec, ...], "reduction": "sum" | "mean"}.
@@ -70,26 +76,38 @@ class ImpForPreTraining(ImpPreTrainedModel):
         )
         self.post_init()
 
-    def forward(self, batch, way: Callable | None = None):
-        """The loss of one task's batch (an `imp_ds.tasks.Batch`).
-
-        Returns the loss (this rank's share of the global mean, router losses included), metrics by name (detached), and
-        the router reports of each sequence; or what `way(model, batch)` returns, which is called from here because ZeRO 3
-        finds the weights of what runs inside a forward.
-        """
+    def forward(self, batch: Batch, fn: Callable | None = None) -> StepOutput:
+        """The loss of one task's batch, this rank's share of the global mean, and what else a `TrainModule` gives of it."""
         if batch.task not in self.objectives:
             raise UserError("the model was not built for this task", got=batch.task, allowed=", ".join(self.objectives))
-        if way is not None:
-            return way(self, batch)
+        if fn is not None:
+            return fn(self, batch)
         encodings = self.encode(batch)
         loss, metrics = self.objectives[batch.task](self.imp, encodings, batch.targets)
         router_loss = self.imp.router_loss(*encodings.values())
         metrics["loss/router"] = router_loss.detach()
-        return loss + router_loss, metrics, {name: encoding.reports for name, encoding in encodings.items()}
+        return StepOutput(loss + router_loss, metrics, _reports(encodings))
 
     def encode(self, batch, encodings: dict[str, Encoding] | None = None) -> dict[str, Encoding]:
         """What the objectives of a batch's task read, through the encoder, by name; what is in `encodings` is there already."""
         return self.objectives[batch.task].encode(self.imp, batch, encodings)
+
+    def compares_samples(self, task: str) -> bool:
+        return self.objectives[task].compares_samples
+
+    def own_loss(self, batch: Batch, encodings: dict[str, Encoding]) -> OwnLoss:
+        loss, metrics = self.objectives[batch.task](self.imp, encodings, batch.targets, False)
+        return OwnLoss(loss, metrics, self.imp.router_loss(*encodings.values()), _reports(encodings))
+
+    def compare(self, task, pooled, targets):
+        encodings = {name: Encoding(None, None, pooled_BD, []) for name, pooled_BD in pooled.items()}
+        return self.objectives[task](self.imp, encodings, targets, True)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.imp.blocks)
+
+    def decays(self, module: nn.Module, name: str) -> bool:
+        return super().decays(module, name) or isinstance(module, PatchProjection) and name == "weight"
 
     @torch.no_grad()
     def answer(self, task: str | None = None, **inputs: torch.Tensor) -> torch.Tensor:
