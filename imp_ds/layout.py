@@ -27,7 +27,6 @@ def check_layout(run: RunConfig, world_size: int, ds: dict) -> None:
         _check_evaluations(run, config)
     _check_engine(run, ds, bool(config.num_experts))
     _check_steps(run, ds)
-    _check_frozen(run, ds)
 
 
 def _divisors(number: int) -> str:
@@ -151,23 +150,6 @@ def _check_engine(run: RunConfig, ds: dict, experts: bool) -> None:
                 f"ZeRO 2 with experts needs {key}", got=f"zero_optimization.{key} = false", allowed="true", fix="delete the key"
             )
     _check_foreign_sections(ds)
-
-
-def _check_frozen(run: RunConfig, ds: dict) -> None:
-    """A run of which a part is frozen trains little: it needs neither partitioned weights nor spread experts."""
-    stage = ds.get("zero_optimization", {}).get("stage", 0)
-    if run.train.trainable is not None and stage == 3:
-        raise UserError(
-            "frozen parameters at ZeRO 3: their partitions are out of reach of checkpoints",
-            got="train.trainable, zero_optimization.stage = 3", allowed="ZeRO 0, 1 or 2",
-            fix="--deepspeed_config with stage 1 or 2: what is frozen has no optimizer state to be spread",
-        )  # fmt: skip
-    if run.train.trainable is not None and run.train.ep_size > 1:
-        raise UserError(
-            "frozen parameters with spread experts: DeepSpeed wants experts among what is trained",
-            got=f"train.trainable, train.ep_size = {run.train.ep_size}", allowed="train.ep_size = 1",
-            fix="--set train.ep_size=1",
-        )  # fmt: skip
 
 
 def _check_steps(run: RunConfig, ds: dict) -> None:

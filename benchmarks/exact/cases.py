@@ -29,7 +29,13 @@ ROUTERS = {
 }
 RANDOM = dict(hidden_dropout=0.1, router_noise=1.0)
 AGAINST_FLOAT32 = "against float32"
-VARIANTS = ("pieces 2", "pieces 4", "checkpointing", "compile", "dropout and noise", AGAINST_FLOAT32)
+FROZEN = {  # what is still trained
+    "frozen experts": ["imp.embeddings.*", "imp.pre_encoder.*", "imp.blocks.0.*", "imp.blocks.*attention*", "*.router.weight",
+                       "imp.post_encoder.*", "imp.projections.*", "objectives.*"],
+    "all but experts frozen": ["*.experts.*"],
+    "frozen beside experts": ["*.experts.w1", "*norm*", "imp.post_encoder.*", "objectives.*.head.*"],
+}  # fmt: skip
+VARIANTS = ("pieces 2", "pieces 4", "checkpointing", "compile", "dropout and noise", *FROZEN, AGAINST_FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Case:
     @property
     def reference(self) -> "Case":
         """The run of one process that it has to equal: without DeepSpeed in float32, at ZeRO 1 in bfloat16."""
-        bf16, kept = self.bf16 and self.variant != AGAINST_FLOAT32, self.variant if self.random else ""
+        bf16 = self.bf16 and self.variant != AGAINST_FLOAT32
+        kept = self.variant if self.random or self.variant in FROZEN else ""
         return replace(self, ranks=1, ep_size=1, stage=1 if bf16 else 0, offload=False, bf16=bf16, variant=kept)
 
     def __str__(self) -> str:
@@ -84,10 +91,17 @@ def variants(ranks: int) -> list[Case]:
         for router in ("expert choice", "top-2 drop-free") for variant in VARIANTS for stage in (2, 3)
         if variant != AGAINST_FLOAT32
     ]  # fmt: skip
+    cases += [frozen(variant, ranks, ranks, stage) for variant in FROZEN for stage in (0, 1)]
     if ranks == 1:
         cases += [Case(router, 1, 1, 2, bf16=True, variant=AGAINST_FLOAT32) for router in ROUTERS]
     # a compiler takes minutes, and nothing that it compiles depends on the stage
     return [case for case in cases if case.variant != "compile" or (case.stage == 2 and ranks < 4)]
+
+
+def frozen(variant: str, ranks: int, ep_size: int, stage: int, steps: int = STEPS) -> Case:
+    """A run that trains a part; at ZeRO 0 without clipping, which is refused there."""
+    router = list(ROUTERS)[list(FROZEN).index(variant)]
+    return Case(router, ranks, ep_size, stage, clip=CLIP if stage else 0.0, variant=variant, steps=steps)
 
 
 def quick(cases: list[Case]) -> list[Case]:
@@ -102,6 +116,7 @@ def make_run(case: Case) -> RunConfig:
     run = small_run(ep_size=case.ep_size, clip=case.clip, **model)
     for task in run.tasks:
         task.batch_size, task.pieces = BATCH, case.pieces
+    run.train.trainable = FROZEN.get(case.variant)
     return run
 
 

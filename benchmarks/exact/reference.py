@@ -22,6 +22,7 @@ from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import Router, RouterReport
 from imp_ds.tasks import Batch
+from imp_ds.train.trainable import freeze_others
 
 GRADIENT_STEPS = 3  # the first step of each task
 
@@ -33,13 +34,14 @@ def plain_run(case: Case) -> dict[str, torch.Tensor]:
     config = make_config(run)
     model = ImpForPreTraining(config)
     initialize_seeded(model, 0, config.initializer_range)
+    freeze_others(model, run.train.trainable)
     optimizer = plain_optimizer(model, run.optimizer)
     chosen, losses, norms, found = [], [], [], {}
     watch_choices(model, chosen)
     for step in range(case.steps):
         batch = make_batch(step, case)
         if step < GRADIENT_STEPS and not case.random:
-            gradients = naive_gradients(config, model.state_dict(), batch)
+            gradients = naive_gradients(config, model.state_dict(), batch, run.train.trainable)
             found |= {f"gradient/{step}/{name}": gradient for name, gradient in gradients.items()}
             found[f"gradient_norm/{step}"] = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
         loss, norm = plain_step(model, optimizer, batch, run.optimizer.clip)
@@ -49,10 +51,10 @@ def plain_run(case: Case) -> dict[str, torch.Tensor]:
 
 
 def plain_optimizer(model: nn.Module, settings) -> torch.optim.AdamW:
-    decayed = [p for n, p in model.named_parameters() if is_kernel(n, p)]
-    others = [p for n, p in model.named_parameters() if not is_kernel(n, p)]
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    decayed, others = ([p for n, p in trained if is_kernel(n, p) == kernel] for kernel in (True, False))
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=RATE, betas=settings.betas, eps=settings.eps)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=RATE, betas=settings.betas, eps=settings.eps)
 
 
 def is_kernel(name: str, parameter: torch.Tensor) -> bool:
@@ -66,7 +68,7 @@ def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch,
     optimizer.zero_grad()
     loss.backward()
     for parameter in model.parameters():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
     optimizer.step()
@@ -166,10 +168,13 @@ class NaiveMoE(nn.Module):
         return total
 
 
-def naive_gradients(config: ImpConfig, weights: dict[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
-    """The gradient of every parameter in float64; zeros for what the task does not use."""
+def naive_gradients(
+    config: ImpConfig, weights: dict[str, torch.Tensor], batch: Batch, trainable: list[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """The gradient of every trained parameter in float64; zeros for what the task does not use."""
     model = ImpForPreTraining(config)
     model.load_state_dict(weights)
+    freeze_others(model, trainable)
     for block in model.imp.blocks:
         if block.is_moe:
             block.feed_forward = NaiveMoE(block.feed_forward, config)
@@ -178,7 +183,7 @@ def naive_gradients(config: ImpConfig, weights: dict[str, torch.Tensor], batch: 
     with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
         loss, _, _ = model(batch)
     loss.backward()
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
 def file_of(folder: Path, case: Case) -> Path:

@@ -102,6 +102,9 @@ def compare(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
             found = gradient_differences(before, moments(engine), betas[0], expected, step, case.clip)
             experts, rest = max(experts, found[0]), max(rest, found[1])
     norms, weights = torch.tensor(norms, dtype=torch.float64), full_parameters(engine)
+    for name, parameter in engine.model.named_parameters():
+        if not parameter.requires_grad:
+            assert torch.equal(weights[name], expected[f"weight/{name}"]), f"{name} is frozen, and has changed"
     found = {
         "loss": (torch.tensor(losses, dtype=torch.float64) - expected["losses"]).abs().max().item(),
         "norm": ((norms - expected["norms"]) / expected["norms"]).abs().max().item(),
@@ -117,7 +120,9 @@ def moments(engine: Engine) -> list[tuple[master_state.Slice, torch.Tensor]]:
     parts = [(part, part.tensors["exp_avg"].clone()) for part in master_state.owned_slices(engine)]
     elements = torch.tensor([sum(part.numel for part, _ in parts)])
     dist.all_reduce(elements)
-    whole = {name: torch.Size(shape).numel() for name, (shape, _) in master_state.whole_parameters(engine.model).items()}
+    wholes = master_state.whole_parameters(engine.model)
+    trained = [name for name, parameter in engine.model.named_parameters() if parameter.requires_grad]
+    whole = {name: torch.Size(wholes[name][0]).numel() for name in trained}
     assert elements.item() == sum(whole.values()), f"{elements.item()} elements on all ranks, not {sum(whole.values())}"
     return parts
 

@@ -11,6 +11,9 @@ Shapes: T flat tokens, N rows in expert order, D width, E experts of the layer, 
 held by a rank, C slots of an expert on one rank, in one part.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from deepspeed.checkpoint.autoep_affine import (
     autoep_experts_for_rank,
@@ -26,6 +29,8 @@ from deepspeed.checkpoint.constants import (
     DS_AUTOEP_UC_META,
 )
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from imp_ds.moe.blending import Blend, BlendedExperts
@@ -194,3 +199,28 @@ def spread_experts(model: nn.Module, ep_size: int, rank: int) -> nn.Module:
             if type(child) in SPREAD:
                 setattr(parent, name, SPREAD[type(child)](child, ep_size, rank % ep_size))
     return model
+
+
+def split_off_experts(groups: list[dict]) -> list[dict]:
+    """The optimizer's groups, those of spread experts apart, as DeepSpeed wants them; it would keep groups that become empty, and
+    fail on them."""
+    return [group for group in split_params_into_different_moe_groups_for_optimizer(groups) if group["params"]]
+
+
+@contextmanager
+def experts_may_be_frozen() -> Iterator[None]:
+    """Inside, an engine may be made whose experts are spread and all frozen: ZeRO 1 and 2 insist on experts among what is trained
+    (0.19.8), and have no gradients of experts to reduce then."""
+    configure = DeepSpeedZeroOptimizer._configure_moe_settings
+
+    def configure_if_trained(zero) -> None:
+        if any(zero.is_moe_group(group) for group in zero.optimizer.param_groups):
+            configure(zero)
+        else:
+            zero.has_moe_layers = False
+
+    DeepSpeedZeroOptimizer._configure_moe_settings = configure_if_trained
+    try:
+        yield
+    finally:
+        DeepSpeedZeroOptimizer._configure_moe_settings = configure

@@ -23,7 +23,7 @@ from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
 
 from imp_ds.families.train_module import TrainModule
-from imp_ds.parallel.expert_parallel import ExpertParallelLayer
+from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
 from imp_ds.parallel.groups import alone, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.roll_call import roll_call
@@ -54,8 +54,7 @@ def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800
 
 
 def parameter_groups(model: TrainModule, weight_decay: float) -> list[dict]:
-    """Two groups: weight decay acts on what the model says, matrices that multiply ("kernels"). DeepSpeed splits off the experts
-    by itself. Frozen parameters are in none."""
+    """Two groups: weight decay acts on what the model says, matrices that multiply ("kernels"). Frozen parameters are in none."""
     kernels, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -80,9 +79,9 @@ class Engine:
 
     def __init__(self, model: TrainModule, ds: dict, *, weight_decay: float, device: torch.device, mixed: bool = False):
         self.device, self.mixed = device, mixed
-        self.deepspeed, _, _, _ = deepspeed.initialize(
-            model=model, model_parameters=parameter_groups(model, weight_decay), config=ds
-        )
+        groups = split_off_experts(parameter_groups(model, weight_decay))
+        with experts_may_be_frozen():
+            self.deepspeed, _, _, _ = deepspeed.initialize(model=model, model_parameters=groups, config=ds)
         self.stage = self.deepspeed.zero_optimization_stage()
         if self.stage > 0:
             self._judge_within_step()
@@ -240,7 +239,7 @@ class Engine:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         own = [p.grad for p in trained if not hasattr(p, "group_name")]
         experts = [p.grad for p in trained if hasattr(p, "group_name")]
-        total = torch.stack([g.float().square().sum() for g in own]).sum()
+        total = torch.stack([g.float().square().sum() for g in own]).sum() if own else torch.zeros((), device=self.device)
         if experts:
             theirs = torch.stack([g.float().square().sum() for g in experts]).sum()
             name = next(m for m in self.model.modules() if isinstance(m, ExpertParallelLayer)).ep_group_name

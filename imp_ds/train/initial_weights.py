@@ -19,7 +19,7 @@ from imp_ds.modalities.tokenizers import load_tokenizer
 from imp_ds.model_folder import exported_config
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.upcycling import ENCODER_SETTINGS
-from imp_ds.train.master_state import whole_parameters
+from imp_ds.train.master_state import persistent_buffers, whole_parameters
 
 # "moe_layer_indices" is compared, and called by the name of its setting
 _SETTINGS = (
@@ -78,6 +78,13 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         )  # fmt: skip
 
 
+def sources_of(model: ImpForPreTraining, folder: str | Path) -> dict[str, tuple[Path, str]]:
+    """Parameter -> the file that `load_initial` copied it from, and its key there. Raises UserError as it does."""
+    stored, wholes = _stored(Path(folder)), whole_parameters(model)
+    taken = [name for name, (shape, _) in wholes.items() if _fits(stored, name, shape)]
+    return {name: (stored[name][2], stored[name][1]) for name in taken}
+
+
 def stored_weight(folder: Path, name: str) -> torch.Tensor:
     """A parameter of the exported model in `folder`, by its name in ImpForPreTraining. Raises UserError when it is not there."""
     stored = _stored(folder)
@@ -87,14 +94,14 @@ def stored_weight(folder: Path, name: str) -> torch.Tensor:
 
 
 def _stored(folder: Path) -> dict[str, tuple]:
-    """Name in ImpForPreTraining -> (open file, key). A folder of an ImpModel has its parameters without the prefix."""
+    """Name in ImpForPreTraining -> (open file, key, path of the file). A folder of an ImpModel has no prefix in its names."""
     found = {}
     for path in sorted(folder.glob("model*.safetensors")):
         try:
             file = safe_open(path, "pt")
         except (OSError, SafetensorError) as error:
             raise UserError("the weights of train.init_from cannot be read", got=f"{path}: {error}") from None
-        found |= {key if key.startswith(("imp.", "objectives.")) else f"imp.{key}": (file, key) for key in file.keys()}
+        found |= {key if key.startswith(("imp.", "objectives.")) else f"imp.{key}": (file, key, path) for key in file.keys()}
     if not found:
         raise UserError("train.init_from holds no weights", got=folder, allowed="a folder with model.safetensors")
     return found
@@ -104,7 +111,7 @@ def _stored(folder: Path) -> dict[str, tuple]:
 def _load(model: ImpForPreTraining, folder: Path, stored: dict[str, tuple]) -> list[str]:
     wholes, loaded, fresh = whole_parameters(model), [], []
     for name, (shape, _) in wholes.items():
-        if name in stored and _view(stored[name]).get_shape() == list(shape):
+        if _fits(stored, name, shape):
             loaded.append(name)
         elif name.startswith(_HEADS) or _PROMPTS in name:
             fresh.append(name)
@@ -117,7 +124,11 @@ def _load(model: ImpForPreTraining, folder: Path, stored: dict[str, tuple]) -> l
         parameter, (shape, start) = model.get_parameter(name), wholes[name]
         first = start // prod(shape[1:])  # of the experts that are held here
         parameter.copy_(_view(stored[name])[first : first + len(parameter)])
-    left = sorted(stored.keys() - set(loaded))
+    buffers = {name: b for name, b in persistent_buffers(model).items() if _fits(stored, name, tuple(b.shape))}
+    for name, buffer in buffers.items():
+        file, key, _ = stored[name]
+        buffer.copy_(file.get_tensor(key))
+    left = sorted(stored.keys() - set(loaded) - buffers.keys())
     return [
         f"starting from {folder}: {len(loaded)} parameters loaded",
         f"  fresh, not there in this shape: {_some(fresh)}",
@@ -125,9 +136,13 @@ def _load(model: ImpForPreTraining, folder: Path, stored: dict[str, tuple]) -> l
     ]
 
 
+def _fits(stored: dict[str, tuple], name: str, shape: tuple[int, ...]) -> bool:
+    return name in stored and _view(stored[name]).get_shape() == list(shape)
+
+
 def _view(place: tuple):
-    """The tensor at (open file, key), not read yet."""
-    file, key = place
+    """The tensor of `_stored`, not read yet."""
+    file, key, _ = place
     return file.get_slice(key)
 
 

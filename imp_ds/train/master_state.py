@@ -22,8 +22,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Slice:
     """Elements start .. start + n of a parameter of `shape` (all experts included), flattened.
 
-    `tensors` are views [n] of the optimizer's own float32 memory: "weight", "exp_avg", "exp_avg_sq"; of a frozen parameter
-    "weight" alone, its own memory.
+    `tensors` are views [n] of the optimizer's own float32 memory: "weight", "exp_avg", "exp_avg_sq".
     """
 
     name: str
@@ -56,11 +55,23 @@ def whole_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]
     return found
 
 
+def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffer name -> the buffer, of those that belong to a model's weights. Every rank holds the same values, also in layers
+    whose experts are spread; a buffer that several modules share has the first one's name."""
+    found = {}
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and not any(buffer is other for other in found.values()):
+                found[f"{path}.{name}" if path else name] = buffer
+    return found
+
+
 def slices(engine) -> list[Slice]:
-    """All that this rank's optimizer holds, by parameter, and what is frozen. At ZeRO 0, and of what is frozen, replicas hold the
-    same."""
+    """All that this rank's optimizer holds, by parameter. At ZeRO 0 replicas hold the same."""
     wholes, found = whole_parameters(engine.model), []
     for name, parameter in engine.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         shape, first = wholes[name]
         start, tensors = _held(engine, parameter)
         if tensors:
@@ -72,7 +83,7 @@ def owned_slices(engine) -> list[Slice]:
     """`slices` such that every element is on exactly one rank: replicas take a share each."""
     found = []
     for piece in slices(engine):
-        if engine.stage and len(piece.tensors) > 1:
+        if engine.stage:
             found.append(piece)
             continue
         spread = piece.numel < prod(piece.shape)  # experts: each rank of a group holds others
@@ -85,8 +96,6 @@ def owned_slices(engine) -> list[Slice]:
 
 def _held(engine, parameter: nn.Parameter) -> tuple[int, dict[str, torch.Tensor]]:
     """Where this rank's part of a parameter begins, and its views; no views when it holds nothing of it."""
-    if not parameter.requires_grad:
-        return 0, {WEIGHT: parameter.detach().view(-1)}
     if engine.stage == 0:
         state = engine.deepspeed.basic_optimizer.state[parameter]
         views = {WEIGHT: parameter.detach().view(-1), **{key: state[key].view(-1) for key in MOMENTS}}

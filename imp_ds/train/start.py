@@ -29,7 +29,7 @@ from imp_ds.train import checkpoint, resume
 from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine import Engine
 from imp_ds.train.first_samples import first_turns
-from imp_ds.train.initial_weights import load_initial
+from imp_ds.train.initial_weights import load_initial, sources_of
 from imp_ds.train.schedule import build_schedule
 from imp_ds.train.trainable import freeze_others
 
@@ -79,13 +79,20 @@ def show_ranks(run: RunConfig, config: ImpConfig, device: torch.device, hostfile
         rank_grid.show(rank_grid.rank_grid(places, run.train.ep_size, config.num_experts, hosts), console)
 
 
-def find_checkpoint(output_dir: Path, where: str) -> checkpoint.Reader | None:
-    """The checkpoint that `--resume where` means: rank 0 looks and verifies, all agree on what it found."""
+def find_checkpoint(output_dir: Path, where: str, base: str | None = None) -> checkpoint.Reader | None:
+    """The checkpoint that `--resume where` means: rank 0 looks and verifies, all agree on what it found.
+
+    base: the run's `train.init_from`, whose weights a checkpoint may refer to. Raises UserError when they are others now.
+    """
     warn = lambda message: print(message, file=sys.stderr, flush=True)  # noqa: E731
     found = [on_main(lambda: resume.find(output_dir, where, warn), "no checkpoint can be resumed")]
     if world_size() > 1:
         dist.broadcast_object_list(found, src=0)
-    return None if found[0] is None else checkpoint.Reader(found[0])
+    if found[0] is None:
+        return None
+    reader = checkpoint.Reader(found[0], base)
+    on_main(reader.check_base, "the weights that the run does not train cannot be read")
+    return reader
 
 
 def tell_of_groups(run: RunConfig, state: dict) -> None:
@@ -100,22 +107,24 @@ def tell_of_groups(run: RunConfig, state: dict) -> None:
 
 
 def start_engine(
-    run: RunConfig, config: ImpConfig, ds: dict, device: torch.device, reader: checkpoint.Reader | None, tokenizer
-) -> Engine:
+    run: RunConfig, config: ImpConfig, ds: dict, device: torch.device, reader: checkpoint.Reader | None, tokenizer,
+    output_dir: Path,
+) -> tuple[Engine, checkpoint.Frozen]:  # fmt: skip
     """The model on DeepSpeed, with the weights and the optimizer of `reader`'s checkpoint, the weights of `train.init_from`,
-    or fresh ones."""
-    model = build_model(config, run.train.seed, run.train.ep_size)
+    or fresh ones; and where the weights lie that it does not train."""
+    model, sources = build_model(config, run.train.seed, run.train.ep_size), {}
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if reader is not None:
         on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
     elif run.train.init_from is not None:
-        _load_initial(run, model, tokenizer)
+        sources = _load_initial(run, model, tokenizer)
     freeze_others(model, run.train.trainable)
+    frozen = checkpoint.refer_to_frozen(model, output_dir, run.train.ep_size, sources, reader)
     engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
     if reader is not None:
         reader.load_optimizer(engine)
-    return engine
+    return engine, frozen
 
 
 def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Collator) -> StepBatches:
@@ -135,12 +144,14 @@ def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Col
     )
 
 
-def _load_initial(run: RunConfig, model: ImpForPreTraining, tokenizer) -> None:
+def _load_initial(run: RunConfig, model: ImpForPreTraining, tokenizer) -> dict[str, tuple[Path, str]]:
+    """Load `train.init_from`; returns what came from where."""
     said = on_main(
         lambda: load_initial(model, run.train.init_from, tokenizer), "train.init_from cannot be loaded", every_rank=True
     )
     if is_main():
         print("\n".join(said), flush=True)
+    return sources_of(model, run.train.init_from)
 
 
 def compile_model(run: RunConfig, engine: Engine, batches: StepBatches, watchdog: Watchdog, step: int) -> CompiledBlocks:

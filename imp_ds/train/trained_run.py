@@ -37,7 +37,8 @@ class TrainedRun:
 def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
     """The run in an output folder, at the checkpoint of a step; None: the newest whole one.
 
-    Raises UserError when there is no such run or checkpoint, or it is damaged.
+    Raises UserError when there is no such run or checkpoint, it is damaged, or the weights that it started from and did not
+    train are no longer there.
     """
     if not checkpoint.steps(run_dir) and not (run_dir / FILE_NAME).is_file():
         raise UserError(
@@ -45,7 +46,8 @@ def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
             allowed="the --output_dir of imp_ds train, for example runs/digits",
         )  # fmt: skip
     run = load_run(run_dir)
-    reader = checkpoint.Reader(_find_checkpoint(run_dir, step))
+    reader = checkpoint.Reader(_find_checkpoint(run_dir, step), run.train.init_from)
+    reader.check_base()
     return TrainedRun(run, load_processor(run_dir, reader.state), reader)
 
 

@@ -25,7 +25,7 @@ from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_sh
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
-from imp_ds.train import ds_config, run_folder
+from imp_ds.train import ds_config, random_state, run_folder
 from imp_ds.train.checkpoint import Writer
 from imp_ds.train.compilation import uncompiled
 from imp_ds.train.engine import start_process_group
@@ -130,7 +130,7 @@ class Trainer:
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.before = before
-        reader = None if resume is None else find_checkpoint(output_dir, resume)
+        reader = None if resume is None else find_checkpoint(output_dir, resume, run.train.init_from)
         self.processor = settle_processor(run, readers, output_dir, None if reader is None else reader.state)
         self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks, self.processor.tokenizer)
         show_ranks(run, self.config, device, hostfile)
@@ -141,11 +141,12 @@ class Trainer:
             tell_of_groups(run, reader.state)
         self._processor_hashes = hashes(output_dir)
         self._take_state({} if reader is None else reader.state)
-        self.engine = start_engine(run, self.config, ds, device, reader, self.processor.tokenizer)
+        self.engine, frozen = start_engine(run, self.config, ds, device, reader, self.processor.tokenizer, output_dir)
+        self._random = None if reader is None else reader.random_state_of(device)
         self.writer = Writer(
             self.engine, output_dir, keep=run.train.keep_checkpoints, milestone_every=run.train.milestone_every,
             # a slow disk is told before the watchdog takes the wait for a hang
-            timeout_s=min(600.0, run.train.hang_timeout_s / 2),
+            timeout_s=min(600.0, run.train.hang_timeout_s / 2), frozen=frozen,
         )  # fmt: skip
         self.evaluators = build_evaluators(run, self.processor, "validation")
         flops = lambda seen: rank_flops(seen, self.config, run.data.audio, world_size(), run.train.mixed)  # noqa: E731
@@ -197,6 +198,7 @@ class Trainer:
         self.engine.deepspeed.train()
         raise_shared(self._fetch())
         self.preemption.starting = False
+        random_state.start(self._random, settings.seed, self.step, self.engine.device)
         while self.step < settings.steps:
             self.watchdog.progress(self.step, "training")
             self._one_step()
@@ -290,7 +292,7 @@ class Trainer:
         reader, settings = None, self.run.train
         if self.rollbacks < settings.max_rollbacks:
             self._await_checkpoint()
-            reader = find_checkpoint(self.output_dir, "auto")
+            reader = find_checkpoint(self.output_dir, "auto", self.run.train.init_from)
         if reader is None:
             gone_back = f"; went back {self.rollbacks} times before" if self.rollbacks else ", and no checkpoint to go back to"
             raise UserError(
@@ -317,14 +319,14 @@ class Trainer:
     def measure_interference(self) -> None:
         """How the tasks interfere now; training goes on as if it had not been asked."""
         stage = lambda stage, done, total: f"measuring interference, {stage} {done} of {total}"  # noqa: E731
-        with uncompiled():
+        with uncompiled(), random_state.kept(self.engine.device):
             found = self.probe.measure(lambda *progress: self.watchdog.progress(self.step, stage(*progress)))
         on_main(lambda: self.monitor.record_interference(self.step, found), "the interference cannot be recorded")
 
     def evaluate(self) -> dict[str, float]:
         """All evaluations on the validation split; every rank gets the results."""
         self.watchdog.progress(self.step, "evaluating")
-        with uncompiled():
+        with uncompiled(), random_state.kept(self.engine.device):
             results = evaluate(self.engine.model, self.evaluators)
         self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
         for evaluator in (found for found in self.evaluators if isinstance(found, CaptioningEvaluator)):

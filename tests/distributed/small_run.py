@@ -17,6 +17,7 @@ from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
 from imp_ds.train import ds_config
 from imp_ds.train.engine import Engine
+from imp_ds.train.trainable import freeze_others
 
 VOCABULARY = 50
 MARKS = SimpleNamespace(mask_token_id=VOCABULARY - 1, eos_token_id=VOCABULARY - 2)  # what of a tokenizer a model has to know
@@ -94,6 +95,7 @@ def make_engine(run: RunConfig, ds: dict | str, device: torch.device, *, seed: i
     model = build_model(make_config(run), seed, run.train.ep_size)
     if prepare_model is not None:
         prepare_model(model)
+    freeze_others(model, run.train.trainable)
     return Engine(model, resolved, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
 
 

@@ -87,7 +87,10 @@ def saved(tmp_path_factory) -> Path:
     return checkpoint.save(engine, tmp_path_factory.mktemp("saved"), 1, {"step": 1, "adam_steps": 1}, keep=1)
 
 
-FILES = ["model-00000.safetensors", "optimizer-00000.safetensors", "index.json", "state.json", "manifest.json"]
+FILES = [
+    "model-00000.safetensors", "optimizer-00000.safetensors", "random-00000.safetensors", "index.json", "state.json",
+    "references.json", "manifest.json",
+]  # fmt: skip
 
 
 def read_all(folder: Path) -> None:
@@ -95,6 +98,7 @@ def read_all(folder: Path) -> None:
     reader.load_weights(make_engine(100).model)
     for key in reader.index:
         reader.read(key, 0, 1)
+    reader.random_state_of(torch.device("cpu"))
 
 
 def test_the_files_of_a_checkpoint_are_these(saved):

@@ -1,4 +1,7 @@
-"""A run that is killed and resumed has the losses of the run that was not, through the command line on two ranks."""
+"""A run that is killed and resumed has the losses of the run that was not, through the command line on two ranks.
+
+Its model has a dropout of torch's own, which draws from each rank's generator.
+"""
 
 import json
 import shutil
@@ -38,9 +41,26 @@ def losses(output_dir: Path) -> dict[int, tuple[str, float, float]]:
     return found
 
 
+def with_dropout(*command_line: str) -> None:
+    """The command, of a model whose last norm is followed by torch's dropout."""
+    import torch.nn.functional as F
+
+    from imp_ds.train import start
+
+    build = start.build_model
+
+    def build_with_dropout(*arguments):
+        model = build(*arguments)
+        model.imp.norm.register_forward_hook(lambda norm, inputs, output: F.dropout(output, 0.1, norm.training))
+        return model
+
+    start.build_model = build_with_dropout
+    command(*command_line)
+
+
 def kill_after_a_checkpoint(corpus: Path, output_dir: Path, logs: Path) -> int:
     """SIGKILL to everything as soon as a checkpoint is published; returns its step."""
-    ranks = Ranks(command, *arguments(corpus, output_dir), ranks=2, folder=logs)
+    ranks = Ranks(with_dropout, *arguments(corpus, output_dir), ranks=2, folder=logs)
     pointer, deadline = output_dir / "checkpoints" / "latest", time.monotonic() + 120
     while not pointer.exists() and ranks.alive() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -55,7 +75,7 @@ def without_moments(*command_line: str) -> None:
     from imp_ds.train import checkpoint, master_state
 
     checkpoint.Reader.load_optimizer = lambda reader, engine: master_state.prepare(engine, reader.state["adam_steps"])
-    command(*command_line)
+    with_dropout(*command_line)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +89,7 @@ def killed(digits_corpus, tmp_path_factory) -> tuple[Path, int]:
 def straight(digits_corpus, tmp_path_factory) -> Path:
     """The folder of the run that was not killed."""
     folder = tmp_path_factory.mktemp("straight")
-    run_ranks(command, *arguments(digits_corpus, folder / "run"), ranks=2, folder=folder / "logs", limit_s=120)
+    run_ranks(with_dropout, *arguments(digits_corpus, folder / "run"), ranks=2, folder=folder / "logs", limit_s=120)
     assert sorted(losses(folder / "run")) == list(range(1, STEPS + 1))
     return folder / "run"
 
@@ -84,7 +104,7 @@ def resume(function, corpus: Path, killed: Path, tmp_path: Path) -> tuple[Path, 
 def test_a_killed_run_goes_on_with_the_same_losses(digits_corpus, killed, straight, tmp_path):
     folder, step = killed
     assert step in (4, 8) and max(losses(folder)) < STEPS
-    folder, output = resume(command, digits_corpus, folder, tmp_path)
+    folder, output = resume(with_dropout, digits_corpus, folder, tmp_path)
     assert f"resuming from {folder / 'checkpoints'}/step_{step:08d}" in output
     assert f"step {step + 1}/12" in output and f"step {step}/12" not in output
     assert losses(folder) == losses(straight)  # exactly, before and after the kill
@@ -92,6 +112,20 @@ def test_a_killed_run_goes_on_with_the_same_losses(digits_corpus, killed, straig
     same = [{name: value for name, value in s.items() if not name.startswith("train/")} for s in scores]
     assert same[0] == same[1] and "zero_shot/image/top1" in same[0]
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step_00000008", "step_00000012"]
+
+
+def without_random_state(*command_line: str) -> None:
+    """The command, with a fault: a resumed run draws other random numbers."""
+    from imp_ds.train import checkpoint
+
+    checkpoint.Reader.random_state_of = lambda reader, device: None
+    with_dropout(*command_line)
+
+
+def test_the_comparison_would_see_a_lost_random_state(digits_corpus, killed, straight, tmp_path):
+    folder, step = killed
+    folder, _ = resume(without_random_state, digits_corpus, folder, tmp_path)
+    assert losses(folder)[step + 1] != losses(straight)[step + 1]
 
 
 def test_the_comparison_would_see_a_lost_optimizer(digits_corpus, killed, straight, tmp_path):

@@ -9,15 +9,23 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from imp_ds.written_files import write_file
 
-FORMAT = 3
+FORMAT = 4
 FOLDER = "checkpoints"
 INDEX, STATE, MANIFEST, LATEST = "index.json", "state.json", "manifest.json", "latest"
+REFERENCES = "references.json"  # files beside the checkpoint that hold what is not trained: name -> path, size, sha256
+FROZEN = "frozen"  # their folder, of those that the run wrote itself
 STAGING, DELETED = ".staging-", ".deleted-"
 REPLACED = ".replaced"  # ends the name of a whole one whose step is being saved again
 CHUNK = 16 * 2**20  # bytes written and hashed at a time, without Python's lock
 
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 _STEP = re.compile(rf"step_(\d{{8,}})({re.escape(REPLACED)})?")
 
 
@@ -26,7 +34,7 @@ def folder_name(step: int) -> str:
 
 
 def file_name(kind: str, rank: int) -> str:
-    """The file of a rank's weights ("model") or moments ("optimizer")."""
+    """The file of a rank's weights ("model"), moments ("optimizer") or random state ("random"), or of rank 0's "buffers"."""
     return f"{kind}-{rank:05d}.safetensors"
 
 
@@ -66,7 +74,10 @@ def delete(folder: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Remove what killed saves left in a checkpoint folder."""
     for path in [*root.glob(STAGING + "*"), *root.glob(DELETED + "*")]:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -85,22 +96,21 @@ def write_json(path: Path, value: dict) -> dict:
     return {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def write_safetensors(path: Path, numels: dict[str, int], values: memoryview, check: Callable[[], None]) -> dict:
-    """Write flat float32 tensors, which lie one after another in `values` (bytes), and flush the file.
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], check: Callable[[], None] = lambda: None) -> dict:
+    """Write tensors, contiguous ones in host memory, in their order, and flush the file.
 
     In the format of safetensors (length of the header, header in JSON, data), without a copy of the data, which its own
     writer would make. `check` is called between chunks and may raise. Returns the file's entry for the manifest.
     """
     header, end = {}, 0
-    for key, numel in numels.items():
-        header[key] = {"dtype": "F32", "shape": [numel], "data_offsets": [end, end + 4 * numel]}
-        end += 4 * numel
-    assert end == len(values)
+    for key, value in tensors.items():
+        header[key] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
+        end += value.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the data
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        for chunk in (len(text).to_bytes(8, "little") + text, *_chunks(values)):
+        for chunk in (len(text).to_bytes(8, "little") + text, *_chunks(tensors)):
             written = 0
             while written < len(chunk):  # a disk that fills up takes a part of a chunk first
                 written += file.write(memoryview(chunk)[written:])
@@ -110,6 +120,14 @@ def write_safetensors(path: Path, numels: dict[str, int], values: memoryview, ch
     return {"size": 8 + len(text) + end, "sha256": digest.hexdigest()}
 
 
-def _chunks(values: memoryview):
-    for start in range(0, len(values), CHUNK):
-        yield values[start : start + CHUNK]
+def _chunks(tensors: dict[str, torch.Tensor]):
+    for value in tensors.values():
+        if value.numel():
+            values = memoryview(value.reshape(-1).view(torch.uint8).numpy())
+            for start in range(0, len(values), CHUNK):
+                yield values[start : start + CHUNK]
+
+
+def hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,19 +12,20 @@ from pathlib import Path
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.train.checkpoint import files
+from imp_ds.train.checkpoint.frozen import Frozen, remove_unreferred
 from imp_ds.written_files import write_file
 
 POLL_S = 0.02
 
 
-def publish(staging: Path, step: int, state: dict, world: int, check: Callable[[], None]) -> Path:
-    """Make the checkpoint of `step` out of what `world` ranks write into `staging`; returns its folder.
+def publish(staging: Path, step: int, state: dict, world: int, frozen: Frozen, check: Callable[[], None]) -> Path:
+    """Make the checkpoint of `step` out of what `world` ranks write into `staging`, and what is not trained; returns its folder.
 
     `check` is called while it waits and before it renames, and may raise to give up. Raises UserError when a rank failed,
     and OSError.
     """
     parts = [_await_part(staging, rank, check) for rank in range(world)]
-    listed, index = {}, {}
+    listed, index = {}, dict(frozen.index)
     for part in parts:
         listed |= part["files"]
         for key, (shape, start, stop, file) in part["tensors"].items():
@@ -32,7 +33,8 @@ def publish(staging: Path, step: int, state: dict, world: int, check: Callable[[
     for key, entry in index.items():
         entry["parts"].sort()
         assert _covers(entry), f"no rank wrote a part of {key}"
-    for name, value in ((files.INDEX, index), (files.STATE, {"format": files.FORMAT, **state})):
+    written = {files.INDEX: index, files.STATE: {"format": files.FORMAT, **state}, files.REFERENCES: frozen.references}
+    for name, value in written.items():
         listed[name] = files.write_json(staging / name, value)
     files.write_json(staging / files.MANIFEST, listed)
     for rank in range(world):
@@ -81,3 +83,4 @@ def prune(final: Path, keep: int, milestone_every: int) -> None:
     for path in older[: max(0, len(older) - (keep - 1))]:
         if not milestone_every or files.step_of(path) % milestone_every:
             files.delete(path)
+    remove_unreferred(final.parent)

@@ -3,8 +3,8 @@
 JSON and safetensors are all that is read: nothing in a checkpoint can be executed.
 """
 
-import hashlib
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import torch
@@ -13,9 +13,10 @@ from torch import nn
 
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
-from imp_ds.parallel.groups import barrier
+from imp_ds.parallel.groups import barrier, rank, world_size
 from imp_ds.train import master_state
 from imp_ds.train.checkpoint import files
+from imp_ds.train.checkpoint.snapshot import BUFFER, RANDOM
 
 # what the state holds, where it does
 _KINDS = {
@@ -38,13 +39,22 @@ def verify(folder: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:  # a UserError is a ValueError
         raise UserError("a checkpoint has no readable manifest", got=f"{folder}: {error}", fix="use another one") from None
     for name, (size, digest) in entries.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError("a file of a checkpoint is missing", got=path, fix=_ANOTHER)
-        if path.stat().st_size != size or _hash(path) != digest:
-            raise UserError("a file of a checkpoint is damaged", got=path, fix=_ANOTHER)
+        _check_file(folder / name, size, digest)
     _check_state(folder, read_json(folder / files.STATE, dict, _ANOTHER))
     _check_index(folder, read_json(folder / files.INDEX, dict, _ANOTHER))
+    # one of an earlier format, which the reader refuses, has none
+    references = read_json(folder / files.REFERENCES, dict, _ANOTHER) if files.REFERENCES in entries else {}
+    _check_references(folder, references)
+    for path, entry in ((Path(entry["path"]), entry) for entry in references.values()):
+        if not path.is_absolute():  # the run's own; of others, which may have moved, the reader knows more
+            _check_file(folder.parent / path, entry["size"], entry["sha256"])
+
+
+def _check_file(path: Path, size: int, digest: str) -> None:
+    if not path.is_file():
+        raise UserError("a file of a checkpoint is missing", got=path, fix=_ANOTHER)
+    if path.stat().st_size != size or files.hash_of(path) != digest:
+        raise UserError("a file of a checkpoint is damaged", got=path, fix=_ANOTHER)
 
 
 def _check_state(folder: Path, state: dict) -> None:
@@ -72,9 +82,17 @@ def _check_index(folder: Path, index: dict) -> None:
             raise UserError("the index of a checkpoint is damaged", got=f"{folder / files.INDEX}: {key}", fix=_ANOTHER)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_references(folder: Path, references: dict) -> None:
+    """Each file: {"path": absolute, or in the run's own folder of what is not trained, "size": bytes, "sha256": hash}."""
+    for name, entry in references.items():
+        try:
+            path = Path(entry["path"])
+            good = path.is_absolute() or path.parts == (files.FROZEN, path.name)
+            good = good and type(entry["size"]) is int and isinstance(entry["sha256"], str) and Path(name).name == name
+        except (KeyError, TypeError):
+            good = False
+        if not good:
+            raise UserError("references of a checkpoint are damaged", got=f"{folder / files.REFERENCES}: {name}", fix=_ANOTHER)
 
 
 def newest(output_dir: Path, warn=print) -> Path | None:
@@ -89,9 +107,15 @@ def newest(output_dir: Path, warn=print) -> Path | None:
 
 
 class Reader:
-    """The tensors of one verified checkpoint, by parameter name. Raises UserError for one of another format."""
+    """The tensors of one verified checkpoint, by parameter name.
 
-    def __init__(self, folder: Path):
+    base: the folder of the model that the run started from, if it may have moved: what was not trained is read there. None, or
+        where it does not have such a file: the place that the checkpoint names.
+
+    Raises UserError for one of another format.
+    """
+
+    def __init__(self, folder: Path, base: str | Path | None = None):
         self.folder = Path(folder)
         self.state = read_json(self.folder / files.STATE, dict, _ANOTHER)
         if self.state.get("format") != files.FORMAT:
@@ -100,7 +124,23 @@ class Reader:
                 allowed=f"format {files.FORMAT}", fix="go on with the version of imp_ds that wrote it, or start a new run",
             )  # fmt: skip
         self.index = read_json(self.folder / files.INDEX, dict, _ANOTHER)
+        self._named = read_json(self.folder / files.REFERENCES, dict, _ANOTHER)  # as the checkpoint names them
+        self.references = {name: entry | {"path": _place_now(entry["path"], base)} for name, entry in self._named.items()}
         self._open = {}
+
+    def check_base(self) -> None:
+        """Raise UserError unless the files outside of the run that hold what was not trained are those that it was saved with."""
+        for name, entry in self.references.items():
+            path, before = Path(entry["path"]), self._named[name]
+            if not path.is_absolute():
+                continue
+            found = f"sha256 {files.hash_of(path)}" if path.is_file() else "no such file"
+            if found != f"sha256 {entry['sha256']}":
+                raise UserError(
+                    "the weights that the run does not train are no longer those that it was saved with", got=f"{path}: {found}",
+                    allowed=f"{before['path']}: sha256 {before['sha256']}, as {self.folder / files.REFERENCES} names it",
+                    fix="put that file back, or say where the model lies now: --set train.init_from=FOLDER --allow_changes",
+                )  # fmt: skip
 
     def read(self, key: str, start: int, stop: int) -> torch.Tensor:
         """Elements start .. stop, float32 [stop - start], of a flattened tensor: a parameter's name for its weight,
@@ -116,29 +156,46 @@ class Reader:
         return found
 
     def _part(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
-        file = self._file(name)
+        file, held = self._file(name), self.index[key].get("key", key)
         try:
-            part = file.get_slice(key)[start:stop]
+            shape = file.get_slice(held).get_shape()
+            inner = prod(shape[1:])  # of another model's file, whose tensors are not flat, whole rows
+            rows = slice(start // inner, -(-stop // inner)) if inner else slice(0)
+            part = file.get_slice(held)[rows] if shape else file.get_tensor(held)
+            part = part.reshape(-1)[start - rows.start * inner :][: stop - start] if shape else part.reshape(1)
         except Exception as error:  # safetensors has errors of its own
-            raise UserError("a checkpoint lacks a parameter", got=f"{self.folder / name}: {error}", fix=_ANOTHER) from None
+            raise UserError("a checkpoint lacks a parameter", got=f"{self._path(name)}: {error}", fix=_ANOTHER) from None
         if part.shape != (stop - start,):
-            raise UserError("a checkpoint lacks a part of a parameter", got=f"{self.folder / name}: {key}", fix=_ANOTHER)
+            raise UserError("a checkpoint lacks a part of a parameter", got=f"{self._path(name)}: {key}", fix=_ANOTHER)
         return part
+
+    def _path(self, name: str) -> Path:
+        return self.folder.parent / self.references[name]["path"] if name in self.references else self.folder / name
 
     def _file(self, name: str):
         if name not in self._open:
             if Path(name).name != name:
                 raise UserError("a checkpoint refers to a file that is not in its folder", got=name, fix=_ANOTHER)
             try:
-                self._open[name] = safe_open(self.folder / name, "pt")
+                self._open[name] = safe_open(self._path(name), "pt")
             except Exception as error:  # safetensors has errors of its own
-                raise UserError("a file of a checkpoint is damaged", got=f"{self.folder / name}: {error}", fix=_ANOTHER) from None
+                raise UserError("a file of a checkpoint is damaged", got=f"{self._path(name)}: {error}", fix=_ANOTHER) from None
         return self._open[name]
 
+    def _whole(self, name: str, key: str) -> torch.Tensor:
+        """A small tensor as it was saved, its type and shape too."""
+        try:
+            return self._file(name).get_tensor(key)
+        except Exception as error:  # safetensors has errors of its own
+            raise UserError("a checkpoint lacks a tensor", got=f"{self._path(name)}: {error}", fix=_ANOTHER) from None
+
     def check(self, model: nn.Module) -> None:
-        """Raise UserError unless the checkpoint holds exactly this model's parameters (its experts may lie on other ranks)."""
+        """Raise UserError unless the checkpoint holds exactly this model's parameters (its experts may lie on other ranks) and
+        persistent buffers."""
         wanted = {name: shape for name, (shape, _) in master_state.whole_parameters(model).items()}
-        held = {name: tuple(entry["shape"]) for name, entry in self.index.items() if "/" not in name}
+        wanted |= {BUFFER + name: tuple(buffer.shape) for name, buffer in master_state.persistent_buffers(model).items()}
+        moments = tuple(f"{kind}/" for kind in master_state.MOMENTS)
+        held = {name: tuple(entry["shape"]) for name, entry in self.index.items() if not name.startswith(moments)}
         parts = [
             ("missing", wanted.keys() - held.keys()),
             ("not in this model", held.keys() - wanted.keys()),
@@ -152,17 +209,39 @@ class Reader:
             )  # fmt: skip
 
     def load_weights(self, model: nn.Module, report: Callable[[str, int, int], None] | None = None) -> None:
-        """Copy the weights into a model that holds all or some of the experts; `report` is called with ("parameters", done, of
-        how many). Raises UserError for another model's."""
+        """Copy weights and persistent buffers into a model that holds all or some of the experts; `report` is called with
+        ("parameters", done, of how many). Raises UserError for another model's."""
         self.check(model)
+        self._load_parameters(model, [name for name, _ in model.named_parameters()], report)
+        self.load_buffers(model)
+
+    def _load_parameters(self, model: nn.Module, names: list[str], report: Callable[[str, int, int], None] | None = None) -> None:
         wholes = master_state.whole_parameters(model)
         with torch.no_grad():
-            parameters = list(model.named_parameters())
-            for done, (name, parameter) in enumerate(parameters, 1):
-                first = wholes[name][1]
+            for done, name in enumerate(names, 1):
+                parameter, first = model.get_parameter(name), wholes[name][1]
                 parameter.copy_(self.read(name, first, first + parameter.numel()).view(parameter.shape))
                 if report is not None:
-                    report("parameters", done, len(parameters))
+                    report("parameters", done, len(names))
+
+    def load_buffers(self, model: nn.Module) -> None:
+        """Copy the persistent buffers, bit for bit."""
+        with torch.no_grad():
+            for name, buffer in master_state.persistent_buffers(model).items():
+                saved = self._whole(self.index[BUFFER + name]["parts"][0][2], BUFFER + name)
+                if saved.shape != buffer.shape or saved.dtype != buffer.dtype:
+                    got, allowed = (f"{one.dtype} {list(one.shape)}" for one in (saved, buffer))
+                    raise UserError("a buffer of the checkpoint is of another kind", got=f"{name}: {got}", allowed=allowed)
+                buffer.copy_(saved)
+
+    def random_state_of(self, device: torch.device) -> dict[str, torch.Tensor] | None:
+        """The state of this rank's random generators; None when another number of ranks wrote the checkpoint, or another kind of
+        device."""
+        name, writers = files.file_name(RANDOM, rank()), len(list(self.folder.glob(f"{RANDOM}-*.safetensors")))
+        if writers != world_size():
+            return None
+        keys = set(self._file(name).keys())
+        return {key: self._whole(name, key) for key in keys} if ("cuda" in keys) == (device.type == "cuda") else None
 
     def load_optimizer(self, engine) -> None:
         """Set master weights, moments and the step count of an engine whose model already has the weights.
@@ -179,7 +258,14 @@ class Reader:
     def restore(self, engine) -> None:
         """Take an engine that has trained back to the checkpoint, weights and optimizer, in place; all ranks call it."""
         self.load_optimizer(engine)
+        self.load_buffers(engine.model)
         if engine.stage == 3:
             master_state.refresh_zero3_weights(engine)
         else:
-            self.load_weights(engine.model)
+            self._load_parameters(engine.model, [name for name, p in engine.model.named_parameters() if p.requires_grad])
+
+
+def _place_now(path: str, base: str | Path | None) -> str:
+    """Where a referred file is to be read: in `base`, if it has one of that name."""
+    moved = Path(base).resolve() / Path(path).name if base is not None and Path(path).is_absolute() else None
+    return str(moved) if moved is not None and moved.is_file() else path

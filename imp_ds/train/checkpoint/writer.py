@@ -18,6 +18,7 @@ import torch.distributed as dist
 from imp_ds.errors import UserError
 from imp_ds.parallel.groups import is_main, on_main, raise_shared, rank, world_size
 from imp_ds.train.checkpoint import files
+from imp_ds.train.checkpoint.frozen import Frozen
 from imp_ds.train.checkpoint.publish import prune, publish
 from imp_ds.train.checkpoint.snapshot import Snapshot
 
@@ -74,13 +75,20 @@ class Writer:
         milestone_every: those of a multiple of it stay for ever; 0: none.
         timeout_s: a save that takes longer has failed. Ranks wait for each other that long in `wait`: let the process
             group's time limit be longer.
+        frozen: where the parameters lie that the engine does not train (`refer_to_frozen`); None: it trains all.
 
     Raises UserError, on every rank, when the folder of checkpoints cannot be made.
     """
 
-    def __init__(self, engine, output_dir: Path, *, keep: int, milestone_every: int = 0, timeout_s: float = 600.0):
+    def __init__(
+        self, engine, output_dir: Path, *, keep: int, milestone_every: int = 0, timeout_s: float = 600.0,
+        frozen: Frozen | None = None,
+    ):  # fmt: skip
         self.engine, self.root = engine, Path(output_dir) / files.FOLDER
         self.keep, self.milestone_every, self.timeout_s = keep, milestone_every, timeout_s
+        self.frozen = frozen or Frozen()
+        untrained = {name for name, parameter in engine.model.named_parameters() if not parameter.requires_grad}
+        assert untrained == self.frozen.index.keys(), "nothing is known of where some frozen parameters lie"
         on_main(self._take_folder, "the checkpoint folder cannot be made")
         # a rank of an earlier start may still be writing into its staging folder: names are never used twice
         token = [uuid4().hex[:8]]
@@ -163,7 +171,8 @@ class Writer:
                 shutil.rmtree(job.previous, ignore_errors=True)
             self._write_part(job, own)
             if own == 0:
-                prune(publish(job.staging, job.step, job.state, world, job.check), self.keep, self.milestone_every)
+                final = publish(job.staging, job.step, job.state, world, self.frozen, job.check)
+                prune(final, self.keep, self.milestone_every)
         except Exception as error:  # whatever it is, training goes on; the line that is printed tells it
             job.problem = str(error) if isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: {error}"
             self._clear(job, own)
@@ -171,22 +180,21 @@ class Writer:
 
     def _write_part(self, job: _Job, own: int) -> None:
         job.staging.mkdir(parents=True, exist_ok=True)
-        listed, tensors = {}, {}
-        for kind, entries in self._snapshot.entries.items():
-            if entries:
-                name = files.file_name(kind, own)
-                numels = {key: entry.numel for key, entry in entries.items()}
-                listed[name] = files.write_safetensors(job.staging / name, numels, self._snapshot.bytes_of(kind), job.check)
-                tensors |= {key: [e.shape, e.start, e.start + e.numel, name] for key, e in entries.items()}
+        listed, places = {}, {}
+        for kind, tensors in self._snapshot.files().items():
+            name = files.file_name(kind, own)
+            listed[name] = files.write_safetensors(job.staging / name, tensors, job.check)
+            entries = self._snapshot.entries.get(kind, {})
+            places |= {key: [e.shape, e.start, e.start + e.numel, name] for key, e in entries.items()}
         job.check()
-        files.write_json(files.part_path(job.staging, own), {"files": listed, "tensors": tensors})
+        files.write_json(files.part_path(job.staging, own), {"files": listed, "tensors": places})
 
     def _clear(self, job: _Job, own: int) -> None:
         """Give back the room of a save that failed here; rank 0 takes the whole folder, others tell rank 0."""
         if own == 0:
             shutil.rmtree(job.staging, ignore_errors=True)
             return
-        for kind in self._snapshot.entries:
+        for kind in self._snapshot.files():
             (job.staging / files.file_name(kind, own)).unlink(missing_ok=True)
         try:
             files.failure_path(job.staging, own).write_text(job.problem)
