@@ -6,6 +6,7 @@ import math
 from imp_ds.config import AudioSettings
 from imp_ds.costs import Sequences
 from imp_ds.errors import UserError
+from imp_ds.modalities.drop_token import kept_count
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import ObjectiveRecord
 from imp_ds.objectives.registry import split_spec
@@ -19,9 +20,9 @@ def token_counts(views: Views, config: ImpConfig, audio: AudioSettings, *, train
     """
     counts = {}
     if views.vision is not None:
-        counts["vision"] = _kept(_vision_patches(views.vision, config), views.vision.drop_rate if training else 0.0)
+        counts["vision"] = kept_count(_vision_patches(views.vision, config), views.vision.drop_rate if training else 0.0)
     if views.audio is not None:
-        counts["audio"] = _kept(_audio_patches(views.audio, config, audio), views.audio.drop_rate if training else 0.0)
+        counts["audio"] = kept_count(_audio_patches(views.audio, config, audio), views.audio.drop_rate if training else 0.0)
     if views.text is not None:
         if views.text.length > config.text_max:
             raise UserError(
@@ -80,11 +81,6 @@ def _too_long(task: Task, config: ImpConfig, got: str) -> UserError:
         allowed=f"model.group_tokens = {config.group_tokens} at most",
         fix="raise model.group_tokens, or use fewer frames, a smaller size or a higher drop_rate",
     )
-
-
-def _kept(patches: int, drop_rate: float) -> int:
-    """DropToken keeps int((1 - rate) * patches), at least one (IMP release, `modeling/stochastic.py`)."""
-    return max(1, int((1.0 - drop_rate) * patches))
 
 
 def _vision_patches(view: VisionView, config: ImpConfig) -> int:

@@ -2,13 +2,16 @@
 
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from imp_ds.errors import UserError
+from imp_ds.modalities import vision
 from imp_ds.objectives import Classification, MaskedLanguage
 from imp_ds.recipes import RECIPES, get_recipe
-from imp_ds.tasks import Source, Task, TextView, Views
+from imp_ds.tasks import Source, Task, TextView, Views, VisionView
+from imp_ds.tokens import token_counts
 from imp_ds.train.plan import count_parameters, expert_groups, parameter_sizes, plan, plan_tasks
 from imp_ds.train.plan_memory import activation_bytes, memory_of_rank
 from imp_ds.train.plan_table import show
@@ -28,6 +31,17 @@ def test_shares_and_tokens_of_the_released_recipe():
     assert tasks["video_audio_text, view 0"].tokens_per_step == 8192 * (256 + 64 + 16)  # 2.75 M
     assert tasks["audio_class"].tokens_per_step == 2048 * 64
     assert sum(task.share_of_tokens for task in tasks.values()) == pytest.approx(1)
+
+
+def test_tokens_are_those_that_samples_have():
+    # 160 x 160 in patches of 16 x 16: 100, of which 0.9 are dropped; 1.0 - 0.9 is below 0.1 in floats
+    run = get_recipe("imp_b")
+    views = Views(vision=VisionView(frames=1, height=160, width=160, drop_rate=0.9))
+    counted = token_counts(views, run.model.to_config(32100, run.tasks), run.data.audio)
+    picture = vision.preprocess(
+        [np.zeros((1, 160, 160, 3), np.uint8)], 1, (160, 160), (4, 16, 16), drop_rate=0.9, rngs=[np.random.default_rng(0)]
+    )
+    assert counted == {"vision": 10} and picture["pixel_values"].shape[1] == 10
 
 
 def test_shares_follow_the_weights_when_sampled():

@@ -21,8 +21,10 @@ def grid_coordinates(sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def kept_count(budget: int, drop_rate: float) -> int:
-    """K: int((1 - drop_rate) * budget) tokens, but at least one (IMP release, `modeling/stochastic.py`)."""
-    # the tolerance lets (1 - 0.9) * 10 = 0.9999999999999998 count as the 1 that it is on paper
+    """K: int((1 - drop_rate) * budget) tokens, but at least one (IMP release, `modeling/stochastic.py`).
+
+    As on paper for rates of up to eight decimals: the tolerance lets (1 - 0.9) * 10 = 0.9999999999999998 count as 1.
+    """
     return max(1, int((1.0 - drop_rate) * budget + 1e-9))
 
 

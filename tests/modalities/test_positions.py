@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from imp_ds.modalities.drop_token import kept_tokens, write_tokens
+from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
 from imp_ds.modalities.positions import FactoredPositions, grid_positions
 
 
@@ -40,6 +40,13 @@ def test_axes_are_read_independently_in_row_major_order():
     # 2 steps over 16 buckets: 0, 8; 2 rows over 32: 0, 16; 4 columns over 32: 0, 8, 16, 24
     expected = list(itertools.product([0, 8], [0, 16], [0, 8, 16, 24]))
     assert buckets_of(plain(16, 32, 32), grid_positions(2, 2, 4)) == expected
+
+
+def test_dropped_tokens_are_counted_as_on_paper():
+    """Of all rates of two decimals and all counts to 2,048, in integers; 0.9 of 100 leaves 10, where floats make it 9."""
+    pairs = itertools.product(range(100), range(1, 2049))
+    assert [pair for pair in pairs if kept_count(pair[1], pair[0] / 100) != max(1, (100 - pair[0]) * pair[1] // 100)] == []
+    assert kept_count(100, 0.9) == 10 and kept_count(10_000, 0.9999) == 1 and kept_count(65_536, 0.125) == 57_344
 
 
 @pytest.mark.parametrize("buckets", [8, 10, 16, 32, 64, 77, 512])
