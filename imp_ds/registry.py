@@ -75,3 +75,10 @@ FORMATS = Registry("format", {
     "webdataset": "imp_ds.data.sources.webdataset",
     "huggingface": "imp_ds.data.sources.huggingface",
 })  # fmt: skip
+EVALUATORS = Registry("evaluator", {  # in the order in which they measure
+    "captioning": "imp_ds.evaluation.captioning",
+    "masked_language": "imp_ds.evaluation.masked_language",
+    "similarity": "imp_ds.evaluation.similarity",
+    "named_classes": "imp_ds.evaluation.named_classes",
+    "heads": "imp_ds.evaluation.heads",
+})  # fmt: skip

@@ -11,7 +11,7 @@ from imp_ds.modalities import Modality
 from imp_ds.objectives.objective import Needs
 from imp_ds.objectives.registry import AnyObjective
 from imp_ds.records import Record
-from imp_ds.registry import FORMATS
+from imp_ds.registry import EVALUATORS, FORMATS
 
 _VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loader` has others)
 
@@ -294,6 +294,10 @@ class Evaluation(Record):
         description="in results: zero_shot/{name}/top1, retrieval/{name}/..., captioning/{name}/bleu4, and "
         "masked_language/{name}/..., where it names a task",
     )
+    evaluator: Annotated[str, AfterValidator(EVALUATORS.known)] | None = Field(
+        None, description="what measures: one that an imported module registers; None: whichever the other fields ask for"
+    )
+    options: dict[str, JsonValue] = Field({}, description="of an evaluator that has some of its own")
     modality: Modality = Field(description="what is evaluated")
     source: Source = Field(description="where its samples come from")
     views: Views = Field(description="how they are seen; the text view also for class names")
@@ -327,4 +331,8 @@ class Evaluation(Record):
             raise ValueError(f"evaluation {self.name}: {self.modality} would be retrieved by itself: set another target")
         if self.captioner is not None and (self.classes or self.templates or self.head == "likelihood"):
             raise ValueError(f"evaluation {self.name}: captioner measures captions alone; classes need one of their own")
+        if self.evaluator is not None:
+            EVALUATORS.options(self.evaluator, self.options)
+        elif self.options:
+            raise ValueError(f"evaluation {self.name}: options are those of an evaluator, but evaluator names none")
         return self

@@ -1,14 +1,18 @@
 """How many files an addition touches: nothing outside of a seam's own room names what is behind it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
+from imp_ds.evaluation import Evaluator
 from imp_ds.objectives.registry import OBJECTIVES
-from imp_ds.registry import FORMATS
+from imp_ds.registry import EVALUATORS, FORMATS
 
 PACKAGE = Path(__file__).parents[1] / "imp_ds"
+KINDS = "zero_shot|retrieval|captioning|masked_language|heads|tuned|answers"
+METRIC = re.compile(rf"(^|[^\w])({KINDS})/|/(top\d|R@|bleu4|cider|perplexity)|^left_out/")
 
 
 def compared_constants(tree: ast.AST, attribute: str) -> list[str]:
@@ -19,6 +23,17 @@ def compared_constants(tree: ast.AST, attribute: str) -> list[str]:
         if any(_is(side, attribute) for side in sides):
             found += [c.value for side in sides for c in ast.walk(side) if isinstance(c, ast.Constant) and c.value != attribute]
     return found
+
+
+def code(path: Path) -> ast.AST:
+    """A module without its docstrings and the descriptions of fields."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [line for line in node.body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
+        if isinstance(node, ast.Call):
+            node.keywords = [word for word in node.keywords if word.arg != "description"]
+    return tree
 
 
 def _is(node: ast.AST, attribute: str) -> bool:
@@ -58,3 +73,21 @@ def test_no_module_branches_on_a_format_and_each_is_one_file_and_its_line():
         assert not set(compared_constants(ast.parse(path.read_text()), "format")) & set(FORMATS.homes), path
     for kind, home in FORMATS.homes.items():
         assert FORMATS[kind].__module__ == home
+
+
+def test_each_evaluator_is_one_file_and_its_line_and_no_reader_knows_a_metric_by_name():
+    """What is measured is named by evaluators, and by the study that compares routers of one recipe on metrics that it chose."""
+    for kind, home in EVALUATORS.homes.items():
+        assert EVALUATORS[kind].__module__ == home and issubclass(EVALUATORS[kind], Evaluator)
+    makers = {home.removeprefix("imp_ds.").replace(".", "/") + ".py" for home in EVALUATORS.homes.values()}
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        texts = [node.value for node in ast.walk(code(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        found[name] = [text for text in texts if METRIC.search(text)]
+    named = {name for name, texts in found.items() if texts and not name.startswith("comparison/")}
+    assert named <= makers | {"evaluation/retrieval.py"}, {name: found[name] for name in named}
+
+
+def test_the_check_of_metrics_sees_them():
+    assert all(METRIC.search(text) for text in ("zero_shot/", "/top1", "retrieval/x/R@1", "/perplexity", "left_out/"))

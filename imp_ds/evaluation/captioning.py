@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from imp_ds.errors import UserError
 from imp_ds.evaluation.captions import bleu4, cider
 from imp_ds.evaluation.embedding import in_step
-from imp_ds.evaluation.evaluator import KeptBatches
+from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
+from imp_ds.evaluation.metric import Metric, Shown
+from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split, used_views
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.modalities.text import preprocess_captions
@@ -23,8 +25,9 @@ from imp_ds.parallel.groups import all_agree
 from imp_ds.tasks import Batch, Evaluation, Task
 
 
-class CaptioningEvaluator:
-    """`run(model)` yields (name, value):
+@register_evaluator
+class CaptioningEvaluator(Evaluator):
+    """`run(model)` yields
 
     captioning/{name}/bleu4 and /cider, of the captions that a beam search finds, against all captions of their rows;
     captioning/{name}/accuracy: of the words of each row's first caption, the end with them, the share that is most probable after
@@ -45,20 +48,29 @@ class CaptioningEvaluator:
     captions, and a task that says none.
     """
 
-    reads_heads = True  # of the model for pre-training, beside the encoder
+    kind = "captioning"
+    reads_heads = True
 
     def __init__(
         self, record: Evaluation, task: Task, batches: Callable[[], Iterable[Batch]], references: list[list[str]], tokenizer, *,
-        keep_mb: int = 256,
+        keep_mb: int = KEPT_MB,
     ):  # fmt: skip
         _check(record, task, references)
         self.record, self.task, self.references, self.tokenizer = record, task, references, tokenizer
         self._batches = KeptBatches(lambda: map(self._with_caption, batches()), keep_mb)
-        self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
         self.said: list[tuple[int, str]] = []
         self._first: Batch | None = None
 
-    def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
+    @classmethod
+    def serves(cls, run, record: Evaluation) -> bool:
+        return record.captioner is not None
+
+    @classmethod
+    def build(cls, split: Split, record: Evaluation) -> "CaptioningEvaluator":
+        batches, references = split.batches(record.source, used_views(record), record.name), split.captions(record.source)
+        return cls(record, split.run.task(record.captioner), batches, references, split.processor.tokenizer)
+
+    def run(self, model: ImpForPreTraining) -> Iterator[Metric]:
         """All ranks call this together, and get the same values. Raises UserError, on all ranks, for a caption without tokens."""
         name, (task, objective) = self.record.name, model.captioner(self.task.name)
         # the words are encoded once for all batches
@@ -75,13 +87,14 @@ class CaptioningEvaluator:
         index_R, ids_RT, score_R, counted_R3 = (column[valid_R] for column in columns)
         self.said = self._best(index_R, ids_RT, score_R)
         if len(self.said) < len(self.references):
-            yield f"left_out/{name}", float(len(self.references) - len(self.said))
+            yield Metric(f"left_out/{name}", float(len(self.references) - len(self.said)), "count")
         candidates, references = [text for _, text in self.said], [self.references[row] for row, _ in self.said]
-        yield f"captioning/{name}/bleu4", bleu4(candidates, references)
-        yield f"captioning/{name}/cider", cider(candidates, references)
+        shown = Shown("captions", "BLEU-4 "), Shown("captions", "CIDEr ")
+        yield Metric(f"captioning/{name}/bleu4", bleu4(candidates, references), "share", "higher", shown[0])
+        yield Metric(f"captioning/{name}/cider", cider(candidates, references), "", "higher", shown[1])
         words, right, loss = counted_R3.sum(0)
-        yield f"captioning/{name}/accuracy", (right / words).item()
-        yield f"captioning/{name}/perplexity", (loss / words).exp().item()
+        yield Metric(f"captioning/{name}/accuracy", (right / words).item(), "share", "higher")
+        yield Metric(f"captioning/{name}/perplexity", (loss / words).exp().item(), "", "lower")
 
     def examples(self, count: int) -> tuple[Batch, list[tuple[str, str]]]:
         """After a run, of the first `count` entries of this rank their inputs, and the caption that was said beside the first of

@@ -12,7 +12,7 @@ from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
-from imp_ds.evaluation.measures import written
+from imp_ds.evaluation.metric import Metric, by_kind, by_name
 from imp_ds.evaluation.other_recipe import seen_by
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.model_folder import CONFIG, load_processor, load_weights
@@ -73,8 +73,9 @@ def evaluate(
                 f"and no head of classes whose source has a split {split}",
                 fix="--split train, validation or test; or add evaluations",
             )  # fmt: skip
-        results = run_evaluators(model, evaluators)
-    Console().print(results_table(results, f"{run.name} on the {split} split of {run.data.root}"))
+        metrics = run_evaluators(model, evaluators)
+    Console().print(results_table(metrics, f"{run.name} on the {split} split of {run.data.root}"))
+    results = by_name(metrics)
     if output is not None:
         write_result(output, json.dumps(results, indent=2) + "\n")
         print(f"wrote {output}: {len(results)} values")
@@ -97,19 +98,19 @@ def load_model(folder: Path) -> tuple[ImpForPreTraining, ImpProcessor]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
-def results_table(results: dict[str, float], title: str) -> Table:
-    """One row for each evaluation and measure, zero-shot first as the evaluators give it; values in percent."""
+def results_table(metrics: list[Metric], title: str) -> Table:
+    """One row for each metric; those of a kind together, scores first."""
     table = Table(title=title)
     for heading, justify in (("measure", "left"), ("of", "left"), ("value", "right")):
         table.add_column(heading, justify=justify)
     previous = None
-    for name, value in sorted(results.items(), key=lambda item: not item[0].startswith("zero_shot/")):
-        kind, evaluation, *measure = name.split("/")
-        if previous not in (None, (kind, evaluation)) and kind == "retrieval":
+    for metric in by_kind(metrics):
+        kind, evaluation, *measure = metric.name.split("/")
+        if previous not in (None, (kind, evaluation)) and len(measure) > 1:
             table.add_section()
         previous = (kind, evaluation)
         what = f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}".strip()
-        table.add_row(what, evaluation, written(name, value))
+        table.add_row(what, evaluation, metric.written())
     return table
 
 

@@ -1,159 +1,89 @@
-"""One evaluation of a modality against text, or another one: zero-shot classification and retrieval from one pass over the split.
+"""What an evaluator is: a class that is made for an evaluation of a run, or for a task, and measures a model.
 
-Shapes: N rows of the split, C width of a common space, T frames, H height, W width.
+An evaluator is one file: its subclass of `Evaluator` under `@register_evaluator`. One of this package has a line in
+`imp_ds.registry`; another is known once its module is imported, and `Evaluation.evaluator` then takes its name.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 
 from imp_ds.errors import UserError
-from imp_ds.evaluation.answers import exact_match
-from imp_ds.evaluation.embedding import Embedded, embed_by, prompt_batches
-from imp_ds.evaluation.retrieval import both_directions
-from imp_ds.evaluation.sides import both, build_sides
-from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
-from imp_ds.parallel.groups import rank, world_size
-from imp_ds.tasks import Batch, Evaluation
+from imp_ds.evaluation.metric import Metric
+from imp_ds.evaluation.split import Split
+from imp_ds.records import Record
+from imp_ds.registry import EVALUATORS
+from imp_ds.tasks import Batch, Evaluation, Task
 
 
-class TextEvaluator:
-    """How well a modality meets text. `run(model)` yields (name, value):
+class Projection(NamedTuple):
+    """Vectors for TensorBoard's projector, [N, C], what each shows in words, and as a picture, float [N, 3, H, W] in [0, 1]."""
 
-    zero_shot/{name}/top1, and top5 when there are more than 5 classes, if `classes` is given;
-    answers/{name}/exact_match besides, where the classes are answers that are read at a mark;
-    retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given; of another target its name.
+    vectors_NC: torch.Tensor
+    labels: list[str] | None = None
+    pictures_N3HW: torch.Tensor | None = None
 
-    Args:
-        record: the evaluation's name, modality and views.
-        batches: returns this rank's batches of the split anew (`imp_ds.data.loader.evaluation_batches`).
-        tokenizer: makes the prompts' tokens.
-        labels: class index of each row of the split, int64 [rows]; needed with `classes`.
-        captions: the first caption of each row, by which rows are equal; the batches then have inputs of the target.
-        frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
-        keep_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
 
-    A row that cannot be used is left out, and counted as left_out/{name} where there are any.
+class Evaluator(ABC):
+    """Measures a model on a split.
 
-    After a run, `vectors_NC` holds the modality's unit vectors, `rows_N` the rows that they belong to, and `usage` the experts'
-    shares by modality.
-    Raises UserError when there is nothing to measure or a label has no class.
+    kind: the name in `Evaluation.evaluator`.
+    Options: what may be set in `Evaluation.options`; nothing by default.
+    reads_heads: whether `run` is given the model for pre-training, with the tasks' heads, instead of its encoder alone.
+    usage: after a run each expert's share of the combine weights, {modality: [layer][expert]}; {} where that is not known.
     """
 
-    reads_heads = False  # the encoder is enough
+    kind: ClassVar[str]
+    Options: ClassVar[type[Record]] = Record
+    reads_heads: ClassVar[bool] = False
+    record: Evaluation
+    usage: dict[str, list[list[float]]] = {}
 
-    def __init__(
-        self,
-        record: Evaluation,
-        batches: Callable[[], Iterable[Batch]],
-        tokenizer,
-        *,
-        labels: torch.Tensor | None = None,
-        classes: ClassPrompts | None = None,
-        captions: list[str] | None = None,
-        batch_size: int = 64,
-        frames: Callable[[int], np.ndarray] | None = None,
-        keep_mb: int = 256,
-    ):
-        self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
-        self.labels, self.classes, self.captions = labels, classes, captions
-        self._frames, self._sides = frames, build_sides(record)
-        self.batches = KeptBatches(batches, keep_mb)
-        self.vectors_NC: torch.Tensor | None = None
-        self.usage: dict[str, list[list[float]]] = {}
-        _check(record, labels, classes, captions)
-        self.rows = len(captions if labels is None else labels)
-        self.rows_N = torch.arange(self.rows)
+    def __init__(self, split: Split, record: Evaluation):
+        """What is needed of the split, read and checked. Raises UserError."""
+        self.split, self.record = split, record
 
-    def run(self, model) -> Iterator[tuple[str, float]]:
-        modality, name = self.record.modality, self.record.name
-        found = self._embed(model)
-        self.rows_N, self.vectors_NC, self.usage = found.rows_N, found.vectors[modality], found.usage
-        if len(self.rows_N) < self.rows:
-            yield f"left_out/{name}", float(self.rows - len(self.rows_N))
-        if self.classes is not None:
-            classes_KC = self._class_vectors(model)
-            label_N = self.labels[self.rows_N].to(self.vectors_NC.device)
-            for k in (1, 5) if len(classes_KC) > 5 else (1,):
-                yield f"zero_shot/{name}/top{k}", accuracy(self.vectors_NC, classes_KC, label_N, k)
-            if self.record.answer_at == "mark":
-                yield f"answers/{name}/exact_match", self._exact_match(classes_KC, label_N)
-        if self.captions is not None:
-            captions = [self.captions[row] for row in self.rows_N.tolist()]
-            sought_NC = found.vectors[self._sides.target]
-            yield from both_directions(name, self.vectors_NC, sought_NC, captions, self._sides.target).items()
+    @classmethod
+    def build(cls, split: Split, record: Evaluation) -> "Evaluator":
+        """The evaluator of an evaluation. Raises UserError."""
+        return cls(split, record)
 
-    def _embed(self, model) -> Embedded:
-        """Each row's vector, and where captions say which rows are equal, that of what it is compared with."""
-        sides = self._sides
-        embed = (lambda batch: [sides.read(model, batch)]) if self.captions is None else partial(both, sides, model)
-        return embed_by(embed, self.batches, next(model.parameters()).device)
+    @classmethod
+    def serves(cls, run, record: Evaluation) -> bool:
+        """Whether it measures an evaluation that names no evaluator, by what its other fields ask for."""
+        return False
 
-    def _exact_match(self, classes_KC: torch.Tensor, label_N: torch.Tensor) -> float:
-        names = self.classes.names
-        best_N = (self.vectors_NC @ classes_KC.T).argmax(1)
-        return exact_match([names[k] for k in best_N.tolist()], [[names[k]] for k in label_N.tolist()])
+    @classmethod
+    def serves_task(cls, task: Task) -> bool:
+        """Whether it measures a task, on those of its sources' splits that are not trained on."""
+        return False
 
-    def _class_vectors(self, model) -> torch.Tensor:
-        shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
-        prompts = prompt_batches(self.tokenizer, self.classes.prompts(), self.record.views.text.length, **shape)
-        embedded = embed_by(lambda batch: [self._sides.sought(model, batch)], prompts, next(model.parameters()).device)
-        self.usage.setdefault("text", embedded.usage["text"])
-        return class_vectors(embedded.vectors["text"], len(self.classes.templates))
+    @classmethod
+    def build_for_task(cls, split: Split, task: Task) -> "list[Evaluator]":
+        """The evaluators of a task that it serves. Raises UserError."""
+        raise UserError(f"the evaluator {cls.kind} measures no tasks", got=task.name)
 
-    def label_names(self) -> list[str] | None:
-        """What each row of `vectors_NC` shows, in words where there are any; None without labels."""
-        if self.labels is None:
-            return None
-        return [self.classes.names[label] if self.classes else str(label) for label in self.labels[self.rows_N].tolist()]
+    @abstractmethod
+    def run(self, model) -> Iterator[Metric]:
+        """What is measured. All ranks call this together, and get the same values; gradients are off."""
 
-    def thumbnails(self, rows: int, side: int = 32) -> torch.Tensor | None:
-        """The middle frame of the first `rows` rows of `vectors_NC`, float [rows, 3, side, side] in [0, 1]; None for what is not
-        seen."""
-        if self._frames is None:
-            return None
-        films = [self._frames(row) for row in self.rows_N[:rows].tolist()]
-        pictures = [Image.fromarray(film[len(film) // 2]).resize((side, side)) for film in films]
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+    def options(self) -> Record:
+        """What the evaluation sets of `Options`."""
+        return self.Options.model_validate(self.record.options)
+
+    def examples(self, count: int) -> tuple[Batch, list[tuple[str, str]]] | None:
+        """After a run, `count` entries of this rank, and of each (what the model made of it, what it was to be), for
+        TensorBoard; None: there is nothing to show."""
+        return None
+
+    def projection(self, count: int) -> Projection | None:
+        """After a run, the first `count` vectors; None: there are none."""
+        return None
 
 
-class KeptBatches:
-    """Batches that are made once and then kept, as long as they take at most `most_mb` megabytes together."""
-
-    def __init__(self, make: Callable[[], Iterable[Batch]], most_mb: int):
-        self.make, self.most_bytes = make, most_mb << 20
-        self._kept: list[Batch] | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept, total = [], 0
-        for batch in self.make():
-            tensors = [t for inputs in batch.inputs.values() for t in inputs.values()]
-            total += sum(t.numel() * t.element_size() for t in tensors)
-            kept = [*kept, batch] if total <= self.most_bytes else []
-            yield batch
-        if total <= self.most_bytes:
-            self._kept = kept
-
-
-def _check(record: Evaluation, labels, classes, captions):
-    where = f"evaluation {record.name}"
-    if classes is None and captions is None:
-        raise UserError(f"{where} measures nothing", fix="set `classes`, `source.text`, or both")
-    if classes is not None and record.target != "text":
-        raise UserError(f"{where}: classes are texts", got=f"target = {record.target}", allowed='target = "text"')
-    if any(getattr(record.views, modality) is None for modality in ("text", record.modality, record.target)):
-        needed = " and ".join(f"views.{modality}" for modality in dict.fromkeys((record.modality, record.target, "text")))
-        raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()), allowed=needed)
-    if classes is not None and labels is None:
-        raise UserError(f"{where} classifies, but source.label names no column", fix="set source.label")
-    if classes is not None and int(labels.max()) >= len(classes.names):
-        raise UserError(
-            f"{where}: a label has no class name", got=int(labels.max()), allowed=f"0 to {len(classes.names) - 1}",
-            fix="let `classes` name the entry of classes.json that belongs to this source",
-        )  # fmt: skip
+def register_evaluator(kind: type[Evaluator]) -> type[Evaluator]:
+    """Make an evaluator known, as a decorator of its class. Raises UserError for one that leaves something open, or whose name
+    is taken."""
+    return EVALUATORS.register(kind, Evaluator)

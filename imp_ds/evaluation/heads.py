@@ -7,14 +7,19 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from imp_ds.errors import UserError
 from imp_ds.evaluation.embedding import embed_by
+from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
+from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
+from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives.objective import ClassObjective, ObjectiveRecord
-from imp_ds.tasks import Batch, Task
+from imp_ds.tasks import Batch, Evaluation, Task, Views
 
 
-class HeadEvaluator:
-    """`run(model)` yields (name, value), over all usable rows of a split:
+@register_evaluator
+class HeadEvaluator(Evaluator):
+    """`run(model)` yields, over all usable rows of a split:
 
     heads/{name}/loss: mean cross-entropy, without label smoothing, of the probabilities that the head gives; under sigmoid the
         mean over the classes of the binary one;
@@ -31,24 +36,48 @@ class HeadEvaluator:
         name: what the head is called in the results.
     """
 
-    reads_heads = True  # of the model for pre-training, beside the encoder
+    kind = "heads"
+    reads_heads = True
 
     def __init__(self, task: Task, place: int, parts: list[tuple[Iterable[Batch], torch.Tensor]], name: str):
         self.task, self.name, self._place, self._parts = task, name, place, parts
-        self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
 
-    def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
+    @classmethod
+    def build(cls, split: Split, record: Evaluation) -> "HeadEvaluator":
+        fix = "leave it out: the heads of each task are measured where its sources have the split"
+        raise UserError(f"evaluation {record.name}: the evaluator {cls.kind} measures tasks", got="an evaluation", fix=fix)
+
+    @classmethod
+    def serves_task(cls, task: Task) -> bool:
+        return bool(heads(task))
+
+    @classmethod
+    def build_for_task(cls, split: Split, task: Task) -> "list[Evaluator]":
+        found, labels = [], [split.labels(source) for source in task.sources]
+        names = [split.reader(source).class_names for source in task.sources]
+        for place, objective, name in heads(task):
+            views = Views(**{objective.modality: getattr(task.views, objective.modality)})
+            make = [split.batches(source, views, f"head {name}") for source in task.sources]
+            labels_R = [labels_of_head(label_R, known, objective.names) for label_R, known in zip(labels, names)]
+            parts = [(KeptBatches(batches, KEPT_MB // len(make)), label_R) for batches, label_R in zip(make, labels_R)]
+            found.append(cls(task, place, parts, name))
+        return found
+
+    def run(self, model: ImpForPreTraining) -> Iterator[Metric]:
         """All ranks call this together and get the same values."""
         objective: ClassObjective = model.objectives[self.task.name].parts[self._place]
         probabilities_NK, label_N, left_out = self._probabilities(model, objective)
         if left_out:
-            yield f"left_out/{self.name}", float(left_out)
+            yield Metric(f"left_out/{self.name}", float(left_out), "count")
         if not len(label_N):
             return
-        yield f"heads/{self.name}/loss", held_out_loss(probabilities_NK, label_N, objective.loss)
+        loss = held_out_loss(probabilities_NK, label_N, objective.loss)
+        yield Metric(f"heads/{self.name}/loss", loss, "nats", "lower", Shown("heads", "loss "))
         for k in (1, 5) if objective.num_classes > 5 else (1,):
             best_Nk = probabilities_NK.topk(k, dim=1).indices
-            yield f"heads/{self.name}/top{k}", (best_Nk == label_N[:, None]).any(1).double().mean().item()
+            found_k = (best_Nk == label_N[:, None]).any(1).double().mean().item()
+            shown = Shown("heads", panel=ACCURACY, curve=", head", dashed=True) if k == 1 else None
+            yield Metric(f"heads/{self.name}/top{k}", found_k, "share", "higher", shown)
 
     def _probabilities(self, model, objective: ClassObjective) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Of all rows of all sources that can be used, [N, K], their labels [N], and how many rows are left out."""
@@ -88,3 +117,15 @@ def heads(task: Task) -> list[tuple[int, ObjectiveRecord, str]]:
     the modality's where the task has several."""
     found = [(place, o) for place, o in enumerate(task.objectives) if o.has_own_head]
     return [(place, o, task.name if len(found) == 1 else f"{task.name}_{o.modality}_{place}") for place, o in found]
+
+
+def labels_of_head(label_R: torch.Tensor, source_names: list[str] | None, head_names: list[str]) -> torch.Tensor:
+    """The labels of a source's rows, int64 [R], as a head counts its classes: by name where some names agree, since another
+    source may have them in another order, or some of them; -1 for a class that the head does not have. Otherwise as they are.
+    """
+    places = {name: place for place, name in enumerate(head_names)}
+    if source_names is None or source_names == head_names or not places.keys() & set(source_names):
+        return label_R
+    place_K = torch.tensor([places.get(name, -1) for name in source_names])
+    known_R = (label_R >= 0) & (label_R < len(source_names))
+    return torch.where(known_R, place_K[label_R.clamp(0, len(source_names) - 1)], -1)

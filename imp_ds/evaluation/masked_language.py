@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from imp_ds.errors import UserError
+from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
+from imp_ds.evaluation.metric import Metric, Shown
+from imp_ds.evaluation.split import Split
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED
@@ -21,8 +24,9 @@ from imp_ds.tasks import Batch, Evaluation, Task
 _SEED = 0  # the same words are hidden in every run, at every step, on any number of ranks
 
 
-class MaskedLanguageEvaluator:
-    """`run(model)` yields (name, value), over all hidden tokens of the split:
+@register_evaluator
+class MaskedLanguageEvaluator(Evaluator):
+    """`run(model)` yields, over all hidden tokens of the split:
 
     masked_language/{name}/accuracy: share whose best word is the right one;
     masked_language/{name}/perplexity: exp of their mean cross-entropy.
@@ -39,16 +43,25 @@ class MaskedLanguageEvaluator:
     Raises UserError for a record without a text view, a task that hides no words, and when there is nothing to measure.
     """
 
-    reads_heads = True  # of the model for pre-training, beside the encoder
+    kind = "masked_language"
+    reads_heads = True
 
     def __init__(self, record: Evaluation, task: Task, captions: list[str], tokenizer, *, batch_size: int = 64):
         _check(record, task, captions)
         self.record, self.task, self.tokenizer, self.batch_size = record, task, tokenizer, batch_size
-        self.usage, self.vectors_NC = {}, None  # as a TextEvaluator has them
         self.left_out = sum(not caption for caption in captions)
         self._rows = [(row, caption) for row, caption in enumerate(captions) if caption]
 
-    def run(self, model: ImpForPreTraining) -> Iterator[tuple[str, float]]:
+    @classmethod
+    def serves(cls, run, record: Evaluation) -> bool:
+        return record.captioner is None and record.modality == "text" and record.head == "pair"
+
+    @classmethod
+    def build(cls, split: Split, record: Evaluation) -> "MaskedLanguageEvaluator":
+        task, captions = split.run.task(record.name), split.first_captions(record.source)
+        return cls(record, task, captions, split.processor.tokenizer, batch_size=split.batch_size)
+
+    def run(self, model: ImpForPreTraining) -> Iterator[Metric]:
         """All ranks call this together and get the same values. Raises UserError, on all of them, for a text without tokens."""
         objective = next(part for part in model.objectives[self.task.name].parts if hasattr(part, "hidden"))
         kept = {}  # the words are encoded once
@@ -68,9 +81,10 @@ class MaskedLanguageEvaluator:
                 f"evaluation {name}: no word of its texts can be hidden", fix="see that data.tokenizer knows their script"
             )
         if self.left_out:
-            yield f"left_out/{name}", float(self.left_out)
-        yield f"masked_language/{name}/accuracy", (found / hidden).item()
-        yield f"masked_language/{name}/perplexity", (loss / hidden).exp().item()
+            yield Metric(f"left_out/{name}", float(self.left_out), "count")
+        shown = Shown("hidden words"), Shown("hidden words", "perplexity ")
+        yield Metric(f"masked_language/{name}/accuracy", (found / hidden).item(), "share", "higher", shown[0])
+        yield Metric(f"masked_language/{name}/perplexity", (loss / hidden).exp().item(), "", "lower", shown[1])
 
     def _batch(self, turn: int) -> Batch:
         """This rank's texts of a turn. What fills the last batch up is the last text, of which nothing is to be found."""

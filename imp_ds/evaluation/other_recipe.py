@@ -1,7 +1,5 @@
 """A trained model seen by another recipe: its evaluations and sources, and of the model's own run what the model has learned."""
 
-import torch
-
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.heads import heads
 
@@ -40,15 +38,3 @@ def _agree(own: tuple[str, int], other: tuple[str, int | None]) -> bool:
 
 def _said(classes: list[tuple[str, int]]) -> str:
     return ", ".join(f"{count} classes of {modality}" for modality, count in classes)
-
-
-def labels_of_head(label_R: torch.Tensor, source_names: list[str] | None, head_names: list[str]) -> torch.Tensor:
-    """The labels of a source's rows, int64 [R], as a head counts its classes: by name where some names agree, since another
-    source may have them in another order, or some of them; -1 for a class that the head does not have. Otherwise as they are.
-    """
-    places = {name: place for place, name in enumerate(head_names)}
-    if source_names is None or source_names == head_names or not places.keys() & set(source_names):
-        return label_R
-    place_K = torch.tensor([places.get(name, -1) for name in source_names])
-    known_R = (label_R >= 0) & (label_R < len(source_names))
-    return torch.where(known_R, place_K[label_R.clamp(0, len(source_names) - 1)], -1)

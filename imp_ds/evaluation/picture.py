@@ -2,9 +2,11 @@
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from imp_ds.evaluation.metric import ACCURACY, Metric, Panel, read_metric
 from imp_ds.written_files import write_file
 
 _PALE = ("#a9cce3", "#f5cba7", "#a9dfbf", "#d7bde2", "#f1948a", "#c8ccd0", "#f9e79f", "#a3e4d7")
@@ -24,14 +26,14 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
     from matplotlib.figure import Figure
 
     # Without pyplot: no global state, no display, whatever the process does besides.
-    retrieval = any(curves(history, split, RETRIEVAL) for split in ("validation", "test"))
-    count = 1 + retrieval + bool(usage)
-    figure = Figure(figsize=({1: 8, 2: 13, 3: 19}[count], 5.2), dpi=130, layout="constrained")
+    others = [panel for panel in panels_of(history) if panel != ACCURACY]
+    count = 1 + len(others) + bool(usage)
+    figure = Figure(figsize=(max(8, 1 + 6 * count), 5.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     draw_accuracy(panels[0], history)
-    if retrieval:
-        draw_retrieval(panels[1], history)
+    for axes, panel in zip(panels[1:], others):
+        draw_panel(axes, history, panel)
     if usage:
         draw_usage(panels[-1], usage, list(layers))
     if title:
@@ -41,23 +43,38 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
     write_file(path, drawn.getvalue())
 
 
-# what a curve shows: the measures' kinds, their last part, and what is put behind the evaluation's name
-ACCURACY = {"zero_shot": ("top1", ""), "tuned": ("top1", ", tuned"), "heads": ("top1", ", head")}
-RETRIEVAL = {"retrieval": ("R@1", "")}
+def panels_of(history: list[dict]) -> list[Panel]:
+    """The panels that the metrics of all evaluations are drawn in, as they come."""
+    evaluated = (line for line in history if line.get("split") in ("validation", "test"))
+    return list(dict.fromkeys(metric.shown.panel for line in evaluated for metric in _drawn(line)))
 
 
-def curves(history: list[dict], split: str, shown: dict[str, tuple[str, str]]) -> dict[str, tuple[list[int], list[float]]]:
-    """Name -> (steps, values in percent) of the measures `shown`, of the evaluations on a split. Retrieval is named by its
-    direction."""
+class Curve(NamedTuple):
+    """steps, values as they are drawn (shares in percent), and the last of its metrics."""
+
+    steps: list[int]
+    values: list[float]
+    metric: Metric
+
+
+def curves(history: list[dict], split: str, panel: Panel) -> dict[str, Curve]:
+    """Name -> curve of what a panel shows of the evaluations on a split. A name is what is measured, as retrieval's direction,
+    and behind it what tells metrics of one thing apart."""
     found = {}
     for line in (line for line in history if line.get("split") == split):
-        for name, value in line.get("results", {}).items():
-            kind, *path = name.split("/")
-            if kind in shown and path[-1] == shown[kind][0]:
-                steps, values = found.setdefault(path[-2] + shown[kind][1], ([], []))
-                steps.append(line["step"])
-                values.append(100 * value)
+        for metric in _drawn(line):
+            if metric.shown.panel == panel:
+                name, value = metric.of + metric.shown.curve, metric.value * (100 if metric.unit == "share" else 1)
+                steps, values, _ = found.get(name, ([], [], None))
+                found[name] = Curve([*steps, line["step"]], [*values, value], metric)
     return found
+
+
+def _drawn(line: dict) -> list[Metric]:
+    """The metrics of an evaluation's line that have a panel and a value."""
+    facts = line.get("metrics", {})
+    known = [read_metric(name, value, facts[name]) for name, value in line.get("results", {}).items() if value is not None]
+    return [metric for metric in known if metric.shown is not None and metric.shown.panel is not None]
 
 
 def training_curves(history: list[dict]) -> dict[str, tuple[list[int], list[float]]]:
@@ -81,38 +98,51 @@ def draw_accuracy(axes, history: list[dict]) -> None:
         for i, (task, curve) in enumerate(training_curves(history).items())
     ]
     bold, test = _plot_curves(axes, history, ACCURACY)
-    _dress(axes, "Accuracy by task", "accuracy in %")
-    heading = "top 1 (\u2605: test)" if test else "top 1, last value"
-    _legend_below(axes, {heading: bold, "on training batches": faint})
+    _dress(axes, ACCURACY, "%")
+    _legend_below(axes, {_heading(ACCURACY, test): bold, "on training batches": faint})
 
 
-def draw_retrieval(axes, history: list[dict]) -> None:
-    """Share of queries whose own match ranks first (R@1), of each direction, on the validation split; stars on the test split."""
-    bold, test = _plot_curves(axes, history, RETRIEVAL)
-    _dress(axes, "Retrieval by direction", "R@1 in %")
+def draw_panel(axes, history: list[dict], panel: Panel) -> None:
+    """The curves of another panel on the validation split, such as the share of queries whose own match ranks first (R@1) by
+    direction; stars on the test split."""
+    bold, test = _plot_curves(axes, history, panel)
+    found = [*curves(history, "validation", panel).values(), *curves(history, "test", panel).values()]
+    shares = all(curve.metric.unit == "share" for curve in found)
+    _dress(axes, panel, _unit(found[0].metric))
     highest = max((max(line.get_ydata(), default=0) for line in axes.get_lines()), default=0)
-    axes.set_ylim(0, min(102, max(5, 1.15 * highest)))  # retrieval among many is low: show it all the same
-    _legend_below(axes, {"R@1 (\u2605: test)" if test else "R@1, last value": bold})
+    # retrieval among many is low: show it all the same
+    axes.set_ylim(0, min(102, max(5, 1.15 * highest)) if shares else 1.15 * highest or 1)
+    _legend_below(axes, {_heading(panel, test): bold})
 
 
-def _plot_curves(axes, history: list[dict], shown: dict[str, tuple[str, str]]) -> tuple[list, bool]:
+def _heading(panel: Panel, test: bool) -> str:
+    return f"{panel.metric} (\u2605: test)" if test else f"{panel.metric}, last value"
+
+
+def _unit(metric: Metric) -> str:
+    return "%" if metric.unit == "share" else metric.unit
+
+
+def _plot_curves(axes, history: list[dict], panel: Panel) -> tuple[list, bool]:
     """The lines, with their last value in their labels, and whether any of them has a value on the test split."""
-    validation, test = curves(history, "validation", shown), curves(history, "test", shown)
+    validation, test = curves(history, "validation", panel), curves(history, "test", panel)
     lines = []
     for i, name in enumerate(dict.fromkeys([*validation, *test])):
         style = dict(color=_BOLD[i % len(_BOLD)], zorder=3, clip_on=False)
-        last = (test.get(name) or validation[name])[1][-1]
+        last = (test.get(name) or validation[name]).metric
+        steps, values = validation[name][:2] if name in validation else ([], [])
         lines += axes.plot(
-            *validation.get(name, ([], [])), **style, linewidth=2.6, linestyle="--" if name.endswith(", head") else "-",
-            marker="o", markersize=5.5, label=f"{name.replace('_', ' ')}: {last:.1f} %",
+            steps, values, **style, linewidth=2.6, linestyle="--" if last.shown.dashed else "-",
+            marker="o", markersize=5.5, label=f"{name.replace('_', ' ')}: {last.written()}",
         )  # fmt: skip
         if name in test:
-            axes.plot(*test[name], **style, linestyle="none", marker="*", markersize=15, markeredgecolor="white")
+            axes.plot(*test[name][:2], **style, linestyle="none", marker="*", markersize=15, markeredgecolor="white")
     return lines, bool(test)
 
 
-def _dress(axes, title: str, unit: str) -> None:
-    axes.set(title=title, xlabel="optimizer steps", ylabel=unit, ylim=(0, 102))
+def _dress(axes, panel: Panel, unit: str) -> None:
+    label = f"{panel.axis} in {unit}" if unit else panel.axis
+    axes.set(title=panel.title, xlabel="optimizer steps", ylabel=label, ylim=(0, 102))
     axes.set_xlim(left=0)
     axes.grid(color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -8,7 +8,11 @@ a number.
 Shapes: Q queries, N candidates, C width of a common space.
 """
 
+from collections.abc import Iterator
+
 import torch
+
+from imp_ds.evaluation.metric import RETRIEVAL, Metric, Shown
 
 RECALLS = (1, 5, 10)
 _CHUNK_SCORES = 1 << 24
@@ -38,13 +42,12 @@ def recall(query_QC: torch.Tensor, candidate_NC: torch.Tensor, group_Q: torch.Te
 
 def both_directions(
     name: str, media_NC: torch.Tensor, text_NC: torch.Tensor, captions: list[str], target: str = "text"
-) -> dict[str, float]:
+) -> Iterator[Metric]:
     """`retrieval/{name}/{name}_to_text/R@k` and `retrieval/{name}/text_to_{name}/R@k` of rows that belong together. `target`:
     what it is, if not a text, that belongs to the media."""
     group_N = caption_groups(captions).to(media_NC.device)
     ways = {f"{name}_to_{target}": (media_NC, text_NC), f"{target}_to_{name}": (text_NC, media_NC)}
-    results = {}
     for way, (query, candidate) in ways.items():
         for k, value in recall(query, candidate, group_N, group_N).items():
-            results[f"retrieval/{name}/{way}/R@{k}"] = value
-    return results
+            shown = Shown("retrieval R@1", panel=RETRIEVAL) if k == 1 else None
+            yield Metric(f"retrieval/{name}/{way}/R@{k}", value, "share", "higher", shown)

@@ -8,10 +8,10 @@ from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import RunConfig
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.json_files import read_json
 from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.train import model_card
+from imp_ds.train.final_results import read_results
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.staged_folder import staged_folder
 from imp_ds.train.trained_run import open_run
@@ -48,10 +48,10 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: ImpF
     model.save_pretrained(folder)
     pieces.save_pretrained(folder)
     run.save(folder)
-    results, final = {}, run_dir / RESULTS
+    results, final = [], run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
-        results = read_json(final, dict, "delete the file: the model is exported without scores")
+        results = read_results(run_dir)
         if (run_dir / model_card.PICTURE).is_file():
             shutil.copy(run_dir / model_card.PICTURE, folder / model_card.PICTURE)
     parameters = sum(p.numel() for p in model.parameters())

@@ -5,12 +5,13 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from imp_ds.config import RunConfig
-from imp_ds.evaluation.measures import KINDS, written
+from imp_ds.evaluation.metric import Metric, by_name
 from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import ObjectiveRecord
 
 PICTURE = "results.png"
+_BEFORE = "before/"  # how the names of what was measured before a tuning begin
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -57,7 +58,7 @@ def write(
     folder: str | Path,
     run: RunConfig,
     config: ImpConfig,
-    results: dict[str, float],
+    results: list[Metric],
     versions: dict[str, str],
     *,
     steps: int,
@@ -72,7 +73,7 @@ def write(
     """Write `folder`/README.md and return its path.
 
     Args:
-        results: scores by flat names (`imp_ds.evaluation`), measured on `split`; may be empty. Other names are left out.
+        results: measured on `split`; may be empty. What has no direction, as a count, is left out.
         versions: package -> version, as it was trained.
         steps, world_size, examples, tokens, seconds: what training took; None leaves the line out.
         parameters: of the exported model.
@@ -163,7 +164,7 @@ def _answering(run: RunConfig) -> list[str]:
     return []
 
 
-def _tuning(run: RunConfig, config: ImpConfig, results: dict[str, float]) -> list[str]:
+def _tuning(run: RunConfig, config: ImpConfig, results: list[Metric]) -> list[str]:
     """What was tuned of which model, on how many samples, and what that model scored before; nothing for other runs."""
     tuned = [task for task in run.tasks if any(objective.is_tuned for objective in task.objectives)]
     if not tuned or run.train.init_from is None:
@@ -172,10 +173,10 @@ def _tuning(run: RunConfig, config: ImpConfig, results: dict[str, float]) -> lis
     what = "all of its weights" if run.train.trainable is None else "a linear head; the rest is as it was"
     if config.prompt_length:
         what = f"{config.prompt_length} prompts in each layer ({config.prompt_sides}), the norms, a head; the rest is as it was"
-    count = results.get(f"train/samples/{task.name}")
+    count = by_name(results).get(f"train/samples/{task.name}")
     drawn = f"{100 * task.source.fraction:g} % of each class" + ("" if count is None else f", {int(count):,} samples")
-    before = {name: value for name, value in results.items() if name.startswith("before/") and name.endswith("/top1")}
-    rows = [(f"`{name}`", f"{100 * value:.1f} %") for name, value in before.items()]
+    before = [metric for metric in results if metric.name.startswith(_BEFORE) and metric.shown is not None]
+    rows = [(f"`{metric.name}`", metric.written()) for metric in before]
     return [
         "## Tuning",
         f"Tuned from `{Path(run.train.init_from).name}` on `{task.source.path}`, {drawn}. Trained: {what}.",
@@ -220,8 +221,9 @@ def _tasks(run: RunConfig) -> str:
     return _table(("task", "objective", "batch", often), rows)
 
 
-def _scores(results: dict[str, float], split: str) -> str:
-    rows = [(f"`{name}`", written(name, value)) for name, value in results.items() if name.partition("/")[0] in KINDS]
+def _scores(results: list[Metric], split: str) -> str:
+    scores = [metric for metric in results if metric.better is not None and not metric.name.startswith(_BEFORE)]
+    rows = [(f"`{metric.name}`", metric.written()) for metric in scores]
     if not rows:
         return "Not measured."
     table = _table(("measure", "value"), rows)

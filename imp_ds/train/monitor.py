@@ -1,7 +1,8 @@
 """The record of a run, on rank 0: curves and samples for TensorBoard, metrics.jsonl, progress, and the picture of the results.
 
 metrics.jsonl holds one JSON object a line: {"kind": "train", "step", ...} for each log interval (`Interval.summary`) and
-{"kind": "evaluation", "step", "split", "results", "usage"} for each evaluation. Values that are not finite are null there.
+{"kind": "evaluation", "step", "split", "results", "metrics", "usage"} for each evaluation: values by flat names, and of each
+name its unit, which way it is better, and where it is shown. Values that are not finite are null there.
 """
 
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from imp_ds.evaluation.interference import Interference
-from imp_ds.evaluation.measures import in_one_line
+from imp_ds.evaluation.metric import Metric, by_name, in_one_line, read_metric
 from imp_ds.evaluation.picture import draw
 from imp_ds.tasks import Batch, Evaluation, Rejection
 from imp_ds.train.history import LineFile, cut_lines
@@ -114,19 +115,21 @@ class Monitor:
         self.board.scalars(step, tags)
 
     def record_evaluation(
-        self, step: int, results: dict[str, float], usage: dict[str, list[list[float]]], *, split: str = "validation"
+        self, step: int, metrics: list[Metric], usage: dict[str, list[list[float]]], *, split: str = "validation"
     ) -> None:
-        """The results of an evaluation after `step` steps, by flat names, and the experts' shares by modality.
+        """The results of an evaluation after `step` steps, and the experts' shares by modality.
 
         Those of another split than "validation" do not belong on its curves: their tags begin with the split's name.
         """
         if not self.enabled:
             return
-        self._write({"kind": "evaluation", "step": step, "split": split, "results": results, "usage": usage})
+        facts = {metric.name: metric.facts() for metric in metrics}
+        line = {"kind": "evaluation", "step": step, "split": split, "results": by_name(metrics), "metrics": facts, "usage": usage}
+        self._write(line)
         prefix = "" if split == "validation" else f"{split}/"
-        self.board.scalars(step, {prefix + name: value for name, value in results.items()})
+        self.board.scalars(step, {prefix + name: value for name, value in by_name(metrics).items()})
         self.board.flush()
-        self.progress.say(f"step {step}, {split}: {in_one_line(results) or 'evaluated'}")
+        self.progress.say(f"step {step}, {split}: {in_one_line(metrics) or 'evaluated'}")
 
     def record_interference(self, step: int, found: dict[str, Interference]) -> None:
         """How the tasks interfere after `step` steps, by the names of weights."""
@@ -139,11 +142,11 @@ class Monitor:
         between = sum(measured.between_tasks for measured in found.values()) / len(found)
         self.progress.say(f"step {step}: interference between tasks {between:.2f}, a task with itself 1")
 
-    def record_captions(
+    def record_examples(
         self, step: int, evaluation: Evaluation, shown: Batch, said: list[tuple[str, str]], processor
     ) -> None:  # fmt: skip
-        """What a captioning evaluation after `step` steps has said of the samples of `shown`, which are drawn as the model saw
-        them; beside it a caption of the corpus."""
+        """What a model has made after `step` steps of the samples of `shown`, such as captions; these are drawn as the model saw
+        them; beside it what it was to be."""
         if not self.enabled:
             return
         tag, captions = f"captions/{evaluation.name}", list(zip(*said))
@@ -268,7 +271,7 @@ def _read_line(line: dict) -> None:
     """Raise an error for a line that is not as this file writes it."""
     _visits([line])
     if line["kind"] == "evaluation":
-        line["results"].items(), line["usage"].items()
+        [read_metric(name, value, line["metrics"][name]) for name, value in line["results"].items()], line["usage"].items()
     elif line["kind"] == "train":
         [values["loss"] for values in line["tasks"].values()]
     else:

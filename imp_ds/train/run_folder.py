@@ -3,6 +3,7 @@
     run_config.json   the whole RunConfig          checkpoints/  what training resumes from
     processor/        tokenizer and processors     tensorboard/  curves, samples, embeddings
     metrics.jsonl     the same curves as lines     results.json, results.png  the final scores
+    results_units.json  of each score its unit, which way it is better, and where it is shown
 """
 
 import json
@@ -18,11 +19,11 @@ from imp_ds.train import checkpoint
 from imp_ds.train.run_lock import FILE as LOCK
 from imp_ds.train.run_lock import RunLock
 
-RESULTS = "results.json"
+RESULTS, RESULTS_UNITS = "results.json", "results_units.json"
 # what a run makes in its folder, beside run_config.json; interference and captions stand in tensorboard/ and metrics.jsonl too
 _MADE = {
     LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, "results.png",
-    "interference.json", "interference.png",
+    RESULTS_UNITS, "interference.json", "interference.png",
 }  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {

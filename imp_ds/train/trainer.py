@@ -20,7 +20,7 @@ from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import has_split
 from imp_ds.errors import UserError
-from imp_ds.evaluation import CaptioningEvaluator, build_evaluators, evaluate, evaluated_sources, expert_usage
+from imp_ds.evaluation import Metric, build_evaluators, evaluate, evaluated_sources, expert_usage
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
@@ -58,7 +58,7 @@ SHOWN_SAMPLES = 6
 
 def train(
     run: RunConfig, output_dir: Path, ds_path: Path | None = None, resume: str | None = None, hostfile: Path | None = None,
-    before: Callable[[], dict[str, float]] | None = None, allow_changes: bool = False,
+    before: Callable[[], list[Metric]] | None = None, allow_changes: bool = False,
 ) -> None:  # fmt: skip
     """Train `run` on the ranks that a launcher started, and write everything into `output_dir`.
 
@@ -66,7 +66,7 @@ def train(
         ds_path: the DeepSpeed configuration; None takes the shipped one for ZeRO 2.
         resume: which checkpoint in `output_dir` to go on from (`imp_ds.train.resume`); None: this is a new run.
         hostfile: what the ranks were started with; rank 0 compares their places with it.
-        before: gives the scores of the model that the run starts from, by flat names, on every rank, once all of them have
+        before: gives the scores of the model that the run starts from, on every rank, once all of them have
             joined; they are recorded as of step 0, and among the results as before/{name}.
         allow_changes: whether a resumed run may have another learning rate, batch size, ... (`imp_ds.train.run_folder`).
 
@@ -95,7 +95,7 @@ def train(
             lock = on_main(claim, "the output folder cannot be used")  # noqa: F841  held to the end
             if not _is_finished(output_dir, run, resume):
                 watchdog.progress(0, "starting, scoring the model before")
-                scores = {} if before is None else before()
+                scores = [] if before is None else before()
                 watchdog.progress(0, "starting")
                 trainer = Trainer(run, output_dir, ds, readers, device, resume, preemption, watchdog, hostfile, scores)
                 _run(trainer)
@@ -126,7 +126,7 @@ class Trainer:
 
     def __init__(
         self, run: RunConfig, output_dir: Path, ds: dict, readers: dict[str, list[Reader]], device: torch.device,
-        resume: str | None, preemption: Preemption, watchdog: Watchdog, hostfile: Path | None, before: dict[str, float],
+        resume: str | None, preemption: Preemption, watchdog: Watchdog, hostfile: Path | None, before: list[Metric],
     ):  # fmt: skip
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.before = before
@@ -323,14 +323,15 @@ class Trainer:
             found = self.probe.measure(lambda *progress: self.watchdog.progress(self.step, stage(*progress)))
         on_main(lambda: self.monitor.record_interference(self.step, found), "the interference cannot be recorded")
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> list[Metric]:
         """All evaluations on the validation split; every rank gets the results."""
         self.watchdog.progress(self.step, "evaluating")
         with uncompiled(), random_state.kept(self.engine.device):
             results = evaluate(self.engine.model, self.evaluators)
         self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
-        for evaluator in (found for found in self.evaluators if isinstance(found, CaptioningEvaluator)):
-            self.monitor.record_captions(self.step, evaluator.record, *evaluator.examples(SHOWN_SAMPLES), self.processor)
+        for evaluator in self.evaluators:
+            if (shown := evaluator.examples(SHOWN_SAMPLES)) is not None:
+                self.monitor.record_examples(self.step, evaluator.record, *shown, self.processor)
         return results
 
     def save(self) -> None:
@@ -357,10 +358,13 @@ class Trainer:
             with uncompiled():
                 results = evaluate(self.engine.model, evaluators)
             self.monitor.record_evaluation(self.step, results, expert_usage(evaluators), split="test")
-        results |= {"train/steps": self.step, "train/skipped_steps": self.skipped, "train/seconds": round(self.seconds, 1)}
-        results["train/peak_rank_gib"] = peak_rank_gib(self.engine.device)
-        results |= {f"data/{source}/left_out": sum(n.values()) for source, n in self.rejections.counts.items()}
-        results |= {f"train/samples/{task}": sum(map(len, of)) for task, of in self.loader.batches.readers.items()}
-        results |= {f"{BEFORE}/{name}": value for name, value in self.before.items()}
+        results += [
+            Metric("train/steps", self.step, "count"), Metric("train/skipped_steps", self.skipped, "count"),
+            Metric("train/seconds", round(self.seconds, 1), "s"),
+            Metric("train/peak_rank_gib", peak_rank_gib(self.engine.device), "GiB"),
+            *(Metric(f"data/{source}/left_out", sum(n.values()), "count") for source, n in self.rejections.counts.items()),
+            *(Metric(f"train/samples/{task}", sum(map(len, of)), "count") for task, of in self.loader.batches.readers.items()),
+            *(metric._replace(name=f"{BEFORE}/{metric.name}") for metric in self.before),
+        ]  # fmt: skip
         written = lambda: write_results(self.output_dir, results, self.evaluators, self.monitor, self.step)  # noqa: E731
         on_main(written, "the results cannot be written")

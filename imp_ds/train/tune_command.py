@@ -15,12 +15,11 @@ from imp_ds.data.sources import has_split
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.command import load_model, read_run
-from imp_ds.evaluation.measures import written
-from imp_ds.json_files import read_json
+from imp_ds.evaluation.metric import Metric, by_name
 from imp_ds.model_folder import load_processor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.export import export
-from imp_ds.train.run_folder import RESULTS
+from imp_ds.train.final_results import read_results
 from imp_ds.train.trainer import BEFORE, train
 from imp_ds.train.tuning import Tuning, tuning_run
 
@@ -52,12 +51,13 @@ def tune(
         return {}
     if not (output_dir / MODEL).exists():
         export(output_dir, output_dir / MODEL)
-    results = read_json(output_dir / RESULTS, dict)
-    Console().print(comparison(results, f"{tuning.method} tuning of {model} on {samples(results)} samples"))
+    metrics = read_results(output_dir)
+    results = by_name(metrics)
+    Console().print(comparison(metrics, f"{tuning.method} tuning of {model} on {samples(results)} samples"))
     return results
 
 
-def scores_before(model: Path, run: RunConfig, source: RunConfig, evaluation: str) -> dict[str, float]:
+def scores_before(model: Path, run: RunConfig, source: RunConfig, evaluation: str) -> list[Metric]:
     """What the model scores as it is, on the split of the final scores. `run`: its own, whose tasks gates are told. All ranks
     call it."""
     if is_main():
@@ -74,13 +74,12 @@ def samples(results: dict[str, float]) -> int:
     return int(sum(value for name, value in results.items() if name.startswith("train/samples/")))
 
 
-def comparison(results: dict[str, float], title: str) -> Table:
-    """A row for each measure that was taken before or after."""
+def comparison(metrics: list[Metric], title: str) -> Table:
+    """A row for each score that was taken before or after."""
     table = Table(title=title)
     for heading, justify in (("measure", "left"), ("before", "right"), ("after", "right")):
         table.add_column(heading, justify=justify)
-    names = [name.removeprefix(f"{BEFORE}/") for name in results]
-    for name in dict.fromkeys(name for name in names if name.startswith(("tuned/", "zero_shot/"))):
-        cells = [results.get(key) for key in (f"{BEFORE}/{name}", name)]
-        table.add_row(name, *("" if value is None else written(name, value) for value in cells))
+    written = {metric.name: metric.written() for metric in metrics if metric.better is not None}
+    for name in dict.fromkeys(name.removeprefix(f"{BEFORE}/") for name in written):
+        table.add_row(name, *(written.get(key, "") for key in (f"{BEFORE}/{name}", name)))
     return table

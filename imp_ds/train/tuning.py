@@ -15,7 +15,7 @@ from imp_ds.data.samples import Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.data.subset import class_fraction
 from imp_ds.errors import UserError
-from imp_ds.evaluation import class_prompts
+from imp_ds.evaluation.split import class_prompts
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.model_folder import exported_config
 from imp_ds.models.imp.configuration_imp import ImpConfig

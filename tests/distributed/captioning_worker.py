@@ -14,7 +14,8 @@ from alternating_worker import compare, reference
 from small_run import MARKS, VOCABULARY, make_batch, make_run
 
 from imp_ds.config import RunConfig
-from imp_ds.evaluation import CaptioningEvaluator, evaluate
+from imp_ds.evaluation import by_name, evaluate
+from imp_ds.evaluation.captioning import CaptioningEvaluator
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.objectives import Captioning
 from imp_ds.parallel.groups import is_main, rank, world_size
@@ -66,7 +67,7 @@ def measured() -> dict[str, float]:
     record = Evaluation(name="pictures", modality="vision", source=TASK.source, views=TASK.views, captioner="captions", beam=3)
     references = [[caption] for caption in CAPTIONS]
     evaluator = CaptioningEvaluator(record, TASK, lambda: map(entries, dealt), references, TOKENIZER)
-    return evaluate(small_model(), [evaluator]) | {"said": evaluator.said}
+    return by_name(evaluate(small_model(), [evaluator])) | {"said": evaluator.said}
 
 
 def compare_all(out: str) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
-from imp_ds.evaluation import build_evaluators
+from imp_ds.evaluation import Metric, build_evaluators
 from imp_ds.evaluation.command import evaluate
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.tokenizers import train_tokenizer
@@ -136,8 +136,9 @@ def test_the_model_card_is_valid_and_its_example_runs(exported):
     run = RunConfig.load(folder)
     config = run.model.to_config(64, run.tasks)
     (folder / "results.png").write_bytes(b"")
+    results = [Metric("zero_shot/image/top1", 0.9625, "share", "higher"), Metric("train/steps", 1, "count")]
     path = model_card.write(
-        folder, run, config, {"zero_shot/image/top1": 0.9625, "train/steps": 1}, {"torch": "2.13.0"}, steps=1, world_size=2,
+        folder, run, config, results, {"torch": "2.13.0"}, steps=1, world_size=2,
         parameters=12345, examples=4, tokens=48, name_or_path=str(folder),
     )  # fmt: skip
     card = ModelCard.load(path)

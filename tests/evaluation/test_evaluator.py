@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 
 from imp_ds.errors import UserError
-from imp_ds.evaluation import evaluate, expert_usage
+from imp_ds.evaluation import by_name, evaluate, expert_usage
 from imp_ds.evaluation.embedding import prompt_batches
-from imp_ds.evaluation.evaluator import KeptBatches, TextEvaluator
+from imp_ds.evaluation.similarity import TextEvaluator
+from imp_ds.evaluation.split import KeptBatches
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import ImpModel
@@ -73,7 +74,7 @@ def build(batch_size: int = 4, batches=None) -> TextEvaluator:
 
 def test_results_equal_a_direct_computation():
     model, evaluator = tiny_model(), build()
-    results = evaluate(model.train(), [evaluator])
+    results = by_name(evaluate(model.train(), [evaluator]))
     assert model.training
     (whole,) = split_batches(ROWS)
     with torch.no_grad():
@@ -100,18 +101,18 @@ def test_results_equal_a_direct_computation():
     usage = expert_usage([evaluator])
     assert list(usage) == ["image", "text"] and [len(usage["image"]), len(usage["image"][0])] == [1, 4]
     assert sum(usage["image"][0]) == pytest.approx(1.0, abs=1e-5)
-    assert evaluate(model, [evaluator]) == results  # from the kept batches
+    assert by_name(evaluate(model, [evaluator])) == results  # from the kept batches
 
 
 def _work(own_rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=own_rank, world_size=2)
     evaluator = build()
-    results = evaluate(tiny_model(), [evaluator])
+    results = by_name(evaluate(tiny_model(), [evaluator]))
     with open(os.path.join(folder, f"rank{own_rank}.json"), "w") as file:
         json.dump([results, evaluator.vectors_NC.tolist(), expert_usage([evaluator])], file)
     try:  # one rank cannot read its second batch: both stop, with its message
-        evaluate(tiny_model(), [build(batches=damaged_batches)])
+        by_name(evaluate(tiny_model(), [build(batches=damaged_batches)]))
     except UserError as error:
         assert "file 7 is damaged" in str(error)
     else:
@@ -140,7 +141,7 @@ def test_two_ranks_equal_one(tmp_path):
             worker.kill()
     assert [worker.exitcode for worker in workers] == [0, 0]
     evaluator = build()
-    results = evaluate(tiny_model(), [evaluator])
+    results = by_name(evaluate(tiny_model(), [evaluator]))
     for own_rank in range(2):
         found, vectors, usage = json.loads((tmp_path / f"rank{own_rank}.json").read_text())
         assert found == pytest.approx(results, abs=1e-9)
@@ -160,11 +161,11 @@ def test_prompts_are_dealt_in_equal_shapes_and_each_once():
 
 def test_a_dense_model_reports_no_experts_and_modes_are_restored_after_a_failure():
     evaluator = build()
-    evaluate(tiny_model(num_experts=0), [evaluator])
+    by_name(evaluate(tiny_model(num_experts=0), [evaluator]))
     assert expert_usage([evaluator]) == {}
     model = tiny_model(pairs=[["audio", "text"]]).train()
     with pytest.raises(UserError, match="no projection"):
-        evaluate(model, [build()])
+        by_name(evaluate(model, [build()]))
     assert model.training
 
 

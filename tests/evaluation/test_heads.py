@@ -7,9 +7,8 @@ import torch
 
 from imp_ds import ImpForPreTraining
 from imp_ds.config import ModelSettings
-from imp_ds.evaluation import evaluate
+from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.heads import HeadEvaluator, heads, held_out_loss
-from imp_ds.evaluation.measures import in_one_line, written
 from imp_ds.objectives import Classification
 from imp_ds.tasks import Batch, Source, Task, Views, VisionView
 
@@ -44,7 +43,7 @@ def test_loss_and_accuracy_equal_a_direct_computation_and_label_smoothing_is_not
     model = model_of(given)
     # row 1 has two windows; row 2 cannot be read; row 3 has a label that is no class; the last entry only fills up
     entries, labels = batch([0, 1, 1, 3, 4, 4], [True] * 5 + [False]), torch.tensor([2, 0, -1, 7, 1])
-    results = evaluate(model, [HeadEvaluator(given, 0, [([entries], labels)], "animal")])
+    results = by_name(evaluate(model, [HeadEvaluator(given, 0, [([entries], labels)], "animal")]))
     with torch.no_grad():
         pooled = model.imp.encode("vision", entries.inputs["vision"]).pooled_BD
         p = model.objectives["animal"].parts[0].head(pooled).double().softmax(1)
@@ -83,13 +82,3 @@ def test_classes_are_predicted_by_name_the_likeliest_first():
     assert model.config.id2label == dict(enumerate(NAMES)) and model.config.label2id["cow"] == 2
     assert list(model_of(task()).predict(**inputs)[0]) and set(model_of(task()).predict(**inputs)[0]) == {"0", "1", "2"}
     assert torch.all(model_of(task(loss="sigmoid")).answer(**inputs) != model_of(task()).answer(**inputs))
-
-
-def test_the_console_line_and_the_values_by_hand():
-    results = {
-        "left_out/image": 2.0, "zero_shot/image/top1": 0.5, "zero_shot/image/top5": 0.75, "heads/animal/loss": 1.25,
-        "heads/animal/top1": 0.875, "retrieval/image/image_to_text/R@1": 0.125, "masked_language/words/perplexity": 12.5,
-    }  # fmt: skip
-    line = "zero-shot image 50.0 %; retrieval R@1 image_to_text 12.5 %; heads animal loss 1.250 87.5 %"
-    assert in_one_line(results) == f"{line}; hidden words words perplexity 12.50" and in_one_line({"left_out/image": 1.0}) == ""
-    assert [written(name, 3.0) for name in ("left_out/x", "captioning/x/cider", "heads/x/loss")] == ["3", "3.00", "3.000"]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from grammar import SENTENCES, TASK, small_model
 from imp_ds.errors import UserError
-from imp_ds.evaluation import masked_language
+from imp_ds.evaluation import by_name, masked_language
 from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED
@@ -31,7 +31,7 @@ def record(**changes) -> Evaluation:
 def run(batch_size: int, **changes) -> dict[str, float]:
     evaluator = MaskedLanguageEvaluator(record(), TASK, CAPTIONS, TOKENIZER, batch_size=batch_size)
     with torch.no_grad():
-        return dict(evaluator.run(changes.get("model") or small_model(len(TOKENIZER)).eval()))
+        return by_name(evaluator.run(changes.get("model") or small_model(len(TOKENIZER)).eval()))
 
 
 def hide(row: int) -> dict[str, torch.Tensor]:

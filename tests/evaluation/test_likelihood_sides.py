@@ -8,9 +8,9 @@ import torch
 from imp_ds import ImpForPreTraining, ImpModel
 from imp_ds.config import ModelSettings
 from imp_ds.errors import UserError
-from imp_ds.evaluation import evaluate
-from imp_ds.evaluation.evaluator import TextEvaluator
+from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
+from imp_ds.evaluation.similarity import TextEvaluator
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.modalities.marking import preprocess_marked
 from imp_ds.modalities.tokenizers import train_tokenizer
@@ -94,7 +94,7 @@ ATTRIBUTES = dict(num_experts=4, gate="attribute", moe_layers="all")
 @pytest.mark.parametrize("changes, task", [({}, None), (dict(num_experts=4, gate="task", moe_layers="all"), "image_class")])
 def test_classes_and_captions_by_the_head_equal_a_direct_computation(changes, task):
     model, batch = build(**changes), whole()
-    results = evaluate(model, [evaluator(captions=True, task=task)])
+    results = by_name(evaluate(model, [evaluator(captions=True, task=task)]))
     image, class_KC = vectors(model.imp, ["vision"], False, None, task, batch), class_vectors(model.imp, None, task)
     best = (image @ (class_KC / class_KC.norm(dim=1, keepdim=True)).T).argmax(1)
     assert results["zero_shot/x/top1"] == pytest.approx((best == LABELS).double().mean().item())
@@ -107,7 +107,7 @@ def test_a_modality_that_no_task_has_trained_has_a_composed_condition():
     """Sounds, whose bits stand together in no task; the same bits by hand give the same answers, others do not."""
     model, batch = build(**ATTRIBUTES), whole()
     found = evaluator(modality="audio")
-    results = evaluate(model, [found])
+    results = by_name(evaluate(model, [found]))
     sides = Sides(frozenset(["audio"]), frozenset(["text"]))
     sound, class_KC = vectors(model.imp, ["audio"], False, sides, None, batch), class_vectors(model.imp, sides, None)
     torch.testing.assert_close(found.vectors_NC, sound)
@@ -118,7 +118,7 @@ def test_a_modality_that_no_task_has_trained_has_a_composed_condition():
 
 def test_sounds_find_images_that_they_were_never_compared_with():
     model, batch = build(**ATTRIBUTES), whole()
-    results = evaluate(model, [evaluator(classes=False, captions=True, modality="audio", target="vision")])
+    results = by_name(evaluate(model, [evaluator(classes=False, captions=True, modality="audio", target="vision")]))
     sides = Sides(frozenset(["audio"]), frozenset(["vision"]))
     sound, image = (
         vectors(model.imp, ["audio"], False, sides, None, batch),
@@ -131,7 +131,7 @@ def test_sounds_find_images_that_they_were_never_compared_with():
 
 def test_answers_to_questions_are_measured_to_the_letter():
     model, batch = build(**ATTRIBUTES), whole()
-    results = evaluate(model, [evaluator(answer_at="mark")])
+    results = by_name(evaluate(model, [evaluator(answer_at="mark")]))
     sides = Sides(frozenset(["vision", "text"]), frozenset(["text"]))
     asked, class_KC = vectors(model.imp, ["vision", "text"], False, sides, None, batch), class_vectors(model.imp, sides, None)
     expected = ((asked @ class_KC.T).argmax(1) == LABELS).double().mean().item()
@@ -139,7 +139,7 @@ def test_answers_to_questions_are_measured_to_the_letter():
 
 
 def test_texts_are_classified():
-    assert list(evaluate(build(), [evaluator(modality="text")])) == ["zero_shot/x/top1"]
+    assert list(by_name(evaluate(build(), [evaluator(modality="text")]))) == ["zero_shot/x/top1"]
 
 
 def test_hidden_words_are_measured_by_the_head_and_the_words_are_encoded_once():
@@ -148,9 +148,9 @@ def test_hidden_words_are_measured_by_the_head_and_the_words_are_encoded_once():
     candidates = model.objectives["words"].parts[0].candidates
     encode = candidates.encode
     candidates.encode = lambda *args: encoded.append(1) or encode(*args)
-    results = evaluate(model, [MaskedLanguageEvaluator(record, TASKS[1], TEXTS, TOKENIZER, batch_size=2)])
+    results = by_name(evaluate(model, [MaskedLanguageEvaluator(record, TASKS[1], TEXTS, TOKENIZER, batch_size=2)]))
     assert list(results) == ["masked_language/words/accuracy", "masked_language/words/perplexity"] and len(encoded) == 1
-    again = evaluate(model, [MaskedLanguageEvaluator(record, TASKS[1], TEXTS, TOKENIZER, batch_size=6)])
+    again = by_name(evaluate(model, [MaskedLanguageEvaluator(record, TASKS[1], TEXTS, TOKENIZER, batch_size=6)]))
     assert again == pytest.approx(results)
 
 
@@ -165,6 +165,6 @@ def test_what_cannot_be_measured_is_said():
         evaluator(modality="audio", target="vision")
     without = ImpForPreTraining(ModelSettings(**SHAPE).to_config(len(TOKENIZER), [], TOKENIZER))
     with pytest.raises(UserError, match="no likelihood head"):
-        evaluate(without, [evaluator()])
+        by_name(evaluate(without, [evaluator()]))
     with pytest.raises(UserError, match="image_class, words"):  # gates that know tasks alone compose nothing
-        evaluate(build(num_experts=4, gate="task", moe_layers="all"), [evaluator()])
+        by_name(evaluate(build(num_experts=4, gate="task", moe_layers="all"), [evaluator()]))

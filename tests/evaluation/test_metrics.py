@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from imp_ds.errors import UserError
+from imp_ds.evaluation.metric import by_name
 from imp_ds.evaluation.retrieval import RECALLS, both_directions, caption_groups, recall
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors, load_classes
 
@@ -68,7 +69,7 @@ def test_recall_in_pieces_equals_brute_force_with_repeated_captions(monkeypatch)
         for k in RECALLS:
             hits = [any(captions[j] == captions[i] for j in order[i, :k]) for i in range(230)]
             expected[f"retrieval/film/{way}/R@{k}"] = np.mean(hits)
-    found = both_directions("film", torch.tensor(media), torch.tensor(text), captions)
+    found = by_name(both_directions("film", torch.tensor(media), torch.tensor(text), captions))
     assert found == pytest.approx(expected, abs=1e-12) and 0.2 < found["retrieval/film/film_to_text/R@1"] < 0.99
 
 

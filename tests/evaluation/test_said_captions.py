@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.evaluation import CaptioningEvaluator, evaluate
+from imp_ds.evaluation import by_name, evaluate
+from imp_ds.evaluation.captioning import CaptioningEvaluator
 from imp_ds.evaluation.captions import bleu4, cider
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.caption_sequence import query_states
@@ -50,7 +51,7 @@ def model():
 
 def test_results_equal_a_direct_computation(model):
     rows = [3, 0, 12, 7, 9]
-    found = evaluate(model, [build(entries(rows[:3]), entries(rows[3:]))])
+    found = by_name(evaluate(model, [build(entries(rows[:3]), entries(rows[3:]))]))
     said = model.generate_captions(**pictures(sorted(rows)), beam=2, longest=LENGTH)
     said = [text.strip() for text in TOKENIZER.batch_decode(said, skip_special_tokens=True)]
     assert len(set(said)) > 1
@@ -74,8 +75,8 @@ def test_results_equal_a_direct_computation(model):
 
 def test_what_fills_up_a_batch_is_not_counted(model):
     rows = [3, 0, 12, 7, 9]
-    once = evaluate(model, [build(entries(rows))])
-    filled = evaluate(model, [build(entries(rows[:4]), entries([9, 9, 9, 9], [True, False, False, False]))])
+    once = by_name(evaluate(model, [build(entries(rows))]))
+    filled = by_name(evaluate(model, [build(entries(rows[:4]), entries([9, 9, 9, 9], [True, False, False, False]))]))
     assert filled == pytest.approx(once, rel=1e-4)
 
 
@@ -84,7 +85,7 @@ def test_of_several_entries_of_a_row_the_surest_caption_is_taken(model):
     batch = entries([1, 2])
     batch.targets["index"] = torch.tensor([0, 0])
     evaluator = build(batch)
-    evaluate(model, [evaluator])
+    by_name(evaluate(model, [evaluator]))
     objective, imp = model.objectives["captions"].parts[0], model.imp
     with torch.no_grad():
         words_VC = objective.candidates.vectors(imp, objective.candidates.encode(imp, "captions"))
@@ -96,7 +97,7 @@ def test_of_several_entries_of_a_row_the_surest_caption_is_taken(model):
 
 def test_examples_are_the_first_entries_with_what_was_said(model):
     evaluator = build(entries([3, 0, 12]), entries([7, 9, 1]))
-    evaluate(model, [evaluator])
+    by_name(evaluate(model, [evaluator]))
     batch, rows = evaluator.examples(2)
     assert torch.equal(batch.inputs["vision"]["pixel_values"], pictures([3, 0])["pixel_values"])
     assert rows == [(dict(evaluator.said)[row], REFERENCES[row][0]) for row in (3, 0)]
@@ -115,4 +116,4 @@ def test_what_is_refused(model):
     with pytest.raises(UserError, match="pictures and sounds"):
         build(modality="text", views=Views(text=VIEWS.text))
     with pytest.raises(UserError, match="has no tokens"):
-        evaluate(model, [build(entries([0]), references=[[" "]])])
+        by_name(evaluate(model, [build(entries([0]), references=[[" "]])]))

@@ -13,6 +13,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from imp_ds.config import RunConfig, TrainSettings
 from imp_ds.errors import UserError
+from imp_ds.evaluation import ACCURACY, RETRIEVAL, Metric, Shown, by_name
+from imp_ds.evaluation.metric import read_metric
 from imp_ds.modalities.positions import grid_positions
 from imp_ds.moe.routing import RouterReport
 from imp_ds.recipes import get_recipe
@@ -22,7 +24,11 @@ from imp_ds.train.interval import StepRecord
 from imp_ds.train.monitor import Monitor
 from imp_ds.train.progress import Progress, duration
 
-RESULTS = {"zero_shot/image/top1": 0.5, "retrieval/image/image_to_text/R@1": 0.25}
+METRICS = [
+    Metric("zero_shot/image/top1", 0.5, "share", "higher", Shown("zero-shot", panel=ACCURACY)),
+    Metric("retrieval/image/image_to_text/R@1", 0.25, "share", "higher", Shown("retrieval R@1", panel=RETRIEVAL)),
+]
+RESULTS = by_name(METRICS)
 USAGE = {"image": [[0.25, 0.75]], "text": [[0.5, 0.5]]}
 
 
@@ -83,8 +89,8 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
     record(monitor, 2, "film_text", 3.0)
     record(monitor, 3, "image_text", 2.0)
     record(monitor, 4, "image_text", 1.0)
-    monitor.record_evaluation(4, RESULTS, USAGE)
-    monitor.record_evaluation(4, {"zero_shot/image/top1": 0.625}, {}, split="test")
+    monitor.record_evaluation(4, METRICS, USAGE)
+    monitor.record_evaluation(4, [METRICS[0]._replace(value=0.625)], {}, split="test")
     monitor.close()
     events = read(tmp_path)
     assert curve(events, "train/image_text/loss") == [(2, 4.0), (4, 1.5)]  # (2 + 1) / 2
@@ -111,6 +117,7 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [("train", 2), ("train", 4), ("evaluation", 4), ("evaluation", 4)]
     assert lines[2]["results"] == RESULTS and lines[2]["usage"] == USAGE
+    assert [read_metric(name, RESULTS[name], facts) for name, facts in lines[2]["metrics"].items()] == METRICS
 
 
 def test_utilisation_is_told_by_task(tmp_path):
@@ -161,7 +168,7 @@ def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path):
     monitor = Monitor(tmp_path, make_run(), enabled=True, total_steps=8)
     for step in range(1, 7):
         record(monitor, step, "image_text", float(step))
-    monitor.record_evaluation(6, RESULTS, {})
+    monitor.record_evaluation(6, METRICS, {})
     monitor.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')  # the process was killed while it wrote
@@ -251,7 +258,7 @@ def test_the_end_has_hyperparameters_projector_and_picture(tmp_path):
     monitor = Monitor(tmp_path, make_run(), enabled=True, total_steps=8, moe_layers=[1])
     for step in range(1, 9):
         record(monitor, step, "image_text", 1.0 / step)
-    monitor.record_evaluation(8, RESULTS, USAGE)
+    monitor.record_evaluation(8, METRICS, USAGE)
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
     monitor.log_projector("image", vectors, ["one", "two", "two"], torch.rand(3, 3, 16, 16), step=8)
     monitor.log_projector("audio", vectors, ["one", "two", "two"], step=8)
@@ -279,7 +286,7 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
     monitor = Monitor(tmp_path, make_run(), enabled=False, total_steps=8)
     monitor.log_start({}, Processor, "{}")
     record(monitor, 1, "image_text", 1.0)
-    monitor.record_evaluation(1, RESULTS, USAGE)
+    monitor.record_evaluation(1, METRICS, USAGE)
     monitor.log_projector("image", torch.zeros(1, 2), step=1)
     monitor.finish(RESULTS)
     monitor.close()
@@ -290,7 +297,7 @@ def test_a_log_file_gets_plain_lines(capsys, tmp_path):
     monitor = Monitor(tmp_path, make_run(), enabled=True, total_steps=8)
     record(monitor, 1, "image_text", 4.0)
     record(monitor, 2, "film_text", 3.0)
-    monitor.record_evaluation(2, RESULTS, {})
+    monitor.record_evaluation(2, METRICS, {})
     monitor.close()
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step 2/8  image_text 4.000  film_text 3.000  ") and first.endswith(" left")

@@ -20,7 +20,7 @@ def test_pictures_stand_beside_what_was_said_of_them(tmp_path):
     said = [("a red ball", "a red ball stands in the hall"), ("a | cup", "a blue cup")]
     for enabled in (False, True):
         monitor = Monitor(tmp_path / str(enabled), get_recipe("digits"), enabled=enabled, total_steps=9)
-        monitor.record_captions(3, record, shown, said, processor)
+        monitor.record_examples(3, record, shown, said, processor)
         monitor.close()
     events = EventAccumulator(str(tmp_path / "True" / "tensorboard"), size_guidance={"tensors": 0, "images": 0})
     events.Reload()

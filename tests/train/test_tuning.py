@@ -11,7 +11,7 @@ from imp_ds import ImpForPreTraining, ImpProcessor
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.errors import UserError
-from imp_ds.evaluation import build_evaluators, evaluate
+from imp_ds.evaluation import build_evaluators, by_name, evaluate
 from imp_ds.models.imp.merging import merge
 from imp_ds.objectives import Classification, Likelihood
 from imp_ds.train.engine import parameter_groups
@@ -80,8 +80,9 @@ def test_at_the_start_a_tuned_model_scores_what_the_model_scores(folder, digits_
     """The head begins with zeros: without prompts nothing differs, neither on the validation nor on the test split."""
     run = make(folder, method="full", **ALL)
     processor = ImpProcessor.from_pretrained(folder)
-    before = evaluate(ImpForPreTraining.from_pretrained(folder), build_evaluators(RunConfig.load(folder), processor, "test"))
-    after = evaluate(build(run, folder), build_evaluators(run, processor, "test"))
+    evaluators = build_evaluators(RunConfig.load(folder), processor, "test")
+    before = by_name(evaluate(ImpForPreTraining.from_pretrained(folder), evaluators))
+    after = by_name(evaluate(build(run, folder), build_evaluators(run, processor, "test")))
     assert after["tuned/image/top1"] == after["zero_shot/image/top1"] == before["zero_shot/image/top1"]
     assert after["tuned/image/top5"] == before["zero_shot/image/top5"]
     assert not [name for name in before if name.startswith("tuned/")]
@@ -154,7 +155,7 @@ def test_names_are_scored_by_the_likelihood_head_where_the_evaluation_says_so(di
     tuned = make(folder, method="full", **ALL)
     assert tuned.tasks[0].objectives[0].family == "pictures"
     processor = ImpProcessor.from_pretrained(folder)
-    after = evaluate(build(tuned, folder), build_evaluators(tuned, processor, "test"))
+    after = by_name(evaluate(build(tuned, folder), build_evaluators(tuned, processor, "test")))
     assert after["tuned/image/top1"] == after["zero_shot/image/top1"]
 
 

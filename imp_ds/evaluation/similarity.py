@@ -1,0 +1,171 @@
+"""One evaluation of a modality against text, or another one: zero-shot classification and retrieval from one pass over the split.
+
+Shapes: N rows of the split, C width of a common space, T frames, H height, W width.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imp_ds.errors import UserError
+from imp_ds.evaluation.answers import exact_match
+from imp_ds.evaluation.embedding import Embedded, embed_by, prompt_batches
+from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
+from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
+from imp_ds.evaluation.retrieval import both_directions
+from imp_ds.evaluation.sides import both, build_sides
+from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split, class_prompts, used_views
+from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
+from imp_ds.parallel.groups import rank, world_size
+from imp_ds.tasks import Batch, Evaluation
+
+
+@register_evaluator
+class TextEvaluator(Evaluator):
+    """How well a modality meets text. `run(model)` yields
+
+    zero_shot/{name}/top1, and top5 when there are more than 5 classes, if `classes` is given;
+    answers/{name}/exact_match besides, where the classes are answers that are read at a mark;
+    retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given; of another target its name.
+
+    Args:
+        record: the evaluation's name, modality and views.
+        batches: returns this rank's batches of the split anew (`imp_ds.data.loader.evaluation_batches`).
+        tokenizer: makes the prompts' tokens.
+        labels: class index of each row of the split, int64 [rows]; needed with `classes`.
+        captions: the first caption of each row, by which rows are equal; the batches then have inputs of the target.
+        frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
+        keep_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
+
+    A row that cannot be used is left out, and counted as left_out/{name} where there are any.
+
+    After a run, `vectors_NC` holds the modality's unit vectors, `rows_N` the rows that they belong to, and `usage` the experts'
+    shares by modality.
+    Raises UserError when there is nothing to measure or a label has no class.
+    """
+
+    kind = "similarity"
+
+    def __init__(
+        self,
+        record: Evaluation,
+        batches: Callable[[], Iterable[Batch]],
+        tokenizer,
+        *,
+        labels: torch.Tensor | None = None,
+        classes: ClassPrompts | None = None,
+        captions: list[str] | None = None,
+        batch_size: int = 64,
+        frames: Callable[[int], np.ndarray] | None = None,
+        keep_mb: int = KEPT_MB,
+    ):
+        self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
+        self.labels, self.classes, self.captions = labels, classes, captions
+        self._frames, self._sides = frames, build_sides(record)
+        self.batches = KeptBatches(batches, keep_mb)
+        self.vectors_NC: torch.Tensor | None = None
+        self.usage: dict[str, list[list[float]]] = {}
+        _check(record, labels, classes, captions)
+        self.rows = len(captions if labels is None else labels)
+        self.rows_N = torch.arange(self.rows)
+
+    @classmethod
+    def serves(cls, run, record: Evaluation) -> bool:
+        return record.captioner is None and (record.modality != "text" or record.head != "pair")
+
+    @classmethod
+    def build(cls, split: Split, record: Evaluation) -> "TextEvaluator":
+        source, marked = record.source, record.answer_at == "mark"
+        asked = record.modality == "text" or marked  # the text is what is read
+        return cls(
+            record,
+            split.batches(source, used_views(record), record.name, marked=marked),
+            split.processor.tokenizer,
+            labels=None if source.label is None else split.labels(source),
+            classes=class_prompts(split.run, record, split.reader(source)),
+            captions=None if source.text is None or asked else split.first_captions(source),
+            batch_size=split.batch_size,
+            frames=partial(split.frames, source, record.views) if record.modality == "vision" else None,
+        )
+
+    def run(self, model) -> Iterator[Metric]:
+        modality, name = self.record.modality, self.record.name
+        found = self._embed(model)
+        self.rows_N, self.vectors_NC, self.usage = found.rows_N, found.vectors[modality], found.usage
+        if len(self.rows_N) < self.rows:
+            yield Metric(f"left_out/{name}", float(self.rows - len(self.rows_N)), "count")
+        if self.classes is not None:
+            classes_KC = self._class_vectors(model)
+            label_N = self.labels[self.rows_N].to(self.vectors_NC.device)
+            for k in (1, 5) if len(classes_KC) > 5 else (1,):
+                found_k = accuracy(self.vectors_NC, classes_KC, label_N, k)
+                shown = Shown("zero-shot", panel=ACCURACY) if k == 1 else None
+                yield Metric(f"zero_shot/{name}/top{k}", found_k, "share", "higher", shown)
+            if self.record.answer_at == "mark":
+                match = self._exact_match(classes_KC, label_N)
+                yield Metric(f"answers/{name}/exact_match", match, "share", "higher", Shown("answers"))
+        if self.captions is not None:
+            captions = [self.captions[row] for row in self.rows_N.tolist()]
+            sought_NC = found.vectors[self._sides.target]
+            yield from both_directions(name, self.vectors_NC, sought_NC, captions, self._sides.target)
+
+    def _embed(self, model) -> Embedded:
+        """Each row's vector, and where captions say which rows are equal, that of what it is compared with."""
+        sides = self._sides
+        embed = (lambda batch: [sides.read(model, batch)]) if self.captions is None else partial(both, sides, model)
+        return embed_by(embed, self.batches, next(model.parameters()).device)
+
+    def _exact_match(self, classes_KC: torch.Tensor, label_N: torch.Tensor) -> float:
+        names = self.classes.names
+        best_N = (self.vectors_NC @ classes_KC.T).argmax(1)
+        return exact_match([names[k] for k in best_N.tolist()], [[names[k]] for k in label_N.tolist()])
+
+    def _class_vectors(self, model) -> torch.Tensor:
+        shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
+        prompts = prompt_batches(self.tokenizer, self.classes.prompts(), self.record.views.text.length, **shape)
+        embedded = embed_by(lambda batch: [self._sides.sought(model, batch)], prompts, next(model.parameters()).device)
+        self.usage.setdefault("text", embedded.usage["text"])
+        return class_vectors(embedded.vectors["text"], len(self.classes.templates))
+
+    def projection(self, count: int) -> Projection | None:
+        if self.vectors_NC is None:
+            return None
+        rows = min(count, len(self.vectors_NC))
+        labels = self.label_names()
+        return Projection(self.vectors_NC[:rows], labels and labels[:rows], self.thumbnails(rows))
+
+    def label_names(self) -> list[str] | None:
+        """What each row of `vectors_NC` shows, in words where there are any; None without labels."""
+        if self.labels is None:
+            return None
+        return [self.classes.names[label] if self.classes else str(label) for label in self.labels[self.rows_N].tolist()]
+
+    def thumbnails(self, rows: int, side: int = 32) -> torch.Tensor | None:
+        """The middle frame of the first `rows` rows of `vectors_NC`, float [rows, 3, side, side] in [0, 1]; None for what is not
+        seen."""
+        if self._frames is None:
+            return None
+        films = [self._frames(row) for row in self.rows_N[:rows].tolist()]
+        pictures = [Image.fromarray(film[len(film) // 2]).resize((side, side)) for film in films]
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+
+
+def _check(record: Evaluation, labels, classes, captions):
+    where = f"evaluation {record.name}"
+    if classes is None and captions is None:
+        raise UserError(f"{where} measures nothing", fix="set `classes`, `source.text`, or both")
+    if classes is not None and record.target != "text":
+        raise UserError(f"{where}: classes are texts", got=f"target = {record.target}", allowed='target = "text"')
+    if any(getattr(record.views, modality) is None for modality in ("text", record.modality, record.target)):
+        needed = " and ".join(f"views.{modality}" for modality in dict.fromkeys((record.modality, record.target, "text")))
+        raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()), allowed=needed)
+    if classes is not None and labels is None:
+        raise UserError(f"{where} classifies, but source.label names no column", fix="set source.label")
+    if classes is not None and int(labels.max()) >= len(classes.names):
+        raise UserError(
+            f"{where}: a label has no class name", got=int(labels.max()), allowed=f"0 to {len(classes.names) - 1}",
+            fix="let `classes` name the entry of classes.json that belongs to this source",
+        )  # fmt: skip
