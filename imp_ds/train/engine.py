@@ -22,6 +22,7 @@ import torch.distributed as dist
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
 
+from imp_ds.errors import UserError
 from imp_ds.families.train_module import TrainModule
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
 from imp_ds.parallel.groups import alone, world_size
@@ -144,6 +145,7 @@ class Engine:
         self._length = None if self.mixed else length
         losses, count = ([self._mixed_loss(length)], 1) if self.mixed else (self._losses, self._count)
         for i, loss in enumerate(losses):
+            self._check_trains(loss)
             self.deepspeed.set_gradient_accumulation_boundary(i == count - 1)
             self.deepspeed.backward(loss)
         self._accept = accept
@@ -153,6 +155,13 @@ class Engine:
             self.deepspeed.step()
         self._clear_stale_gradients()
         return self._norm, self._accepted
+
+    def _check_trains(self, loss: torch.Tensor) -> None:
+        if not loss.requires_grad:
+            raise UserError(
+                "train.trainable leaves nothing to train in a task", got=self._batch.task,
+                fix="add a pattern of what it uses, for example of its head, or leave the task out", shared=True,
+            )  # fmt: skip
 
     def skip(self) -> None:
         """Forget the batch of the last `forward`."""

@@ -23,6 +23,7 @@ import torch
 from imp_ds.families.train_module import TrainModule
 from imp_ds.moe.routing import RouterReport
 from imp_ds.tasks import Batch
+from imp_ds.train import random_state
 
 
 class Pieces:
@@ -35,11 +36,12 @@ class Pieces:
     def __init__(self, module, batch: Batch, count: int, shares: list[torch.Tensor] | None = None):
         self.module, self.batch, self.count, self.shares = module, batch, count, shares
         self.parts = split(batch, count)
+        self._random, self._device = [], next(iter(next(iter(batch.inputs.values())).values())).device
 
     def forward(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
         """Steps 1 and 2: the loss, detached, the metrics, and the router reports, means over the pieces."""
         with torch.no_grad():
-            pooled, own, metrics, router_losses, reports = zip(*(self.module(part, _encode) for part in self.parts))
+            pooled, own, metrics, router_losses, reports = zip(*map(self._first_encoding, self.parts))
         self._pooled = {m: [piece[m] for piece in pooled] for m in pooled[0]}
         loss, together, gradient = self.module(self.batch, self._loss_and_gradient)
         self._gradient = {m: g.split([len(piece) for piece in self._pooled[m]]) for m, g in gradient.items()}
@@ -52,9 +54,14 @@ class Pieces:
         metrics |= together | {"loss/router": router_loss}
         return loss + sum(own) / self.count + router_loss, metrics, _mean_reports(reports)
 
+    def _first_encoding(self, part: Batch) -> tuple:
+        self._random.append(random_state.capture(self._device))
+        return self.module(part, _encode)
+
     def losses(self) -> Iterator[torch.Tensor]:
-        """Step 3."""
+        """Step 3. What draws random numbers draws those of step 1 again."""
         for i, part in enumerate(self.parts):
+            random_state.restore(self._random[i], self._device)
             # no gradient: no objective compares samples
             way = self._through_loss if self._gradient and i == self.count - 1 else self._through_gradient
             yield self.module(part, lambda model, piece, way=way, i=i: way(model, piece, i))

@@ -120,6 +120,8 @@ def _check_same(output_dir: Path, run: RunConfig, resume: bool, allow_changes: b
             + ", ".join(sorted(_ON_REQUEST)),
             fix=f"resume with the recipe and the --set of that run{more}; or take another --output_dir",
         )  # fmt: skip
+    if "train.init_from" in asked and (newest := checkpoint.newest(output_dir, lambda message: None)) is not None:
+        checkpoint.Reader(newest, run.train.init_from).check_base()
     for said in asked.values():
         print(f"changed from here on: {said}", flush=True)
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 
+from imp_ds.errors import UserError
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
 from imp_ds.train.engine import start_process_group
@@ -41,6 +42,7 @@ def hand_over(out: str, source: str, layouts: list[tuple[str, int]]) -> None:
     found["weights"] = largest_difference(handed, full_parameters(engine))
     found["buffers"] = [buffers, _buffers(engine)]
     found["trained"] = sum(value.numel() for name, value in handed.items() if engine.model.get_parameter(name).requires_grad)
+    found["idle"] = _idle_task(device)
     if is_main():
         Path(out).write_text(json.dumps(found))
     dist.barrier()
@@ -73,6 +75,17 @@ def _start(file: str, ep_size: int, device, folder: Path, source: str, reader):
     if reader is not None:
         reader.load_optimizer(engine)
     return engine, places[0]
+
+
+def _idle_task(device) -> str:
+    """What is said of a task of which nothing is trained."""
+    run = make_run(clip=0.0)
+    run.train.trainable = ["objectives.image_class.*"]
+    try:
+        step_engine(make_engine(run, "cpu_zero2.json", device), make_batch(0), RATE)
+    except UserError as error:
+        return str(error)
+    return "trained"
 
 
 def _train(engine, first: int) -> list[float]:

@@ -15,7 +15,7 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.models.imp.upcycling import upcycle
-from imp_ds.train import checkpoint
+from imp_ds.train import checkpoint, run_folder
 from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -109,6 +109,25 @@ def test_another_base_is_refused_by_both_names(handed, base, tmp_path):
     shutil.rmtree(gone)
     with pytest.raises(UserError, match=rf"got: +{gone}/model.safetensors: no such file\n.*sha256 {digest}"):
         checkpoint.Reader(elsewhere).check_base()
+
+
+def test_a_refused_base_leaves_the_run_as_it_was(handed, base, tmp_path):
+    folder, other = shutil.copytree(handed[0], tmp_path / "run"), shutil.copytree(base, tmp_path / "other")
+    run = make_run(qk_norm=False)
+    run.train.init_from = str(base)
+    run.save(folder / "run_config.json")
+    before = (folder / "run_config.json").read_text()
+    stored = load_file(other / "model.safetensors")
+    save_file({name: value + 1 for name, value in stored.items()}, other / "model.safetensors")
+    changed = run.model_copy(update={"train": run.train.model_copy(update={"init_from": str(other)})})
+    with pytest.raises(UserError, match=rf"(?s)no longer those that it was saved with.*{other}/model.*{base}/model"):
+        run_folder.claim(folder, changed, resume=True, allow_changes=True)
+    assert (folder / "run_config.json").read_text() == before
+    run_folder.claim(folder, run, resume=True)
+
+
+def test_a_task_of_which_nothing_is_trained_is_refused(handed):
+    assert "train.trainable leaves nothing to train in a task\n  got:     image_text\n" in handed[1]["idle"]
 
 
 def test_a_damaged_file_of_what_is_frozen_is_named(handed, tmp_path):

@@ -10,6 +10,7 @@ Shapes: B samples, D width.
 import exactness_worker
 import pytest
 import torch
+import torch.nn.functional as F
 from small_run import make_batch, make_config, make_run
 
 from benchmarks.exact.cases import CLIP, Case
@@ -116,3 +117,22 @@ def peak_bytes(batch: Batch, count: int) -> int:
                 del loss
     assert held.alive == 0
     return held.peak
+
+
+def test_what_draws_from_torchs_generator_draws_the_same_in_both_encodings():
+    """A dropout of torch's own: without the same mask in both, the gradient would not be that of the loss."""
+    model, seen = ImpForPreTraining(make_config(make_run())).train(), []
+
+    def drop(norm, inputs, output):
+        seen.append(F.dropout(output, 0.5))
+        return seen[-1]
+
+    model.imp.norm.register_forward_hook(drop)
+    parts = Pieces(model, make_batch(0), 2)
+    parts.forward()
+    first, seen[:] = [value.clone() for value in seen], []
+    for loss in parts.losses():
+        loss.backward()
+    assert len(first) == len(seen) == 4  # two modalities in two pieces
+    assert all(torch.equal(before, after) for before, after in zip(first, seen))
+    assert not torch.equal(first[0] == 0, first[2] == 0)
