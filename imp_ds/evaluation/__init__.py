@@ -11,7 +11,7 @@ import torch
 
 from imp_ds.data.sources import has_split
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
-from imp_ds.evaluation.metric import ACCURACY, RETRIEVAL, Metric, Panel, Shown, by_name
+from imp_ds.evaluation.metric import ACCURACY, RETRIEVAL, Metric, Panel, Shown, by_name, checked
 from imp_ds.evaluation.split import KeptBatches, Report, Split
 from imp_ds.registry import EVALUATORS
 from imp_ds.tasks import Source, Task
@@ -66,7 +66,7 @@ def evaluate(model, evaluators: list[Evaluator]) -> list[Metric]:
     try:
         with torch.no_grad():
             encoder = getattr(model, "imp", model)
-            found = (metric for e in evaluators for metric in e.run(model if e.reads_heads else encoder))
+            found = (checked(metric, e.kind) for e in evaluators for metric in e.run(model if e.reads_heads else encoder))
             return list({metric.name: metric for metric in found}.values())
     finally:
         model.train(training)

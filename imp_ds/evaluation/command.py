@@ -105,7 +105,8 @@ def results_table(metrics: list[Metric], title: str) -> Table:
         table.add_column(heading, justify=justify)
     previous = None
     for metric in by_kind(metrics):
-        kind, evaluation, *measure = metric.name.split("/")
+        kind, evaluation, *measure = [*metric.name.split("/"), "", ""]
+        measure = list(filter(None, measure))
         if previous not in (None, (kind, evaluation)) and len(measure) > 1:
             table.add_section()
         previous = (kind, evaluation)

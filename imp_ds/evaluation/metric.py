@@ -7,6 +7,8 @@ known to them by name.
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from imp_ds.errors import UserError
+
 # how the values of a unit are written; those of any other have it behind them, as "3.25 ms"
 _WRITTEN = {
     "share": lambda value: f"{100 * value:.1f} %",
@@ -14,6 +16,8 @@ _WRITTEN = {
     "nats": lambda value: f"{value:.3f}",
     "": lambda value: f"{value:.2f}",
 }
+
+_BETTER = ("higher", "lower", None)
 
 
 class Panel(NamedTuple):
@@ -63,7 +67,7 @@ class Metric(NamedTuple):
     @property
     def of(self) -> str:
         """What it is measured of: the last part of the name but one."""
-        return self.name.split("/")[-2]
+        return self.name.split("/")[-2:][0]
 
     def written(self) -> str:
         """The value as people read it: 98.3 %, 0.412 nats of a loss, 3 samples, 3.25 ms."""
@@ -74,9 +78,21 @@ class Metric(NamedTuple):
         return {"unit": self.unit, "better": self.better, "shown": None if self.shown is None else self.shown._asdict()}
 
 
+def checked(found: object, evaluator: str) -> Metric:
+    """What an evaluator has yielded, its value as a float. Raises UserError for what is no Metric, and says whose it is."""
+    what = f"the evaluator {evaluator} yields something else than metrics"
+    if not isinstance(found, Metric):
+        raise UserError(what, got=repr(found), allowed='Metric("KIND/OF/MEASURE", value, unit, better)', shared=True)
+    if found.better not in _BETTER:
+        raise UserError(what, got=f"{found.name}: better = {found.better!r}", allowed='"higher", "lower", None', shared=True)
+    return found._replace(value=float(found.value))
+
+
 def read_metric(name: str, value: float, facts: dict) -> Metric:
     """The metric of these `Metric.facts`, also as JSON has them. Raises TypeError, ValueError or LookupError for others."""
     shown = facts["shown"]
+    if not isinstance(facts["unit"], str) or facts["better"] not in _BETTER:
+        raise TypeError(f"unit and direction are no texts: {facts}")
     if shown is not None:
         shown = Shown(**{**shown, "panel": None if shown["panel"] is None else Panel(*shown["panel"])})
     return Metric(name, value, facts["unit"], facts["better"], shown)

@@ -109,9 +109,11 @@ def draw_panel(axes, history: list[dict], panel: Panel) -> None:
     found = [*curves(history, "validation", panel).values(), *curves(history, "test", panel).values()]
     shares = all(curve.metric.unit == "share" for curve in found)
     _dress(axes, panel, _unit(found[0].metric))
-    highest = max((max(line.get_ydata(), default=0) for line in axes.get_lines()), default=0)
-    # retrieval among many is low: show it all the same
-    axes.set_ylim(0, min(102, max(5, 1.15 * highest)) if shares else 1.15 * highest or 1)
+    if shares:  # retrieval among many is low: show it all the same
+        highest = max((max(line.get_ydata(), default=0) for line in axes.get_lines()), default=0)
+        axes.set_ylim(0, min(102, max(5, 1.15 * highest)))
+    else:
+        axes.autoscale(axis="y")
     _legend_below(axes, {_heading(panel, test): bold})
 
 

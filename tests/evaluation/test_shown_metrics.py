@@ -2,7 +2,11 @@
 
 import json
 
-from imp_ds.evaluation import Metric, Panel, Shown, by_name
+import pytest
+import torch
+
+from imp_ds.errors import UserError
+from imp_ds.evaluation import Evaluator, Metric, Panel, Shown, by_name, evaluate
 from imp_ds.evaluation.command import results_table
 from imp_ds.evaluation.metric import by_kind, in_one_line, read_metric
 
@@ -39,3 +43,30 @@ def test_scores_come_first_and_kinds_together():
 def test_a_metric_is_the_same_after_json():
     lines = json.loads(json.dumps({metric.name: metric.facts() for metric in FOUND}))
     assert [read_metric(name, value, lines[name]) for name, value in by_name(FOUND).items()] == FOUND
+    for damaged in ({"unit": ["s"]}, {"better": "up"}, {"shown": {"heading": "x", "panel": [1, 2, 3, 4]}}, {"shown": 3}):
+        with pytest.raises((TypeError, ValueError, LookupError)):
+            read_metric("a/b/c", 0.5, {**FOUND[0].facts(), **damaged})
+
+
+class Yields(Evaluator):
+    """Yields what it is given."""
+
+    kind = "yields"
+
+    def __init__(self, *found):
+        self.found = found
+
+    def run(self, model):
+        yield from self.found
+
+
+def test_what_an_evaluator_yields_is_taken_as_floats_or_refused_by_its_name():
+    model = torch.nn.Linear(1, 1)
+    bare = Metric("latency", torch.tensor(0.5), "ms", "lower", Shown("latency"))  # a name without parts
+    (found,) = evaluate(model, [Yields(bare)])
+    assert type(found.value) is float and in_one_line([found]) == "latency latency 0.5 ms"
+    assert list(results_table([found], "a table").columns[2].cells) == ["0.5 ms"]
+    with pytest.raises(UserError, match="(?s)the evaluator yields yields something else.*x/y/z.*Metric"):
+        evaluate(model, [Yields(("x/y/z", 0.5))])
+    with pytest.raises(UserError, match="(?s)x/y/z: better = 'up'.*higher"):
+        evaluate(model, [Yields(Metric("x/y/z", 0.5, "share", "up"))])
