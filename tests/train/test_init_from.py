@@ -67,6 +67,17 @@ def test_everything_is_loaded_and_said(source):
     ]
 
 
+def test_persistent_buffers_are_taken_over(source, tmp_path):
+    stored = load_file(source / "model.safetensors")
+    name = "imp.blocks.1.feed_forward.router.balance_E"
+    save_file({**stored, name: torch.tensor([1, 2, 3, 2**40])}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    model = fresh_model(**SPARSE)
+    model.imp.blocks[1].feed_forward.router.register_buffer("balance_E", torch.zeros(4, dtype=torch.int64))
+    lines = load_initial(model, tmp_path)
+    assert model.get_buffer(name).tolist() == [1, 2, 3, 2**40] and lines[2] == "  left over: none"
+
+
 def test_a_rank_takes_its_own_experts(source):
     stored = load_file(source / "model.safetensors")
     for rank in (0, 1):
