@@ -76,9 +76,9 @@ FORMATS = Registry("format", {
     "huggingface": "imp_ds.data.sources.huggingface",
 })  # fmt: skip
 EVALUATORS = Registry("evaluator", {  # in the order in which they measure
-    "captioning": "imp_ds.evaluation.captioning",
-    "masked_language": "imp_ds.evaluation.masked_language",
-    "similarity": "imp_ds.evaluation.similarity",
-    "named_classes": "imp_ds.evaluation.named_classes",
-    "heads": "imp_ds.evaluation.heads",
+    "captioning": "imp_ds.families.imp.evaluation.captioning",
+    "masked_language": "imp_ds.families.imp.evaluation.masked_language",
+    "similarity": "imp_ds.families.imp.evaluation.similarity",
+    "named_classes": "imp_ds.families.imp.evaluation.named_classes",
+    "heads": "imp_ds.families.imp.evaluation.heads",
 })  # fmt: skip

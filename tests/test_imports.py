@@ -23,7 +23,7 @@ FLOORS = {
     "tasks": 3, "families.train_module": 4, "families": 5, "imp_ds": 5,  # the package itself: what `import imp_ds` runs
     "data": 4, "model_folder": 5,
     "config": 5, "tokens": 5, "layout": 5, "evaluation": 5, "parallel.expert_parallel": 5,
-    "train": 6,
+    "families.imp.evaluation": 6, "train": 6,
     "recipes": 7, "comparison": 7, "commands": 7, "doctor": 7, "cli": 7, "__main__": 7,
 }  # fmt: skip
 

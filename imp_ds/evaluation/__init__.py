@@ -56,7 +56,7 @@ def _serving(task: Task) -> list[type[Evaluator]]:
 def evaluate(model, evaluators: list[Evaluator]) -> list[Metric]:
     """All that the evaluators measure. Every rank calls this and gets the same; the model's mode is restored.
 
-    model: an ImpForPreTraining, or an ImpModel where no evaluator reads heads.
+    model: with its heads, or without where no evaluator reads them.
 
     Gradients are off by no_grad, not inference_mode: what an engine keeps from a forward (ZeRO 3 keeps small parameters
     gathered) must stay usable in training.
@@ -65,7 +65,7 @@ def evaluate(model, evaluators: list[Evaluator]) -> list[Metric]:
     model.eval()
     try:
         with torch.no_grad():
-            encoder = getattr(model, "imp", model)
+            encoder = getattr(model, "base_model", model)  # of a model of transformers, the one below its heads
             found = (checked(metric, e.kind) for e in evaluators for metric in e.run(model if e.reads_heads else encoder))
             return list({metric.name: metric for metric in found}.values())
     finally:

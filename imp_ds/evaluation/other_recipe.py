@@ -1,7 +1,7 @@
 """A trained model seen by another recipe: its evaluations and sources, and of the model's own run what the model has learned."""
 
 from imp_ds.config import RunConfig
-from imp_ds.evaluation.heads import heads
+from imp_ds.evaluation.task_heads import heads
 
 
 def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], list[str]]:

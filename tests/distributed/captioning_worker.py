@@ -15,7 +15,7 @@ from small_run import MARKS, VOCABULARY, make_batch, make_run
 
 from imp_ds.config import RunConfig
 from imp_ds.evaluation import by_name, evaluate
-from imp_ds.evaluation.captioning import CaptioningEvaluator
+from imp_ds.families.imp.evaluation.captioning import CaptioningEvaluator
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.objectives import Captioning
 from imp_ds.parallel.groups import is_main, rank, world_size

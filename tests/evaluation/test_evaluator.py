@@ -10,9 +10,9 @@ import torch.distributed as dist
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate, expert_usage
 from imp_ds.evaluation.embedding import prompt_batches
-from imp_ds.evaluation.similarity import TextEvaluator
 from imp_ds.evaluation.split import KeptBatches
 from imp_ds.evaluation.zero_shot import ClassPrompts
+from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import ImpModel
 from imp_ds.parallel.groups import rank, world_size

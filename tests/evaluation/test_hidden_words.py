@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from grammar import SENTENCES, TASK, small_model
 from imp_ds.errors import UserError
-from imp_ds.evaluation import by_name, masked_language
-from imp_ds.evaluation.masked_language import MaskedLanguageEvaluator
+from imp_ds.evaluation import by_name
+from imp_ds.families.imp.evaluation import masked_language
+from imp_ds.families.imp.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.modalities.tokenizers import train_tokenizer

@@ -4,8 +4,8 @@ import torch
 from test_heads import SOURCE, task
 
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
-from imp_ds.evaluation.heads import labels_of_head
 from imp_ds.evaluation.other_recipe import seen_by
+from imp_ds.evaluation.task_heads import labels_of_head
 from imp_ds.objectives import Classification
 from imp_ds.tasks import Source
 

@@ -10,8 +10,8 @@ import torch
 
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate
-from imp_ds.evaluation.captioning import CaptioningEvaluator
 from imp_ds.evaluation.captions import bleu4, cider
+from imp_ds.families.imp.evaluation.captioning import CaptioningEvaluator
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.caption_sequence import query_states
 from imp_ds.tasks import Batch, Evaluation, Source, TextView, Views, VisionView

@@ -16,9 +16,9 @@ from imp_ds.evaluation.embedding import Embedded, embed_by, prompt_batches
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
 from imp_ds.evaluation.retrieval import both_directions
-from imp_ds.evaluation.sides import both, build_sides
 from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split, class_prompts, used_views
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
+from imp_ds.families.imp.evaluation.sides import both, build_sides
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Batch, Evaluation
 

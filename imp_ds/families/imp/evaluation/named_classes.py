@@ -12,9 +12,9 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
-from imp_ds.evaluation.similarity import TextEvaluator
 from imp_ds.evaluation.split import Split
 from imp_ds.evaluation.zero_shot import accuracy
+from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives.named_classes import NameScores
 from imp_ds.tasks import Batch, Evaluation, Task
