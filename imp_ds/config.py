@@ -6,9 +6,9 @@ are not here but in the DeepSpeed configuration; what both could own, this one o
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from imp_ds.data.storage import DEFAULT_ROOT
 from imp_ds.decoding_settings import DecodingSettings
@@ -17,6 +17,7 @@ from imp_ds.json_files import read_json
 from imp_ds.modalities.masking import mask_id
 from imp_ds.modalities.text import end_id
 from imp_ds.models.imp.configuration_imp import MOST_LAYERS, ImpConfig
+from imp_ds.moe.registry import ROUTERS
 from imp_ds.objectives.registry import task_entry
 from imp_ds.overrides import apply_overrides, parse_record
 from imp_ds.records import Record
@@ -59,16 +60,19 @@ class ModelSettings(Record):
     )
     share_decisions: bool | None = Field(None, description="out goes by the choice of qkv, down by that of up")
     gate_tasks: list[str] | None = Field(None, description="tasks that a task gate knows, in order; None: those of the run")
-    router: Literal["expert_choice", "top_k"] | None = Field(None, description="experts choose tokens, or tokens experts")
-    experts_per_token: int | None = Field(None, ge=1, description="choices of a token under top_k")
-    drop_tokens: bool | None = Field(None, description="top_k: whether an expert keeps at most its capacity")
+    router: Annotated[str, AfterValidator(ROUTERS.known)] | None = Field(
+        None, description=f"how experts are chosen: {', '.join(ROUTERS.homes)}, or what an imported module registers"
+    )
+    router_options: dict[str, Any] | None = Field(None, description="of the router's own options those that have no field here")
+    experts_per_token: int | None = Field(None, ge=1, description="choices of a token, where tokens choose")
+    drop_tokens: bool | None = Field(None, description="where tokens choose: whether an expert keeps at most its capacity")
     expert_intermediate_size: int | None = Field(None, ge=1, description="feed-forward width of one expert")
     expert_activation: Literal["gelu", "geglu"] | None = Field(None, description="activation inside an expert")
-    capacity_factor: float | None = Field(None, gt=0, description="room of the experts; expert_choice: mean experts of a token")
+    capacity_factor: float | None = Field(None, gt=0, description="room of the experts; where they choose, experts of a token")
     group_tokens: int | None = Field(None, ge=1, description="tokens of a routing group at most")
     group_examples: int | None = Field(None, ge=1, description="examples of a routing group at most; None: no limit")
     router_z_loss: float | None = Field(None, ge=0, description="coefficient of the loss on large router logits")
-    router_balance: float | None = Field(None, ge=0, description="top_k: coefficient of the load-balancing loss")
+    router_balance: float | None = Field(None, ge=0, description="where tokens choose: coefficient of the load-balancing loss")
     router_noise: float | None = Field(None, ge=0, description="noise on the router's logits, in units of 1 / num_experts")
     prompt_length: int | None = Field(None, ge=0, description="deep prompts of each layer; 0: none")
     prompt_sides: Literal["shared", "separate"] | None = Field(None, description="separate: candidates have prompts of their own")

@@ -206,7 +206,7 @@ def test_token_counts_by_hand(run):
         (["model.moe_layers=middle:2"], 1, ZERO2, ["moe_layers", "middle:2", "last:N"]),
         (["model.gate=task"], 1, ZERO2, ["evaluation image: ", "task gates", "no task", "evaluations.image.task=image_text"]),
         (["model.gate=attribute", "evaluations.image.task=birds"], 1, ZERO2, ["evaluation image: ", "birds", "film_text"]),
-        (["model.gate=modality", "model.router=expert_choice"], 1, ZERO2, ["modality gate with expert choice", "top_k"]),
+        (["model.gate=modality", "model.router=expert_choice"], 1, ZERO2, ["modality gate with router expert_choice", "top_k"]),
         ([DRAWN], 2, ZERO3, ["different tasks at ZeRO 3", "sampling_per_rank", "stage 1 or 2", "train.schedule=sampling"]),
         ([NORMALISED], 2, ZERO2, ["clipping beside task normalisation", "optimizer.clip = 1.0", "optimizer.clip=0"]),
         ([NORMALISED, "optimizer.clip=0", DRAWN, "train.ep_size=2"], 2, ZERO2, ["groups of ranks draw", "train.ep_size = 2"]),

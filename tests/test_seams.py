@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imp_ds.evaluation import Evaluator
+from imp_ds.moe.registry import ROUTERS
 from imp_ds.objectives.registry import OBJECTIVES
 from imp_ds.registry import EVALUATORS, FORMATS
 
@@ -91,3 +92,19 @@ def test_each_evaluator_is_one_file_and_its_line_and_no_reader_knows_a_metric_by
 
 def test_the_check_of_metrics_sees_them():
     assert all(METRIC.search(text) for text in ("zero_shot/", "/top1", "retrieval/x/R@1", "/perplexity", "left_out/"))
+
+
+@pytest.mark.parametrize("path", modules_outside("moe"), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_outside_of_moe_branches_on_a_router(path):
+    assert not set(compared_constants(ast.parse(path.read_text()), "router")) & set(ROUTERS.homes)
+
+
+def test_each_router_is_one_file_and_its_line():
+    for kind, home in ROUTERS.homes.items():
+        router = ROUTERS[kind]
+        assert router.__module__ == home and router.kind == kind
+        source = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+        named = {path.relative_to(PACKAGE).as_posix() for path, text in source.items() if f'"{kind}"' in text}
+        assert {name for name in named if not name.startswith(("moe/", "recipes/"))} == set(), kind
+        classes = {path.relative_to(PACKAGE).parts[0] for path, text in source.items() if router.__name__ in text}
+        assert classes == {"moe"}

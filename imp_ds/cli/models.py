@@ -80,7 +80,7 @@ def upcycle(
     ] = None,
     gate: Annotated[str | None, typer.Option("--gate", help="token (default), context, modality, task or attribute")] = None,
     map_: Annotated[list[str], typer.Option("--map", help="a linear map that gets experts: qkv, out, up, down; repeatable")] = [],
-    router: Annotated[str | None, typer.Option("--router", help="expert_choice or top_k")] = None,
+    router: Annotated[str | None, typer.Option("--router", help="how experts are chosen: expert_choice, top_k, ...")] = None,
     capacity_factor: Annotated[float | None, typer.Option("--capacity_factor", help="num_experts: as the dense model")] = None,
     experts_per_token: Annotated[int | None, typer.Option("--experts_per_token", help="under top_k")] = None,
     slices: Annotated[int, typer.Option("--slices", help="1: an expert is a copy; G: one of G parts of a copy")] = 1,

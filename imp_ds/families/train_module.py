@@ -8,7 +8,8 @@ from torch import nn
 
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.experts import ExpertWeights
-from imp_ds.moe.routing import Router, RouterReport
+from imp_ds.moe.router import Router
+from imp_ds.moe.routing import RouterReport
 from imp_ds.tasks import Batch
 
 

@@ -18,7 +18,8 @@ from imp_ds.moe.blending import Blend, BlendedExperts, BlendRouter, LocalBlender
 from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import LinearExperts
 from imp_ds.moe.grouping import Grouping
-from imp_ds.moe.routing import Condition, Counted, Router, RouterReport, Routing, Segment
+from imp_ds.moe.router import Router
+from imp_ds.moe.routing import Condition, Counted, RouterReport, Routing, Segment
 
 Decision = Routing | tuple[Blend, ...]
 

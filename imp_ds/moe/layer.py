@@ -9,14 +9,14 @@ from torch import nn
 from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.grouping import Grouping
-from imp_ds.moe.routers import build_router
+from imp_ds.moe.registry import build_router
 from imp_ds.moe.routing import Counted, RouterReport
 
 
 class MoELayer(nn.Module):
     """A feed-forward of `num_experts` experts. forward: x [B, L, D] -> ([B, L, D], RouterReport).
 
-    `router` names one of `imp_ds.moe.routers`, and `router_options` are those of its class.
+    `router` names one of `imp_ds.moe.registry`, and `router_options` are those of its class.
     """
 
     def __init__(
@@ -27,15 +27,15 @@ class MoELayer(nn.Module):
         *,
         router: str = "expert_choice",
         activation: str = "gelu",
-        capacity_factor: float = 1.0,
         noise: float = 0.0,
+        sees_context: bool = False,
         group_tokens: int = 2048,
         group_examples: int | None = None,
         **router_options,
     ):
         super().__init__()
         self.grouping = Grouping(group_tokens, group_examples)
-        self.router = build_router(router, width, num_experts, capacity_factor, noise, **router_options)
+        self.router = build_router(router, width, num_experts, router_options, noise=noise, sees_context=sees_context)
         self.experts = Experts(width, feed_forward, num_experts, activation)
         self.dispatcher = LocalDispatcher()
 

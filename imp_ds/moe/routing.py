@@ -1,4 +1,4 @@
-"""What a router is: which expert computes which token, and how much its answer counts. The routers have files of their own.
+"""Decisions: which expert computes which token, and how much its answer counts; and what routers need to make them.
 
 Decisions are made inside groups of tokens that are the same however a batch is spread over ranks, and are a list of rows in
 expert order, so that moving tokens is an index, without one-hot tensors. Everything of a router is float32, whatever the
@@ -12,12 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-
-from imp_ds.moe.compute import router_logits
-from imp_ds.moe.context import ContextPool
-from imp_ds.randomness import normal
 
 
 class Condition(NamedTuple):
@@ -151,61 +145,6 @@ def balance_loss(probability_GSE: torch.Tensor, share_GSE: torch.Tensor, valid_G
     return (chosen_GE * probability_GE).sum(-1).mean() * probability_GSE.shape[-1]
 
 
-class Router(nn.Module):
-    """A linear map to one logit for each expert, and a decision on their softmax by `choose`, which subclasses have.
-
-    Args:
-        noise: standard deviation of the Gaussian noise on the logits in units of 1 / E (V-MoE, Riquelme et al., 2021,
-            arXiv 2106.05974, section 2.1); drawn where samples have random keys.
-        sees_context: the map is of the token and the pooled tokens of its sequence, [E, 2 D], not of the token alone, [E, D]
-            (the context router of Uni-Perceiver-MoE, arXiv 2206.04674).
-    """
-
-    def __init__(
-        self, width: int, num_experts: int, capacity_factor: float, noise: float = 0.0, *, sees_context: bool = False
-    ):
-        super().__init__()
-        self.num_experts, self.capacity_factor, self.noise = num_experts, capacity_factor, noise
-        self.weight = nn.Parameter(torch.empty(num_experts, 2 * width if sees_context else width))
-        self.pool = ContextPool(width) if sees_context else None
-
-    def forward(self, x_TD: torch.Tensor, context: RoutingContext) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE, x_TD = self._logits(x_TD, context)
-        if self.noise and context.key_B is not None:
-            noise_BLE = normal(context.key_B, len(x_TD) // len(context.key_B), self.num_experts)
-            logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
-        valid_GS = None if context.valid_T is None else context.valid_T.view(-1, context.group_tokens)
-        logits_GSE = logits_TE.view(-1, context.group_tokens, self.num_experts)
-        index_N, weight_N, count_E, balance = self.choose(logits_GSE, valid_GS, context.counted)
-        z_loss = router_z_loss(logits_GSE, valid_GS)
-        with torch.no_grad():
-            tokens = x_TD.shape[0] if valid_GS is None else valid_GS.sum().clamp(min=1)
-            report = RouterReport(
-                z_loss=z_loss,
-                balance_loss=balance,
-                usage_E=_usage(weight_N, count_E, self.num_experts),
-                left_behind=1.0 - _tokens_taken(index_N, weight_N, x_TD.shape[0]) / tokens,
-                confidence=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
-            )
-        return Routing(index_N, weight_N, count_E, report, x_TD)
-
-    def _logits(self, x_TD: torch.Tensor, context: RoutingContext) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.pool is None:
-            return router_logits(x_TD, self.weight)
-        width, length = x_TD.shape[1], context.length
-        valid_BL = None if context.valid_T is None else context.valid_T.view(-1, length)
-        pooled = self.pool(x_TD.float().view(-1, length, width), valid_BL, context.mask_LL)
-        # the map of both side by side, without laying them side by side
-        of_token_TE, x_TD = router_logits(x_TD, self.weight[:, :width])
-        of_token_BLE = of_token_TE.view(-1, length, self.num_experts)
-        return (of_token_BLE + F.linear(pooled, self.weight[:, width:].float())).flatten(0, 1), x_TD
-
-    def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None, counted: Counted | None = None) -> tuple:
-        """(token_index_N, weight_N, count_E) as in Routing, and the balance loss, a scalar."""
-        raise NotImplementedError
-
-
 def take_best(
     score_GES: torch.Tensor, slots: int, filled_G: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,16 +160,3 @@ def take_best(
     start_G11 = (torch.arange(groups, device=score_GES.device) * size)[:, None, None]
     index_EGC = (place_GEC + start_G11).transpose(0, 1)
     return index_EGC.reshape(-1), weight_GEC.clamp(min=0.0).transpose(0, 1).reshape(-1)
-
-
-def _usage(weight_N: torch.Tensor, count_E: torch.Tensor | None, num_experts: int) -> torch.Tensor:
-    if count_E is None:
-        weight_E = weight_N.view(num_experts, -1).sum(1)
-    else:
-        expert_N = torch.repeat_interleave(torch.arange(num_experts, device=count_E.device), count_E, output_size=len(weight_N))
-        weight_E = weight_N.new_zeros(num_experts).index_add_(0, expert_N, weight_N)
-    return weight_E / weight_E.sum().clamp(min=1e-9)
-
-
-def _tokens_taken(token_index_N: torch.Tensor, weight_N: torch.Tensor, tokens: int) -> torch.Tensor:
-    return (weight_N.new_zeros(tokens).index_add_(0, token_index_N, (weight_N > 0).float()) > 0).sum()

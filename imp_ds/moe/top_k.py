@@ -18,8 +18,13 @@ Shapes: G groups, S tokens of a group, T = G * S flat tokens, E experts, K exper
 """
 
 import torch
+from pydantic import Field
 
-from imp_ds.moe.routing import Counted, Router, balance_loss, expert_slots, take_best
+from imp_ds.errors import UserError
+from imp_ds.moe.registry import register
+from imp_ds.moe.router import Router
+from imp_ds.moe.routing import Counted, balance_loss, capacity, expert_slots, take_best
+from imp_ds.records import Record
 
 
 def best_experts(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -32,27 +37,70 @@ def best_experts(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Te
     return probability, weight, expert
 
 
+class TopKOptions(Record):
+    """How many experts a token chooses, and whether they have a capacity."""
+
+    experts_per_token: int = Field(2, ge=1, description="choices of a token")
+    drop_tokens: bool = Field(True, description="whether an expert keeps at most its capacity")
+    capacity_factor: float = Field(1.0, gt=0, description="slots of all experts together, as a multiple of the choices")
+
+
+@register
 class TopKRouter(Router):
     """Each token takes its `experts_per_token` best experts; with `drop_tokens` an expert has a capacity."""
 
-    def __init__(
-        self, width: int, num_experts: int, capacity_factor: float, noise: float, experts_per_token: int, drop_tokens: bool,
-        **options,
-    ):  # fmt: skip
-        super().__init__(width, num_experts, capacity_factor, noise, **options)
-        self.experts_per_token, self.drop_tokens = experts_per_token, drop_tokens
+    kind = "top_k"
+    Options = TopKOptions
+    serves_conditions = True
+
+    def check(self) -> None:
+        if self.options.experts_per_token > self.num_experts:
+            raise UserError(
+                "a token cannot choose that many experts", got=f"experts_per_token = {self.options.experts_per_token}",
+                allowed=f"1 to num_experts = {self.num_experts}",
+            )  # fmt: skip
+
+    @property
+    def is_causal(self) -> bool:
+        return not self.options.drop_tokens
+
+    @property
+    def has_even_rows(self) -> bool:
+        return self.options.drop_tokens
+
+    @property
+    def takes_all(self) -> bool:
+        return self.options.experts_per_token == self.num_experts
+
+    def describe(self) -> str:
+        return f"router = {self.kind}{', drop_tokens = true' if self.options.drop_tokens else ''}"
+
+    def rows(self, groups: int, group_tokens: int) -> int:
+        if not self.options.drop_tokens:
+            return groups * group_tokens * self.options.experts_per_token
+        return groups * self.num_experts * capacity(group_tokens, self.num_experts, self._factor)
+
+    @property
+    def _factor(self) -> float:
+        return self.options.capacity_factor * self.options.experts_per_token
+
+    def best(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
+        """Weights and experts of each token's choices, [G, S, K], and the balance loss, a scalar."""
+        chosen = self.options.experts_per_token
+        probability_GSE, weight_GSK, expert_GSK = best_experts(logits_GSE, chosen)
+        share_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0 / chosen)
+        return weight_GSK, expert_GSK, balance_loss(probability_GSE, share_GSE, valid_GS)
 
     def choose(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None, counted: Counted | None = None) -> tuple:
-        probability_GSE, weight_GSK, expert_GSK = best_experts(logits_GSE, self.experts_per_token)
-        share_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0 / self.experts_per_token)
-        if self.drop_tokens:
-            size, factor = logits_GSE.shape[1], self.capacity_factor * self.experts_per_token
-            kept = self._keep_best(weight_GSK, expert_GSK, valid_GS, *expert_slots(size, self.num_experts, factor, counted))
+        weight_GSK, expert_GSK, balance = self.best(logits_GSE, valid_GS)
+        if self.options.drop_tokens:
+            slots = expert_slots(logits_GSE.shape[1], self.num_experts, self._factor, counted)
+            kept = self._keep_best(weight_GSK, expert_GSK, valid_GS, *slots)
         elif torch.compiler.is_exporting():
             kept = self._keep_best(weight_GSK, expert_GSK, valid_GS, logits_GSE.shape[1])
         else:
             kept = self._keep_all(weight_GSK, expert_GSK, valid_GS)
-        return *kept, balance_loss(probability_GSE, share_GSE, valid_GS)
+        return *kept, balance
 
     def _keep_best(self, weight_GSK, expert_GSK, valid_GS, slots: int, filled_G=None) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Rows of equal capacity: a column of the tokens' choices is ranked as under expert choice."""
@@ -66,7 +114,7 @@ class TopKRouter(Router):
     def _keep_all(self, weight_GSK, expert_GSK, valid_GS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One row for each choice of each valid token, sorted by expert; tokens keep their order within one."""
         weight_R, expert_R = weight_GSK.flatten(), expert_GSK.flatten()
-        token_R = torch.arange(len(weight_R), device=weight_R.device) // self.experts_per_token
+        token_R = torch.arange(len(weight_R), device=weight_R.device) // self.options.experts_per_token
         if valid_GS is not None:
             # how many there are is known to the device alone: with padding, drop-free routing waits for it
             valid_R = valid_GS.flatten()[token_R]

@@ -20,7 +20,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from imp_ds.families.train_module import TrainModule
 from imp_ds.moe.conditional import RoutedMap
 from imp_ds.moe.layer import MoELayer
-from imp_ds.moe.top_k import TopKRouter
+from imp_ds.moe.router import Router
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch
 
@@ -87,9 +87,9 @@ def tile(batch: Batch, samples: int) -> Batch:
 
 
 def _with_unknown_rows(block: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers whose experts have as many rows as a drop-free router gives them; it may be the router of another one."""
-    drop_free = any(isinstance(module, TopKRouter) and not module.drop_tokens for module in block.modules())
-    return [module for module in block.modules() if isinstance(module, (MoELayer, RoutedMap))] if drop_free else []
+    """The layers whose experts have as many rows as a router gives them, a drop-free one; it may be the router of another one."""
+    uneven = any(isinstance(module, Router) and not module.has_even_rows for module in block.modules())
+    return [module for module in block.modules() if isinstance(module, (MoELayer, RoutedMap))] if uneven else []
 
 
 def _is_weight(x: torch.Tensor) -> bool:

@@ -24,6 +24,7 @@ from deepspeed.utils import groups as deepspeed_groups
 
 from imp_ds.errors import UserError
 from imp_ds.families.train_module import TrainModule
+from imp_ds.moe.router import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
 from imp_ds.parallel.groups import alone, world_size
 from imp_ds.parallel.launch import settle_environment
@@ -31,6 +32,7 @@ from imp_ds.parallel.roll_call import roll_call
 from imp_ds.tasks import Batch
 from imp_ds.train import master_state
 from imp_ds.train.carried_gradients import carry, give_length, own_gradients
+from imp_ds.train.counts import finish_counts
 from imp_ds.train.pieces import Pieces, split
 
 
@@ -87,6 +89,7 @@ class Engine:
         if self.stage > 0:
             self._judge_within_step()
             self._stretch_within_step()
+        self._counting = [module for module in model.modules() if isinstance(module, Router) and module.counts() is not None]
         self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelLayer)), 1)
         master_state.prepare(self, adam_steps=0)
 
@@ -154,6 +157,7 @@ class Engine:
         else:
             self.deepspeed.step()
         self._clear_stale_gradients()
+        finish_counts(self._counting, self._accepted)
         return self._norm, self._accepted
 
     def _check_trains(self, loss: torch.Tensor) -> None:
@@ -166,6 +170,7 @@ class Engine:
     def skip(self) -> None:
         """Forget the batch of the last `forward`."""
         self._losses = self._batch = None
+        finish_counts(self._counting, taken=False)
 
     def _mixed_loss(self, length: float | None) -> torch.Tensor:
         """One loss whose gradient is this rank's, of all parameters in their order."""

@@ -8,7 +8,6 @@ from imp_ds.costs import FLOAT32, Kernel, passes, product
 from imp_ds.models.imp.conditions import ATTRIBUTES
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.moe.grouping import examples_per_group
-from imp_ds.moe.routing import capacity
 
 
 def expert_rows(config: ImpConfig, samples: int, length: int) -> int:
@@ -18,11 +17,8 @@ def expert_rows(config: ImpConfig, samples: int, length: int) -> int:
     tokens = samples * length
     if config.has_constant_gate:
         return tokens
-    if config.router == "top_k" and not config.drop_tokens:
-        return tokens * config.experts_per_token
-    factor = config.capacity_factor * (config.experts_per_token if config.router == "top_k" else 1)
     group = length * examples_per_group(samples, length, config.group_tokens, config.group_examples)
-    return tokens // group * config.num_experts * capacity(group, config.num_experts, factor)
+    return config.planned_router.rows(tokens // group, group)
 
 
 def map_widths(config: ImpConfig, name: str) -> tuple[int, int]:

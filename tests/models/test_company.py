@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_modeling import EXPERTS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
 
-from imp_ds.moe.routers import build_router
+from imp_ds.moe.registry import build_router
 from imp_ds.moe.routing import Counted, RoutingContext, expert_slots
 
 GROUPS = {**EXPERTS, "group_examples": None, "group_tokens": 512}
@@ -91,7 +91,7 @@ def test_slots_by_hand():
 
 
 def test_slots_beyond_those_of_an_example_are_empty():
-    router = build_router("expert_choice", 2, 2, 1.0)
+    router = build_router("expert_choice", 2, 2)
     torch.nn.init.zeros_(router.weight)
     counted = Counted(4, torch.tensor([2, 4]))  # 1 and 2 slots of 2 experts
     routing = router(torch.zeros(8, 2), RoutingContext(4, torch.tensor([True, True, False, False] + [True] * 4), counted=counted))

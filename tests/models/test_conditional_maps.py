@@ -189,7 +189,7 @@ def test_a_slice_of_a_maps_experts_gets_the_weights_of_the_whole():
 
 REFUSED = {
     "a constant gate with expert choice": (
-        dict(gate="modality", router="expert_choice"), "(?s)modality gate with expert choice: all tokens.*look alike.*top_k",
+        dict(gate="modality", router="expert_choice"), "(?s)modality gate with router expert_choice.*look alike.*top_k",
     ),
     "an unknown gate": (dict(gate="smell"), "(?s)unknown gate.*smell.*token, context, modality, task, attribute"),
     "expert choice on queries": (

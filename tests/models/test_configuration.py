@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from imp_ds import ImpConfig, ImpModel
+from imp_ds import ImpConfig, ImpModel, ModelSettings
 from imp_ds.errors import UserError
 from imp_ds.objectives import task_entry
 
@@ -109,3 +109,23 @@ def test_survives_being_saved(tmp_path):
     del said["_name_or_path"], wanted["_name_or_path"]  # where it came from, the one thing that differs
     assert said == wanted
     assert loaded.moe_layer_indices == [1, 3] and loaded.qk_norm is False and loaded.objectives == objectives
+
+
+def test_an_unknown_router_is_refused_with_a_suggestion_also_where_there_are_no_experts():
+    for experts in (0, 4):
+        with pytest.raises(UserError, match="(?s)unknown router.*top_kk.*did you mean top_k"):
+            ImpConfig(router="top_kk", num_experts=experts)
+    with pytest.raises(ValueError, match="(?s)unknown router.*expert_choise.*did you mean expert_choice"):
+        ModelSettings(router="expert_choise")
+
+
+def test_options_of_a_router_are_its_own():
+    config = ImpConfig(router="top_k_balanced", num_experts=4, router_options={"bias_rate": 0.5})
+    assert config.options_of_router == {
+        "capacity_factor": 1.0, "experts_per_token": 2, "drop_tokens": True, "bias_rate": 0.5
+    }  # fmt: skip
+    assert ImpConfig(num_experts=4).options_of_router == {"capacity_factor": 1.0}
+    for options, message in (({"bias_rat": 0.5}, "bias_rat.*did you mean bias_rate"), ({"bias_rate": -1}, "bias_rate"),
+                             ({"drop_tokens": False}, "field of its own")):  # fmt: skip
+        with pytest.raises(UserError, match=f"(?s){message}"):
+            ImpConfig(router="top_k_balanced", num_experts=4, router_options=options)

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from imp_ds.errors import UserError
-from imp_ds.moe.expert_choice import ExpertChoiceRouter
-from imp_ds.moe.routers import build_router
+from imp_ds.moe.expert_choice import ExpertChoiceOptions, ExpertChoiceRouter
+from imp_ds.moe.registry import build_router
 from imp_ds.moe.routing import RoutingContext, capacity, router_z_loss
 
 HAND_TD = torch.tensor([[log(3), 0.0], [0.0, log(3)], [log(9), 0.0], [0.0, 0.0]])
@@ -29,7 +29,7 @@ SQUARES = [log(4) ** 2, log(4) ** 2, log(10) ** 2, log(2) ** 2]
 
 
 def hand_router(capacity_factor: float) -> ExpertChoiceRouter:
-    router = ExpertChoiceRouter(2, 2, capacity_factor)
+    router = ExpertChoiceRouter(2, 2, ExpertChoiceOptions(capacity_factor=capacity_factor))
     router.weight.data = torch.eye(2)
     return router
 
@@ -130,7 +130,7 @@ def test_z_loss_is_the_mean_of_group_means():
 def test_gradients_of_z_loss_and_of_weights_equal_float64():
     torch.manual_seed(0)
     x_TD, weight_ED = torch.randn(12, 5), torch.randn(3, 5)
-    router = ExpertChoiceRouter(5, 3, 1.0)
+    router = ExpertChoiceRouter(5, 3)
     router.weight.data = weight_ED.clone()
     routing = router(x_TD, RoutingContext(6))
     routing.report.z_loss.backward(retain_graph=True)
@@ -151,7 +151,7 @@ def test_gradients_of_z_loss_and_of_weights_equal_float64():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_computes_in_float32_inside_a_bfloat16_model(autocast):
     torch.manual_seed(0)
-    router = ExpertChoiceRouter(64, 4, 1.0)
+    router = ExpertChoiceRouter(64, 4)
     router.weight.data.normal_()
     if not autocast:
         router.bfloat16()
@@ -169,4 +169,4 @@ def test_computes_in_float32_inside_a_bfloat16_model(autocast):
 
 def test_an_unknown_router_is_named():
     with pytest.raises(UserError, match="(?s)unknown router.*top_hat.*expert_choice"):
-        build_router("top_hat", 8, 2, 1.0)
+        build_router("top_hat", 8, 2)

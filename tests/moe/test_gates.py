@@ -13,7 +13,7 @@ import torch
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.conditional import BlendedMap, RoutedMap, SequenceFacts
 from imp_ds.moe.grouping import Grouping
-from imp_ds.moe.routers import build_router
+from imp_ds.moe.registry import build_router
 from imp_ds.moe.routing import Condition, Segment
 from imp_ds.randomness import normal, sample_keys, step_key
 
@@ -134,7 +134,8 @@ def rows_of(routing) -> dict[tuple[int, int], float]:
 def test_decisions_for_each_token(gate, name, how):
     selection = SELECTIONS[name]
     options = {key: value for key, value in selection.items() if key not in ("kind", "factor")}
-    router = build_router(selection["kind"], INWARD, EXPERTS, selection["factor"], 1.0, sees_context=gate == "context", **options)
+    options["capacity_factor"] = selection["factor"]
+    router = build_router(selection["kind"], INWARD, EXPERTS, options, noise=1.0, sees_context=gate == "context")
     layer = fill(RoutedMap(INWARD, OUTWARD, EXPERTS, router, Grouping(tokens=2 * LENGTH), site=1))
     x_BLI, valid_BL, mask_LL = some_tokens(), torch.ones(BATCH, LENGTH).bool(), torch.ones(LENGTH, LENGTH).bool()
     noise_BLE, facts = torch.zeros(BATCH, LENGTH, EXPERTS), SequenceFacts()
@@ -159,7 +160,7 @@ def test_decisions_for_each_token(gate, name, how):
 
 def test_a_map_that_is_given_a_decision_follows_it():
     """The second map of a pair: the first one's rows and weights, and gradients for both maps' experts and the one router."""
-    router = build_router("top_k", INWARD, EXPERTS, 1.0, experts_per_token=2, drop_tokens=False)
+    router = build_router("top_k", INWARD, EXPERTS, {"experts_per_token": 2, "drop_tokens": False})
     first = fill(RoutedMap(INWARD, INWARD, EXPERTS, router, Grouping(), site=0))
     second = fill(RoutedMap(INWARD, OUTWARD, EXPERTS, None, Grouping(), site=1))
     x_BLI = some_tokens()

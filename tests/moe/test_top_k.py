@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from imp_ds.moe.routing import RoutingContext, balance_loss
-from imp_ds.moe.top_k import TopKRouter
+from imp_ds.moe.top_k import TopKOptions, TopKRouter
 from imp_ds.randomness import sample_keys
 
 EXPONENTIALS = [[6.0, 3.0, 1.0], [5.0, 1.0, 4.0], [7.0, 2.0, 1.0], [2.0, 3.0, 5.0]]
@@ -25,7 +25,8 @@ HAND_TE = torch.tensor(EXPONENTIALS).log()
 
 
 def route(k: int, drop: bool, factor: float = 1.0, context: RoutingContext | None = None, x_TE=HAND_TE):
-    router = TopKRouter(3, 3, factor, 0.0, k, drop)
+    options = TopKOptions(experts_per_token=k, drop_tokens=drop, capacity_factor=factor)
+    router = TopKRouter(3, 3, options)
     router.weight.data = torch.eye(3)
     return router(x_TE, context or RoutingContext(len(x_TE)))
 
@@ -119,7 +120,7 @@ def test_balance_loss():
 def test_gradients_reach_the_router_as_in_float64(k, drop):
     torch.manual_seed(0)
     x_TE, direction_T = torch.randn(12, 3), torch.randn(12)
-    router = TopKRouter(3, 3, 0.75, 0.0, k, drop)
+    router = TopKRouter(3, 3, TopKOptions(experts_per_token=k, drop_tokens=drop, capacity_factor=0.75))
     router.weight.data.normal_()
     routing = router(x_TE, RoutingContext(6))
     (routing.report.balance_loss + (routing.weight_N * direction_T[routing.token_index_N]).sum()).backward()
@@ -140,7 +141,7 @@ def test_gradients_reach_the_router_as_in_float64(k, drop):
 
 
 def test_noise_is_of_the_samples_and_scaled_by_the_number_of_experts():
-    router = TopKRouter(3, 3, 1.0, 1.5, 1, False)
+    router = TopKRouter(3, 3, TopKOptions(experts_per_token=1, drop_tokens=False), noise=1.5)
     router.weight.data.zero_()  # the probabilities are those of the noise alone
     seen, choose = {}, router.choose
     router.choose = lambda logits_GSE, *known: seen.update(logits=logits_GSE) or choose(logits_GSE, *known)

@@ -7,6 +7,8 @@ from transformers import PreTrainedConfig
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import MODALITIES, candidate_tasks, causal_tasks
 from imp_ds.models.imp.prompts import PROMPT_SIDES, SHARED
+from imp_ds.moe.registry import ROUTERS, default_router, planned_router
+from imp_ds.moe.router import Router
 
 # width, feed-forward width, layers, heads: the released configurations (`imp/max/projects/imp/config/model.py`);
 # `tiny` is ours, for two CPU cores.
@@ -22,7 +24,8 @@ EXPERT_ACTIVATIONS = ("gelu", "geglu")
 # what a gate decides by: what differs from token to token, or what is known of a whole segment
 DATA_GATES = ("token", "context")
 CONSTANT_GATES = ("modality", "task", "attribute")
-ROUTERS = ("expert_choice", "top_k")
+# options of routers that have a field of their own; others go into router_options
+SHARED_OPTIONS = ("capacity_factor", "experts_per_token", "drop_tokens")
 # the linear maps of a block that may be conditional, in pairs of which the second may share the first one's decision
 MAP_PAIRS = (("qkv", "out"), ("up", "down"))
 MAPS = tuple(name for pair in MAP_PAIRS for name in pair)
@@ -59,15 +62,17 @@ class ImpConfig(PreTrainedConfig):
             other gates.
         expert_intermediate_size: feed-forward width of one expert; None means intermediate_size.
         expert_activation: "gelu" (two matrices, as released) or "geglu" (three, gated).
-        router: "expert_choice" or "top_k" (see `imp_ds.moe`); None: "expert_choice", or "top_k" under a gate that is the same for
-            all tokens of a segment.
-        experts_per_token: choices of a token under "top_k"; drop_tokens: whether an expert keeps at most its capacity of them.
-        capacity_factor: slots of all experts together, as a multiple of the tokens ("expert_choice": the mean number of
-            experts per token) or of the tokens' choices ("top_k").
+        router: how experts are chosen: one of `imp_ds.moe.registry`, or what another module registers there; None: its
+            `default_router`.
+        router_options: of the router's own options those that have no field below.
+        experts_per_token: choices of a token, where tokens choose; drop_tokens: whether an expert keeps
+            at most its capacity of them.
+        capacity_factor: slots of all experts together, as a multiple of the tokens (where experts choose: the mean number
+            of experts per token) or of the tokens' choices (where tokens do).
         group_tokens, group_examples: tokens compete for experts inside a group: a run of whole examples of at most
             this many tokens and this many examples (None: no limit on examples).
         router_z_loss: coefficient of the router z-loss of each MoE layer (released: 1.0).
-        router_balance: coefficient of the load-balancing loss of each "top_k" layer (Switch Transformer: 0.01).
+        router_balance: coefficient of the load-balancing loss of each layer where tokens choose (Switch Transformer: 0.01).
         router_noise: in training, Gaussian noise on the router's logits, in units of 1 / num_experts (V-MoE: 1.0).
         objectives: task name -> the objectives trained on it (see `imp_ds.objectives`); used by ImpForPreTraining.
         prompt_length: deep prompts of each layer (`imp_ds.models.imp.prompts`); 0: none.
@@ -108,6 +113,7 @@ class ImpConfig(PreTrainedConfig):
         share_decisions=True,
         gate_tasks=None,
         router=None,
+        router_options=None,
         experts_per_token=2,
         drop_tokens=True,
         expert_intermediate_size=None,
@@ -153,7 +159,8 @@ class ImpConfig(PreTrainedConfig):
         self.share_decisions = share_decisions
         known_tasks = sorted(objectives or {}) if gate_tasks is None else list(gate_tasks)
         self.gate_tasks = known_tasks if gate == "task" else []
-        self.router = router or ("top_k" if constant else "expert_choice")
+        self.router = router or default_router(constant)
+        self.router_options = dict(router_options or {})
         self.experts_per_token = experts_per_token
         self.drop_tokens = drop_tokens
         self.expert_intermediate_size = expert_intermediate_size or intermediate_size
@@ -215,15 +222,18 @@ class ImpConfig(PreTrainedConfig):
     @property
     def tokens_compete(self) -> bool:
         """Whether an expert may pass a token by for the sake of another one: of what follows a word, too."""
-        return self.routes_tokens and (self.router == "expert_choice" or self.drop_tokens)
+        return self.routes_tokens and not self.planned_router.is_causal
 
     @property
-    def router_options(self) -> dict:
-        """The options of the chosen router's class, beside those that all routers have; of token and context gates."""
-        options = {"sees_context": True} if self.gate == "context" else {}
-        if self.router == "top_k":
-            options |= {"experts_per_token": self.experts_per_token, "drop_tokens": self.drop_tokens}
-        return options
+    def options_of_router(self) -> dict:
+        """What is set of the router, of the options that its class has, here or in `router_options`."""
+        own = ROUTERS[self.router].Options.model_fields
+        return {name: getattr(self, name) for name in SHARED_OPTIONS if name in own} | self.router_options
+
+    @property
+    def planned_router(self) -> Router:
+        """The router without weights, to ask how many rows it makes, and whether it is causal."""
+        return planned_router(self.router, self.num_experts, self.options_of_router)
 
     def _check(self):
         if not 1 <= self.num_hidden_layers <= MOST_LAYERS:
@@ -243,6 +253,7 @@ class ImpConfig(PreTrainedConfig):
             if any(a % b for a, b in zip(largest, patch)):
                 raise UserError(f"{name}_max is not a multiple of {name}_patch", got=f"{largest} and {patch}")
         self._check_prompts()
+        self._check_router()
         if self.num_experts:
             self.moe_layer_indices  # raises on a placement that names no layers
             self._check_gate()
@@ -262,19 +273,20 @@ class ImpConfig(PreTrainedConfig):
                 allowed=f"0 to {positions[shortest]}, the positions of {shortest}; published: 10",
             )  # fmt: skip
 
+    def _check_router(self):
+        ROUTERS.known(self.router)
+        if twice := [name for name in SHARED_OPTIONS if name in self.router_options]:
+            raise UserError("an option has a field of its own", got=f"router_options with {twice[0]}", fix=f"set {twice[0]}")
+
     def _check_gate(self):
         if self.gate not in (*DATA_GATES, *CONSTANT_GATES):
             raise UserError("unknown gate", got=self.gate, allowed=", ".join((*DATA_GATES, *CONSTANT_GATES)))
-        if self.has_constant_gate and self.router == "expert_choice":
+        if self.has_constant_gate and not ROUTERS[self.router].serves_conditions:
             raise UserError(
-                f"a {self.gate} gate with expert choice: all tokens of a segment look alike to it, so an expert has nothing to "
-                "choose among them", got="router = expert_choice", allowed="router = top_k, or a token or context gate",
+                f"a {self.gate} gate with router {self.router}: all tokens of a segment look alike to it, so an expert has "
+                "nothing to choose among", got=f"router = {self.router}", allowed="router = top_k, or a token or context gate",
             )  # fmt: skip
-        if self.router == "top_k" and not 1 <= self.experts_per_token <= self.num_experts:
-            raise UserError(
-                "a token cannot choose that many experts", got=f"experts_per_token = {self.experts_per_token}",
-                allowed=f"1 to num_experts = {self.num_experts}",
-            )  # fmt: skip
+        self.planned_router  # raises on options that do not go with it
         if self.gate == "task":
             self._check_gate_tasks()
         candidates = candidate_tasks(self.objectives)
@@ -288,7 +300,7 @@ class ImpConfig(PreTrainedConfig):
         if causal and self.tokens_compete:
             raise UserError(
                 "words would see what follows them: whether an expert takes a word hangs on all words of its group",
-                got=f"task {', '.join(causal)} with {self._selection()}",
+                got=f"task {', '.join(causal)} with {self.planned_router.describe()}",
                 allowed="router = top_k with drop_tokens = false, or a modality, task or attribute gate",
             )  # fmt: skip
 
@@ -309,10 +321,10 @@ class ImpConfig(PreTrainedConfig):
             allowed = f"some of {', '.join(MAPS)}"
             raise UserError("conditional_maps names no linear maps", got=self.conditional_maps, allowed=allowed)
         attention = [name for name in MAP_PAIRS[0] if name in self.conditional_maps]
-        if attention and self.tokens_compete:
+        if attention and self.routes_tokens and self.planned_router.drops_tokens:
             raise UserError(
                 f"{' and '.join(attention)} of a token that no expert took would be zeros: it would have no query and no answer",
-                got=f"conditional_maps = {self.conditional_maps} with {self._selection()}",
+                got=f"conditional_maps = {self.conditional_maps} with {self.planned_router.describe()}",
                 allowed="router = top_k with drop_tokens = false, or conditional_maps of up and down alone",
             )  # fmt: skip
         if self.expert_activation != "gelu" or self.expert_intermediate_size != self.intermediate_size:
@@ -321,10 +333,6 @@ class ImpConfig(PreTrainedConfig):
                 got=f"expert_activation = {self.expert_activation}, expert_intermediate_size = {self.expert_intermediate_size}",
                 allowed=f"gelu, and intermediate_size = {self.intermediate_size}",
             )  # fmt: skip
-
-    def _selection(self) -> str:
-        dropping = ", drop_tokens = true" if self.router == "top_k" else ""
-        return f"router = {self.router}{dropping}"
 
 
 def placed_layers(where: str | list[int], layers: int) -> list[int]:

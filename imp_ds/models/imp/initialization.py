@@ -17,7 +17,7 @@ from imp_ds.models.imp.prompts import DeepPrompts
 from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.context import ContextPool
 from imp_ds.moe.experts import ExpertWeights
-from imp_ds.moe.routing import Router
+from imp_ds.moe.router import Router
 
 GeneratorFor = Callable[[str], torch.Generator | None]
 
@@ -46,6 +46,8 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
             init.zeros_(module.bias)
     elif isinstance(module, (Router, BlendRouter)):
         init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
+        for buffer in module.buffers(recurse=False):  # what a router counts, and what it has learned by that
+            init.zeros_(buffer)
     elif isinstance(module, DeepPrompts):
         init.normal_(module.vectors, mean=0.0, std=1.0, generator=generator_for("vectors"))  # they are normed
     elif isinstance(module, ContextPool):

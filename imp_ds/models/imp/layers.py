@@ -20,7 +20,7 @@ from imp_ds.moe.conditional import BlendedMap, ConditionalMap, MergedMap, Routed
 from imp_ds.moe.context import visible
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
-from imp_ds.moe.routers import build_router
+from imp_ds.moe.registry import build_router
 from imp_ds.moe.routing import Counted, RouterReport, Segment
 from imp_ds.randomness import dropout
 
@@ -39,7 +39,8 @@ def linear_map(config, layer: int, name: str, inward: int, outward: int) -> nn.L
     decides, experts, site = config.decides(name), config.num_experts, MAP_NOISE[name]
     if not config.has_constant_gate:
         router = build_router(
-            config.router, inward, experts, config.capacity_factor, config.router_noise, **config.router_options
+            config.router, inward, experts, config.options_of_router, noise=config.router_noise,
+            sees_context=config.gate == "context",
         ) if decides else None  # fmt: skip
         return RoutedMap(
             inward, outward, experts, router, Grouping(config.group_tokens, config.group_examples), site=site
@@ -142,11 +143,11 @@ class ImpBlock(GradientCheckpointingLayer):
                 config.num_experts,
                 router=config.router,
                 activation=config.expert_activation,
-                capacity_factor=config.capacity_factor,
                 noise=config.router_noise,
+                sees_context=config.gate == "context",
                 group_tokens=config.group_tokens,
                 group_examples=config.group_examples,
-                **config.router_options,
+                **config.options_of_router,
             )
         else:
             self.feed_forward = FeedForward(config, index)

@@ -235,7 +235,7 @@ class ImpModel(ImpPreTrainedModel):
         if mask_LL is not None and self.config.tokens_compete:
             raise UserError(
                 "experts that choose among tokens, or drop some, tell each token of those that its mask hides",
-                got=f"a mask with router = {self.config.router}",
+                got=f"a mask with {self.config.planned_router.describe()}",
                 allowed="router = top_k with drop_tokens = false, or a constant gate",
             )  # fmt: skip
         embedded = [self._embed(modality, inputs) for modality, inputs, _ in parts]

@@ -125,15 +125,9 @@ def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices
     config = ImpConfig.from_dict({**kept, **routing, **changes})
     if config.expert_activation != "gelu":
         raise UserError("a dense feed-forward has no gate to copy", got=config.expert_activation, allowed="gelu")
-    if slices == num_experts and not _all_take_all(config):
+    if slices == num_experts and not config.planned_router.takes_all:
         raise UserError(
             "a router cannot tell the slices of a single copy apart", got=f"slices = num_experts = {slices}",
             fix="more experts than slices, or full routing: capacity_factor or experts_per_token = num_experts",
         )  # fmt: skip
     return config
-
-
-def _all_take_all(config: ImpConfig) -> bool:
-    if config.router == "top_k":
-        return config.experts_per_token == config.num_experts
-    return config.capacity_factor >= config.num_experts
