@@ -86,6 +86,8 @@ def train_step(engine: Engine, step: int, case: Case) -> tuple[float, float]:
 def compare(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
     """Train a case. Largest differences from its reference, over all steps and ranks:
 
+    What is frozen has no gradient to compare, and must be as it was.
+
     "loss": absolute, over the steps. "weight": absolute, after them. "norm": relative. "experts", "rest": of the gradient as it
     reached the optimizer, against float64, relative to its largest element. "choices": share of the routers' that differ.
     """
@@ -111,7 +113,8 @@ def compare(case: Case, folder: Path, device: torch.device) -> dict[str, float]:
         "weight": max((value - expected[f"weight/{name}"]).abs().max().item() for name, value in weights.items()),
     }
     if not case.bf16 and not case.random:
-        found |= {"experts": experts, "rest": rest}
+        trained = {".experts." in name for name, p in engine.model.named_parameters() if p.requires_grad}
+        found |= {name: value for name, kind, value in (("experts", True, experts), ("rest", False, rest)) if kind in trained}
     return found | ({"choices": choices_that_differ(chosen, expected)} if chosen else {})
 
 

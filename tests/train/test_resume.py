@@ -114,20 +114,6 @@ def test_a_killed_run_goes_on_with_the_same_losses(digits_corpus, killed, straig
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step_00000008", "step_00000012"]
 
 
-def without_random_state(*command_line: str) -> None:
-    """The command, with a fault: a resumed run draws other random numbers."""
-    from imp_ds.train import checkpoint
-
-    checkpoint.Reader.random_state_of = lambda reader, device: None
-    with_dropout(*command_line)
-
-
-def test_the_comparison_would_see_a_lost_random_state(digits_corpus, killed, straight, tmp_path):
-    folder, step = killed
-    folder, _ = resume(without_random_state, digits_corpus, folder, tmp_path)
-    assert losses(folder)[step + 1] != losses(straight)[step + 1]
-
-
 def test_the_comparison_would_see_a_lost_optimizer(digits_corpus, killed, straight, tmp_path):
     folder, step = killed
     folder, _ = resume(without_moments, digits_corpus, folder, tmp_path)
