@@ -55,7 +55,7 @@ class Registry:
     def known(self, name: str) -> str:
         """The name itself. Raises UserError where nothing bears it."""
         if name not in [*self]:
-            fix = "correct the name, or import the module that registers it"
+            fix = "correct the name, or import the module that registers it: in the recipe, or by --import MODULE"
             raise UserError(f"unknown {self.what}", got=name, allowed=nearest(name, self), fix=fix)
         return name
 

@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that help is there at once.
 
 import os
 import sys
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -14,6 +15,8 @@ from imp_ds.cli import data, machines, models, recipes, studies, training
 from imp_ds.cli.options import LocalRank, take_local_rank
 from imp_ds.cli.quoting import unquote
 from imp_ds.errors import UserError
+
+ADDITIONS = "--import"
 
 
 def _group(**options) -> typer.Typer:
@@ -59,12 +62,20 @@ def launched(
     trust_remote_code: Annotated[
         bool, typer.Option(foreign_code.OPTION, help="of any command: run code that comes with a tokenizer")
     ] = False,
+    additions: Annotated[
+        list[str], typer.Option(ADDITIONS, metavar="MODULE", help="of any command: import what registers parts of your own")
+    ] = [],
 ):
     """Train, evaluate and load multimodal mixture-of-experts models on DeepSpeed."""
     # the deepspeed launcher puts its argument before ours, so before the command
     take_local_rank(local_rank)
     if trust_remote_code:
         foreign_code.trust()
+    if additions:
+        from imp_ds.recipes.outside import import_users
+
+        for module in additions:
+            import_users(module, f"the module of {ADDITIONS}")
 
 
 def main() -> None:
@@ -77,8 +88,15 @@ def main() -> None:
 
 def _in_order(arguments: list[str]) -> list[str]:
     """What holds for every command stands before it; a script that starts a command can be given it only after that."""
-    general = [argument for argument in arguments if argument == foreign_code.OPTION]
-    return general[:1] + [argument for argument in arguments if argument != foreign_code.OPTION]
+    general, rest, following = [], [], iter(arguments)
+    for argument in following:
+        if argument == foreign_code.OPTION or argument.startswith(f"{ADDITIONS}="):
+            general.append(argument)
+        elif argument == ADDITIONS:
+            general += [argument, *islice(following, 1)]
+        else:
+            rest.append(argument)
+    return general + rest
 
 
 def _leave(error: UserError) -> None:

@@ -32,7 +32,7 @@ def find_function(recipe: str) -> tuple[Callable[[], RunConfig], str] | None:
         module = _run_file(Path(file["path"]))
         names = file["name"]
     elif named := _MODULE.fullmatch(recipe):
-        module = _import(named["module"])
+        module = import_users(named["module"])
         names = named["name"]
     else:
         return None
@@ -85,7 +85,8 @@ def _run_file(path: Path) -> types.ModuleType:
     return module
 
 
-def _import(name: str) -> types.ModuleType:
+def import_users(name: str, what: str = "the module of the recipe") -> types.ModuleType:
+    """A module of the user, installed or below this folder. Raises UserError where it is not found or fails."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
@@ -94,7 +95,7 @@ def _import(name: str) -> types.ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failed(error, name) from None
         raise UserError(
-            "the module of the recipe is not found", got=error.name, allowed="a module that is installed or below this folder",
+            f"{what} is not found", got=error.name, allowed="a module that is installed or below this folder",
             fix=f"looked in {Path.cwd()} and what PYTHONPATH names",
         ) from None  # fmt: skip
     except (Exception, SystemExit) as error:

@@ -30,7 +30,7 @@ from imp_ds.train import model_card
 from imp_ds.train.final_results import read_results, write_results
 from imp_ds.train.history import cut_lines
 from imp_ds.train.monitor import Monitor
-from pages import import_beside, shown_files
+from pages import import_beside, run_beside, shown_files
 
 LABELS = [0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1, 2, 2, 2, 1, 1]
 
@@ -116,3 +116,25 @@ def test_names_and_options_of_evaluators_are_refused_with_a_suggestion(tmp_path,
         exec(page.replace("    def run(self", "    def measure(self"), {"__name__": "mine"})
     with pytest.raises(UserError, match="two of one name: the evaluator captioning"):
         exec(page.replace('kind = "neighbours"', 'kind = "captioning"'), {"__name__": "mine"})
+
+
+def test_a_command_without_a_recipe_is_told_the_module(tmp_path):
+    run = neighbour_run(tmp_path, evaluator=None, templates=["a {}"])
+    text = run.model_dump_json().replace('"evaluator":null,"options":{}', '"evaluator":"neighbours","options":{"k":3}')
+    (tmp_path / "run.json").write_text(text)
+    script = """
+import sys
+sys.stderr = sys.stdout
+from imp_ds.cli import main
+for more in ([], ["--import", "my_evaluators"], ["--import=none_such"]):
+    sys.argv = ["imp_ds", "recipes", "show", "run.json", *more]
+    try:
+        main()
+    except SystemExit as end:
+        print("ended with", end.code, flush=True)
+"""
+    out = run_beside(shown_files("extending.md"), script, tmp_path)
+    refused, shown, missing = out.split("ended with ")[:3]
+    assert "unknown evaluator" in refused and "--import MODULE" in refused
+    assert shown.startswith("2") and "evaluator: neighbours" in shown and "k: 3" in shown
+    assert missing.startswith("0") and "the module of --import is not found" in missing
