@@ -9,6 +9,7 @@ import torch
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.models.imp.initialization import initialize_module
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.train import checkpoint
 from imp_ds.train.processor import load_processor
@@ -30,6 +31,9 @@ class TrainedRun:
             tokenizer = self.processor.tokenizer
             model = ImpForPreTraining(self.run.model.to_config(len(tokenizer), self.run.tasks, tokenizer))
         model.to_empty(device="cpu")
+        for module in model.modules():
+            if module._non_persistent_buffers_set:  # no checkpoint has them
+                initialize_module(module, model.config.initializer_range)
         self.reader.load_weights(model, report)
         return model
 
