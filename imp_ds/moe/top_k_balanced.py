@@ -63,6 +63,7 @@ class BalancedTopKRouter(TopKRouter):
 
     @torch.no_grad()
     def _count(self, expert_GSK: torch.Tensor, valid_GS: torch.Tensor | None) -> None:
+        # activation checkpointing computes and counts all tokens of a layer twice, which moves no bias the other way
         one_GSK = torch.ones_like(expert_GSK) if valid_GS is None else valid_GS[..., None].expand_as(expert_GSK).long()
         self.chosen_E.index_add_(0, expert_GSK.flatten(), one_GSK.flatten())
 

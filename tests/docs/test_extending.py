@@ -70,3 +70,67 @@ def test_an_objective_that_leaves_something_open_is_refused_at_import():
     page = shown_files("extending.md")["my_objectives.py"]
     with pytest.raises(UserError, match="(?s)LabelRegression does not say all of itself.*no kernels"):
         exec(page.replace("    def kernels(self, shape):", "    def costs(self, shape):"), {"__name__": "mine"})
+
+
+def test_a_router_decides_is_planned_trained_and_saved(tmp_path):
+    out = run_beside(
+        shown_files("extending.md"),
+        _SETTINGS
+        + """
+import my_routers
+from imp_ds.moe.registry import ROUTERS, build_router
+from imp_ds.moe.routing import RoutingContext
+from imp_ds.train.flops_experts import expert_rows
+
+# by hand: 0.7 needs both of 0.6 and 0.3, and 0.8 alone is enough; the third token is padding
+router = build_router("top_p", 3, 3, {"mass": 0.7})
+router.weight.data = torch.eye(3)
+tokens = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]]).log()
+routing = router(tokens, RoutingContext(3, torch.tensor([True, True, False])))
+assert routing.token_index_N.tolist() == [0, 0, 1] and routing.count_E.tolist() == [1, 1, 1]
+torch.testing.assert_close(routing.weight_N, torch.tensor([0.6, 0.3, 0.8]))
+
+settings = {**SMALL.model_dump(exclude_unset=True), "gate": "token", "num_experts": 4, "router": "top_p",
+            "router_options": {"mass": 0.7}}
+run = RunConfig.model_validate({
+    "name": "routed", "model": settings, "train": {"steps": 2},
+    "tasks": [{"name": "digits", "batch_size": 4, "source": {"path": "digits", "vision": "image", "label": "digit"},
+               "views": {"vision": {"height": 8, "width": 8}},
+               "objectives": [{"kind": "classification", "modality": "vision", "num_classes": 10}]}],
+})
+assert RunConfig.model_validate_json(run.model_dump_json()) == run
+config = run.model.to_config(run.data.vocab_size, run.tasks)
+# 16 tokens in 4 examples; 0.7 of 4 equally probable experts are 2.8, so 3 of them
+assert config.planned_router.rows(4, 4) == 48 and not config.tokens_compete
+assert expert_rows(config, samples=4, length=4) == 48
+counted = plan(run, 1, 1)
+torch.manual_seed(0)
+model = ImpForPreTraining(config)
+batch = Batch("digits", {"vision": {"pixel_values": torch.rand(4, 4, 48), "pixel_positions": torch.tensor(
+    [[0.0, y / 2, x / 2] for y in range(2) for x in range(2)]).expand(4, 4, 3)}}, {"label": torch.tensor([3, 4, 7, 6])})
+assert counted.parameters.total == sum(p.numel() for p in model.parameters())
+loss, _, _ = model(batch)
+loss.backward()
+assert any(p.grad.any() for name, p in model.named_parameters() if "router" in name)
+model.save_pretrained("saved")
+again = ImpForPreTraining.from_pretrained("saved")
+assert torch.equal(again.eval()(batch)[0], model.eval()(batch)[0])
+try:
+    run.override(["model.router=top_q"])
+except UserError as error:
+    assert "did you mean top_p" in str(error), error
+del ROUTERS._found["top_p"]  # as where its module is not imported
+try:
+    ImpModel.from_pretrained("saved")
+except UserError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert "unknown router" in out and "import the module that registers it" in out
+
+
+def test_a_router_that_leaves_something_open_is_refused_at_import():
+    page = shown_files("extending.md")["my_routers.py"]
+    with pytest.raises(UserError, match="(?s)TopPRouter does not say all of itself.*no rows"):
+        exec(page.replace("    def rows(self", "    def count(self"), {"__name__": "mine"})
