@@ -57,8 +57,9 @@ def make_engine(stage: int, device):
     """The engine, and its batch: two pictures for all ranks, so that steps are short."""
     import torch
 
-    from imp_ds.config import ModelSettings, RunConfig
+    from imp_ds.config import RunConfig
     from imp_ds.families.imp.build import build_model
+    from imp_ds.families.imp.settings import ModelSettings
     from imp_ds.objectives import Classification
     from imp_ds.parallel.groups import world_size
     from imp_ds.tasks import Batch, Source, Task, Views, VisionView

@@ -68,7 +68,8 @@ def main() -> None:
 
 def run_of(gate: str, options):
     """The RunConfig of one task, images against captions, with a gate, or "dense"."""
-    from imp_ds.config import ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+    from imp_ds.config import OptimizerSettings, RunConfig, TrainSettings
+    from imp_ds.families.imp.settings import ModelSettings
     from imp_ds.objectives import Contrastive
     from imp_ds.tasks import Source, Task, TextView, Views, VisionView
 

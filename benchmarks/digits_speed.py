@@ -44,10 +44,10 @@ def engines(run, ranks: int, device) -> tuple[dict, object]:
     from imp_ds.data.collation import Collator
     from imp_ds.data.step_batches import StepBatches
     from imp_ds.families.imp.build import build_model
+    from imp_ds.families.imp.processor import build_processor
     from imp_ds.parallel.groups import rank
     from imp_ds.train import ds_config
     from imp_ds.train.engine import Engine
-    from imp_ds.train.processor import build_processor
     from imp_ds.train.schedule import build_schedule
     from imp_ds.train.start import open_readers
     from imp_ds.train.step_facts import count_tokens

@@ -64,7 +64,8 @@ def main() -> None:
 
 
 def run_of(corpus, folder: Path, workers: int, options):
-    from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+    from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
+    from imp_ds.families.imp.settings import ModelSettings
 
     task = corpus.task.model_copy(update={"batch_size": options.batch})
     layers = {"num_experts": 16, "moe_layers": "last:6"} if options.model == "B" else {"num_experts": 4, "moe_layers": "every:2"}

@@ -84,7 +84,8 @@ def launch(ranks: int, what: str, case: int, file: Path) -> None:
 
 def make_run(case: tuple):
     """Three tasks: films of 2 x 64 patches with text, sounds of 96 patches with text, and images of 64 patches with classes."""
-    from imp_ds.config import ModelSettings, RunConfig, TrainSettings
+    from imp_ds.config import RunConfig, TrainSettings
+    from imp_ds.families.imp.settings import ModelSettings
     from imp_ds.objectives import Classification, Contrastive
     from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
 
@@ -114,9 +115,9 @@ def make_batch(run, task, config, rank: int, world: int):
     """A rank's share of a made-up batch of the task's shapes."""
     import torch
 
+    from imp_ds.families.imp.flops import patch_values
+    from imp_ds.families.imp.tokens import task_tokens
     from imp_ds.tasks import Batch
-    from imp_ds.tokens import task_tokens
-    from imp_ds.train.flops import patch_values
 
     draw, samples, inputs = torch.Generator().manual_seed(rank), task.batch_size // world, {}
     for modality, length in task_tokens(task, config, run.data.audio).items():

@@ -17,7 +17,8 @@ _HOMES = {
     "ImpForPreTraining": "imp_ds.families.imp.pretraining",
 }
 _RECORDS = {
-    "imp_ds.config": ("RunConfig", "ModelSettings", "DataSettings", "AudioSettings", "TrainSettings", "OptimizerSettings"),
+    "imp_ds.families.imp.settings": ("ModelSettings",),
+    "imp_ds.config": ("RunConfig", "DataSettings", "AudioSettings", "TrainSettings", "OptimizerSettings"),
     "imp_ds.decoding_settings": ("DecodingSettings",),
     "imp_ds.tasks": (
         "Task", "Source", "Views", "VisionView", "AudioView", "TextView", "Augmentation", "Evaluation",

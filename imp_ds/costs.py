@@ -38,6 +38,30 @@ def passes(kind: str, values: float, calls: int, *, in_block: bool = False) -> K
     return Kernel(kind, 0, 0.0, values, calls, in_block)
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters. `encoder` is the blocks and the final norm; `experts` the part of it that experts hold;
+    `active` what of the encoder one token meets on average; `rest` is embeddings, projections, heads and temperatures."""
+
+    encoder: int
+    experts: int
+    active: int
+    rest: int
+    one_expert: int
+
+    @property
+    def total(self) -> int:
+        return self.encoder + self.rest
+
+
+class Exchange(NamedTuple):
+    """Collectives of one kind that a step makes inside a group of ranks: `size` bytes in all, over `calls` calls."""
+
+    operation: str
+    size: float
+    calls: int
+
+
 class Sequences(NamedTuple):
     """`count` sequences of one shape: (modality, tokens) of each segment.
 

@@ -3,29 +3,22 @@
 The facts behind it were found by running DeepSpeed 0.19.8; each refusal says which.
 """
 
-import math
-
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
-from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.moe.grouping import examples_per_group
-from imp_ds.tasks import Task
-from imp_ds.tokens import Sequences, task_sequences
+from imp_ds.families import family_of
 
 
 def check_layout(run: RunConfig, world_size: int, ds: dict) -> None:
     """Raise UserError unless `run` can train on `world_size` ranks under the DeepSpeed configuration `ds`."""
-    config = run.model.to_config(run.data.vocab_size, run.tasks)
-    seen = [(task, task_sequences(task, config, run.data.audio)) for whole in run.tasks for task in whole.variants()]
+    family = family_of(run)
+    config = family.config(run)
     if run.train.schedule != "rotation" and not any(task.weight for task in run.tasks):
         raise UserError("no task has a weight to be sampled by", got="all tasks have weight 0", fix="--set tasks.NAME.weight=1")
-    _check_experts(run, world_size, config.num_experts)
+    experts = family.experts(config)
+    _check_experts(run, world_size, experts)
     _check_batches(run, world_size)
-    if config.routes_tokens:
-        _check_groups(seen, world_size, config)
-    if config.num_experts and config.gate in ("task", "attribute"):
-        _check_evaluations(run, config)
-    _check_engine(run, ds, bool(config.num_experts))
+    family.check(run, config, world_size)
+    _check_engine(run, ds, bool(experts))
     _check_steps(run, ds)
 
 
@@ -63,37 +56,6 @@ def _check_batches(run: RunConfig, world_size: int) -> None:
             raise UserError(
                 f"task {task.name}: the batch cannot be shared out equally", got=f"batch_size {task.batch_size} over {parts}",
                 allowed=f"multiples of {share}", fix=f"--set tasks.{task.name}.batch_size={-(-task.batch_size // share) * share}",
-            )  # fmt: skip
-
-
-def _check_groups(seen: list[tuple[Task, dict[str, Sequences]]], world_size: int, config: ImpConfig) -> None:
-    """Tokens compete inside the same groups as on one rank with the whole batch, so that ranks do not change the results."""
-    limits = config.group_tokens, config.group_examples
-    for task, sequences in seen:
-        here = task.batch_size // (world_size * task.pieces)
-        for name, found in sequences.items():
-            whole, part = (examples_per_group(batch, found.length, *limits) for batch in (task.batch_size, here))
-            if whole != part:
-                most = math.gcd(whole, part)
-                raise UserError(
-                    f"task {task.name}: the routing groups of {name} would not be those of one rank",
-                    got=f"groups of {part} among {here} samples of a rank at a time, of {whole} among all {task.batch_size}",
-                    allowed="groups that each rank holds whole",
-                    fix=f"--set model.group_examples={most}, or another batch_size, fewer pieces or fewer ranks",
-                )  # fmt: skip
-
-
-def _check_evaluations(run: RunConfig, config: ImpConfig) -> None:
-    """Gates that ask for the task have to be told it by evaluations too; those of texts and captions name one already."""
-    for evaluation in run.evaluations:
-        composed = config.gate == "attribute" and evaluation.head == "likelihood" and evaluation.task is None
-        named = evaluation.captioner is not None or evaluation.modality == "text" and evaluation.head == "pair"
-        told = named or composed
-        if not told and evaluation.task not in config.objectives:
-            raise UserError(
-                f"evaluation {evaluation.name}: the encoder's {config.gate} gates have to be told a task of the run",
-                got=evaluation.task or "no task", allowed=", ".join(config.objectives),
-                fix=f"--set evaluations.{evaluation.name}.task={next(iter(config.objectives))}",
             )  # fmt: skip
 
 

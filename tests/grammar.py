@@ -3,7 +3,7 @@
 import torch
 
 from imp_ds import ImpForPreTraining
-from imp_ds.config import ModelSettings
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import MaskedLanguage
 from imp_ds.tasks import Source, Task, TextView, Views
 

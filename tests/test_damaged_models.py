@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model, read_run
+from imp_ds.families.imp.commands.tune_command import tune
+from imp_ds.families.imp.commands.tuning import Tuning
+from imp_ds.families.imp.commands.upcycle_command import upcycle_folder
+from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.imp.processor import build_extractor
 from imp_ds.modalities.tokenizers import load_tokenizer
-from imp_ds.train.initial_weights import load_initial
-from imp_ds.train.processor import build_extractor
-from imp_ds.train.tune_command import tune
-from imp_ds.train.tuning import Tuning
-from imp_ds.train.upcycle_command import upcycle_folder
 from mutations import mutated
 from tunable import digits_run, export_untrained
 

@@ -20,11 +20,13 @@ FLOORS = {
     "parallel.groups": 0, "parallel.gather": 0, "parallel.launch": 0,
     "models": 1,
     "objectives": 2,
-    "tasks": 3, "families.train_module": 4, "families": 5, "imp_ds": 5,  # the package itself: what `import imp_ds` runs
-    "data": 4, "model_folder": 5,
-    "config": 5, "tokens": 5, "layout": 5, "evaluation": 5, "parallel.expert_parallel": 5,
-    "families.imp.evaluation": 6, "train": 6,
-    "recipes": 7, "comparison": 7, "commands": 7, "doctor": 7, "cli": 7, "__main__": 7,
+    "tasks": 3,
+    "data": 4, "families.settings": 4, "families.imp.settings": 4, "families.train_module": 4, "families.imp.pretraining": 4,
+    "families.imp.build": 5, "config": 5, "parallel.expert_parallel": 4, "imp_ds": 5,  # the last: what `import imp_ds` runs
+    "evaluation": 6, "families.imp.model_folder": 5,
+    "families": 7, "families.imp.evaluation": 7,
+    "layout": 8, "train": 9,
+    "families.imp.commands": 10, "recipes": 10, "comparison": 10, "commands": 10, "doctor": 10, "cli": 10, "__main__": 10,
 }  # fmt: skip
 
 # distribution -> units that may import it anywhere, inside functions too

@@ -7,13 +7,15 @@ import pytest
 from rich.console import Console
 
 from imp_ds.errors import UserError
+from imp_ds.families.imp.cost import ImpCost, count_parameters, parameter_sizes
+from imp_ds.families.imp.memory import activation_bytes
+from imp_ds.families.imp.tokens import token_counts
 from imp_ds.modalities import vision
 from imp_ds.objectives import Classification, MaskedLanguage
 from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Source, Task, TextView, Views, VisionView
-from imp_ds.tokens import token_counts
-from imp_ds.train.plan import count_parameters, expert_groups, parameter_sizes, plan, plan_tasks
-from imp_ds.train.plan_memory import activation_bytes, memory_of_rank
+from imp_ds.train.plan import expert_groups, plan, plan_tasks
+from imp_ds.train.plan_memory import memory_of_rank
 from imp_ds.train.plan_table import show
 from imp_ds.train.rates import h200
 
@@ -21,7 +23,7 @@ from imp_ds.train.rates import h200
 def test_shares_and_tokens_of_the_released_recipe():
     # imp.md 6.1: one sweep is 1 + 1 + 1/12 + 1/5 + 1/12 + 1/8 = 2.49167 steps
     run = get_recipe("imp_b")
-    tasks = {task.name: task for task in plan_tasks(run, run.model.to_config(32100, run.tasks))}
+    tasks = {task.name: task for task in plan_tasks(run, ImpCost(run, run.model.to_config(32100, run.tasks)))}
     assert tasks["image_text"].share_of_steps == pytest.approx(1 / 2.4916667, rel=1e-6)  # 40.13 %
     assert tasks["video_class"].share_of_steps == pytest.approx(0.2 / 2.4916667, rel=1e-6)  # 8.03 %
     # 16 x 256 x 256: 1024 tokens, three quarters dropped; 16 x 128 x 128: 4 x 8 x 8; 4 x 256 x 256: 1 x 16 x 16
@@ -46,7 +48,7 @@ def test_tokens_are_those_that_samples_have():
 
 def test_shares_follow_the_weights_when_sampled():
     run = get_recipe("digits").override(["train.schedule=sampling", "tasks.image_text.weight=5"])
-    tasks = plan_tasks(run, run.model.to_config(512, run.tasks))
+    tasks = plan_tasks(run, ImpCost(run, run.model.to_config(512, run.tasks)))
     assert tasks[0].share_of_steps == pytest.approx(0.5)  # 5 of 5 + 5 * 1
 
 
@@ -72,14 +74,14 @@ def test_memory_of_the_zero_stages():
 def test_activations_fall_with_ranks_pieces_and_checkpointing():
     run = get_recipe("imp_b")
     config, task, audio = run.model.to_config(32100, run.tasks), run.task("image_class"), run.data.audio
-    whole = activation_bytes(task, config, audio, 8, "bf16", False)
+    whole = activation_bytes(task, config, audio, 8, 2, False)
     # 8192 * 256 tokens over 8 ranks, 2 bytes: 768 raw values of a frame, 6 widths around the blocks, 12 layers of 8 widths and 2
     # hidden ones (no QK-norm), and a width and a hidden one twice on the way back
     assert whole == 8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
-    assert activation_bytes(task, config, audio, 16, "bf16", False) == whole / 2
-    assert activation_bytes(task.model_copy(update={"pieces": 4}), config, audio, 8, "bf16", False) == whole / 4
+    assert activation_bytes(task, config, audio, 16, 2, False) == whole / 2
+    assert activation_bytes(task.model_copy(update={"pieces": 4}), config, audio, 8, 2, False) == whole / 4
     # every layer keeps its input alone, and one of them all
-    assert activation_bytes(task, config, audio, 8, "bf16", True) == (
+    assert activation_bytes(task, config, audio, 8, 2, True) == (
         8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * 768 + (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
     )
 
@@ -92,7 +94,7 @@ def test_the_scores_of_all_words_take_memory():
     )  # fmt: skip
     config = run.model.to_config(32100, [words])
     nothing = words.model_copy(update={"objectives": [Classification(modality="text", num_classes=2)]})
-    with_scores, without = (activation_bytes(task, config, run.data.audio, 8, "bf16", False) for task in (words, nothing))
+    with_scores, without = (activation_bytes(task, config, run.data.audio, 8, 2, False) for task in (words, nothing))
     # 4 texts of a piece, ceil(2 * 0.3 * 16) = 10 tokens of each, three times 32,100 scores in float32
     assert with_scores - without == 3 * 4 * 10 * 32100 * 4
 
@@ -133,9 +135,9 @@ def test_activations_of_conditional_maps():
         "routed": ['model.conditional_maps=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
     }.items():  # fmt: skip
         config = run.override(changes).model.to_config(32100, run.tasks)
-        kept[name] = activation_bytes(task, config, audio, 8, "bf16", False)
+        kept[name] = activation_bytes(task, config, audio, 8, 2, False)
     dense = run.override(["model.num_experts=0", "model.qk_norm=true"]).model.to_config(32100, run.tasks)
-    whole = activation_bytes(task, dense, audio, 8, "bf16", False)
+    whole = activation_bytes(task, dense, audio, 8, 2, False)
     # two bytes, 6 layers, two maps: two matrices of experts and their sum; or two rows of both widths for each token, and four
     # values for each of 16 experts where it is decided
     assert kept["blended"] - whole == 2 * 6 * 2 * 3 * 768 * 3072

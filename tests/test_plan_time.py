@@ -4,17 +4,17 @@ import pytest
 
 from imp_ds.costs import Kernel
 from imp_ds.errors import UserError
+from imp_ds.families.imp.cost import ImpCost
 from imp_ds.recipes import get_recipe
-from imp_ds.train.plan import parameter_sizes, plan
+from imp_ds.train.plan import plan
 from imp_ds.train.plan_choice import Choice, advice, best
 from imp_ds.train.plan_time import (
     Network,
     Weights,
-    contrastive_seconds,
     engine_seconds,
+    exchange_seconds,
     gradient_seconds,
     task_weights,
-    token_seconds,
     weight_seconds,
 )
 from imp_ds.train.rates import EngineRate, Link, Rate, h200
@@ -84,8 +84,9 @@ def test_what_each_zero_stage_sends():
 
 def test_what_a_task_touches():
     run = get_recipe("imp_moe_b")
-    sizes = parameter_sizes(run.model.to_config(32100, run.tasks))
-    alone = task_weights(sizes, run.task("image_class"), 4)
+    cost = ImpCost(run, run.model.to_config(32100, run.tasks))
+    sizes = cost.sizes()
+    alone = task_weights(sizes, *cost.touched(run.task("image_class")), 4)
     width = 768
     # one modality's patches (3072 raw values) with three tables and a norm, a linear map before and after the blocks, a head
     own = (3072 * width + width) + (16 + 32 + 32) * width + width + 2 * (width**2 + width) + (1000 * width + 1000)
@@ -96,7 +97,7 @@ def test_what_a_task_touches():
     # 12 blocks of 2 norms, qkv, norms of q and k, out and two maps, where 6 have router and experts instead; and the last norm.
     # Beside them the patches, three tables and a norm, the maps before and after, and the head
     assert alone.again_modules == 12 * 8 + 1 and alone.touched_modules == alone.again_modules + 5 + 2 + 1
-    paired = task_weights(sizes, run.task("image_text"), 4)
+    paired = task_weights(sizes, *cost.touched(run.task("image_text")), 4)
     # the other modality's words, places, norm and maps, two projections and a temperature, and no head
     words = (32100 + 4096) * width + width + 2 * (width**2 + width)
     projections = 2 * ((width * 1024 + 1024) + (1024**2 + 1024) + 2 * 1024)
@@ -105,17 +106,18 @@ def test_what_a_task_touches():
 
 def test_tokens_and_vectors_that_are_exchanged():
     run = get_recipe("imp_moe_b")
-    config = run.model.to_config(32100, run.tasks)
+    cost = ImpCost(run, run.model.to_config(32100, run.tasks))
     # image_class on 4 ranks: 8192 / 4 * 256 rows of 768 values of 2 bytes in 6 layers, four times; of them 3/4 go elsewhere
     rows = 8192 // 4 * 256
     expected = 4 * 6 * rows * 768 * 2 * 3 / 4 / 100
-    args = run.task("image_class"), run, config, 4, 4
-    assert token_seconds(*args, False, "bf16", NETWORK) == pytest.approx(expected)
-    assert token_seconds(*args, True, "bf16", NETWORK) == pytest.approx(expected * 6 / 4)  # forward twice
+    task = run.task("image_class")
+    assert exchange_seconds(cost.exchanges(task, 4, 2, 2), 4, NETWORK) == pytest.approx(expected)
+    assert exchange_seconds(cost.exchanges(task, 4, 3, 2), 4, NETWORK) == pytest.approx(expected * 6 / 4)  # forward twice
     # image_text: both sides' 8192 vectors of 1024 float32, gathered, and their gradients scattered
     vectors = 2 * 8192 * 1024 * 4
-    assert contrastive_seconds(run.task("image_text"), config, 4, NETWORK) == pytest.approx(2 * vectors * 3 / 4 / 100)
-    assert contrastive_seconds(run.task("image_class"), config, 4, NETWORK) == 0
+    compared = exchange_seconds(cost.compared(run.task("image_text")), 4, NETWORK)
+    assert compared == pytest.approx(2 * vectors * 3 / 4 / 100)
+    assert exchange_seconds(cost.compared(task), 4, NETWORK) == 0
 
 
 def test_what_conditional_maps_send():
@@ -123,12 +125,12 @@ def test_what_conditional_maps_send():
     tokens = 8192 // 4 * 256
     # expert choice at capacity 1: as many rows as tokens; 768 values go to the experts of up, 3072 come back, and the other way
     # round for down, forward and backward, in 6 layers, 2 bytes each, of which 3/4 leave the rank
-    sent = run, run.model.to_config(32100, run.tasks), 4, 4, False, "bf16", NETWORK
-    assert token_seconds(run.task("image_class"), *sent) == pytest.approx(6 * 2 * 2 * tokens * (768 + 3072) * 2 * 3 / 4 / 100)
+    sent = ImpCost(run, run.model.to_config(32100, run.tasks)).exchanges(run.task("image_class"), 4, 2, 2)
+    assert exchange_seconds(sent, 4, NETWORK) == pytest.approx(6 * 2 * 2 * tokens * (768 + 3072) * 2 * 3 / 4 / 100)
     # one decision for a segment: two matrices of 768 x 3072 all-reduced forward and backward, whatever the tokens
     blended = run.override(["model.gate=modality", "model.router=top_k"])
-    sent = blended, blended.model.to_config(32100, blended.tasks), 4, 4, False, "bf16", NETWORK
-    assert token_seconds(run.task("image_class"), *sent) == pytest.approx(6 * 2 * 2 * 768 * 3072 * 2 * 2 * 3 / 4 / 100)
+    sent = ImpCost(blended, blended.model.to_config(32100, blended.tasks)).exchanges(run.task("image_class"), 4, 2, 2)
+    assert exchange_seconds(sent, 4, NETWORK) == pytest.approx(6 * 2 * 2 * 768 * 3072 * 2 * 2 * 3 / 4 / 100)
 
 
 def choice(ep_size: int, seconds: float, gib: float) -> Choice:

@@ -58,7 +58,7 @@ def test_no_module_outside_of_objectives_branches_on_a_kind(path):
 
 def test_each_objective_is_one_file_and_its_line():
     """Beside its module a record class is named by what makes tasks (recipes, tune) and by the lists of what may be imported."""
-    makers = {"__init__.py", "objectives/__init__.py", "train/tuning.py"}
+    makers = {"__init__.py", "objectives/__init__.py", "families/imp/commands/tuning.py"}
     for record in OBJECTIVES.values():
         home = record.__module__.removeprefix("imp_ds.").replace(".", "/") + ".py"
         named = set()

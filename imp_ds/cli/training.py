@@ -99,9 +99,9 @@ def tune(
 
     Example: imp_ds tune model image --fraction 0.01
     """
+    from imp_ds.families.imp.commands.tune_command import tune as run_tuning
+    from imp_ds.families.imp.commands.tuning import Tuning
     from imp_ds.recipes import get_recipe
-    from imp_ds.train.tune_command import tune as run_tuning
-    from imp_ds.train.tuning import Tuning
 
     take_local_rank(local_rank)
     _check_resume(resume)

@@ -14,8 +14,8 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_kind, by_name
 from imp_ds.evaluation.other_recipe import seen_by
+from imp_ds.families.imp.model_folder import CONFIG, load_processor, load_weights
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.model_folder import CONFIG, load_processor, load_weights
 from imp_ds.models.imp import ImpProcessor
 from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig

@@ -9,6 +9,7 @@ import numpy as np
 from imp_ds.evaluation.metric import ACCURACY, Metric, Panel, read_metric
 from imp_ds.written_files import write_file
 
+PICTURE = "results.png"  # in the folder of a run, and of an exported model
 _PALE = ("#a9cce3", "#f5cba7", "#a9dfbf", "#d7bde2", "#f1948a", "#c8ccd0", "#f9e79f", "#a3e4d7")
 _BOLD = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")  # Okabe and Ito: apart for every eye
 

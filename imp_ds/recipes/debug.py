@@ -3,7 +3,8 @@
 imp_ds train imp_moe_b_debug
 """
 
-from imp_ds.config import ModelSettings, RunConfig, TrainSettings
+from imp_ds.config import RunConfig, TrainSettings
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.recipes import digits, imp
 from imp_ds.tasks import Views
 

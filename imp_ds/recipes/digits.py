@@ -7,8 +7,9 @@ Hardware: two CPU cores, 0.88 GiB for each rank. Time: 6 minutes. Zero-shot top 
 films 88.5 % (of 40), speech 98.1 % (`bash scripts/quickstart.sh`).
 """
 
-from imp_ds.config import AudioSettings, DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.config import AudioSettings, DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.digits.captions import class_names
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities import Modality
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import AudioView, Evaluation, Source, Task, TextView, Views, VisionView

@@ -10,7 +10,8 @@ Hardware: the release trained on TPUs of a number that it does not state; `plan`
 has been trained here: no time and no score is claimed. Each has a debug twin (`imp_b_debug`, ...) that runs on one core.
 """
 
-from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities import Modality
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import AudioView, Augmentation, Source, Task, TextView, Views, VisionView

@@ -10,7 +10,8 @@ Hardware: two CPU cores. Time: 14 to 20 minutes. Zero-shot top 1 on the validati
 classes), films 75.0 % (4 actions, 8 films), speech 96.5 % (10 digits); benchmarks/results/real_small.md.
 """
 
-from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification
 from imp_ds.recipes.digits import audio, matching
 from imp_ds.tasks import AudioView, Augmentation, Evaluation, Source, Task, TextView, Views, VisionView

@@ -7,8 +7,9 @@ modality, task and attribute routers). Films are never trained. With three seeds
 `benchmarks/results/compare_routers` is what came out.
 """
 
-from imp_ds.config import DataSettings, ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.digits.captions import WORDS
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Captioning, Likelihood
 from imp_ds.recipes.digits import FILM_HALVED, FILMS, IMAGE, IMAGES, SOUND, SPEECH, audio
 from imp_ds.tasks import Evaluation, Source, Task, TextView, Views

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from transformers import ProcessorMixin
 
 from imp_ds.config import RunConfig
 from imp_ds.data.check import look
@@ -16,14 +17,14 @@ from imp_ds.data.samples import Reader
 from imp_ds.data.subset import Subset, spread_over
 from imp_ds.data.worker_speed import worker_speed
 from imp_ds.errors import UserError
-from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.families import family_of
 from imp_ds.stage_progress import StageProgress
 from imp_ds.train.check_copies import other_splits, overlaps
 from imp_ds.train.check_report import CheckReport, SourceReport
 from imp_ds.train.check_table import show
 from imp_ds.train.needed_workers import needs
 from imp_ds.train.plan import Plan
-from imp_ds.train.processor import FOLDER, build_processor, load_processor
+from imp_ds.train.processor import FOLDER, load_processor
 from imp_ds.written_files import write_result
 
 _WIDTH = 140  # of a table that goes to a file
@@ -92,13 +93,13 @@ def examine(
     return CheckReport(run, split, sources, needs(plan, speeds), plan, cores, own_tokens, common)
 
 
-def processor_of(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ImpProcessor:
+def processor_of(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ProcessorMixin:
     """The processor of a trained run, or one made of these readers. Raises UserError for a folder that has none."""
     if trained is None:
-        return build_processor(run, readers)
+        return family_of(run).processor(run, readers)
     if not (trained / FOLDER / "processor_config.json").is_file():
         raise UserError("the run has no processor", got=trained, allowed=f"an output folder of train, with {FOLDER}/ in it")
-    return load_processor(trained)
+    return load_processor(run, trained)
 
 
 def _rows(reader: Reader, samples: int | None) -> Subset:

@@ -4,13 +4,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
 from imp_ds.config import RunConfig
-from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.merging import merge
-from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.train import model_card
+from imp_ds.evaluation.picture import PICTURE
+from imp_ds.families import family_of
 from imp_ds.train.final_results import read_results
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.staged_folder import staged_folder
@@ -27,7 +26,7 @@ def export(
         run_dir: a run's output folder.
         out: a new or empty folder; written beside itself first, so it is whole or not there.
         step: the checkpoint of that step; None takes the newest whole one.
-        merge_tasks: write the dense model of these tasks' conditions (`imp_ds.models.imp.merging`; []: of all tasks); None: the
+        merge_tasks: write the dense model of these tasks' conditions (`ModelFamily.merge`; []: of all tasks); None: the
             model as it is.
         report: called with (stage, done, of how many) while the weights are read.
 
@@ -38,12 +37,12 @@ def export(
         trained = open_run(run_dir, step)
         model = trained.load_model(report).eval()
         if merge_tasks is not None:
-            model = merge(model, merge_tasks or None)
+            model = family_of(trained.run).merge(model, merge_tasks or None)
         _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor)
     return out
 
 
-def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: ImpForPreTraining, pieces: ImpProcessor) -> None:
+def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, pieces: ProcessorMixin) -> None:
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     pieces.save_pretrained(folder)
@@ -52,10 +51,10 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: ImpF
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
         results = read_results(run_dir)
-        if (run_dir / model_card.PICTURE).is_file():
-            shutil.copy(run_dir / model_card.PICTURE, folder / model_card.PICTURE)
+        if (run_dir / PICTURE).is_file():
+            shutil.copy(run_dir / PICTURE, folder / PICTURE)
     parameters = sum(p.numel() for p in model.parameters())
-    model_card.write(
+    family_of(run).write_card(
         folder, run, model.config, results, state["versions"], steps=state["step"], world_size=state["world_size"],
         parameters=parameters, seconds=state["seconds"],
     )  # fmt: skip

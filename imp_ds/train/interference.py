@@ -23,10 +23,10 @@ from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
 from imp_ds.evaluation.interference_picture import draw_interference
-from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.train_module import TrainModule
 from imp_ds.parallel.groups import alone, on_main, rank, world_size
+from imp_ds.parallel.whole_parameters import whole_parameters
 from imp_ds.tasks import Batch
-from imp_ds.train.master_state import whole_parameters
 from imp_ds.train.schedule import Rotation
 from imp_ds.train.tensorboard import TensorBoard
 
@@ -38,7 +38,7 @@ PICTURE = "interference.png"
 LAST_MAPS = ("feed_forward.down.weight", "feed_forward.experts.w2", "feed_forward.down.experts.w")
 
 
-def chosen_weights(model: ImpForPreTraining, patterns: list[str] = ()) -> list[str]:
+def chosen_weights(model: TrainModule, patterns: list[str] = ()) -> list[str]:
     """The names of the parameters that match any of the patterns ("imp.blocks.*.attention.out.weight"), in the model's order.
 
     Without patterns, the last linear map of the feed-forward in three layers, after each third of the depth (of 12 layers 3, 7
@@ -46,9 +46,10 @@ def chosen_weights(model: ImpForPreTraining, patterns: list[str] = ()) -> list[s
     """
     names = [name for name, _ in model.named_parameters()]
     if not patterns:
-        depth = model.config.num_hidden_layers
-        layers = {max(0, third * depth // 3 - 1) for third in (1, 2, 3)}
-        return [f"imp.blocks.{i}.{last}" for i in sorted(layers) for last in LAST_MAPS if f"imp.blocks.{i}.{last}" in names]
+        paths, blocks = {module: path for path, module in model.named_modules()}, model.blocks()
+        layers = {max(0, third * len(blocks) // 3 - 1) for third in (1, 2, 3)}
+        found = [f"{paths[blocks[i]]}.{last}" for i in sorted(layers) for last in LAST_MAPS]
+        return [name for name in found if name in names]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             allowed = "names of parameters, where * stands for anything, for example imp.blocks.*.attention.out.weight"
@@ -70,7 +71,7 @@ class GradientRounds:
     """
 
     def __init__(
-        self, model: ImpForPreTraining, batch_of: Callable[[int, int], Batch], tasks: int, samples: int, names: list[str],
+        self, model: TrainModule, batch_of: Callable[[int, int], Batch], tasks: int, samples: int, names: list[str],
         kept_mb: int = KEPT_MB, progress: Callable[[str, int, int], None] | None = None, compare_alone: bool = False,
     ):  # fmt: skip
         self.compare_alone = compare_alone
@@ -134,7 +135,7 @@ class InterferenceProbe:
     """
 
     def __init__(
-        self, run: RunConfig, model: ImpForPreTraining, readers: dict[str, list[Reader]], processor, *, weights: list[str] = (),
+        self, run: RunConfig, model: TrainModule, readers: dict[str, list[Reader]], processor, *, weights: list[str] = (),
         samples: int = SAMPLES, batch_size: int = BATCH_SIZE, kept_mb: int = KEPT_MB,
     ):  # fmt: skip
         if samples < 2:

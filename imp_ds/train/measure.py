@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from imp_ds.costs import Kernel, product
+from imp_ds.families.imp.flops import attention
+from imp_ds.families.imp.flops_experts import mixture
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.parallel.groups import barrier, world_size
-from imp_ds.train.flops import attention
-from imp_ds.train.flops_experts import mixture
 from imp_ds.train.rates import Link, Rate
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -14,7 +14,7 @@ import torch
 
 from imp_ds.evaluation.interference import Interference
 from imp_ds.evaluation.metric import Metric, by_name, in_one_line, read_metric
-from imp_ds.evaluation.picture import draw
+from imp_ds.evaluation.picture import PICTURE, draw
 from imp_ds.tasks import Batch, Evaluation, Rejection
 from imp_ds.train.history import LineFile, cut_lines
 from imp_ds.train.interference import record_interference
@@ -167,7 +167,7 @@ class Monitor:
         final = {f"final/{name}": value for name, value in results.items()}
         self.board.hyperparameters(hyperparameters(self.run), final, self._logged)
         usage = next((line["usage"] for line in reversed(self.history) if line["kind"] == "evaluation"), {})
-        picture = self.output_dir / "results.png"
+        picture = self.output_dir / PICTURE
         draw(self.history, usage, picture, title=f"{self.run.name}, {self._logged} steps", layers=self.moe_layers)
         self.board.picture_file("results", picture, self._logged)
 

@@ -5,36 +5,17 @@ Parameters are counted on the meta device, where nothing is allocated. Time is p
 
 from dataclasses import dataclass, field
 
-import torch
-
 from imp_ds.config import RunConfig
+from imp_ds.costs import Parameters
 from imp_ds.errors import UserError
-from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families import family_of
+from imp_ds.families.family import CostModel
 from imp_ds.layout import check_layout
-from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.tokens import task_tokens
-from imp_ds.train.flops_experts import expert_rows
 from imp_ds.train.plan_choice import Case, Choice
 from imp_ds.train.plan_memory import PRECISIONS, Memory
 from imp_ds.train.plan_time import Network, TaskTime
 from imp_ds.train.rates import Rates, h200
 from imp_ds.train.schedule import build_schedule
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Numbers of parameters. `encoder` is the blocks and the final norm; `experts` the part of it that experts hold;
-    `active` what of the encoder one token meets on average; `rest` is embeddings, projections, heads and temperatures."""
-
-    encoder: int
-    experts: int
-    active: int
-    rest: int
-    one_expert: int
-
-    @property
-    def total(self) -> int:
-        return self.encoder + self.rest
 
 
 @dataclass(frozen=True)
@@ -106,46 +87,28 @@ def plan(
     world = nodes * gpus
     check_layout(run, world, {"zero_optimization": {"stage": stage}})
     rates = h200() if rates is None and precision == "bf16" else rates
-    config = run.model.to_config(run.data.vocab_size, run.tasks)
-    sizes, tasks = parameter_sizes(config), plan_tasks(run, config)
-    parameters, ep_size = count_parameters(config, sizes), run.train.ep_size
+    cost = family_of(run).cost(run)
+    sizes, tasks, ep_size = cost.sizes(), plan_tasks(run, cost), run.train.ep_size
     network = Network(gpus, gpu_link_gbs * 1e9, node_link_gbs * 1e9, rates.links if rates else None)
-    case = Case(seen_run(run), config, sizes, world, precision, rates, network, tuple(task.share_of_steps for task in tasks))
-    groups = expert_groups(config.num_experts, ep_size, world, gpus) if config.num_experts else []
+    case = Case(seen_run(run), cost, sizes, world, precision, rates, network, tuple(task.share_of_steps for task in tasks))
+    groups = expert_groups(cost.experts, ep_size, world, gpus) if cost.experts else []
     return Plan(
-        run.name, nodes, gpus, ep_size, stage, precision, parameters, tasks,
+        run.name, nodes, gpus, ep_size, stage, precision, cost.parameters(sizes), tasks,
         [case.memory(ep_size, stage) for stage in range(4)], groups, rates,
-        case.times(ep_size, stage) if rates else [], case.choices(stage) if rates and config.num_experts else [],
-        _warnings(run, config, groups, gpus),
+        case.times(ep_size, stage) if rates else [], case.choices(stage) if rates and cost.experts else [],
+        _warnings(run, cost, groups, gpus),
     )  # fmt: skip
 
 
-def _warnings(run: RunConfig, config: ImpConfig, groups: list[ExpertGroup], gpus: int) -> list[str]:
+def _warnings(run: RunConfig, cost: CostModel, groups: list[ExpertGroup], gpus: int) -> list[str]:
     found = []
     if any(len(group.nodes) > 1 for group in groups):
         found.append(
             f"expert groups span nodes: every MoE layer exchanges tokens over the network; ep_size that divides {gpus} avoids it"
         )
-    if config.num_experts and run.optimizer.clip:
+    if cost.experts and run.optimizer.clip:
         found.append("ZeRO 0 is refused for this run: with experts it clips by a wrong norm")
     return found
-
-
-def parameter_sizes(config: ImpConfig) -> dict[str, int]:
-    """Elements of each parameter of an ImpForPreTraining, by name, from the meta device."""
-    with torch.device("meta"):
-        model = ImpForPreTraining(config)
-    return {name: parameter.numel() for name, parameter in model.named_parameters()}
-
-
-def count_parameters(config: ImpConfig, sizes: dict[str, int]) -> Parameters:
-    """Sums over `parameter_sizes`."""
-    encoder = sum(n for name, n in sizes.items() if name.startswith(("imp.blocks.", "imp.norm.")))
-    experts = sum(n for name, n in sizes.items() if ".experts." in name)
-    one_expert = experts // (config.num_experts * len(config.moe_layer_indices)) if config.num_experts else 0
-    each = expert_rows(config, 1, config.group_tokens) / config.group_tokens if config.num_experts else 0
-    active = encoder - experts + round(each * one_expert * len(config.moe_layer_indices))
-    return Parameters(encoder, experts, active, sum(sizes.values()) - encoder, one_expert)
 
 
 def seen_run(run: RunConfig) -> RunConfig:
@@ -153,14 +116,14 @@ def seen_run(run: RunConfig) -> RunConfig:
     return run.model_copy(update={"tasks": [seen for task in run.tasks for seen in task.variants()]})
 
 
-def plan_tasks(run: RunConfig, config: ImpConfig) -> list[TaskPlan]:
+def plan_tasks(run: RunConfig, cost: CostModel) -> list[TaskPlan]:
     """What each task feeds in each of its views, and its share of the run."""
     shares, rows = build_schedule(run.train.schedule, run.tasks, run.train.seed).shares(), []
     for task in run.tasks:
         weights = [views.weight for views in task.all_views]
         for number, seen in enumerate(task.variants()):
             name = task.name if len(weights) == 1 else f"{task.name}, view {number}"
-            tokens = task_tokens(seen, config, run.data.audio)
+            tokens = cost.tokens(seen)
             share = shares[task.name] * weights[number] / sum(weights)
             rows.append((name, tokens, task.batch_size, task.batch_size * sum(tokens.values()), share))
     mean = sum(share * per_step for *_, per_step, share in rows)

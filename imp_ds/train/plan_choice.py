@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from imp_ds.config import RunConfig
-from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.train.plan_memory import Memory, activation_bytes, memory_of_rank
-from imp_ds.train.plan_time import Network, TaskTime, task_time
+from imp_ds.families.family import CostModel
+from imp_ds.train.plan_memory import Memory, memory_of_rank
+from imp_ds.train.plan_time import VALUE_BYTES, Network, TaskTime, task_time
 from imp_ds.train.rates import Rates
 
 GIB = 2**30
@@ -27,7 +27,7 @@ class Case:
     """A run on a machine, before it is settled how experts are spread. `shares` are those of the tasks in the steps."""
 
     run: RunConfig
-    config: ImpConfig
+    cost: CostModel
     sizes: dict[str, int]
     world: int
     precision: str
@@ -39,21 +39,19 @@ class Case:
         """Of a rank, in the task that keeps most."""
         experts = sum(n for name, n in self.sizes.items() if ".experts." in name)
         rest, checkpointing = sum(self.sizes.values()) - experts, self.run.train.gradient_checkpointing
-        most = max(
-            activation_bytes(task, self.config, self.run.data.audio, self.world, self.precision, checkpointing)
-            for task in self.run.tasks
-        )
+        size = VALUE_BYTES[self.precision]
+        most = max(self.cost.activation_bytes(task, self.world, size, checkpointing) for task in self.run.tasks)
         return memory_of_rank(rest, experts, stage, self.world, ep_size, self.precision, most)
 
     def times(self, ep_size: int, stage: int) -> list[TaskTime]:
         """Of each task, in the run's order."""
         layout = dict(world=self.world, ep_size=ep_size, stage=stage, rates=self.rates, network=self.network)
-        return [task_time(self.run, self.config, self.sizes, task, **layout) for task in self.run.tasks]
+        return [task_time(self.run, self.cost, self.sizes, task, **layout) for task in self.run.tasks]
 
     def choices(self, stage: int) -> list[Choice]:
         """Every group size that divides the experts and the ranks, smallest first."""
-        ranks = range(1, self.config.num_experts + 1)
-        return [self._choice(n, stage) for n in ranks if self.config.num_experts % n == 0 and self.world % n == 0]
+        ranks = range(1, self.cost.experts + 1)
+        return [self._choice(n, stage) for n in ranks if self.cost.experts % n == 0 and self.world % n == 0]
 
     def _choice(self, ep_size: int, stage: int) -> Choice:
         times = self.times(ep_size, stage)

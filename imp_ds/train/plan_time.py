@@ -4,9 +4,10 @@
          + step_s + tensors * tensor_s + held * whole_s + updated * owned_s                                     engine
          + sum over collectives [ calls * latency * ceil(log2 n) + traffic / bandwidth ]                        communication
 
-Compute is `imp_ds.train.flops`; kernels of blocks count 4/3 where they run forward twice (gradient checkpointing, a batch in
-pieces). Traffic of one rank in a group of n, for S bytes of the joined tensor: all-reduce 2 S (n-1)/n, all-gather and
-reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. What DeepSpeed 0.19.8 sends in a step:
+Compute is what the model's family says (`CostModel.kernels`); kernels of blocks count 4/3 where they run forward twice (gradient
+checkpointing, a batch in pieces). Traffic of one rank in a group of n, for S bytes of the joined tensor: all-reduce
+2 S (n-1)/n, all-gather and reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. What DeepSpeed 0.19.8
+sends in a step:
 
     ZeRO 0        all-reduce of the gradients of the task's parameters
     ZeRO 1, 2     the same, and all-gather of all weights after the update
@@ -26,17 +27,13 @@ import math
 from dataclasses import dataclass
 
 from imp_ds.config import RunConfig
-from imp_ds.costs import FLOAT32
-from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.costs import Exchange
+from imp_ds.families.family import CostModel
 from imp_ds.tasks import Task
-from imp_ds.tokens import Sequences, candidate_sequences, task_sequences
-from imp_ds.train.flops import step_flops, step_kernels
-from imp_ds.train.flops_experts import expert_rows, map_widths
 from imp_ds.train.rates import Link, Rates
 
 VALUE_BYTES = {"bf16": 2, "float32": 4}
 CONTROL_CALLS = 4
-SHARED = ("imp.blocks.", "imp.norm.")  # what every encoding runs through
 
 
 @dataclass(frozen=True)
@@ -100,17 +97,13 @@ class TaskTime:
         return self.compute + self.engine + sum(self.communication.values())
 
 
-def task_weights(sizes: dict[str, int], task: Task, ep_size: int) -> Weights:
-    """From the number of elements of each parameter of an ImpForPreTraining, by name."""
-    own = [
-        *(*SHARED, f"objectives.{task.name}."),
-        *(f"imp.{part}.{modality}." for modality in task.views.names() for part in ("embeddings", "pre_encoder", "post_encoder")),
-    ]
-    own += [prefix for objective in task.objectives for prefix in objective.parameters()]
-    touched = {name: n for name, n in sizes.items() if name.startswith(tuple(own))}
+def task_weights(sizes: dict[str, int], touched_by: tuple[str, ...], shared: tuple[str, ...], ep_size: int) -> Weights:
+    """From the number of elements of each parameter of a model, by name, and the prefixes of those that a task touches, and that
+    every encoding runs through."""
+    touched = {name: n for name, n in sizes.items() if name.startswith(touched_by)}
     experts = sum(n for name, n in sizes.items() if ".experts." in name)
     touched_experts = sum(n for name, n in touched.items() if ".experts." in name)
-    again = [name for name in touched if name.startswith(SHARED)]
+    again = [name for name in touched if name.startswith(shared)]
     modules = lambda names: len({name.rpartition(".")[0] for name in names})  # noqa: E731
     return Weights(
         rest=sum(sizes.values()) - experts, experts=experts // ep_size,
@@ -122,23 +115,24 @@ def task_weights(sizes: dict[str, int], task: Task, ep_size: int) -> Weights:
 
 
 def task_time(
-    run: RunConfig, config: ImpConfig, sizes: dict[str, int], task: Task, *,
+    run: RunConfig, cost: CostModel, sizes: dict[str, int], task: Task, *,
     world: int, ep_size: int, stage: int, rates: Rates, network: Network,
 ) -> TaskTime:  # fmt: skip
     """The prediction for one task on `world` ranks with `ep_size` ranks to a set of experts, under a ZeRO stage."""
     again = run.train.gradient_checkpointing or task.pieces > 1
-    kernels = step_kernels(task, config, run.data.audio, world, VALUE_BYTES[rates.precision], ep_size)
+    size = VALUE_BYTES[rates.precision]
+    kernels = cost.kernels(task, world, size, ep_size)
     compute = sum(rates.kernels[k.kind].seconds(k) * (4 / 3 if again and k.in_block else 1) for k in kernels)
-    weights, calls = task_weights(sizes, task, ep_size), len(_encoded(task, run, config))
+    weights, calls = task_weights(sizes, *cost.touched(task), ep_size), cost.encodings(task)
     communication = {
         "gradients": gradient_seconds(weights, stage, world, ep_size, rates.precision, network),
         "weights": weight_seconds(weights, stage, calls, world, ep_size, rates.precision, network),
-        "tokens to experts": token_seconds(task, run, config, world, ep_size, again, rates.precision, network),
-        "contrastive": contrastive_seconds(task, config, world, network),
+        "tokens to experts": exchange_seconds(cost.exchanges(task, world, 3 if again else 2, size), ep_size, network),
+        "contrastive": exchange_seconds(cost.compared(task), world, network),
         "control": network.seconds("all_reduce", 0.0, CONTROL_CALLS, world),
     }
     engine = engine_seconds(weights, stage, calls, world, ep_size, rates)
-    return TaskTime(task.name, compute, engine, communication, step_flops(task, config, run.data.audio, world))
+    return TaskTime(task.name, compute, engine, communication, cost.flops(task, world))
 
 
 def engine_seconds(weights: Weights, stage: int, calls: int, world: int, ep_size: int, rates: Rates) -> float:
@@ -171,33 +165,6 @@ def weight_seconds(
     return rest + network.seconds("all_gather", gathered[1] * size, 1 if gathered[1] else 0, replicas, ep_size)
 
 
-def token_seconds(
-    task: Task, run: RunConfig, config: ImpConfig, world: int, ep_size: int, again: bool, precision: str, network: Network
-) -> float:
-    """The experts' rows, there and back, of all MoE layers and conditional maps; or, where one decision holds for a segment, the
-    parts of the maps' matrices."""
-    layers, rounds, total = len(config.moe_layer_indices), 3 if again else 2, 0.0
-    ways = [map_widths(config, name) for name in config.conditional_maps or ()] or [(config.hidden_size, config.hidden_size)]
-    for found in _encoded(task, run, config) if layers else ():
-        rows = expert_rows(config, found.of_rank(world), found.length)
-        for inward, outward in ways:
-            if config.has_constant_gate:
-                operation, calls, values = "all_reduce", rounds * layers, inward * outward
-            else:
-                operation, calls, values = "all_to_all", 2 * rounds * layers, rows * (inward + outward)
-            total += network.seconds(operation, rounds * layers * values * VALUE_BYTES[precision], calls, ep_size)
-    return total
-
-
-def _encoded(task: Task, run: RunConfig, config: ImpConfig) -> list[Sequences]:
-    """All that a step encodes."""
-    return [*task_sequences(task, config, run.data.audio).values(), *candidate_sequences(task, config).values()]
-
-
-def contrastive_seconds(task: Task, config: ImpConfig, world: int, network: Network) -> float:
-    """Vectors of both sides of each pair, and of candidates, float32, gathered, and their gradients scattered back."""
-    vectors = sum(objective.compared_vectors() for objective in task.objectives)
-    sets = [found.count for found in candidate_sequences(task, config).values() if found.split == "ranks"]
-    size = (vectors * task.batch_size + sum(sets)) * config.common_dim * FLOAT32
-    calls = vectors + len(sets)
-    return sum(network.seconds(operation, size, calls, world) for operation in ("all_gather", "reduce_scatter"))
+def exchange_seconds(exchanges: list[Exchange], ranks: int, network: Network) -> float:
+    """Of collectives inside a group of `ranks` ranks."""
+    return sum(network.seconds(*exchange, ranks) for exchange in exchanges)

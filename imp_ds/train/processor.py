@@ -1,36 +1,23 @@
 """The processor of a run: made once from the run's configuration and corpus, and saved beside the run."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
+from transformers import ProcessorMixin
 
-from imp_ds import foreign_code, model_folder
+from imp_ds import foreign_code
 from imp_ds.config import RunConfig
-from imp_ds.data.class_names import with_class_names
-from imp_ds.data.corpus import all_captions
-from imp_ds.data.decoding import Wanted, decode
-from imp_ds.data.samples import BadSample, Reader
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
-from imp_ds.modalities.tokenizers import load_tokenizer, train_tokenizer
-from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
-from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-from imp_ds.models.imp.processing_imp import ImpProcessor
-from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
+from imp_ds.families import family_of
 from imp_ds.parallel.groups import on_main
-from imp_ds.tasks import Views
 from imp_ds.train.staged_folder import staged_folder
 
 FOLDER = "processor"
 _RESTORE = "restore the files of the run's processor, or start a new run"
-_SOUNDS = 128  # enough for a mean and a spread over millions of spectrogram values
 
 
-def settle_processor(run: RunConfig, readers: dict[str, list[Reader]], output_dir: Path, state: dict | None) -> ImpProcessor:
+def settle_processor(run: RunConfig, readers: dict[str, list[Reader]], output_dir: Path, state: dict | None) -> ProcessorMixin:
     """The run's processor: rank 0 makes and saves it if the run has none yet, and every rank loads it.
 
     state: of the checkpoint that the run goes on from, with which the processor has to agree; None: the run begins.
@@ -40,13 +27,13 @@ def settle_processor(run: RunConfig, readers: dict[str, list[Reader]], output_di
     def make():
         if not folder.exists():
             with staged_folder(folder, "processor") as staging:
-                build_processor(run, readers).save_pretrained(staging)
+                family_of(run).processor(run, readers).save_pretrained(staging)
 
     on_main(make, "the processor could not be saved")
-    return on_main(lambda: load_processor(output_dir, state), "the processor cannot be loaded", every_rank=True)
+    return on_main(lambda: load_processor(run, output_dir, state), "the processor cannot be loaded", every_rank=True)
 
 
-def load_processor(output_dir: Path, state: dict | None = None) -> ImpProcessor:
+def load_processor(run: RunConfig, output_dir: Path, state: dict | None = None) -> ProcessorMixin:
     """The processor of a run. Raises UserError where it is missing or damaged, or is not the one that the checkpoint of `state`
     was trained with."""
     folder = output_dir / FOLDER
@@ -55,7 +42,7 @@ def load_processor(output_dir: Path, state: dict | None = None) -> ImpProcessor:
             raise UserError("the checkpoint does not say what its processor was", got=f"step {state.get('step')}", fix=_RESTORE)
         _verify(folder, state["processor"])
     return foreign_code.load(
-        ImpProcessor, folder, "the processor of the run cannot be loaded", fix=_RESTORE, local_files_only=True
+        family_of(run).Processor, folder, "the processor of the run cannot be loaded", fix=_RESTORE, local_files_only=True
     )
 
 
@@ -73,78 +60,3 @@ def _verify(folder: Path, expected: dict[str, str]) -> None:
             raise UserError(
                 "the processor is not the one that the checkpoint was trained with", got=f"{folder / name} {what}", fix=_RESTORE
             )
-
-
-def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProcessor:
-    """A processor with the run's tokenizer, patches and spectrogram, whose views default to those of the evaluations."""
-    config = run.model.to_config(run.data.vocab_size, run.tasks)
-    if run.data.tokenizer is not None:
-        tokenizer = load_tokenizer(run.data.tokenizer)
-    else:
-        texts = chain(all_captions(readers), _candidate_texts(with_class_names(run, readers)))
-        first = next(texts, None)
-        texts = _names(run, readers) if first is None else chain([first], texts)
-        tokenizer = train_tokenizer(texts, run.data.vocab_size, seed=run.data.seed)
-    views = [*(entry.views for entry in run.evaluations), *(view for task in run.tasks for view in task.all_views)]
-    image = next((v.vision for v in views if v.vision is not None and v.vision.frames == 1), None)
-    film = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
-    text = [v.text.length for v in views if v.text is not None]
-    tokenizer.model_max_length = max(text, default=config.text_max)
-    tokenizer.init_kwargs.pop("padding", None)  # a tokenizer of another model may bring its own: texts are padded as trained
-    image_view = {} if image is None else dict(size=(image.height, image.width), keep_aspect=image.keep_aspect)
-    film_view = {} if film is None else dict(
-        frames=film.frames, sampling=film.sampling, stride=film.stride, size=(film.height, film.width),
-        keep_aspect=film.keep_aspect,
-    )  # fmt: skip
-    return ImpProcessor(
-        image_processor=ImpImageProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **image_view),
-        video_processor=ImpVideoProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **film_view),
-        feature_extractor=build_extractor(run, config, readers),
-        tokenizer=tokenizer,
-    )
-
-
-def _candidate_texts(run: RunConfig) -> Iterator[str]:
-    """What objectives put before the model beside the samples: the names of classes, in their templates."""
-    for objective in (objective for task in run.tasks for objective in task.objectives):
-        yield from objective.texts()
-
-
-def _names(run: RunConfig, readers: dict[str, list[Reader]]) -> Iterator[str]:
-    """Of classes and tasks: for a run that reads no text, whose processor has a tokenizer all the same."""
-    for reader in chain(*readers.values()):
-        yield from reader.class_names or []
-    yield from (task.name for task in run.tasks)
-
-
-def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]]) -> ImpFeatureExtractor:
-    """The spectrogram of the run, standardised by the mean and spread of the first sounds of its corpus, or as the model that it
-    starts from hears."""
-    audio = run.data.audio
-    views = {task.name: task.views.audio for task in run.tasks if task.views.audio is not None}
-    seconds = next((view.seconds for view in views.values()), 8.192)
-    log_mel = dict(
-        sampling_rate=audio.sampling_rate, frame_length=audio.frame_length, hop_length=audio.hop_length,
-        mel_bins=audio.mel_bins, f_min=audio.min_frequency, f_max=audio.max_frequency,
-    )  # fmt: skip
-    extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch, do_normalize=audio.normalize)
-    if run.train.init_from is not None and (Path(run.train.init_from) / model_folder.PROCESSOR).is_file():
-        before = model_folder.load_processor(Path(run.train.init_from)).feature_extractor
-        extractor.mean, extractor.std, extractor.do_normalize = before.mean, before.std, before.do_normalize
-        return extractor
-    values = []
-    for name, view in list(views.items())[:1]:
-        for sound, rate in _some_sounds(readers[name][0], Views(audio=view), run.data.decoding):
-            values.append(extractor([sound], [rate], seconds=view.seconds, return_tensors="np")["input_features"])
-    if values:
-        extractor.mean, extractor.std = round(float(np.mean(values)), 4), round(float(np.std(values)), 4)
-    return extractor
-
-
-def _some_sounds(reader: Reader, views: Views, decoding: DecodingSettings) -> Iterable[tuple[np.ndarray, int]]:
-    """Sounds spread over the source; those that cannot be read are passed over."""
-    for row in range(0, len(reader), max(1, len(reader) // _SOUNDS)):
-        try:
-            yield decode(reader.read(row), views, wanted=Wanted(settings=decoding))["audio"]
-        except BadSample:
-            continue

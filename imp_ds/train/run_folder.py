@@ -13,6 +13,7 @@ from pathlib import Path
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
+from imp_ds.evaluation.picture import PICTURE
 from imp_ds.json_files import read_json
 from imp_ds.overrides import parse_record
 from imp_ds.train import checkpoint
@@ -22,7 +23,7 @@ from imp_ds.train.run_lock import RunLock
 RESULTS, RESULTS_UNITS = "results.json", "results_units.json"
 # what a run makes in its folder, beside run_config.json; interference and captions stand in tensorboard/ and metrics.jsonl too
 _MADE = {
-    LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, "results.png",
+    LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, PICTURE,
     RESULTS_UNITS, "interference.json", "interference.png",
 }  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order

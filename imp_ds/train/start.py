@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from transformers import PreTrainedConfig
 
 from imp_ds.config import RunConfig
 from imp_ds.data.collation import Collator
@@ -16,9 +17,8 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.data.samples import Reader
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.families.imp.build import build_model
-from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.families import family_of
+from imp_ds.families.train_module import TrainModule
 from imp_ds.parallel import rank_grid
 from imp_ds.parallel.groups import is_main, on_main, rank, world_size
 from imp_ds.parallel.hostfile import check_hostfile
@@ -29,7 +29,6 @@ from imp_ds.train import checkpoint, resume
 from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine import Engine
 from imp_ds.train.first_samples import first_turns
-from imp_ds.train.initial_weights import load_initial, sources_of
 from imp_ds.train.schedule import build_schedule
 from imp_ds.train.trainable import freeze_others
 
@@ -70,13 +69,13 @@ def _open_with_progress(run: RunConfig, watchdog: Watchdog | None) -> None:
         open_corpus(run, progress=progress)
 
 
-def show_ranks(run: RunConfig, config: ImpConfig, device: torch.device, hostfile: Path | None) -> None:
+def show_ranks(run: RunConfig, experts: int, device: torch.device, hostfile: Path | None) -> None:
     """Print who computes where with which experts, and what of it is unfit or not as in the hostfile. All ranks call it."""
     places = rank_grid.gather_places(device)
     hosts = on_main(lambda: check_hostfile(hostfile) if hostfile else None, "the hostfile cannot be read")
     if is_main() and len(places) > 1:
         console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
-        rank_grid.show(rank_grid.rank_grid(places, run.train.ep_size, config.num_experts, hosts), console)
+        rank_grid.show(rank_grid.rank_grid(places, run.train.ep_size, experts, hosts), console)
 
 
 def find_checkpoint(output_dir: Path, where: str, base: str | None = None) -> checkpoint.Reader | None:
@@ -107,18 +106,18 @@ def tell_of_groups(run: RunConfig, state: dict) -> None:
 
 
 def start_engine(
-    run: RunConfig, config: ImpConfig, ds: dict, device: torch.device, reader: checkpoint.Reader | None, tokenizer,
+    run: RunConfig, config: PreTrainedConfig, ds: dict, device: torch.device, reader: checkpoint.Reader | None, processor,
     output_dir: Path,
 ) -> tuple[Engine, checkpoint.Frozen]:  # fmt: skip
     """The model on DeepSpeed, with the weights and the optimizer of `reader`'s checkpoint, the weights of `train.init_from`,
     or fresh ones; and where the weights lie that it does not train."""
-    model, sources = build_model(config, run.train.seed, run.train.ep_size), {}
+    model, sources = family_of(run).build(config, seed=run.train.seed, ep_size=run.train.ep_size), {}
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if reader is not None:
         on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
     elif run.train.init_from is not None:
-        sources = _load_initial(run, model, tokenizer)
+        sources = _load_initial(run, model, processor)
     freeze_others(model, run.train.trainable)
     frozen = checkpoint.refer_to_frozen(model, output_dir, run.train.ep_size, sources, reader)
     engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
@@ -144,14 +143,13 @@ def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Col
     )
 
 
-def _load_initial(run: RunConfig, model: ImpForPreTraining, tokenizer) -> dict[str, tuple[Path, str]]:
+def _load_initial(run: RunConfig, model: TrainModule, processor) -> dict[str, tuple[Path, str]]:
     """Load `train.init_from`; returns what came from where."""
-    said = on_main(
-        lambda: load_initial(model, run.train.init_from, tokenizer), "train.init_from cannot be loaded", every_rank=True
-    )
+    load = lambda: family_of(run).load_initial(model, Path(run.train.init_from), processor)  # noqa: E731
+    said, sources = on_main(load, "train.init_from cannot be loaded", every_rank=True)
     if is_main():
         print("\n".join(said), flush=True)
-    return sources_of(model, run.train.init_from)
+    return sources
 
 
 def compile_model(run: RunConfig, engine: Engine, batches: StepBatches, watchdog: Watchdog, step: int) -> CompiledBlocks:

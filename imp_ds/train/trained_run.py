@@ -4,13 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from transformers import ProcessorMixin
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
-from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.initialization import initialize_module
-from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.families import family_of
+from imp_ds.families.train_module import TrainModule
 from imp_ds.train import checkpoint
 from imp_ds.train.processor import load_processor
 from imp_ds.train.run_folder import load_run
@@ -21,19 +20,14 @@ class TrainedRun:
     """`reader` is that of a checkpoint that has been verified; `reader.state["step"]` says which."""
 
     run: RunConfig
-    processor: ImpProcessor
+    processor: ProcessorMixin
     reader: checkpoint.Reader
 
-    def load_model(self, report: Callable[[str, int, int], None] | None = None) -> ImpForPreTraining:
+    def load_model(self, report: Callable[[str, int, int], None] | None = None) -> TrainModule:
         """The whole model with all of its experts, on the CPU, in float32 and ready to train; `report` as of a checkpoint's
         `load_weights`."""
-        with torch.device("meta"):
-            tokenizer = self.processor.tokenizer
-            model = ImpForPreTraining(self.run.model.to_config(len(tokenizer), self.run.tasks, tokenizer))
-        model.to_empty(device="cpu")
-        for module in model.modules():
-            if module._non_persistent_buffers_set:  # no checkpoint has them
-                initialize_module(module, model.config.initializer_range)
+        family = family_of(self.run)
+        model = family.empty(family.config(self.run, self.processor))
         self.reader.load_weights(model, report)
         return model
 
@@ -52,7 +46,7 @@ def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
     run = load_run(run_dir)
     reader = checkpoint.Reader(_find_checkpoint(run_dir, step), run.train.init_from)
     reader.check_base()
-    return TrainedRun(run, load_processor(run_dir, reader.state), reader)
+    return TrainedRun(run, load_processor(run, run_dir, reader.state), reader)
 
 
 def _find_checkpoint(run_dir: Path, step: int | None) -> Path:

@@ -21,6 +21,7 @@ from imp_ds.data.samples import Reader
 from imp_ds.data.sources import has_split
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators, evaluate, evaluated_sources, expert_usage
+from imp_ds.families import family_of
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
@@ -31,7 +32,6 @@ from imp_ds.train.compilation import uncompiled
 from imp_ds.train.engine import start_process_group
 from imp_ds.train.final_results import peak_rank_gib, write_results
 from imp_ds.train.first_samples import first_samples
-from imp_ds.train.flops import rank_flops
 from imp_ds.train.guard import MIXTURE, Guard
 from imp_ds.train.interference import InterferenceProbe
 from imp_ds.train.measure import matrix_peak
@@ -132,8 +132,9 @@ class Trainer:
         self.before = before
         reader = None if resume is None else find_checkpoint(output_dir, resume, run.train.init_from)
         self.processor = settle_processor(run, readers, output_dir, None if reader is None else reader.state)
-        self.config = run.model.to_config(len(self.processor.tokenizer), run.tasks, self.processor.tokenizer)
-        show_ranks(run, self.config, device, hostfile)
+        family = family_of(run)
+        self.config = family.config(run, self.processor)
+        show_ranks(run, family.experts(self.config), device, hostfile)
         if is_main() and resume is not None:
             nothing = f"no checkpoint in {output_dir}: starting from step 0"
             print(nothing if reader is None else f"resuming from {reader.folder}", flush=True)
@@ -141,7 +142,7 @@ class Trainer:
             tell_of_groups(run, reader.state)
         self._processor_hashes = hashes(output_dir)
         self._take_state({} if reader is None else reader.state)
-        self.engine, frozen = start_engine(run, self.config, ds, device, reader, self.processor.tokenizer, output_dir)
+        self.engine, frozen = start_engine(run, self.config, ds, device, reader, self.processor, output_dir)
         self._random = None if reader is None else reader.random_state_of(device)
         self.writer = Writer(
             self.engine, output_dir, keep=run.train.keep_checkpoints, milestone_every=run.train.milestone_every,
@@ -149,7 +150,8 @@ class Trainer:
             timeout_s=min(600.0, run.train.hang_timeout_s / 2), frozen=frozen,
         )  # fmt: skip
         self.evaluators = build_evaluators(run, self.processor, "validation")
-        flops = lambda seen: rank_flops(seen, self.config, run.data.audio, world_size(), run.train.mixed)  # noqa: E731
+        cost = family.cost(run)
+        flops = lambda seen: cost.rank_flops(seen, world_size(), run.train.mixed)  # noqa: E731
         if run.train.trainable is not None:  # which gradients that leaves to be computed is not counted
             flops = lambda seen: 0.0  # noqa: E731
         self.flops = {task.name: [flops(seen) for seen in task.variants()] for task in run.tasks}
@@ -171,7 +173,7 @@ class Trainer:
         dtype = torch.bfloat16 if ds.get("bf16", {}).get("enabled", False) else torch.float32
         self.monitor = Monitor(
             output_dir, run, enabled=is_main(), total_steps=run.train.steps, start_step=self.step,
-            moe_layers=self.config.moe_layer_indices, peak_flops=matrix_peak(device, dtype),
+            moe_layers=family.moe_layers(self.config), peak_flops=matrix_peak(device, dtype),
         )  # fmt: skip
         on_main(self._show_start, "the first samples cannot be shown")
 

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from imp_ds.commands.predict import predict
-from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
+from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.imp.processor import build_processor
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification
 from imp_ds.tasks import Source, Task, Views, VisionView
-from imp_ds.train.processor import build_processor
 
 NAMES = ["red fox", "badger"]
 

@@ -7,7 +7,8 @@ import soundfile
 from media_files import write_film
 from PIL import Image
 
-from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
+from imp_ds.config import DataSettings, RunConfig, TrainSettings
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, Contrastive, MaskedLanguage
 from imp_ds.recipes.digits import audio
 from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from imp_ds.config import ModelSettings, RunConfig, TrainSettings
+from imp_ds.config import RunConfig, TrainSettings
 from imp_ds.data.class_names import with_class_names, with_counted_classes
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.imp.processor import build_processor
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, Likelihood
 from imp_ds.tasks import Source, Task, Views, VisionView
 from imp_ds.train.plan import plan
-from imp_ds.train.processor import build_processor
 
 NAMES = ["red fox", "badger"]
 

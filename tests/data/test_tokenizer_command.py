@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
-from imp_ds.config import ModelSettings, RunConfig, TrainSettings
+from imp_ds.config import RunConfig, TrainSettings
 from imp_ds.data.tokenizer_command import Fit, measure, train_on_captions
 from imp_ds.errors import UserError
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.objectives import Classification, MaskedLanguage
 from imp_ds.tasks import Source, Task, TextView, Views, VisionView

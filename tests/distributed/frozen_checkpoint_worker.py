@@ -10,11 +10,11 @@ import torch.distributed as dist
 from small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 
 from imp_ds.errors import UserError
+from imp_ds.families.imp.initial_weights import load_initial, sources_of
 from imp_ds.parallel.groups import is_main
+from imp_ds.parallel.whole_parameters import persistent_buffers
 from imp_ds.train import checkpoint
 from imp_ds.train.engine import start_process_group
-from imp_ds.train.initial_weights import load_initial, sources_of
-from imp_ds.train.master_state import persistent_buffers
 from imp_ds.train.trainable import freeze_others
 
 STEPS = 3  # of each part of a run: every task once

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import groups as deepspeed_groups
 
-from imp_ds.config import ModelSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.config import OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.families.imp.build import build_model
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView

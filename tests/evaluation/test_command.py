@@ -11,16 +11,17 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
+from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators
 from imp_ds.evaluation.command import evaluate
+from imp_ds.families.imp import model_card
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpProcessor, ImpVideoProcessor
 from imp_ds.objectives import Contrastive
 from imp_ds.tasks import Evaluation, Source, Task, TextView, Views, VisionView
-from imp_ds.train import model_card
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 ROWS = 11

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from imp_ds import ImpForPreTraining
-from imp_ds.config import ModelSettings
 from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.task_heads import heads
 from imp_ds.families.imp.evaluation.heads import HeadEvaluator, held_out_loss
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification
 from imp_ds.tasks import Batch, Source, Task, Views, VisionView
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from imp_ds import ImpForPreTraining, ImpModel
-from imp_ds.config import ModelSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.families.imp.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.marking import preprocess_marked
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.conditions import Sides, segment_attributes

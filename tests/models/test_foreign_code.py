@@ -13,15 +13,15 @@ from imp_ds.comparison.jobs import plan_jobs
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.command import load_model
+from imp_ds.families.imp.commands.tune_command import tune
+from imp_ds.families.imp.commands.tuning import Tuning
+from imp_ds.families.imp.commands.upcycle_command import upcycle_folder
+from imp_ds.families.imp.initial_weights import load_initial
+from imp_ds.families.imp.processor import build_extractor
 from imp_ds.modalities.tokenizers import load_tokenizer
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Source
-from imp_ds.train.initial_weights import load_initial
-from imp_ds.train.processor import build_extractor
-from imp_ds.train.tune_command import tune
-from imp_ds.train.tuning import Tuning
-from imp_ds.train.upcycle_command import upcycle_folder
 from processes import environment, run_together
 from tunable import digits_run, export_untrained
 

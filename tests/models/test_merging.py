@@ -8,10 +8,10 @@ from test_segments import IMAGE, WORDS, caption_mask
 
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
+from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.upcycling import upcycle
 from imp_ds.objectives import task_entry
-from imp_ds.train.initial_weights import load_initial
 
 ALL = ["qkv", "out", "up", "down"]
 CONDITIONS = {

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from grammar import SENTENCES, SOUNDS
 from imp_ds import ImpForPreTraining
-from imp_ds.config import ModelSettings
 from imp_ds.errors import UserError
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities import text
 from imp_ds.modalities.marking import preprocess_marked
 from imp_ds.modalities.masking import IGNORED

@@ -9,14 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from imp_ds.errors import UserError
+from imp_ds.families.imp.flops import step_flops, step_kernels
+from imp_ds.families.imp.flops_experts import expert_rows
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.imp.tokens import candidate_sequences
 from imp_ds.moe import compute
 from imp_ds.objectives import Classification
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch
-from imp_ds.tokens import candidate_sequences
-from imp_ds.train.flops import step_flops, step_kernels
-from imp_ds.train.flops_experts import expert_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from likelihood_worker import ORDER as ORDER_OF_CANDIDATES  # noqa: E402

@@ -7,9 +7,9 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from imp_ds.families.imp.flops import step_flops
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives import StepShape
-from imp_ds.train.flops import step_flops
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 from captioning_worker import LENGTH, SIZE, caption_batch, caption_run  # noqa: E402

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from imp_ds import ImpProcessor
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.initialization import initialize_seeded
@@ -20,7 +21,6 @@ from imp_ds.objectives import Classification
 from imp_ds.parallel.expert_parallel import spread_experts
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.engine import start_process_group
-from imp_ds.train.initial_weights import load_initial
 from ranks import Ranks, command, end_well, run_ranks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))

@@ -6,9 +6,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imp_ds import ImpConfig, ImpForPreTraining
-from imp_ds.config import DataSettings, ModelSettings, RunConfig, TrainSettings
+from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, task_entry
 from imp_ds.tasks import Batch, Source, Task, TextView, Views
 from imp_ds.train.interference import (

@@ -12,12 +12,12 @@ from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, by_name, evaluate
+from imp_ds.families.imp.commands.tuning import TRAINABLE, Tuning, tuning_run
+from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.models.imp.merging import merge
 from imp_ds.objectives import Classification, Likelihood
 from imp_ds.train.engine import parameter_groups
-from imp_ds.train.initial_weights import load_initial
 from imp_ds.train.trainable import freeze_others
-from imp_ds.train.tuning import TRAINABLE, Tuning, tuning_run
 from tunable import digits_run, export_untrained
 
 ALL = dict(fraction=1.0)

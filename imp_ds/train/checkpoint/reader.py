@@ -192,8 +192,8 @@ class Reader:
     def check(self, model: nn.Module) -> None:
         """Raise UserError unless the checkpoint holds exactly this model's parameters (its experts may lie on other ranks) and
         persistent buffers."""
-        wanted = {name: shape for name, (shape, _) in master_state.whole_parameters(model).items()}
-        wanted |= {BUFFER + name: tuple(buffer.shape) for name, buffer in master_state.persistent_buffers(model).items()}
+        wanted = {name: shape for name, (shape, _) in whole_parameters(model).items()}
+        wanted |= {BUFFER + name: tuple(buffer.shape) for name, buffer in persistent_buffers(model).items()}
         moments = tuple(f"{kind}/" for kind in master_state.MOMENTS)
         held = {name: tuple(entry["shape"]) for name, entry in self.index.items() if not name.startswith(moments)}
         parts = [
@@ -216,7 +216,7 @@ class Reader:
         self.load_buffers(model)
 
     def _load_parameters(self, model: nn.Module, names: list[str], report: Callable[[str, int, int], None] | None = None) -> None:
-        wholes = master_state.whole_parameters(model)
+        wholes = whole_parameters(model)
         with torch.no_grad():
             for done, name in enumerate(names, 1):
                 parameter, first = model.get_parameter(name), wholes[name][1]
@@ -227,7 +227,7 @@ class Reader:
     def load_buffers(self, model: nn.Module) -> None:
         """Copy the persistent buffers, bit for bit."""
         with torch.no_grad():
-            for name, buffer in master_state.persistent_buffers(model).items():
+            for name, buffer in persistent_buffers(model).items():
                 saved = self._whole(self.index[BUFFER + name]["parts"][0][2], BUFFER + name)
                 if saved.shape != buffer.shape or saved.dtype != buffer.dtype:
                     got, allowed = (f"{one.dtype} {list(one.shape)}" for one in (saved, buffer))

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from imp_ds.config import FILE_NAME, RunConfig
-from imp_ds.model_folder import PROCESSOR, load_processor, load_weights
+from imp_ds.families.imp.model_folder import PROCESSOR, load_processor, load_weights
 from imp_ds.models.imp.modeling_imp import ImpPreTrainedModel
 from imp_ds.models.imp.upcycling import upcycle
 from imp_ds.train.staged_folder import staged_folder

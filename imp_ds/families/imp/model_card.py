@@ -6,11 +6,11 @@ from huggingface_hub import ModelCardData
 
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.metric import Metric, by_name
+from imp_ds.evaluation.picture import PICTURE
 from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import ObjectiveRecord
 
-PICTURE = "results.png"
 _BEFORE = "before/"  # how the names of what was measured before a tuning begin
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one

@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from imp_ds.errors import UserError
+from imp_ds.families.imp.model_folder import exported_config
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.tokenizers import load_tokenizer
-from imp_ds.model_folder import exported_config
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.upcycling import ENCODER_SETTINGS
-from imp_ds.train.master_state import persistent_buffers, whole_parameters
+from imp_ds.parallel.whole_parameters import persistent_buffers, whole_parameters
 
 # "moe_layer_indices" is compared, and called by the name of its setting
 _SETTINGS = (

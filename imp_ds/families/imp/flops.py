@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 from imp_ds.config import AudioSettings
 from imp_ds.costs import FLOAT32, Kernel, passes, product
+from imp_ds.families.imp.flops_experts import blend, conditional_map, map_widths, mixture
+from imp_ds.families.imp.tokens import task_candidates, task_sequences, task_tokens
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import StepShape
 from imp_ds.tasks import Task, Views
-from imp_ds.tokens import task_candidates, task_sequences, task_tokens
-from imp_ds.train.flops_experts import blend, conditional_map, map_widths, mixture
 
 
 def step_flops(task: Task, config: ImpConfig, audio: AudioSettings, world: int) -> float:

@@ -16,12 +16,12 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.command import load_model, read_run
 from imp_ds.evaluation.metric import Metric, by_name
-from imp_ds.model_folder import load_processor
+from imp_ds.families.imp.commands.tuning import Tuning, tuning_run
+from imp_ds.families.imp.model_folder import load_processor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.export import export
 from imp_ds.train.final_results import read_results
 from imp_ds.train.trainer import BEFORE, train
-from imp_ds.train.tuning import Tuning, tuning_run
 
 MODEL = "model"  # of a tuning's folder: the tuned model
 

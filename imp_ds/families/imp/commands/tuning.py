@@ -17,13 +17,13 @@ from imp_ds.data.subset import class_fraction
 from imp_ds.errors import UserError
 from imp_ds.evaluation.split import class_prompts
 from imp_ds.evaluation.zero_shot import ClassPrompts
-from imp_ds.model_folder import exported_config
+from imp_ds.families.imp.initial_weights import check_encoder, stored_weight
+from imp_ds.families.imp.model_folder import exported_config
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives import NamedClasses
 from imp_ds.objectives.registry import split_spec
 from imp_ds.overrides import nearest
 from imp_ds.tasks import Evaluation, Task, Views
-from imp_ds.train.initial_weights import check_encoder, stored_weight
 
 METHODS = ("prompt", "linear", "full")
 # published: s_token_bias, norm, prompt_embed, deep_prompt_embedding, fc_prompt, similarity_weight, ln_post

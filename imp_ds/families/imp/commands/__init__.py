@@ -1,0 +1,1 @@
+"""Commands that only IMP has: tuning on little data, and upcycling a dense encoder."""
