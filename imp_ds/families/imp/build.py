@@ -5,7 +5,6 @@ import torch
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
-from imp_ds.parallel.expert_parallel import spread_experts
 from imp_ds.parallel.groups import rank
 
 
@@ -14,6 +13,8 @@ def build_model(config: ImpConfig, seed: int, ep_size: int) -> ImpForPreTraining
     with torch.device("meta"):
         model = ImpForPreTraining(config)
     if ep_size > 1:
+        from imp_ds.parallel.expert_parallel import spread_experts  # with DeepSpeed, which takes seconds and plans do without
+
         spread_experts(model, ep_size, rank())
     model.to_empty(device="cpu")
     initialize_seeded(model, seed, config.initializer_range)
