@@ -24,9 +24,9 @@ from imp_ds import (
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, evaluate
 from imp_ds.evaluation.picture import panels_of
+from imp_ds.families.imp import model_card
 from imp_ds.models.imp import ImpImageProcessor
 from imp_ds.registry import EVALUATORS
-from imp_ds.train import model_card
 from imp_ds.train.final_results import read_results, write_results
 from imp_ds.train.history import cut_lines
 from imp_ds.train.monitor import Monitor
