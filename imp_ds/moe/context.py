@@ -1,6 +1,6 @@
-"""The context of a token: what a router sees of its sequence beside the token itself.
+"""The context of a token: what a context gate sees of its sequence beside the token itself.
 
-Uni-Perceiver-MoE's context router (arXiv 2206.04674) routes by concat(x, AttnPool(tokens of the sequence)). Its pooling is not
+Uni-Perceiver-MoE's context gate (arXiv 2206.04674) decides by concat(x, AttnPool(tokens of the sequence)). Its pooling is not
 published in code; here it is attention of one learned query to the tokens as they are, softmax(x q / sqrt(D)) over the sequence.
 Under a mask the pool of a token is over the tokens that it sees, so that routing betrays nothing of what follows a word.
 
