@@ -13,9 +13,9 @@ from imp_ds.tasks import Source
 
 # Why a sample is left out: what is counted, and what rejected.jsonl says.
 REASONS = (
-    "missing file", "empty", "unsafe name", "unreachable", "bad JSON", "missing column", "wrong column", "no such class",
-    "unreadable image", "unreadable film", "unreadable sound", "cut off", "damaged", "too large", "no pictures", "no sound",
-    "no text",
+    "missing file", "empty", "unsafe name", "unreachable", "bad JSON", "missing column", "wrong column", "no label",
+    "no such class", "unreadable image", "unreadable film", "unreadable sound", "cut off", "damaged", "too large", "no pictures",
+    "no sound", "no text",
 )  # fmt: skip
 
 

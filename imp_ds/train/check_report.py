@@ -78,9 +78,13 @@ class CheckReport:
         return [share for share in shares if None not in share.values()]
 
     def warnings(self) -> list[str]:
-        """Files that are not all there, labels that a task has no class for, and what stands in two sources or splits."""
+        """Files that are not all there, rows without a label, labels that a task has no class for, and what stands in two
+        sources or splits."""
         found = [f"{source.name}: {damage}" for source in self.sources for damage in source.subset.damage]
         for source in self.sources:
+            if empty := max((reasons["no label"] for reasons in source.found.left_out.values()), default=0):
+                what = f"{empty:,} of {source.found.rows:,} rows that were looked at have no label"
+                found.append(f"{source.name}: {what} in {source.subset.source.label!r}: they are left out")
             largest = max(source.found.labels, default=-1)
             for task in source.tasks:
                 classes = self.run.task(task).needs.classes

@@ -78,7 +78,7 @@ def test_only_the_columns_that_are_named_are_read(folder, load):
         ("[" * 100_000, "bad JSON", ["row 2"]),
         (dict(file_name="a.png", caption="x", label=1), "missing column", ["row 2", "'captions'", "file_name, caption, label"]),
         (dict(GOOD, label="3"), "wrong column", ["label_names", "'3'"]),
-        (dict(GOOD, label=math.nan), "wrong column", ["class index"]),
+        (dict(GOOD, label=math.nan), "no label", ["row 2"]),
         (dict(GOOD, label=1.5), "wrong column", ["class index"]),
         (dict(GOOD, label=-1), "no such class", ["-1"]),
         (dict(GOOD, captions=[]), "no text", ["row 2"]),

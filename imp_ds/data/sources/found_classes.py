@@ -1,4 +1,4 @@
-"""Class names that a column of strings tells: all that stand in it in the training split, sorted."""
+"""Class names that a column of strings tells: all that stand in it in the training split, sorted; a blank one is no label."""
 
 import json
 from functools import partial
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources.rows import RowReader, nested
+from imp_ds.data.sources.values import is_visible
 from imp_ds.data.storage import Storage
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
@@ -21,7 +22,7 @@ def names_in(reader: RowReader, storage: Storage) -> list[str] | None:
     stamps = [f"{file.address} {file.stamp}" for file in getattr(reader, "files", [])]
     if not stamps:
         return _names(reader)
-    key = f"class names {stamps} {reader.source.label} {reader.source.delimiter}"
+    key = f"names of classes {stamps} {reader.source.label} {reader.source.delimiter}"
     with storage.kept.open(key, partial(_write, reader), of_others=True) as file:
         return parse_json(file.read(), "the class names in the cache", (list, type(None)))
 
@@ -38,7 +39,7 @@ def _names(reader: RowReader) -> list[str] | None:
         except BadSample:
             continue
         if isinstance(value, str):
-            found.add(value)
+            found.update([value] if is_visible(value) else [])
         elif isinstance(value, (bool, int, float)):
             return None
         if len(found) > _MOST:

@@ -90,12 +90,14 @@ class RowReader:
 def checked(reader: RowReader) -> RowReader:
     """The reader, after a look at its first and last row: a mistake in the whole source is said before training starts.
 
-    Raises UserError when there are no rows, the first lacks a column, or neither of the two can be used.
+    Raises UserError when there are no rows, the first lacks a column, neither of the two can be used, or no row has a label.
     """
     if not len(reader):
         raise UserError(f"{reader.name} has no rows", fix="see that the data were written, and that source.path is right")
     first = _fault(reader, 0)
     if first is None or first.reason != "missing column" and _fault(reader, len(reader) - 1) is None:
+        return reader
+    if first.reason == "no label" and _any_label(reader):
         return reader
     raise UserError(f"{reader.name}: its samples cannot be read: {first.reason}", got=first.detail, fix=_mend(reader, first))
 
@@ -110,9 +112,18 @@ def _fault(reader: RowReader, row: int) -> BadSample | None:
     return None
 
 
+def _any_label(reader: RowReader) -> bool:
+    """Whether a row has what may be a label: cells that are empty are no mistake of the whole source."""
+    rows = reader.only("label", "text") if reader.source.text is None else reader.only("label")
+    faults = (_fault(rows, row) for row in range(len(rows)))
+    return any(fault is None for fault in faults)
+
+
 def _mend(reader: RowReader, fault: BadSample) -> str:
     if fault.reason in ("missing column", "wrong column", "no such class"):
         return "name the columns that are there: " + ", ".join(f"source.{role}" for role in reader.columns)
+    if fault.reason == "no label":
+        return f"fill the column {reader.source.label!r}, of which every cell is empty; or name another as source.label"
     if fault.reason == "unsafe name":
         return 'name the folders that may be read: source.media_root=["/DIR"]; or give names below the source\'s folder'
     return "mend the data, or set source.path and data.root to where they are"

@@ -1,5 +1,6 @@
 """What the columns of a row may hold: a caption or several, a class by index or name."""
 
+import math
 import unicodedata
 
 from imp_ds.data.samples import BadSample
@@ -19,7 +20,7 @@ def captions(value, where: str) -> list[str]:
     found = [value] if isinstance(value, str) or value is None else value
     if not isinstance(found, list) or not all(caption is None or isinstance(caption, str) for caption in found):
         raise BadSample("wrong column", f"{where} is neither a caption nor a list of captions: {shown(value)}")
-    found = [caption for caption in found if caption and _is_visible(caption)]
+    found = [caption for caption in found if caption and is_visible(caption)]
     if not found:
         raise BadSample("no text", where)
     if not all(map(is_text, found)):
@@ -27,9 +28,9 @@ def captions(value, where: str) -> list[str]:
     return found
 
 
-def _is_visible(caption: str) -> bool:
+def is_visible(text: str) -> bool:
     """Whether any of its characters is more than a space, a control character, or a format character such as U+200B."""
-    return any(not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf") for character in caption)
+    return any(not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf") for character in text)
 
 
 def label(value, places: dict[str, int] | None, where: str) -> int:
@@ -38,8 +39,12 @@ def label(value, places: dict[str, int] | None, where: str) -> int:
     Args:
         places: the index of each class name; None when the source names no classes.
 
-    Raises BadSample("no such class") and BadSample("wrong column").
+    Raises BadSample("no label") where none is given: None, not a number (a gap of a column of floats), or a text without a
+    visible character; BadSample("no such class") and BadSample("wrong column").
     """
+    is_gap = value is None or isinstance(value, float) and math.isnan(value)
+    if is_gap or isinstance(value, str) and not is_visible(value) and value not in (places or ()):
+        raise BadSample("no label", where)
     if isinstance(value, str):
         if places is None:
             raise BadSample("wrong column", f"{where} is no class index, and source.label_names lists no names: {shown(value)}")
