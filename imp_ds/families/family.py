@@ -77,7 +77,7 @@ class ModelFamily(Protocol):
         """The module to train, fresh, with this rank's experts: weights depend on (seed, name, expert) alone."""
 
     def empty(self, config: PreTrainedConfig) -> TrainModule:
-        """The whole module with all experts, on the CPU, whose weights are still to be loaded; what no checkpoint has is filled."""
+        """The whole module with all experts, on the CPU, without its weights; what no checkpoint has is filled."""
 
     def load_initial(
         self, model: TrainModule, folder: Path, processor: ProcessorMixin
