@@ -245,7 +245,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     # once for all processes that are forked
-    for name in ("commands.predict", "evaluation.command", "train.trainer", "train.upcycle_command"):
+    upcycle = "families.imp.commands.upcycle_command"
+    for name in ("commands.predict", "commands.evaluate", "exported_model", "train.trainer", upcycle):
         import_module(f"imp_ds.{name}")
     from imp_ds.data.digits import build
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
-from imp_ds.evaluation.command import load_model, read_run
+from imp_ds.exported_model import load_model, read_run
 from imp_ds.families.imp.commands.tune_command import tune
 from imp_ds.families.imp.commands.tuning import Tuning
 from imp_ds.families.imp.commands.upcycle_command import upcycle_folder

@@ -25,7 +25,7 @@ FLOORS = {
     "families.imp.build": 5, "config": 5, "parallel.expert_parallel": 4, "imp_ds": 5,  # the last: what `import imp_ds` runs
     "evaluation": 6, "families.imp.model_folder": 5,
     "families": 7, "families.imp.evaluation": 7,
-    "layout": 8, "train": 9,
+    "layout": 8, "exported_model": 8, "train": 9,
     "families.imp.commands": 10, "recipes": 10, "comparison": 10, "commands": 10, "doctor": 10, "cli": 10, "__main__": 10,
 }  # fmt: skip
 

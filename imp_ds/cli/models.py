@@ -27,7 +27,7 @@ def evaluate(
 
     Example: imp_ds eval model --recipe mine.py --set data.root=DIR --output scores.json
     """
-    from imp_ds.evaluation.command import evaluate as run_evaluation
+    from imp_ds.commands.evaluate import evaluate as run_evaluation
     from imp_ds.recipes import get_recipe
 
     run_evaluation(model, data, split, batch_size, output, recipe=None if recipe is None else get_recipe(recipe), settings=set_)

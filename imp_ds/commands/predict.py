@@ -17,7 +17,7 @@ from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
-from imp_ds.evaluation.command import load_model, read_run
+from imp_ds.exported_model import load_model, read_run
 from imp_ds.families.imp.pretraining import ImpForPreTraining, likeliest
 from imp_ds.printable import printable
 from imp_ds.tasks import Task, Views

@@ -21,7 +21,7 @@ from imp_ds.data.collation import Collator
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.evaluation.command import load_model
+from imp_ds.exported_model import load_model
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
 from imp_ds.tasks import Batch

@@ -3,6 +3,7 @@
 Engine, trainer, checkpoints and planning ask the object of a run's family (`imp_ds.families.family_of`), and name no model.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +85,12 @@ class ModelFamily(Protocol):
     ) -> tuple[list[str], dict[str, tuple[Path, str]]]:
         """Copy the weights of an exported model into a fresh one. Returns lines that say what was loaded, and for each parameter
         that was the file and the key there. Raises UserError."""
+
+    def load_export(self, folder: Path) -> tuple[TrainModule, ProcessorMixin]:
+        """Model and processor of an exported folder, on the CPU. Raises UserError."""
+
+    def served_tasks(self, config: PreTrainedConfig, tasks: Collection[str]) -> list[str]:
+        """Of these tasks those that a model of `config` can still do, as a merged one may not."""
 
     def cost(self, run) -> CostModel:
         """What the run costs."""

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from imp_ds import ImpForPreTraining, ImpModel, ImpProcessor
-from imp_ds.evaluation.command import evaluate
+from imp_ds.commands.evaluate import evaluate
 from ranks import Ranks, command, end_well, run_ranks
 from tunable import digits_run, export_untrained
 

@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from imp_ds.commands.evaluate import evaluate
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators
-from imp_ds.evaluation.command import evaluate
 from imp_ds.families.imp import model_card
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.settings import ModelSettings
@@ -127,7 +127,7 @@ def test_a_damaged_model_is_named_and_a_damaged_picture_counted(exported, tmp_pa
 def test_evaluation_needs_no_deepspeed(exported):
     folder, _ = exported
     code = "import sys; sys.modules['deepspeed'] = None\n"
-    code += f"from imp_ds.evaluation.command import evaluate\nevaluate({str(folder)!r})"
+    code += f"from imp_ds.commands.evaluate import evaluate\nevaluate({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "zero-shot top1" in done.stdout, done.stderr
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from imp_ds.commands.evaluate import results_table
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Evaluator, Metric, Panel, Shown, by_name, evaluate
-from imp_ds.evaluation.command import results_table
 from imp_ds.evaluation.metric import by_kind, in_one_line, read_metric
 
 FOUND = [

@@ -12,7 +12,7 @@ from imp_ds import foreign_code
 from imp_ds.comparison.jobs import plan_jobs
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
-from imp_ds.evaluation.command import load_model
+from imp_ds.exported_model import load_model
 from imp_ds.families.imp.commands.tune_command import tune
 from imp_ds.families.imp.commands.tuning import Tuning
 from imp_ds.families.imp.commands.upcycle_command import upcycle_folder

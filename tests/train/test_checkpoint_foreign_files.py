@@ -24,8 +24,8 @@ from imp_ds.data.decoding.sound_files import open_sound
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
-from imp_ds.evaluation.command import load_model
 from imp_ds.evaluation.zero_shot import load_classes
+from imp_ds.exported_model import load_model
 from imp_ds.modalities.tokenizers import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor

@@ -9,8 +9,10 @@ from imp_ds.families.imp import checks, model_card
 from imp_ds.families.imp.build import build_model
 from imp_ds.families.imp.cost import ImpCost
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
+from imp_ds.families.imp.model_folder import load_processor, load_weights
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_processor
+from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_module
 from imp_ds.models.imp.merging import merge
@@ -51,6 +53,13 @@ class ImpFamily:
 
     def load_initial(self, model, folder: Path, processor):
         return load_initial(model, folder, processor.tokenizer), sources_of(model, folder)
+
+    def load_export(self, folder: Path):
+        return load_weights(folder), load_processor(folder)
+
+    def served_tasks(self, config, tasks):
+        merged = set(config.merged_conditions)
+        return [name for name in tasks if not merged or set(task_conditions(config, name)) <= merged]
 
     def cost(self, run):
         return ImpCost(run, self.config(run))

@@ -1,10 +1,8 @@
 """`imp_ds eval MODEL`: the zero-shot results of an exported model, as a table and as JSON. Needs no DeepSpeed."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -14,11 +12,8 @@ from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_kind, by_name
 from imp_ds.evaluation.other_recipe import seen_by
-from imp_ds.families.imp.model_folder import CONFIG, load_processor, load_weights
-from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp import ImpProcessor
-from imp_ds.models.imp.conditions import task_conditions
-from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.exported_model import load_model, read_run
+from imp_ds.families import family_of
 from imp_ds.stage_progress import StageProgress
 from imp_ds.written_files import write_result
 
@@ -63,7 +58,7 @@ def evaluate(
         run = run.model_copy(update={"data": run.data.model_copy(update={"root": str(data)})})
     print("".join(f"{note}\n" for note in notes), end="", flush=True)
     model, processor = load_model(Path(model_path))
-    heads_of = _served(run, model.config, heads_of)
+    heads_of = family_of(run).served_tasks(model.config, [task.name for task in run.tasks] if heads_of is None else heads_of)
     with StageProgress() as report:
         evaluators = build_evaluators(run, processor, split, batch_size=batch_size, heads_of=heads_of, report=report)
         if not evaluators:
@@ -82,22 +77,6 @@ def evaluate(
     return results
 
 
-def _served(run: RunConfig, config: ImpConfig, heads_of: Collection[str] | None) -> Collection[str] | None:
-    """Of a merged model the tasks alone whose conditions it has."""
-    merged = set(config.merged_conditions)
-    if not merged:
-        return heads_of
-    tasks = [task.name for task in run.tasks] if heads_of is None else heads_of
-    return [name for name in tasks if set(task_conditions(config, name)) <= merged]
-
-
-def load_model(folder: Path) -> tuple[ImpForPreTraining, ImpProcessor]:
-    """Model, with the tasks' heads, and processor of an exported folder, on the GPU if there is one. Raises UserError when they
-    do not load."""
-    model, processor = load_weights(folder), load_processor(folder)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
-
-
 def results_table(metrics: list[Metric], title: str) -> Table:
     """One row for each metric; those of a kind together, scores first."""
     table = Table(title=title)
@@ -113,17 +92,6 @@ def results_table(metrics: list[Metric], title: str) -> Table:
         what = f"{kind.replace('_', '-')} {' '.join(measure).replace('_', ' ')}".strip()
         table.add_row(what, evaluation, metric.written())
     return table
-
-
-def read_run(folder: Path) -> RunConfig:
-    """The configuration of the run that an exported model is of. Raises UserError for another folder."""
-    missing = [name for name in (CONFIG, FILE_NAME) if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            "this is not the folder of an exported model", got=f"{folder} without {', '.join(missing)}",
-            fix="imp_ds export RUN OUT writes one; runs/NAME/model is one",
-        )  # fmt: skip
-    return RunConfig.load(folder / FILE_NAME)
 
 
 def _check_output(path: Path) -> Path:
