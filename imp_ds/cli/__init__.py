@@ -79,11 +79,19 @@ def launched(
 
 
 def main() -> None:
-    """Run a command. A UserError is printed in one block, exit code 2; any other error keeps its traceback."""
+    """Run a command. A UserError is printed in one block, exit code 2; any other error keeps its traceback.
+
+    Raises KeyboardInterrupt after Ctrl-C.
+    """
     try:
         app(_in_order(unquote(sys.argv[1:])), prog_name="imp_ds")
     except UserError as error:
         _leave(error)
+    except SystemExit as end:
+        # typer makes an exit code of it
+        if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _in_order(arguments: list[str]) -> list[str]:

@@ -27,7 +27,8 @@ def train(
 ):
     """Train a recipe. Start it under deepspeed, torchrun, accelerate launch or srun for several ranks.
 
-    SIGTERM or SIGUSR1 to any rank: a checkpoint after the current step, and exit code 75; a second one ends at once.
+    SIGTERM or SIGUSR1 to any rank: a checkpoint after the current step, and exit code 75; Ctrl-C: the same, and exit code 130. A
+    second one ends at once.
 
     Example: deepspeed --module imp_ds train mine.py --set train.steps=100 --resume auto
     """
@@ -49,13 +50,13 @@ def _check_resume(resume: str | None) -> None:
 
 def _train(training: Callable[[], object]) -> NoReturn:
     """Train, and end this rank: with the exit code of what was preempted, after a signal."""
-    from imp_ds.train.preemption import EXIT_CODE, Preempted
+    from imp_ds.train.preemption import Preempted
 
     code = 0
     try:
         training()
     except Preempted as end:
-        code = EXIT_CODE
+        code = end.code
         if int(os.environ.get("RANK", "0")) == 0:
             sys.stderr.write(f"{end}\n")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -121,7 +121,6 @@ def _prepare_worker(slots: BatchSlots | None, worker: int):
     keep_freed_memory()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers
     # a launcher that is told to stop signals the workers too, but the rank still has a step to finish: only it ends them
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_for_parent, daemon=True).start()

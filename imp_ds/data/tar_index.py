@@ -15,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -117,7 +118,8 @@ def make_indexes(storage: Storage, files: list[File], stage: str, progress: Call
     workers = min(len(missing), os.cpu_count() or 1)
     done, total = len(files) - len(missing), len(files)
     if workers > 1 and sum(max(0, file.size) for file in missing) > _IN_PARALLEL:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        context, deaf = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process
+        with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=deaf) as pool:
             ready = pool.map(partial(_make_one, storage), missing)
             for number, _ in enumerate(ready, 1):
                 _tell(progress, stage, done + number, total)

@@ -129,6 +129,7 @@ def _work(
     make: Callable, parts: range, shared: _Shared, worker: int, connection: Connection, prepare: Callable | None,
     dumps: Callable[[tuple], bytes], parent: int,
 ) -> None:  # fmt: skip
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that takes the parts, which then ends its workers
     if prepare is not None:
         prepare(worker)
     while (place := _begin(shared, worker, parent)) is not None and place < len(parts):

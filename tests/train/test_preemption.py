@@ -45,6 +45,35 @@ def test_a_signal_leaves_a_note(number):
     ]
 
 
+def test_ctrl_c_is_told_as_such_and_has_its_own_exit_code(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert soon(lambda: preemption.requested)
+        os.kill(os.getpid(), signal.SIGTERM)  # what the launcher of deepspeed makes of it
+        time.sleep(0.1)
+        end = preemption.preempted(12, Path("runs/x/checkpoints/step_00000012"))
+    assert signal.getsignal(signal.SIGINT) is before and end.code == 130
+    assert str(end).splitlines() == [
+        "stopped after step 12 by Ctrl-C",
+        "  saved:   runs/x/checkpoints/step_00000012",
+        "  go on:   the same command with --resume auto (exit code 130)",
+    ]
+    assert capfd.readouterr().err == "Ctrl-C: stopping after this step, with a checkpoint; once more ends at once\n"
+
+
+def test_a_background_job_goes_on_ignoring_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            assert not preemption.requested
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_other_signals_are_none_of_its_business():
     came = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: came.append(number))
@@ -130,14 +159,15 @@ with Preemption() as preemption:
 """
 
 
-def test_while_there_is_nothing_to_save_the_first_signal_ends_at_once():
+@pytest.mark.parametrize("number, name, code", [(signal.SIGTERM, "SIGTERM", EXIT_CODE), (signal.SIGINT, "Ctrl-C", 130)])
+def test_while_there_is_nothing_to_save_the_first_signal_ends_at_once(number, name, code):
     child = subprocess.Popen(
         [sys.executable, "-c", STARTING], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert child.stdout.readline() == "ready\n"
-        child.terminate()
-        assert child.wait(5) == EXIT_CODE
-        assert child.stderr.read().endswith("SIGTERM during the start: nothing to save, ending at once\n")
+        child.send_signal(number)
+        assert child.wait(5) == code
+        assert child.stderr.read().endswith(f"{name} during the start: nothing to save, ending at once\n")
     finally:
         child.kill()
