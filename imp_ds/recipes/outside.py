@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import explain, nearest
+from imp_ds.recipes.suggested_fix import suggested_fix
 
 ALLOWED = "a name of `imp_ds recipes`, FILE.py, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, or a run as .json, .yaml or .yml"
 _FILE = re.compile(r"(?P<path>.*\.py)(:(?P<name>[^:/]*))?", re.DOTALL)
@@ -163,7 +164,8 @@ def _failed(error: BaseException, origin: str) -> UserError:
     if isinstance(error, UserError):
         return UserError(f"{where}: {error}")
     what = f"{where}: the recipe failed"
-    return UserError(what, got="".join(traceback.format_exception_only(error)).strip(), fix=own[-1].line if own else None)
+    said = "".join(traceback.format_exception_only(error)).strip()
+    return UserError(what, got=said, fix=suggested_fix(error, own[-1].line if own else None))
 
 
 def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> UserError:
