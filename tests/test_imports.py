@@ -16,8 +16,8 @@ PACKAGE = ROOT / "imp_ds"
 # unit -> floor, from the ground up. A unit imports units of lower floors; of its own floor only without a circle.
 FLOORS = {
     "errors": 0, "records": 0, "foreign_code": 0, "printable": 0, "decoding_settings": 0, "json_files": 0, "written_files": 0,
-    "interrupted": 0, "overrides": 0, "stage_progress": 0, "randomness": 0, "costs": 0, "registry": 0, "modalities": 0, "moe": 0, "parallel": 0,
-    "parallel.groups": 0, "parallel.gather": 0, "parallel.launch": 0,
+    "overrides": 0, "stage_progress": 0, "randomness": 0, "costs": 0, "registry": 0, "modalities": 0, "moe": 0, "parallel": 0,
+    "interrupted": 0, "parallel.groups": 0, "parallel.gather": 0, "parallel.launch": 0,
     "models": 1,
     "objectives": 2,
     "tasks": 3,

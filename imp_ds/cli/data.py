@@ -55,11 +55,11 @@ def data_check(
     from imp_ds.data.class_names import with_counted_classes
     from imp_ds.recipes import get_recipe
     from imp_ds.train.check_command import check
-    from imp_ds.train.plan import plan as make_plan
+    from imp_ds.train.check_plan import plan_for_check
     from imp_ds.train.rates import Rates
 
     settings = with_counted_classes(get_recipe(recipe).override(set_))
-    planned = make_plan(settings, nodes, gpus, rates=Rates.load(rates_file) if rates_file else None)
+    planned = plan_for_check(settings, nodes, gpus, Rates.load(rates_file) if rates_file else None)
     if not check(settings, planned, split, None if all_ else samples, processes, run, output):
         raise typer.Exit(1)
 

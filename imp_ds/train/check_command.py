@@ -20,6 +20,7 @@ from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.stage_progress import StageProgress
 from imp_ds.train.check_copies import other_splits, overlaps
+from imp_ds.train.check_plan import NoPlan
 from imp_ds.train.check_report import CheckReport, SourceReport
 from imp_ds.train.check_table import show
 from imp_ds.train.needed_workers import needs
@@ -32,7 +33,7 @@ _WIDTH = 140  # of a table that goes to a file
 
 def check(
     run: RunConfig,
-    plan: Plan,
+    plan: Plan | NoPlan,
     split: str,
     samples: int | None,
     processes: int | None,
@@ -61,7 +62,7 @@ def check(
 
 def examine(
     run: RunConfig,
-    plan: Plan,
+    plan: Plan | NoPlan,
     split: str,
     samples: int | None,
     processes: int | None,

@@ -7,6 +7,7 @@ from imp_ds.data.check import Findings
 from imp_ds.data.subset import Subset
 from imp_ds.data.tallies import Contents
 from imp_ds.train.check_copies import Overlap, cut_captions, padded_audio
+from imp_ds.train.check_plan import NoPlan
 from imp_ds.train.needed_workers import Need, needed_workers
 from imp_ds.train.plan import Plan
 
@@ -51,7 +52,7 @@ class CheckReport:
     split: str
     sources: list[SourceReport]
     needs: list[Need]
-    plan: Plan
+    plan: Plan | NoPlan
     cores: int
     own_tokens: bool
     overlaps: list[Overlap]
@@ -78,8 +79,8 @@ class CheckReport:
         return [share for share in shares if None not in share.values()]
 
     def warnings(self) -> list[str]:
-        """Files that are not all there, rows without a label, labels that a task has no class for, and what stands in two
-        sources or splits."""
+        """Files that are not all there, rows without a label, labels that a task has no class for, what stands in two
+        sources or splits, and why there is no plan."""
         found = [f"{source.name}: {damage}" for source in self.sources for damage in source.subset.damage]
         for source in self.sources:
             if empty := max((reasons["no label"] for reasons in source.found.left_out.values()), default=0):
@@ -91,7 +92,8 @@ class CheckReport:
                 if classes is not None and largest >= classes:
                     what = f"{source.name} has a class {largest}, but task {task} has {classes} classes, counted from 0"
                     found.append(f"{what}: training refuses it at the start, or leaves it out where it meets it later")
-        return found + [str(overlap) for overlap in self.overlaps]
+        found += [str(overlap) for overlap in self.overlaps]
+        return found + ([self.plan.warning] if isinstance(self.plan, NoPlan) else [])
 
     def record(self) -> dict:
         """As JSON has it."""

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from imp_ds.data.tallies import Contents
 from imp_ds.printable import printable
+from imp_ds.train.check_plan import NoPlan
 from imp_ds.train.check_report import CheckReport, SourceReport
 
 _UNITS = {
@@ -130,6 +131,8 @@ def _tasks(report: CheckReport) -> Table:
 def _workers(report: CheckReport) -> str:
     plan, workers = report.plan, report.workers
     where = f"{plan.nodes} node(s) x {plan.gpus}"
+    if isinstance(plan, NoPlan):
+        return f"workers for {where}: not known, there is no such plan (see the last warning)"
     if workers is None:
         why = (
             "no times are known: imp_ds rates FILE, then --rates FILE"

@@ -7,6 +7,7 @@ that only for its own steps is served from what was prepared while others were c
 import math
 from dataclasses import dataclass
 
+from imp_ds.train.check_plan import NoPlan
 from imp_ds.train.plan import Plan
 
 
@@ -31,7 +32,7 @@ class Need:
         return None if self.speed is None else self.samples / self.speed
 
 
-def needs(plan: Plan, speeds: list[float | None]) -> list[Need]:
+def needs(plan: Plan | NoPlan, speeds: list[float | None]) -> list[Need]:
     """Of each of `plan.tasks`, given the speed of one worker for each, in samples a second."""
     ranks = plan.nodes * plan.gpus
     seconds = [time.seconds for time in plan.times] or [None] * len(plan.tasks)

@@ -3,6 +3,7 @@
 Parameters are counted on the meta device, where nothing is allocated. Time is predicted from a machine's measured rates.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from imp_ds.config import RunConfig
@@ -11,6 +12,7 @@ from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.family import CostModel
 from imp_ds.layout import check_layout
+from imp_ds.tasks import Task
 from imp_ds.train.plan_choice import Case, Choice
 from imp_ds.train.plan_memory import PRECISIONS, Memory
 from imp_ds.train.plan_time import Network, TaskTime
@@ -118,16 +120,22 @@ def seen_run(run: RunConfig) -> RunConfig:
 
 def plan_tasks(run: RunConfig, cost: CostModel) -> list[TaskPlan]:
     """What each task feeds in each of its views, and its share of the run."""
-    shares, rows = build_schedule(run.train.schedule, run.tasks, run.train.seed).shares(), []
+    rows = []
+    for name, seen, share in view_shares(run):
+        tokens = cost.tokens(seen)
+        rows.append((name, tokens, seen.batch_size, seen.batch_size * sum(tokens.values()), share))
+    mean = sum(share * per_step for *_, per_step, share in rows)
+    return [TaskPlan(*row, row[4] * row[3] / mean) for row in rows]
+
+
+def view_shares(run: RunConfig) -> Iterator[tuple[str, Task, float]]:
+    """Of each task in each of its views: its name, the task with that view alone, and its share of the run's steps."""
+    shares = build_schedule(run.train.schedule, run.tasks, run.train.seed).shares()
     for task in run.tasks:
         weights = [views.weight for views in task.all_views]
         for number, seen in enumerate(task.variants()):
             name = task.name if len(weights) == 1 else f"{task.name}, view {number}"
-            tokens = cost.tokens(seen)
-            share = shares[task.name] * weights[number] / sum(weights)
-            rows.append((name, tokens, task.batch_size, task.batch_size * sum(tokens.values()), share))
-    mean = sum(share * per_step for *_, per_step, share in rows)
-    return [TaskPlan(*row, row[4] * row[3] / mean) for row in rows]
+            yield name, seen, shares[task.name] * weights[number] / sum(weights)
 
 
 def expert_groups(num_experts: int, ep_size: int, world: int, gpus: int) -> list[ExpertGroup]:

@@ -293,6 +293,21 @@ def test_the_exit_code_says_whether_a_run_would_bear_it(root, quick, command, tm
     assert code == 1 and "too many samples of images[train] cannot be used: 33.3% of the 6" in text
 
 
+def test_a_plan_that_is_refused_ends_no_check(root, quick, command, tmp_path):
+    """A dense model has no expert groups of two ranks; of the tasks only the times are not known."""
+    out, run = tmp_path / "found.json", make_run(root, *ALL, max_rejected=0.6)
+    planned = report(run)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"ep_size": 2})})
+    code, text, _ = command(run, "check", "made", "--processes", 0, "--output", out)
+    assert code == 0 and "images[train]: 6 samples, all looked at" in text and "the last warning" in text
+    warning = " ".join(text.partition("warning: no plan of 1 node(s) x 1 rank(s)")[2].split())
+    assert "expert parallelism without experts" in warning and "got: train.ep_size = 2" in warning
+    record = json.loads(out.read_text())
+    assert record["plan"]["workers_of_a_rank"] is None and record["warnings"][-1].startswith("no plan of 1 node(s) x 1")
+    told = [(task["task"], task["share_of_steps"], task["samples_per_s_of_a_worker"]) for task in record["tasks"]]
+    assert told == [(need.name, need.share_of_steps, need.speed) for need in planned.needs]
+
+
 @pytest.mark.parametrize(
     "arguments, told",
     [
