@@ -11,6 +11,7 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_kind, by_name
+from imp_ds.evaluation.missing_splits import told, unscored
 from imp_ds.evaluation.other_recipe import seen_by
 from imp_ds.exported_model import load_model, read_run
 from imp_ds.families import family_of
@@ -59,17 +60,20 @@ def evaluate(
     print("".join(f"{note}\n" for note in notes), end="", flush=True)
     model, processor = load_model(Path(model_path))
     heads_of = family_of(run).served_tasks(model.config, [task.name for task in run.tasks] if heads_of is None else heads_of)
+    without = told(unscored(run, split, heads_of), split)
     with StageProgress() as report:
         evaluators = build_evaluators(run, processor, split, batch_size=batch_size, heads_of=heads_of, report=report)
         if not evaluators:
             raise UserError(
                 "there is nothing to evaluate",
                 got=f"no evaluations in {Path(model_path) / FILE_NAME if recipe is None else 'the recipe'}, "
-                f"and no head of classes whose source has a split {split}",
+                f"and {without or 'no head of classes'}",
                 fix="--split train, validation or test; or add evaluations",
             )  # fmt: skip
         metrics = run_evaluators(model, evaluators)
     Console().print(results_table(metrics, f"{run.name} on the {split} split of {run.data.root}"))
+    if without is not None:
+        print(without)
     results = by_name(metrics)
     if output is not None:
         write_result(output, json.dumps(results, indent=2) + "\n")

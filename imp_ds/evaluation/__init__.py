@@ -9,16 +9,15 @@ from collections.abc import Collection
 
 import torch
 
-from imp_ds.data.sources import has_split
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, RETRIEVAL, Metric, Panel, Shown, by_name, checked
+from imp_ds.evaluation.missing_splits import has_sources, serving
 from imp_ds.evaluation.split import KeptBatches, Report, Split
 from imp_ds.registry import EVALUATORS
-from imp_ds.tasks import Source, Task
 
 __all__ = [
     "ACCURACY", "Evaluator", "KeptBatches", "Metric", "Panel", "Projection", "RETRIEVAL", "Shown", "Split", "build_evaluators",
-    "evaluate", "evaluated_sources", "expert_usage", "register_evaluator", "by_name",
+    "evaluate", "expert_usage", "register_evaluator", "by_name",
 ]  # fmt: skip
 
 
@@ -36,21 +35,9 @@ def build_evaluators(
         kinds = [record.evaluator] if record.evaluator else [kind for kind in EVALUATORS if EVALUATORS[kind].serves(run, record)]
         found += [read.evaluator(kind, record) for kind in kinds]
     for task in run.tasks if heads_of is None else map(run.task, heads_of):
-        serving = _serving(task)
-        if serving and all(has_split(run.data.root, source, split) for source in task.sources):
-            found += [evaluator for kind in serving for evaluator in kind.build_for_task(read, task)]
+        if (kinds := serving(task)) and has_sources(run, task, split):
+            found += [evaluator for kind in kinds for evaluator in kind.build_for_task(read, task)]
     return found
-
-
-def evaluated_sources(run) -> list[Source]:
-    """The sources that are read at each evaluation while a run trains."""
-    served = [task for task in run.tasks if _serving(task)]
-    held_out = [task for task in served if all(has_split(run.data.root, source, "validation") for source in task.sources)]
-    return [record.source for record in run.evaluations] + [source for task in held_out for source in task.sources]
-
-
-def _serving(task: Task) -> list[type[Evaluator]]:
-    return [EVALUATORS[kind] for kind in EVALUATORS if EVALUATORS[kind].serves_task(task)]
 
 
 def evaluate(model, evaluators: list[Evaluator]) -> list[Metric]:

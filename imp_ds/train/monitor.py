@@ -129,7 +129,8 @@ class Monitor:
         prefix = "" if split == "validation" else f"{split}/"
         self.board.scalars(step, {prefix + name: value for name, value in by_name(metrics).items()})
         self.board.flush()
-        self.progress.say(f"step {step}, {split}: {in_one_line(metrics) or 'evaluated'}")
+        said = in_one_line(metrics) or ("evaluated" if metrics else "nothing was evaluated: no evaluation and no head to score")
+        self.progress.say(f"step {step}, {split}: {said}")
 
     def record_interference(self, step: int, found: dict[str, Interference]) -> None:
         """How the tasks interfere after `step` steps, by the names of weights."""

@@ -18,9 +18,9 @@ from imp_ds.data.class_names import check_labels, with_class_names
 from imp_ds.data.collation import Collator
 from imp_ds.data.loader import RotatingLoader
 from imp_ds.data.samples import Reader
-from imp_ds.data.sources import has_split
 from imp_ds.errors import UserError
-from imp_ds.evaluation import Metric, build_evaluators, evaluate, evaluated_sources, expert_usage
+from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage
+from imp_ds.evaluation.missing_splits import final_split, told, unscored
 from imp_ds.families import family_of
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
 from imp_ds.parallel.launch import settle_environment
@@ -191,6 +191,8 @@ class Trainer:
             return
         if self.before:
             self.monitor.record_evaluation(0, self.before, {}, split=BEFORE)
+        if (without := told(unscored(self.run, "validation"), "validation")) is not None:
+            self.monitor.progress.say(without)
         samples, sounds = first_samples(self.loader.batches, SHOWN_SAMPLES)
         self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), sounds)
 
@@ -355,7 +357,10 @@ class Trainer:
         self.save()
         self.writer.wait()
         results, evaluators = self.evaluate(), self.evaluators
-        if all(has_split(self.run.data.root, source, "test") for source in evaluated_sources(self.run)):
+        split, without = final_split(self.run)
+        if without is not None:
+            self.monitor.progress.say(without)
+        if split == "test":
             evaluators = build_evaluators(self.run, self.processor, "test")
             with uncompiled():
                 results = evaluate(self.engine.model, evaluators)
