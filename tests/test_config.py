@@ -185,6 +185,8 @@ def test_token_counts_by_hand(run):
         (["train.ep_size=2"], 1, ZERO2, ["1 ranks", "ep_size = 2", "divides 1: 1"]),
         (["train.ep_size=2", "model.num_experts=0"], 2, ZERO2, ["without experts", "--set train.ep_size=1"]),
         (["tasks.film_text.batch_size=30"], 4, ZERO2, ["task film_text", "30 over 4 ranks", "multiples of 4", "batch_size=32"]),
+        (["tasks.film_text.views.vision.height=36"], 2, ZERO2,
+         ["task film_text", "36", "change tasks.film_text.views.vision.height, or model.vision_patch"]),
         (["model.group_examples=32"], 2, ZERO2, ["groups of 16 among 16", "of 32 among all 32", "group_examples=16"]),
         (["tasks.0.batch_size=36", "tasks.0.pieces=8"], 2, ZERO2, ["36 over 2 ranks in 8 pieces", "of 16", "batch_size=48"]),
         ([], 2, {"zero_optimization": {"stage": 0}}, ["ZeRO 0 with experts", "clip = 1.0", "optimizer.clip=0"]),

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from imp_ds.config import RunConfig
 from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.samples import BadSample, Media
@@ -24,6 +25,7 @@ from imp_ds.tasks import Task, Views
 from imp_ds.written_files import write_result
 
 BATCH = 32
+_READ = {"vision": "images and videos", "audio": "recordings, and the audio of videos"}
 
 
 def predict(
@@ -48,7 +50,10 @@ def predict(
     if not files:
         got = ", ".join(map(str, paths)) or "no path"
         raise UserError("there is no file to predict", got=got, allowed="files or folders of files")
-    found, errors = _predict_files(model, processor, run.task(task), views, Wanted(settings=run.data.decoding), files, top)
+    wanted = Wanted(settings=run.data.decoding)
+    found, errors = _predict_files(model, processor, run.task(task), views, wanted, files, top)
+    if not found:
+        raise _nothing_decoded(model, run, task, views, wanted, errors)
     if output is not None:
         told = {file: {"predictions": of} for file, of in found.items()} | {file: {"error": of} for file, of in errors.items()}
         lines = [{"file": file, **told[file]} for file in dict.fromkeys(files)]
@@ -94,11 +99,26 @@ def _predict_files(model, processor, task: Task, views: Views, wanted: Wanted, f
             for first in range(0, len(entries), BATCH):
                 _add(found, model, collator, task, views, entries[first : first + BATCH])
             progress.advance(bar, min(BATCH, len(files) - start))
-    if not found:
-        file, error = next(iter(errors.items()))
-        raise UserError("no file can be decoded", got=f"{file}: {error}")
     names = model.answer_names(task.name)
     return {file: likeliest(names, torch.stack(windows).mean(0), top) for file, windows in found.items()}, errors
+
+
+def _nothing_decoded(
+    model: ImpForPreTraining, run: RunConfig, task: str, views: Views, wanted: Wanted, errors: dict[str, str]
+) -> UserError:  # fmt: skip
+    """What is wrong with the first file, what the task reads, and which other tasks of the model can read that file."""
+    file, error = next(iter(errors.items()))
+    fitting = []
+    for other in run.tasks:
+        try:
+            seen = Views(**{modality: getattr(other.views, modality) for modality in [_reads(model, other.name)[1]]})
+            if other.name != task and next(iter(decode_windows(_sample(file, seen), seen, None, wanted)), None) is not None:
+                fitting.append(other.name)
+        except (UserError, BadSample):
+            continue
+    fix = f"--task {fitting[0]}, which can read it" if fitting else None
+    reads = " and ".join(f"{name} ({_READ[name]})" for name in views.names())
+    return UserError("no file can be decoded", got=f"{file}: {error}", allowed=f"the task {task} reads {reads}", fix=fix)
 
 
 def _sample(file: str, views: Views) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import yaml
@@ -45,6 +46,9 @@ def copied(run: RunConfig, recipe: str, out: Path) -> None:
             os.fsync(file.fileno())
     except FileExistsError:
         raise UserError("the file is there already", got=out, fix="name another, or remove it") from None
+    except FileNotFoundError:
+        fix = f"mkdir -p {shlex.quote(str(out.parent))}"
+        raise UserError("the folder of the recipe is not there", got=out.parent, fix=fix) from None
     except OSError as error:
         raise UserError("the recipe cannot be written", got=f"{out}: {error.strerror}", fix="name another file") from None
 

@@ -102,6 +102,7 @@ def preprocess(
             "the patch does not divide the picture",
             got=f"{frames} frames of {size[0]} x {size[1]} in patches of {patch[0]} x {patch[1]} x {patch[2]}",
             allowed=f"1 frame or a multiple of {depth}; multiples of {patch[1]} x {patch[2]} pixels",
+            fix="in a recipe: views.vision.frames, .height and .width of a task or an evaluation, or model.vision_patch",
         )
     steps, grid = max(1, frames // depth), (size[0] // patch[1], size[1] // patch[2])
     budget = steps * math.prod(grid)

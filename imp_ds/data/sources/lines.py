@@ -18,6 +18,7 @@ from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 
 _OPEN = 64  # files that are open at a time
+_DELIMITERS = (",", ";", "\t", "|")
 
 
 class LineReader(RowReader):
@@ -83,11 +84,26 @@ class LineReader(RowReader):
         return self._given_delimiter or ("\t" if file.name.endswith(".tsv") else ",")
 
     def _header(self, lines: Lines, file: File) -> list[str]:
-        """The names of the columns. Raises UserError for one that stands twice."""
+        """The names of the columns. Raises UserError for one that stands twice or is not there, and for an empty file."""
         text = lines.read(0).decode("utf-8", "replace") if len(lines) else ""
-        names = next(csv.reader([text], delimiter=self._delimiter(file)), [])
-        check_columns(file.address, names, self._columns_read)
+        delimiter, wanted = self._delimiter(file), self._columns_read
+        names = next(csv.reader([text], delimiter=delimiter), [])
+        if not names:
+            fix = f"write into it the line {delimiter.join(wanted)!r}, and a row for each sample"
+            raise UserError(f"{file.address} is empty", fix=fix)
+        check_columns(file.address, names, wanted, _why_missing(text, names, delimiter, wanted))
         return names
+
+
+def _why_missing(text: str, names: list[str], delimiter: str, wanted: list[str]) -> str:
+    """The likely cause where the first line of a table lacks a wanted column, and how to mend it."""
+    marks = [mark for mark in _DELIMITERS if mark != delimiter and mark in text]
+    split = {mark: next(csv.reader([text], delimiter=mark), []) for mark in marks}
+    for mark in marks:
+        if len(names) == 1 or set(wanted) <= set(split[mark]):
+            return f"its columns are separated by {mark!r}: set source.delimiter={mark!r}"
+    first = delimiter.join(wanted)
+    return f"name a column that is there; or, where the first line is no header, write one above it: {first!r}"
 
 
 def _object(line: bytes, where: str) -> dict:

@@ -129,12 +129,13 @@ def _mend(reader: RowReader, fault: BadSample) -> str:
     return "mend the data, or set source.path and data.root to where they are"
 
 
-def check_columns(origin: str, there: Sequence[str], wanted: Iterable[str]) -> None:
-    """Raise UserError unless each wanted column of a table is there, once. Of a nested column, a.b, the outer one counts."""
+def check_columns(origin: str, there: Sequence[str], wanted: Iterable[str], fix: str | None = None) -> None:
+    """Raise UserError unless each wanted column of a table is there, once; `fix` says how one may be missing. Of a nested column,
+    a.b, the outer one counts."""
     for column in wanted:
         outer = column if column in there else column.partition(".")[0]
         if outer not in there:
-            raise UserError(f"{origin} lacks a column", got=repr(column), allowed=nearest(column, map(str, there)))
+            raise UserError(f"{origin} lacks a column", got=repr(column), allowed=nearest(column, map(str, there)), fix=fix)
         if list(there).count(outer) > 1:
             raise UserError(f"{origin} has a column twice", got=repr(outer), fix="rename one of them in the file")
 

@@ -85,6 +85,8 @@ def shards(wanted: Wanted, suffix: str) -> list[File]:
         patterns = [below(folder, pattern) for pattern in (*usual, *(f"data/{pattern}" for pattern in usual))]
     if found := _first(wanted.storage, patterns):
         return found
+    if folder == wanted.address and _is_empty(wanted.storage, folder):
+        raise _empty(folder)
     raise NoSplit(
         f"{wanted.source.path} has no shards of the split {wanted.split}",
         got=f"no {', no '.join(patterns[:3])}" if patterns else None,
@@ -119,6 +121,8 @@ def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
         raise _no_folder(storage, place(wanted.root, ""), folder)
     if len(patterns) == 1:
         raise _no_lines(wanted, patterns)
+    if _is_empty(storage, folder):
+        raise _empty(folder)
     if not classes and wanted.source.text is None and wanted.source.label is not None:
         raise NoSplit(f"{folder} has no metadata.jsonl", got="no metadata.csv or .tsv, and no folders of classes", fix=MAKE)
     return folder, []
@@ -152,6 +156,15 @@ def _no_folder(storage: Storage, root: str, folder: str) -> NoSplit:
     there = storage.names(above, folders=True)
     above, there = (root, below) if there is None else (above, there)
     return NoSplit(f"the data folder {folder} does not exist", allowed=f"in {above}: {', '.join(there) or 'nothing'}", fix=MAKE)
+
+
+def _is_empty(storage: Storage, folder: str) -> bool:
+    """Whether a folder is there, with nothing in it."""
+    return storage.names(folder) == [] and not storage.names(folder, folders=True)
+
+
+def _empty(folder: str) -> NoSplit:
+    return NoSplit(f"the folder {folder} is empty", fix="put the data there, or set data.root and source.path to where they are")
 
 
 def _names_files(path: str, *suffixes: str) -> bool:

@@ -13,21 +13,28 @@ from imp_ds.objectives.registry import split_spec
 from imp_ds.tasks import AudioView, Task, Views, VisionView
 
 
-def token_counts(views: Views, config: ImpConfig, audio: AudioSettings, *, training: bool = True) -> dict[str, int]:
+def token_counts(
+    views: Views, config: ImpConfig, audio: AudioSettings, *, training: bool = True, whose: str = ""
+) -> dict[str, int]:  # fmt: skip
     """Tokens of one sample for each modality in view; with `training`, those that DropToken leaves.
+
+    whose: what stands before the views in a path of the run, for errors: "tasks.NAME.".
 
     Raises UserError when a view is not a multiple of its patch or larger than the largest that the positions hold.
     """
     counts = {}
     if views.vision is not None:
-        counts["vision"] = kept_count(_vision_patches(views.vision, config), views.vision.drop_rate if training else 0.0)
+        patches = _vision_patches(views.vision, config, whose)
+        counts["vision"] = kept_count(patches, views.vision.drop_rate if training else 0.0)
     if views.audio is not None:
-        counts["audio"] = kept_count(_audio_patches(views.audio, config, audio), views.audio.drop_rate if training else 0.0)
+        patches = _audio_patches(views.audio, config, audio, whose)
+        counts["audio"] = kept_count(patches, views.audio.drop_rate if training else 0.0)
     if views.text is not None:
         if views.text.length > config.text_max:
             raise UserError(
-                "a text view is longer than the model's texts", got=views.text.length, allowed=f"text_max = {config.text_max}"
-            )
+                "a text view is longer than the model's texts", got=views.text.length, allowed=f"text_max = {config.text_max}",
+                fix=f"change {whose}views.text.length or model.text_max",
+            )  # fmt: skip
         counts["text"] = views.text.length
     return counts
 
@@ -35,7 +42,7 @@ def token_counts(views: Views, config: ImpConfig, audio: AudioSettings, *, train
 def task_tokens(task: Task, config: ImpConfig, audio: AudioSettings) -> dict[str, int]:
     """`token_counts` of a task in training; errors name the task, and an example must fit into a routing group."""
     try:
-        counts = token_counts(task.views, config, audio)
+        counts = token_counts(task.views, config, audio, whose=f"tasks.{task.name}.")
     except UserError as error:
         raise UserError(f"task {task.name}: {error}") from None
     longest = max(counts, key=counts.get)
@@ -83,29 +90,32 @@ def _too_long(task: Task, config: ImpConfig, got: str) -> UserError:
     )
 
 
-def _vision_patches(view: VisionView, config: ImpConfig) -> int:
+def _vision_patches(view: VisionView, config: ImpConfig, whose: str) -> int:
     # one frame is repeated to fill a patch
     frames = config.vision_patch[0] if view.frames == 1 else view.frames
-    return _grid("vision", (frames, view.height, view.width), config.vision_patch, config.vision_max)
+    fields = [f"{whose}views.vision.{name}" for name in ("frames", "height", "width")]
+    return _grid("vision", (frames, view.height, view.width), config.vision_patch, config.vision_max, fields)
 
 
-def _audio_patches(view: AudioView, config: ImpConfig, audio: AudioSettings) -> int:
+def _audio_patches(view: AudioView, config: ImpConfig, audio: AudioSettings, whose: str) -> int:
     # every hop_length samples give one frame; silence fills the last patch (imp_ds.modalities.audio)
     hops = math.ceil(round(view.seconds * audio.sampling_rate) / audio.hop_length)
     frames = config.audio_patch[0] * math.ceil(hops / config.audio_patch[0])
-    return _grid("audio", (frames, audio.mel_bins), config.audio_patch, config.audio_max)
+    fields = [f"{whose}views.audio.seconds", "data.audio.mel_bins"]
+    return _grid("audio", (frames, audio.mel_bins), config.audio_patch, config.audio_max, fields)
 
 
-def _grid(modality: str, size: tuple[int, ...], patch: list[int], largest: list[int]) -> int:
-    """Patches of a view of `size`."""
-    if any(a % b for a, b in zip(size, patch)):
+def _grid(modality: str, size: tuple[int, ...], patch: list[int], largest: list[int], fields: list[str]) -> int:
+    """Patches of a view of `size`; `fields` of the run say each of its numbers."""
+    if uneven := [field for field, a, b in zip(fields, size, patch) if a % b]:
         raise UserError(
-            f"the {modality} view is not a multiple of the patch", got=_by(size), allowed=f"multiples of {_by(patch)}"
-        )
-    if any(a > b for a, b in zip(size, largest)):
+            f"the {modality} view is not a multiple of the patch", got=_by(size), allowed=f"multiples of {_by(patch)}",
+            fix=f"change {' and '.join(uneven)}, or model.{modality}_patch",
+        )  # fmt: skip
+    if large := [field for field, a, b in zip(fields, size, largest) if a > b]:
         raise UserError(
-            f"the {modality} view is larger than the model's positions",
-            got=_by(size), allowed=f"at most {_by(largest)}", fix=f"a smaller view, or a larger model.{modality}_max",
+            f"the {modality} view is larger than the model's positions", got=_by(size), allowed=f"at most {_by(largest)}",
+            fix=f"a smaller {' and '.join(large)}, or a larger model.{modality}_max",
         )  # fmt: skip
     return math.prod(a // b for a, b in zip(size, patch))
 
