@@ -63,8 +63,8 @@ def make_engine(stage: int, device):
     from imp_ds.objectives import Classification
     from imp_ds.parallel.groups import world_size
     from imp_ds.tasks import Batch, Source, Task, Views, VisionView
-    from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine
+    from imp_ds.train.engine import ds_config
+    from imp_ds.train.engine.engine import Engine
 
     task = Task(
         name="pictures", source=Source(path="none", vision="v", label="l"), views=Views(vision=VisionView(height=64, width=64)),
@@ -87,7 +87,7 @@ def measure(options) -> None:
 
     from imp_ds.parallel.groups import barrier, is_main, world_size
     from imp_ds.train.checkpoint import Writer
-    from imp_ds.train.engine import start_process_group
+    from imp_ds.train.engine.engine import start_process_group
 
     engine, batch = make_engine(options.stage, start_process_group(300))
 

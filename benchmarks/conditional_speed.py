@@ -49,7 +49,7 @@ def main() -> None:
     options = parse()
     import torch
 
-    from imp_ds.train.engine import start_process_group
+    from imp_ds.train.engine.engine import start_process_group
 
     torch.set_num_threads(options.threads)
     for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=29533).items():
@@ -94,8 +94,8 @@ def model_of(run):
 
 
 def engine_of(gate: str, options, device):
-    from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine
+    from imp_ds.train.engine import ds_config
+    from imp_ds.train.engine.engine import Engine
 
     run = run_of(gate, options)
     ds = ds_config.resolve(ds_config.load(ds_config.FOLDER / "cpu_zero2.json"), run, 1)

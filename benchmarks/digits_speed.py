@@ -41,16 +41,16 @@ def main() -> None:
 
 def engines(run, ranks: int, device) -> tuple[dict, object]:
     """Name -> (engine, batches by task, tokens by task) for both encoders, and the processor."""
-    from imp_ds.data.collation import Collator
-    from imp_ds.data.step_batches import StepBatches
+    from imp_ds.data.loading.collation import Collator
+    from imp_ds.data.order.step_batches import StepBatches
     from imp_ds.families.imp.build import build_model
     from imp_ds.families.imp.processor import build_processor
     from imp_ds.parallel.groups import rank
-    from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine
+    from imp_ds.train.engine import ds_config
+    from imp_ds.train.engine.engine import Engine
+    from imp_ds.train.recording.step_facts import count_tokens
     from imp_ds.train.schedule import build_schedule
     from imp_ds.train.start import open_readers
-    from imp_ds.train.step_facts import count_tokens
 
     readers = open_readers(run)
     processor = build_processor(run, readers)
@@ -74,7 +74,7 @@ def measure(options) -> str | None:
 
     from imp_ds.parallel.groups import barrier, is_main
     from imp_ds.recipes import get_recipe
-    from imp_ds.train.engine import start_process_group
+    from imp_ds.train.engine.engine import start_process_group
 
     run = get_recipe("digits").override([f"data.root={options.data}"])
     for entry in run.tasks:

@@ -19,17 +19,17 @@ import torch
 from corpora import Corpus
 from torch.utils.data import DataLoader, RandomSampler
 
-from imp_ds.data.cache import MediaCache
-from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import Wanted, decode_all
 from imp_ds.data.decoding.film import FILMS, read_film
 from imp_ds.data.decoding.image import read_image
 from imp_ds.data.decoding.picture import pixels_needed
 from imp_ds.data.decoding.sound_files import open_sound
-from imp_ds.data.loader import RotatingLoader
+from imp_ds.data.files.cache import MediaCache
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.loading.loader import RotatingLoader
+from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.data.samples import Media
 from imp_ds.data.sources import open_reader
-from imp_ds.data.step_batches import StepBatches
 from imp_ds.modalities.augmentation import mirror
 from imp_ds.modalities.framing import random_box, resize
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor

@@ -51,8 +51,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     import torch
 
-    from imp_ds.train.engine import start_process_group
-    from imp_ds.train.measure import matrix_peak
+    from imp_ds.train.engine.engine import start_process_group
+    from imp_ds.train.matrix_peak import matrix_peak
 
     device = start_process_group(120)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -93,9 +93,9 @@ def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
     from imp_ds.families.imp.build import build_model
     from imp_ds.families.imp.flops import step_flops
     from imp_ds.recipes import get_recipe
-    from imp_ds.train import ds_config
-    from imp_ds.train.compilation import CompiledBlocks, uncompiled
-    from imp_ds.train.engine import Engine
+    from imp_ds.train.engine import ds_config
+    from imp_ds.train.engine.compilation import CompiledBlocks, uncompiled
+    from imp_ds.train.engine.engine import Engine
 
     run = get_recipe(recipe)
     run.tasks = [task for task in run.tasks if not options.tasks or task.name in options.tasks]

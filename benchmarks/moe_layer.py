@@ -81,7 +81,7 @@ def main() -> None:
 
 def join_ranks() -> None:
     """DeepSpeed's layers want a process group, if only of one."""
-    from imp_ds.train.engine import start_process_group
+    from imp_ds.train.engine.engine import start_process_group
 
     alone = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     for name, value in alone.items() if "RANK" not in os.environ else ():

@@ -48,7 +48,7 @@ def main() -> None:
     if options.worker:
         what, case, file = options.worker
         if what == "rates":
-            from imp_ds.train.measure_engine import command
+            from imp_ds.planning.measure.engine import command
 
             command(Path(file))
         else:
@@ -136,8 +136,8 @@ def make_batch(run, task, config, rank: int, world: int):
 
 def predict(case: tuple, rates: Path) -> dict:
     """The plan's figures for a case."""
-    from imp_ds.train.plan import plan
-    from imp_ds.train.rates import Rates
+    from imp_ds.planning.plan import plan
+    from imp_ds.planning.rates import Rates
 
     ranks, _, _, _, stage = case
     found = plan(make_run(case), 1, ranks, rates=Rates.load(rates), stage=stage)
@@ -155,10 +155,10 @@ def start(case: tuple, memory: "Memory | None" = None) -> tuple:
 
     from imp_ds.families.imp.build import build_model
     from imp_ds.parallel.groups import rank
-    from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine, start_process_group
-    from imp_ds.train.measure import DTYPES
-    from imp_ds.train.measure_engine import Chain, engine_config
+    from imp_ds.planning.measure.engine import Chain, engine_config
+    from imp_ds.planning.measure.kernels import DTYPES
+    from imp_ds.train.engine import ds_config
+    from imp_ds.train.engine.engine import Engine, start_process_group
 
     ranks, _, _, _, stage = case
     device, run = start_process_group(120), make_run(case)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from imp_ds.data.storage import DEFAULT_ROOT
+from imp_ds.data.files.storage import DEFAULT_ROOT
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
 from imp_ds.families.settings import AnyModelSettings, default_settings

@@ -13,7 +13,7 @@ from imp_ds.objectives.registry import AnyObjective
 from imp_ds.records import Record
 from imp_ds.registry import EVALUATORS, FORMATS
 
-_VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loader` has others)
+_VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loading.loader` has others)
 
 
 class VisionView(Record):

@@ -48,9 +48,9 @@ def _audio_files() -> dict[str, bytes]:
 def _decode_video(name: str, data: bytes, rng: np.random.Generator) -> None:
     import av
 
-    from imp_ds.data.cache import MediaCache
     from imp_ds.data.decoding.film import read_film
-    from imp_ds.data.media_facts import media_facts
+    from imp_ds.data.files.cache import MediaCache
+    from imp_ds.data.inspect.media_facts import media_facts
     from imp_ds.data.samples import Media
     from imp_ds.tasks import VisionView
 
@@ -63,9 +63,9 @@ def _decode_video(name: str, data: bytes, rng: np.random.Generator) -> None:
 def _decode_audio(name: str, data: bytes, rng: np.random.Generator) -> None:
     import av
 
-    from imp_ds.data.cache import MediaCache
     from imp_ds.data.decoding.sound import read_sounds
-    from imp_ds.data.media_facts import media_facts
+    from imp_ds.data.files.cache import MediaCache
+    from imp_ds.data.inspect.media_facts import media_facts
     from imp_ds.data.samples import BadSample, Media
 
     av.logging.set_level(None)
@@ -81,9 +81,9 @@ def _decode_image(name: str, data: bytes, rng: np.random.Generator) -> None:
     """As a picture or as a video of up to four frames, changed as in training or not; then by the exported processor."""
     import av
 
-    from imp_ds.data.cache import MediaCache
     from imp_ds.data.decoding.picture import read_clips
-    from imp_ds.data.media_facts import media_facts
+    from imp_ds.data.files.cache import MediaCache
+    from imp_ds.data.inspect.media_facts import media_facts
     from imp_ds.data.samples import BadSample, Media
     from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
     from imp_ds.tasks import Augmentation, VisionView

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from imp_ds import cli
-from imp_ds.doctor import examine
+from imp_ds.commands.doctor import examine
 from imp_ds.errors import UserError
 from imp_ds.parallel.hostfile import check_hostfile
 from imp_ds.written_files import wrote_folder

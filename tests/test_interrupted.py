@@ -14,7 +14,7 @@ from processes import ROOT, environment
 WAITING = """
 import sys, types
 sys.argv = ["imp_ds", "corpus", "digits", "OUT"]  # before the import, which is then a quick one
-from imp_ds.data.worker_pool import WorkerPool
+from imp_ds.data.loading.worker_pool import WorkerPool
 stand_in = types.ModuleType("imp_ds.data.digits")
 def build(out, seed, *, scale, progress):
     import time

@@ -12,12 +12,12 @@ from imp_ds.families.imp.memory import activation_bytes
 from imp_ds.families.imp.tokens import token_counts
 from imp_ds.modalities import vision
 from imp_ds.objectives import Classification, MaskedLanguage
+from imp_ds.planning.memory import memory_of_rank
+from imp_ds.planning.plan import expert_groups, plan, plan_tasks
+from imp_ds.planning.rates import h200
+from imp_ds.planning.table import show
 from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Source, Task, TextView, Views, VisionView
-from imp_ds.train.plan import expert_groups, plan, plan_tasks
-from imp_ds.train.plan_memory import memory_of_rank
-from imp_ds.train.plan_table import show
-from imp_ds.train.rates import h200
 
 
 def test_shares_and_tokens_of_the_released_recipe():

@@ -5,10 +5,10 @@ import pytest
 from imp_ds.costs import Kernel
 from imp_ds.errors import UserError
 from imp_ds.families.imp.cost import ImpCost
-from imp_ds.recipes import get_recipe
-from imp_ds.train.plan import plan
-from imp_ds.train.plan_choice import Choice, advice, best
-from imp_ds.train.plan_time import (
+from imp_ds.planning.choice import Choice, advice, best
+from imp_ds.planning.plan import plan
+from imp_ds.planning.rates import EngineRate, Link, Rate, h200
+from imp_ds.planning.time import (
     Network,
     Weights,
     engine_seconds,
@@ -17,7 +17,7 @@ from imp_ds.train.plan_time import (
     task_weights,
     weight_seconds,
 )
-from imp_ds.train.rates import EngineRate, Link, Rate, h200
+from imp_ds.recipes import get_recipe
 
 NETWORK = Network(gpus=4, gpu_link=100.0, node_link=10.0, latency_s=0.0)
 

@@ -15,7 +15,7 @@ from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch
-from imp_ds.train import ds_config
+from imp_ds.train.engine import ds_config
 
 STEPS = 20
 BATCH = 16

@@ -29,9 +29,9 @@ from benchmarks.exact import reference
 from benchmarks.exact.cases import AGAINST_FLOAT32, RATE, Case, engine_settings, make_batch, make_run
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.parallel.groups import is_main, rank, world_size
-from imp_ds.train import master_state
-from imp_ds.train.compilation import CompiledBlocks
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine import master_state
+from imp_ds.train.engine.compilation import CompiledBlocks
+from imp_ds.train.engine.engine import Engine, start_process_group
 
 TIMEOUT_S = 300.0
 SHAPES = 5  # two tasks of two modalities, one of one

@@ -52,11 +52,11 @@ def data_check(
 
     Example: imp_ds data check mine.py --all --output found.json
     """
+    from imp_ds.commands.check_command import check
     from imp_ds.data.class_names import with_counted_classes
+    from imp_ds.planning.check_plan import plan_for_check
+    from imp_ds.planning.rates import Rates
     from imp_ds.recipes import get_recipe
-    from imp_ds.train.check_command import check
-    from imp_ds.train.check_plan import plan_for_check
-    from imp_ds.train.rates import Rates
 
     settings = with_counted_classes(get_recipe(recipe).override(set_))
     planned = plan_for_check(settings, nodes, gpus, Rates.load(rates_file) if rates_file else None)
@@ -76,8 +76,8 @@ def data_show(
 
     Example: imp_ds data show mine.py page.html
     """
+    from imp_ds.commands.show_command import show
     from imp_ds.recipes import get_recipe
-    from imp_ds.train.show_command import show
 
     typer.echo(show(get_recipe(recipe).override(set_), split, samples, run, out))
 
@@ -92,7 +92,7 @@ def data_tokenizer(
 
     Example: imp_ds data tokenizer mine.py tokenizer --vocab_size 8000
     """
-    from imp_ds.data.tokenizer_command import train_on_captions
+    from imp_ds.commands.tokenizer_command import train_on_captions
     from imp_ds.recipes import get_recipe
 
     train_on_captions(get_recipe(recipe).override(set_), out, vocab_size)

@@ -31,10 +31,10 @@ def plan(
     from rich.console import Console
 
     from imp_ds.data.class_names import with_counted_classes
+    from imp_ds.planning.plan import plan as make_plan
+    from imp_ds.planning.rates import Rates
+    from imp_ds.planning.table import show
     from imp_ds.recipes import get_recipe
-    from imp_ds.train.plan import plan as make_plan
-    from imp_ds.train.plan_table import show
-    from imp_ds.train.rates import Rates
 
     # a file has no width; tables are not cut there
     console = Console() if sys.stdout.isatty() else Console(width=140)
@@ -53,7 +53,7 @@ def rates(
 
     Example: imp_ds rates rates.json
     """
-    from imp_ds.train.measure_engine import command
+    from imp_ds.planning.measure.engine import command
 
     take_local_rank(local_rank)
     command(out, precision)
@@ -67,7 +67,7 @@ def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="che
 
     Example: imp_ds doctor --hostfile hosts
     """
-    from imp_ds.doctor import examine
+    from imp_ds.commands.doctor import examine
 
     checks = examine(hostfile)
     width = max(len(check.name) for check in checks)

@@ -27,7 +27,7 @@ def interference(
 
     Example: imp_ds interference runs/digits --output found.json
     """
-    from imp_ds.train.interference_command import interference as measure
+    from imp_ds.commands.interference_command import interference as measure
 
     measure(
         run, step=step, tasks=task, weights=weight, samples=samples, batch_size=batch_size, data=data_, output=output

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from imp_ds.config import RunConfig
-from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import Wanted, decode_windows
+from imp_ds.data.loading.collation import Collator
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
 from imp_ds.exported_model import load_model, read_run

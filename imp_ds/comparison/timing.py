@@ -15,19 +15,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from imp_ds.commands.export import export
 from imp_ds.comparison.jobs import Job
 from imp_ds.config import RunConfig
-from imp_ds.data.collation import Collator
 from imp_ds.data.corpus import open_corpus
-from imp_ds.data.step_batches import StepBatches
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.exported_model import load_model
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
 from imp_ds.tasks import Batch
-from imp_ds.train import ds_config
-from imp_ds.train.engine import Engine, start_process_group
-from imp_ds.train.export import export
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import Engine, start_process_group
 from imp_ds.train.schedule import Rotation, build_schedule
 from imp_ds.train.trained_run import TrainedRun, open_run
 

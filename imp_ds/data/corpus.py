@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
+from imp_ds.data.order.subset import class_fraction
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import captions, labels, open_reader
 from imp_ds.data.sources.format import format_of
-from imp_ds.data.subset import class_fraction
 from imp_ds.modalities.marking import MARK
 
 

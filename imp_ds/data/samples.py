@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from imp_ds.data.storage import open_regular
+from imp_ds.data.files.storage import open_regular
 from imp_ds.tasks import Source
 
 # Why a sample is left out: what is counted, and what rejected.jsonl says.

@@ -18,7 +18,7 @@ def draw(history: list[dict], usage: dict[str, list[list[float]]], path: str | P
     """Write a PNG.
 
     Args:
-        history: lines of metrics.jsonl (`imp_ds.train.monitor`): "evaluation" lines give the thick curves, or stars when the
+        history: lines of metrics.jsonl (`train.recording.monitor`): "evaluation" lines give the thick curves, or stars when the
             split is "test", "train" lines the pale ones.
         usage: {modality: [layer][expert] share of the combine weight}; {} for a dense encoder, which has no such panel.
         layers: index in the encoder of each MoE layer; counted from 0 when not given.

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import Wanted, decode
-from imp_ds.data.evaluation_batches import evaluation_batches
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.evaluation_batches import evaluation_batches
 from imp_ds.data.samples import BadSample, Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
@@ -64,7 +64,7 @@ class Split:
         return [captions[0] if captions else "" for captions in self.captions(source)]
 
     def batches(self, source: Source, views: Views, what: str, *, marked: bool = False) -> Callable[[], Iterable[Batch]]:
-        """A function that returns this rank's batches of a source anew (`imp_ds.data.evaluation_batches`). `what` is reported."""
+        """A function that returns this rank's batches of a source anew (`data.order.evaluation_batches`). `what` is reported."""
         return partial(
             evaluation_batches, self.reader(source), Collator(self.processor), views, batch_size=self.batch_size, rank=rank(),
             world=world_size(), decoding=self.run.data.decoding, marked=marked,

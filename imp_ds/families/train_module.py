@@ -43,8 +43,8 @@ class TrainModule(nn.Module):
         the weights of what runs inside a forward."""
         raise NotImplementedError
 
-    def weights_differ(self, task: str) -> bool:
-        """Whether ranks and micro-batches of a step may have different weights: the trainer exchanges them then, in each step."""
+    def weights_differ(self, batch: Batch) -> bool:
+        """Whether ranks and micro-batches of a step of its task may have different weights: they are exchanged then."""
         return False
 
     def weight(self, batch: Batch) -> torch.Tensor:

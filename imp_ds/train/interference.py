@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 
 from imp_ds.config import RunConfig
-from imp_ds.data.collation import Collator
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.data.samples import Reader
-from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
 from imp_ds.evaluation.interference_picture import draw_interference
@@ -27,8 +27,8 @@ from imp_ds.families.train_module import TrainModule
 from imp_ds.parallel.groups import alone, on_main, rank, world_size
 from imp_ds.parallel.whole_parameters import whole_parameters
 from imp_ds.tasks import Batch
+from imp_ds.train.recording.tensorboard import TensorBoard
 from imp_ds.train.schedule import Rotation
-from imp_ds.train.tensorboard import TensorBoard
 
 SAMPLES = 100  # as published
 BATCH_SIZE = 32  # of all ranks: the noise of a gradient is that of this many examples

@@ -12,10 +12,10 @@ from rich.console import Console
 from transformers import PreTrainedConfig
 
 from imp_ds.config import RunConfig
-from imp_ds.data.collation import Collator
 from imp_ds.data.corpus import open_corpus
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.data.samples import Reader
-from imp_ds.data.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.train_module import TrainModule
@@ -26,11 +26,11 @@ from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Batch
 from imp_ds.train import checkpoint, resume
-from imp_ds.train.compilation import SAMPLES, CompiledBlocks, tile
-from imp_ds.train.engine import Engine
-from imp_ds.train.first_samples import first_turns
+from imp_ds.train.engine.compilation import SAMPLES, CompiledBlocks, tile
+from imp_ds.train.engine.engine import Engine
+from imp_ds.train.engine.trainable import freeze_others
+from imp_ds.train.recording.first_samples import first_turns
 from imp_ds.train.schedule import build_schedule
-from imp_ds.train.trainable import freeze_others
 
 _COLUMNS = 140  # of a grid that goes to a file
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from imp_ds.config import RunConfig
 from imp_ds.data.class_names import check_labels, with_class_names
-from imp_ds.data.collation import Collator
-from imp_ds.data.loader import RotatingLoader
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage
@@ -26,19 +26,22 @@ from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_sh
 from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
-from imp_ds.train import ds_config, random_state, run_folder
+from imp_ds.train import random_state, run_folder
 from imp_ds.train.checkpoint import Writer
-from imp_ds.train.compilation import uncompiled
-from imp_ds.train.engine import start_process_group
-from imp_ds.train.final_results import peak_rank_gib, write_results
-from imp_ds.train.first_samples import first_samples
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.compilation import uncompiled
+from imp_ds.train.engine.engine import start_process_group
 from imp_ds.train.guard import MIXTURE, Guard
 from imp_ds.train.interference import InterferenceProbe
-from imp_ds.train.measure import matrix_peak
-from imp_ds.train.monitor import Monitor
+from imp_ds.train.matrix_peak import matrix_peak
 from imp_ds.train.preemption import Preemption
 from imp_ds.train.processor import hashes, settle_processor
-from imp_ds.train.rejections import Rejections
+from imp_ds.train.recording.final_results import peak_rank_gib, write_results
+from imp_ds.train.recording.first_samples import first_samples
+from imp_ds.train.recording.monitor import Monitor
+from imp_ds.train.recording.rejections import Rejections
+from imp_ds.train.recording.step_facts import rank_facts, step_records
+from imp_ds.train.recording.step_means import StepMeans
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.start import (
     compile_model,
@@ -49,8 +52,6 @@ from imp_ds.train.start import (
     start_engine,
     tell_of_groups,
 )
-from imp_ds.train.step_facts import rank_facts, step_records
-from imp_ds.train.step_means import StepMeans
 
 BEFORE = "before"
 SHOWN_SAMPLES = 6

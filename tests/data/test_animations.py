@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.image import read_image
 from imp_ds.data.decoding.picture import read_clips
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.tasks import Augmentation, VisionView

@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_loader import flat, loader, root  # noqa: F401
 
-from imp_ds.data.batch_slots import BatchSlots
-from imp_ds.data.packed_batch import make_packed
+from imp_ds.data.loading.batch_slots import BatchSlots
+from imp_ds.data.loading.packed_batch import make_packed
 from imp_ds.errors import UserError
 
 

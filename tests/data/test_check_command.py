@@ -13,17 +13,17 @@ from made_corpus import make_run, write_films, write_images, write_rows, write_s
 from rich.console import Console
 
 from imp_ds import cli
-from imp_ds.data import check as looking
-from imp_ds.data import usable_samples
-from imp_ds.data.collation import Collator
+from imp_ds.commands import check_command
+from imp_ds.commands.check_command import examine, processor_of
+from imp_ds.commands.check_table import show
 from imp_ds.data.corpus import open_corpus
-from imp_ds.data.worker_speed import worker_speed
+from imp_ds.data.inspect import check as looking
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.loading.worker_speed import worker_speed
+from imp_ds.data.order import usable_samples
 from imp_ds.errors import UserError
-from imp_ds.train import check_command
-from imp_ds.train.check_command import examine, processor_of
-from imp_ds.train.check_table import show
-from imp_ds.train.needed_workers import needed_workers
-from imp_ds.train.plan import plan
+from imp_ds.planning.needed_workers import needed_workers
+from imp_ds.planning.plan import plan
 
 ALL = ("image_text", "image_class", "film_class", "film_sound", "sound_class")
 

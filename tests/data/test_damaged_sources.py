@@ -6,7 +6,7 @@ import pytest
 
 from damaged_sources import NAMES, parquet_files, picture
 from imp_ds.config import DataSettings
-from imp_ds.data.kept_files import KeptFiles
+from imp_ds.data.files.kept_files import KeptFiles
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import labels, open_reader, parquet
 from imp_ds.errors import UserError

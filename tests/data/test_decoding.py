@@ -12,12 +12,12 @@ import soundfile
 from media_files import write_corpus, write_film
 from PIL import Image
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding import Wanted, decode, decode_all, decode_windows, picture, turns
 from imp_ds.data.decoding import film as films
 from imp_ds.data.decoding import image as images
 from imp_ds.data.decoding import sound_files as sounds
 from imp_ds.data.decoding import times as shown
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.tasks import AudioView, Augmentation, TextView, Views, VisionView

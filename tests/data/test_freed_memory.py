@@ -10,7 +10,7 @@ import pytest
 ROUNDS = """
 import resource
 import numpy as np
-from imp_ds.data.freed_memory import keep_freed_memory
+from imp_ds.data.loading.freed_memory import keep_freed_memory
 {call}
 def faults(rounds):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

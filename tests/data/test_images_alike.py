@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from imp_ds import ImpProcessor
-from imp_ds.data.collation import Collator
 from imp_ds.data.decoding import Wanted, decode
+from imp_ds.data.loading.collation import Collator
 from imp_ds.data.samples import Media
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.modalities.tokenizers import train_tokenizer

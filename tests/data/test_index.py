@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from imp_ds.data.index import Index, IndexWriter
+from imp_ds.data.files.index import Index, IndexWriter
 
 
 def write(path):

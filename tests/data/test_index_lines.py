@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 
-from imp_ds.data import index_lines
-from imp_ds.data.index_lines import Lines
+from imp_ds.data.files import index_lines
+from imp_ds.data.files.index_lines import Lines
+from imp_ds.data.files.storage import Storage
 from imp_ds.data.samples import BadSample
-from imp_ds.data.storage import Storage
 from imp_ds.errors import UserError
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from imp_ds.data.kept_files import KeptFiles
+from imp_ds.data.files.kept_files import KeptFiles
 from imp_ds.errors import UserError
 
 KIB = 1024

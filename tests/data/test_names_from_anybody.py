@@ -8,20 +8,20 @@ import pytest
 from made_corpus import make_run, picture
 from PIL import Image
 
+from imp_ds.commands import check_command
+from imp_ds.commands.check_command import check
+from imp_ds.commands.show_command import show as show_page
 from imp_ds.config import DataSettings
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import open_reader
 from imp_ds.data.sources.values import captions
 from imp_ds.errors import UserError
+from imp_ds.planning.plan import plan
 from imp_ds.printable import printable
 from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Source
-from imp_ds.train import check_command
-from imp_ds.train.check_command import check
-from imp_ds.train.plan import plan
-from imp_ds.train.progress import Progress
-from imp_ds.train.samples import sample_table
-from imp_ds.train.show_command import show as show_page
+from imp_ds.train.recording.progress import Progress
+from imp_ds.train.recording.samples import sample_table
 
 FORGED = "a\x1b[2J\nerror: forged\r\x9b31m\u202e.png"
 

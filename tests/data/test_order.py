@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from imp_ds.data.order import SourceOrder, Spot, TaskOrder
+from imp_ds.data.order.order import SourceOrder, Spot, TaskOrder
 from imp_ds.errors import UserError
 
 

@@ -4,7 +4,7 @@ import pickle
 
 import torch
 
-from imp_ds.data.packed_batch import pack
+from imp_ds.data.loading.packed_batch import pack
 from imp_ds.tasks import Batch, BatchReport
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from imp_ds.data.pinned_ahead import PinnedAhead
+from imp_ds.data.loading.pinned_ahead import PinnedAhead
 
 
 def counted(until: int, error: Exception):

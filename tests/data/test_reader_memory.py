@@ -9,8 +9,8 @@ import zlib
 import numpy as np
 import pytest
 
-from imp_ds.data.storage import Storage
-from imp_ds.data.tar_index import FORMAT
+from imp_ds.data.files.storage import Storage
+from imp_ds.data.files.tar_index import FORMAT
 from processes import run
 
 SAMPLES = {"few": 10**3, "some": 10**5, "many": 10**7}
@@ -19,10 +19,10 @@ SAMPLES = {"few": 10**3, "some": 10**5, "many": 10**7}
 READ = """
 import json, resource, sys
 from types import SimpleNamespace
-from imp_ds.data.order import SourceOrder
+from imp_ds.data.order.order import SourceOrder
 from imp_ds.data.sources.webdataset import WebDatasetFormat
 from imp_ds.data.sources.splits import Wanted
-from imp_ds.data.storage import Storage
+from imp_ds.data.files.storage import Storage
 from imp_ds.tasks import Source
 
 root, rows = sys.argv[1:]

@@ -13,14 +13,14 @@ from matplotlib import colormaps
 from media_files import write_film
 from PIL import Image
 
-from imp_ds.data.collation import Collator
+from imp_ds.commands.check_command import processor_of
+from imp_ds.commands.show_command import show
 from imp_ds.data.corpus import open_corpus
-from imp_ds.data.step_batches import StepBatches
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.train.check_command import processor_of
-from imp_ds.train.first_samples import first_turns
+from imp_ds.train.recording.first_samples import first_turns
 from imp_ds.train.schedule import build_schedule
-from imp_ds.train.show_command import show
 
 CAPTIONS = ["<b>bold</b> & red", "a cat", "two dogs", "no end"]
 FRAMES, PIXELS = 4, 16

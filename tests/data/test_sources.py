@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imp_ds.data import storage
+from imp_ds.data.files import storage
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import captions, has_split, labels, open_reader
 from imp_ds.errors import UserError

@@ -7,8 +7,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from imp_ds.data import storage
-from imp_ds.data.storage import File, Storage, Unreachable, place
+from imp_ds.data.files import storage
+from imp_ds.data.files.storage import File, Storage, Unreachable, place
 from imp_ds.errors import UserError
 
 MEMORY = fsspec.filesystem("memory")

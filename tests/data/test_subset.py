@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from imp_ds.data.subset import class_fraction
+from imp_ds.data.order.subset import class_fraction
 from imp_ds.errors import UserError
 
 # 200 rows of class 0, 60 of class 1, 50 of class 2, in turns; two that cannot be read

@@ -6,8 +6,8 @@ from hashlib import blake2b
 import numpy as np
 import pytest
 
-from imp_ds.data import tallies
-from imp_ds.data.tallies import Contents, Spread, file_digest, script_of, text_digest
+from imp_ds.data.inspect import tallies
+from imp_ds.data.inspect.tallies import Contents, Spread, file_digest, script_of, text_digest
 
 
 def spread(*values):

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from transformers import AutoTokenizer
 
+from imp_ds.commands.tokenizer_command import Fit, measure, train_on_captions
 from imp_ds.config import RunConfig, TrainSettings
-from imp_ds.data.tokenizer_command import Fit, measure, train_on_captions
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.tokenizers import train_tokenizer

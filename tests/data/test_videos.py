@@ -14,12 +14,12 @@ import pytest
 from numbered_videos import FRAMES, HEIGHT, KINDS, SILENT, WIDTH, numbered, numbers_of, video_bytes
 from PIL import Image
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.film import read_film
 from imp_ds.data.decoding.image import open_image
 from imp_ds.data.decoding.picture import read_clips
 from imp_ds.data.decoding.sound_files import open_sound
-from imp_ds.data.media_facts import media_facts
+from imp_ds.data.files.cache import MediaCache
+from imp_ds.data.inspect.media_facts import media_facts
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.tasks import Augmentation, VisionView

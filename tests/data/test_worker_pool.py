@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from imp_ds.data import worker_pool
-from imp_ds.data.worker_pool import WorkerLost, WorkerPool
+from imp_ds.data.loading import worker_pool
+from imp_ds.data.loading.worker_pool import WorkerLost, WorkerPool
 
 TIMEOUT_S = 30
 

@@ -19,8 +19,8 @@ from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch
-from imp_ds.train import ds_config
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import Engine, start_process_group
 
 STEPS = 7  # every task is idle after it has been trained, and comes back
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from imp_ds.data.loader import RotatingLoader
-from imp_ds.train.engine import Engine
+from imp_ds.data.loading.loader import RotatingLoader
+from imp_ds.train.engine.engine import Engine
 from imp_ds.train.trainer import Trainer
 from ranks import command
 

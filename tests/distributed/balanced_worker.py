@@ -10,7 +10,7 @@ from small_run import make_batch, make_engine, make_run, step_engine
 
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine.engine import start_process_group
 
 STEPS = 3  # of each part of a run: every task once
 MODEL = dict(router="top_k_balanced", drop_tokens=False, qk_norm=False, moe_layers="all", router_options={"bias_rate": 0.05})

@@ -20,8 +20,8 @@ from imp_ds.modalities.masking import IGNORED
 from imp_ds.objectives import Captioning
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.tasks import Batch, Evaluation
-from imp_ds.train import ds_config
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import start_process_group
 from pictures import CAPTIONS, TASK, TOKENIZER, pictures, small_model
 
 SIZE, LENGTH = 8, 12

@@ -61,7 +61,7 @@ class CausalModel(TrainModule):
         loss = total / self.weight(batch).clamp(min=1)
         return StepOutput(loss, {"loss/tokens": loss.detach()}, {"text": reports})
 
-    def weights_differ(self, task):
+    def weights_differ(self, batch):
         return True
 
     def weight(self, batch):

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from small_run import full_parameters, make_run, step_engine
 
 from imp_ds.parallel.groups import is_main, world_size
-from imp_ds.train import ds_config
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import Engine, start_process_group
 
 STEPS = 3
 

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 
 from imp_ds.parallel.groups import is_main
-from imp_ds.train import checkpoint, ds_config
+from imp_ds.train import checkpoint
 from imp_ds.train.checkpoint import Writer
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import start_process_group
 
 STEPS = 3  # of each part of a run: every task once
 RATE = 1e-3

@@ -12,7 +12,7 @@ from small_run import full_parameters, make_batch, make_config, make_engine, mak
 from imp_ds.parallel.groups import is_main, world_size
 from imp_ds.train import checkpoint
 from imp_ds.train.checkpoint import files
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine.engine import start_process_group
 
 SAVED, STEPS = 5, 11
 RATE = 1e-3

@@ -11,9 +11,9 @@ from small_run import ORDER, full_parameters, largest_difference, make_batch, ma
 from imp_ds.parallel.expert_parallel import ExpertParallelMoE
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch
-from imp_ds.train import ds_config
-from imp_ds.train.compilation import CompiledBlocks, uncompiled
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.compilation import CompiledBlocks, uncompiled
+from imp_ds.train.engine.engine import Engine, start_process_group
 
 STEPS = 6
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from imp_ds.objectives import Contrastive
 from imp_ds.parallel.groups import rank, world_size
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine.engine import start_process_group
 
 ROWS, WIDTH = 12, 6
 PAIRS = [("vision", "text"), ("vision", "audio"), ("audio", "text")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.exact import worker
 from benchmarks.exact.cases import Case
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine.engine import Engine, start_process_group
 
 
 def references(folder: str, cases: list[Case]) -> None:

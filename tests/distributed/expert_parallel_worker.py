@@ -12,7 +12,7 @@ from small_run import full_parameters, make_batch, make_engine, make_run, step_e
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine.engine import start_process_group
 
 STEPS = 20
 

@@ -14,8 +14,8 @@ from imp_ds.families.imp.initial_weights import load_initial, sources_of
 from imp_ds.parallel.groups import is_main
 from imp_ds.parallel.whole_parameters import persistent_buffers
 from imp_ds.train import checkpoint
-from imp_ds.train.engine import start_process_group
-from imp_ds.train.trainable import freeze_others
+from imp_ds.train.engine.engine import start_process_group
+from imp_ds.train.engine.trainable import freeze_others
 
 STEPS = 3  # of each part of a run: every task once
 RATE = 1e-3

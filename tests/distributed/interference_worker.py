@@ -9,7 +9,7 @@ from small_run import ORDER, make_batch, make_engine, make_run, share, step_engi
 
 from imp_ds.evaluation.interference import interference
 from imp_ds.parallel.groups import is_main
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine.engine import start_process_group
 from imp_ds.train.interference import GradientRounds, chosen_weights
 
 STEPS = 6

@@ -20,8 +20,8 @@ from imp_ds.objectives import Likelihood
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Task
-from imp_ds.train import ds_config
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import start_process_group
 
 SIZE = 8
 ORDER = ("names", "pairs", "words")

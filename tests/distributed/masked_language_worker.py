@@ -18,8 +18,8 @@ from imp_ds.modalities.masking import IGNORED
 from imp_ds.objectives import MaskedLanguage
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch, Source, Task, TextView, Views
-from imp_ds.train import ds_config
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import start_process_group
 
 SIZE, LENGTH = 8, 12
 CASES = [("zero2", 1, False), ("zero2", 2, False), ("zero3", 1, False), ("zero3", 2, True)]  # file, pieces, checkpointing

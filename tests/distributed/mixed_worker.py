@@ -19,8 +19,8 @@ from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.parallel.groups import is_main, rank
 from imp_ds.tasks import Batch
-from imp_ds.train.engine import start_process_group
-from imp_ds.train.step_means import StepMeans
+from imp_ds.train.engine.engine import start_process_group
+from imp_ds.train.recording.step_means import StepMeans
 
 STEPS, RATE, RANKS = 10, 1e-3, 2
 LENGTHS = {"image_text": 1.0, "speech_text": 0.5, "image_class": 2.0}

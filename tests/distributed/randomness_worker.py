@@ -10,15 +10,15 @@ from safetensors.torch import save_file
 from small_run import full_parameters
 
 from imp_ds.config import RunConfig
-from imp_ds.data.collation import Collator
-from imp_ds.data.loader import RotatingLoader
-from imp_ds.data.step_batches import StepBatches
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.loading.loader import RotatingLoader
+from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.families.imp.build import build_model
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.randomness import derive
 from imp_ds.recipes import get_recipe
-from imp_ds.train import ds_config
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import Engine, start_process_group
 from imp_ds.train.processor import settle_processor
 from imp_ds.train.schedule import build_schedule
 from imp_ds.train.start import open_readers

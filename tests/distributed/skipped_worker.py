@@ -11,8 +11,8 @@ import torch.distributed as dist
 from small_run import full_parameters, make_batch, make_engine, make_run, share, step_engine
 
 from imp_ds.parallel.groups import rank
-from imp_ds.train import master_state
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine import master_state
+from imp_ds.train.engine.engine import Engine, start_process_group
 
 BEFORE, AFTER = (0, 1, 2), (6, 7, 8)  # every task before and after the three steps that are discarded
 RATE = 1e-3

@@ -16,9 +16,9 @@ from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
-from imp_ds.train import ds_config
-from imp_ds.train.engine import Engine
-from imp_ds.train.trainable import freeze_others
+from imp_ds.train.engine import ds_config
+from imp_ds.train.engine.engine import Engine
+from imp_ds.train.engine.trainable import freeze_others
 
 VOCABULARY = 50
 MARKS = SimpleNamespace(mask_token_id=VOCABULARY - 1, eos_token_id=VOCABULARY - 2)  # what of a tokenizer a model has to know

@@ -10,7 +10,7 @@ import json
 import bad_loss_worker
 import pytest
 
-from imp_ds.train.ds_config import FOLDER
+from imp_ds.train.engine.ds_config import FOLDER
 from ranks import Ranks
 
 pytestmark = pytest.mark.distributed

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from small_run import largest_difference
 
+from imp_ds.commands.export import export
 from imp_ds.errors import UserError
-from imp_ds.train.export import export
 from processes import ROOT, environment, run
 from ranks import command, run_ranks
 

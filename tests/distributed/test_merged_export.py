@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from imp_ds import ImpForPreTraining, ImpModel, ImpProcessor
 from imp_ds.commands.evaluate import evaluate
+from imp_ds.commands.export import export
 from imp_ds.errors import UserError
-from imp_ds.train.export import export
 from ranks import command, run_ranks
 
 pytestmark = pytest.mark.distributed

@@ -18,7 +18,7 @@ from benchmarks.exactness import parse
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.tasks import Batch
-from imp_ds.train.pieces import Pieces
+from imp_ds.train.engine.pieces import Pieces
 from ranks import run_ranks
 
 STEPS = 4  # each task, and the first once more

@@ -19,7 +19,7 @@ from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
-from imp_ds.train.engine import Engine, start_process_group
+from imp_ds.train.engine.engine import Engine, start_process_group
 
 STEPS = 8
 SIZES = {"film_text": 4, "word": 8, "speech_text": 2, "image": 2}  # on two ranks: 2, 4, 1 and 1

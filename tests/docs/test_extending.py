@@ -11,7 +11,7 @@ import torch
 from imp_ds import ImpForPreTraining, ImpModel, RunConfig, Task, Source, Views, VisionView, ModelSettings, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch
-from imp_ds.train.plan import plan
+from imp_ds.planning.plan import plan
 
 SMALL = ModelSettings(size="tiny", num_hidden_layers=2, hidden_size=16, intermediate_size=32, vision_patch=(1, 4, 4),
                       vision_max=(1, 8, 8), num_experts=2, moe_layers="last:1", gate="attribute")

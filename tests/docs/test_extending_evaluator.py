@@ -27,9 +27,9 @@ from imp_ds.evaluation.picture import panels_of
 from imp_ds.families.imp import model_card
 from imp_ds.models.imp import ImpImageProcessor
 from imp_ds.registry import EVALUATORS
-from imp_ds.train.final_results import read_results, write_results
-from imp_ds.train.history import cut_lines
-from imp_ds.train.monitor import Monitor
+from imp_ds.train.recording.final_results import read_results, write_results
+from imp_ds.train.recording.history import cut_lines
+from imp_ds.train.recording.monitor import Monitor
 from pages import import_beside, run_beside, shown_files
 
 LABELS = [0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1, 2, 2, 2, 1, 1]

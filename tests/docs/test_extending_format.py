@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imp_ds import Classification, DataSettings, Source, Task, Views, VisionView, get_recipe
-from imp_ds.data.check import look
+from imp_ds.data.inspect.check import look
 from imp_ds.data.sources import has_split, labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.registry import FORMATS

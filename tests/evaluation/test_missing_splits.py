@@ -11,7 +11,7 @@ from imp_ds.evaluation.missing_splits import final_split, told, unscored
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import Evaluation, Source, Task, TextView, Views, VisionView
-from imp_ds.train.monitor import Monitor
+from imp_ds.train.recording.monitor import Monitor
 
 VIEWS = Views(vision=VisionView(height=16, width=16))
 

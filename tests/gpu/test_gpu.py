@@ -62,8 +62,8 @@ def test_bfloat16_routes_in_float32_and_stays_near():
 def step_engine_of(name: str, **settings):
     """An engine of a debug twin under the GPU configuration of that name, on batches of images and texts."""
     from imp_ds.families.imp.build import build_model
-    from imp_ds.train import ds_config
-    from imp_ds.train.engine import Engine, start_process_group
+    from imp_ds.train.engine import ds_config
+    from imp_ds.train.engine.engine import Engine, start_process_group
 
     run = get_recipe("digits_debug")
     run.model = run.model.model_copy(update=settings)
@@ -85,7 +85,7 @@ def test_a_step_under_the_shipped_gpu_configurations(name):
 
 
 def test_compiled_steps_are_plain_ones_and_nothing_is_compiled_again():
-    from imp_ds.train.compilation import CompiledBlocks
+    from imp_ds.train.engine.compilation import CompiledBlocks
 
     losses = []
     for compiled in (False, True):

@@ -10,7 +10,7 @@ import pytest
 from deepspeed.launcher.multinode_runner import PDSHRunner
 from deepspeed.launcher.runner import fetch_hostfile, parse_inclusion_exclusion
 
-from imp_ds.doctor import examine
+from imp_ds.commands.doctor import examine
 from imp_ds.errors import UserError
 from imp_ds.parallel.hostfile import check_environment_file, check_hostfile, environment_files
 from processes import ROOT, environment, run

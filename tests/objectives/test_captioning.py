@@ -14,7 +14,7 @@ from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.caption_sequence import encode_captions, query_states
 from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.models.imp.merging import merge
-from imp_ds.train.pieces import Pieces
+from imp_ds.train.engine.pieces import Pieces
 from pictures import CAPTIONS, TASK, TOKENIZER, batch_of, pictures, small_model
 
 ROWS = [0, 5, 10, 15]

@@ -15,9 +15,9 @@ from torch import nn
 from grammar import SENTENCES, TASK, small_model
 from imp_ds import ImpForPreTraining
 from imp_ds.config import DataSettings
-from imp_ds.data.collation import Collator
 from imp_ds.data.corpus import all_captions, open_corpus
-from imp_ds.data.step_batches import StepBatches
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED, most_hidden
 from imp_ds.modalities.tokenizers import train_tokenizer

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from imp_ds.train import checkpoint
-from imp_ds.train.master_state import MOMENTS
+from imp_ds.train.engine.master_state import MOMENTS
 
 # of a weight and its moments at step s: s, s + 0.25, s + 0.5
 OFFSETS = {"": 0.0, "exp_avg/": 0.25, "exp_avg_sq/": 0.5}

@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 
 from imp_ds.parallel.groups import is_main, rank
-from imp_ds.train import measure, measure_engine
-from imp_ds.train.engine import start_process_group
+from imp_ds.planning.measure import engine as measure_engine
+from imp_ds.planning.measure import kernels as measure
+from imp_ds.train.engine.engine import start_process_group
+from imp_ds.train.matrix_peak import matrix_peak
 
 
 def measure_all(out: str) -> None:
@@ -23,7 +25,7 @@ def measure_all(out: str) -> None:
     calls = torch.tensor([len(counted), -len(counted)])
     dist.all_reduce(calls, op=dist.ReduceOp.MAX)
     engine = {stage: measure_engine.engine_rate(stage, device, torch.float32, links).model_dump() for stage in (1, 3)}
-    peak = measure.matrix_peak(device, torch.float32, 0.01)
+    peak = matrix_peak(device, torch.float32, 0.01)
     if is_main():
         found = {name: link.model_dump() for name, link in links.items()}
         Path(out).write_text(json.dumps({"links": found, "calls": calls.tolist(), "engine": engine, "peak": peak}))

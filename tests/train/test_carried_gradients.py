@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imp_ds.train.carried_gradients import carry, give_length, own_gradients
+from imp_ds.train.engine.carried_gradients import carry, give_length, own_gradients
 
 
 def parameters() -> list[torch.Tensor]:

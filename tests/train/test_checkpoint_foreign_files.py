@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel, ImpProcessor
 from imp_ds.config import DataSettings, RunConfig
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.film import read_film
 from imp_ds.data.decoding.image import read_image
 from imp_ds.data.decoding.sound_files import open_sound
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
@@ -32,7 +32,8 @@ from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Source, VisionView
-from imp_ds.train import checkpoint, ds_config
+from imp_ds.train import checkpoint
+from imp_ds.train.engine import ds_config
 
 
 class Payload:

@@ -6,7 +6,7 @@ import pytest
 
 from imp_ds.errors import UserError
 from imp_ds.recipes import get_recipe
-from imp_ds.train import ds_config
+from imp_ds.train.engine import ds_config
 
 SHIPPED = sorted(path.name for path in ds_config.FOLDER.glob("*.json"))
 

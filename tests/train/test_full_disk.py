@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from test_monitor import make_run, record
 
 from imp_ds.errors import UserError
-from imp_ds.train.history import cut_lines
-from imp_ds.train.monitor import Monitor
-from imp_ds.train.record_file import RecordFile
+from imp_ds.train.recording.history import cut_lines
+from imp_ds.train.recording.monitor import Monitor
+from imp_ds.train.recording.record_file import RecordFile
 from imp_ds.train.staged_folder import staged_folder
 
 

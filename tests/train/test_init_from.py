@@ -20,7 +20,7 @@ from imp_ds.models.imp.upcycling import upcycle
 from imp_ds.objectives import Classification
 from imp_ds.parallel.expert_parallel import spread_experts
 from imp_ds.parallel.groups import is_main
-from imp_ds.train.engine import start_process_group
+from imp_ds.train.engine.engine import start_process_group
 from ranks import Ranks, command, end_well, run_ranks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))

@@ -19,10 +19,10 @@ from imp_ds.modalities.positions import grid_positions
 from imp_ds.moe.routing import RouterReport
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch, VisionView
-from imp_ds.train.history import cut_lines
-from imp_ds.train.interval import StepRecord
-from imp_ds.train.monitor import Monitor
-from imp_ds.train.progress import Progress, duration
+from imp_ds.train.recording.history import cut_lines
+from imp_ds.train.recording.interval import StepRecord
+from imp_ds.train.recording.monitor import Monitor
+from imp_ds.train.recording.progress import Progress, duration
 
 METRICS = [
     Metric("zero_shot/image/top1", 0.5, "share", "higher", Shown("zero-shot", panel=ACCURACY)),

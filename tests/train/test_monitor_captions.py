@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch, Evaluation
-from imp_ds.train.monitor import Monitor
+from imp_ds.train.recording.monitor import Monitor
 from pictures import TASK, pictures
 
 

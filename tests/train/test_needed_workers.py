@@ -2,9 +2,9 @@
 
 import pytest
 
+from imp_ds.planning.needed_workers import Need, needed_workers, needs
+from imp_ds.planning.plan import plan
 from imp_ds.recipes import get_recipe
-from imp_ds.train.needed_workers import Need, needed_workers, needs
-from imp_ds.train.plan import plan
 
 # films: 8 samples every 0.5 s at 4 a second: 2 s of a worker for each step; words: 80 samples every 0.1 s at 1600 a second
 FILMS = Need("films", 0.25, 8, 0.5, 4.0)

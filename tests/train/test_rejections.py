@@ -10,8 +10,8 @@ import torch.distributed as dist
 from imp_ds.errors import UserError
 from imp_ds.objectives import Contrastive
 from imp_ds.tasks import Rejection, Source, Task, TextView, Views, VisionView
-from imp_ds.train import rejections
-from imp_ds.train.rejections import Rejections
+from imp_ds.train.recording import rejections
+from imp_ds.train.recording.rejections import Rejections
 
 
 def source(path: str, weight: float = 1.0) -> Source:

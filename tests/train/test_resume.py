@@ -72,7 +72,8 @@ def kill_after_a_checkpoint(corpus: Path, output_dir: Path, logs: Path) -> int:
 
 def without_moments(*command_line: str) -> None:
     """The command, with a fault: a resumed optimizer knows its weights and its count of steps, but not its moments."""
-    from imp_ds.train import checkpoint, master_state
+    from imp_ds.train import checkpoint
+    from imp_ds.train.engine import master_state
 
     checkpoint.Reader.load_optimizer = lambda reader, engine: master_state.prepare(engine, reader.state["adam_steps"])
     with_dropout(*command_line)

@@ -16,8 +16,8 @@ from imp_ds.families.imp.commands.tuning import TRAINABLE, Tuning, tuning_run
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.models.imp.merging import merge
 from imp_ds.objectives import Classification, Likelihood
-from imp_ds.train.engine import parameter_groups
-from imp_ds.train.trainable import freeze_others
+from imp_ds.train.engine.engine import parameter_groups
+from imp_ds.train.engine.trainable import freeze_others
 from tunable import digits_run, export_untrained
 
 ALL = dict(fraction=1.0)
@@ -102,8 +102,8 @@ def learn(model: ImpForPreTraining, batch, rate: float, steps: int = 40) -> list
 
 @pytest.mark.parametrize("method, rate", [("prompt", 1e-2), ("linear", 3e-1), ("full", 2e-3)])
 def test_every_method_learns_and_changes_nothing_else(folder, method, rate):
-    from imp_ds.data.collation import Collator
-    from imp_ds.data.step_batches import StepBatches
+    from imp_ds.data.loading.collation import Collator
+    from imp_ds.data.order.step_batches import StepBatches
     from imp_ds.train.schedule import build_schedule
 
     run = make(folder, method=method, batch_size=40, **ALL)

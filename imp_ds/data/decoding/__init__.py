@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.picture import read_clips
 from imp_ds.data.decoding.sound import read_sounds, read_windows
 from imp_ds.data.decoding.turns import in_turn
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media, RawSample
 from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.tasks import Augmentation, Task, Views

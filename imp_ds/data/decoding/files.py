@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.film import read_film
 from imp_ds.data.decoding.picture import read_clips
 from imp_ds.data.decoding.sound_files import Sound, open_sound
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError

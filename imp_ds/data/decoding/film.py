@@ -16,10 +16,10 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.container import finds_times, opened, tells_times
 from imp_ds.data.decoding.image import check_pixels
 from imp_ds.data.decoding.times import Times, chosen_frames
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.tasks import VisionView

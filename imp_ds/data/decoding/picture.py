@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.animation import is_animated, read_animation
 from imp_ds.data.decoding.film import FILMS, is_film, read_film
 from imp_ds.data.decoding.image import OpenImage, open_image
 from imp_ds.data.decoding.turns import in_turn, opened_in_parts
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.modalities.augmentation import mirror, recolour

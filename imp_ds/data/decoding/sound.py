@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from imp_ds.data.cache import MediaCache
 from imp_ds.data.decoding.sound_files import OpenSound, Sound, open_sound
 from imp_ds.data.decoding.turns import in_turn
+from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from imp_ds.data.index import IndexWriter, kept_index
+from imp_ds.data.files.index import IndexWriter, kept_index
+from imp_ds.data.order.subset import Subset
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted
-from imp_ds.data.subset import Subset
 from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 

@@ -16,7 +16,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from imp_ds.data.recent import Recent
+from imp_ds.data.files.recent import Recent
+from imp_ds.data.files.storage import DEFAULT_ROOT, local_path, place
+from imp_ds.data.files.tar_index import make_indexes
 from imp_ds.data.samples import Media
 from imp_ds.data.sources.classes import class_names
 from imp_ds.data.sources.embedded import embedded
@@ -26,8 +28,6 @@ from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import MAKE, NoSplit, Wanted
 from imp_ds.data.sources.unpacked import mapped_table, row_of
 from imp_ds.data.sources.webdataset import TarReader
-from imp_ds.data.storage import DEFAULT_ROOT, local_path, place
-from imp_ds.data.tar_index import make_indexes
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.tasks import Source

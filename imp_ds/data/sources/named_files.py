@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath, PureWindowsPath
 
+from imp_ds.data.files.storage import Storage, local_path
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.values import shown
-from imp_ds.data.storage import Storage, local_path
 
 _ALLOW = "source.media_root names folders elsewhere that may be read"
 

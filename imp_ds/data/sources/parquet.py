@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imp_ds.data.recent import Recent
+from imp_ds.data.files.recent import Recent
+from imp_ds.data.files.storage import File
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.classes import class_names
 from imp_ds.data.sources.embedded import embedded
@@ -21,7 +22,6 @@ from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.rows import RowReader, check_columns
 from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.unpacked import mapped_table, row_of
-from imp_ds.data.storage import File
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from imp_ds.data.files.storage import File, Storage, below, is_pattern, place
 from imp_ds.data.sources.named_files import NamedFiles
-from imp_ds.data.storage import File, Storage, below, is_pattern, place
 from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 
@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
     """A split of a source that is to be opened.
 
     root: folder or address that `source.path` is relative to.
-    window: rows that are read in turns, any of them at any time (`imp_ds.data.order`).
+    window: rows that are read in turns, any of them at any time (`imp_ds.data.order.order`).
     progress: told (stage, done, total) while indexes are built.
     """
 

@@ -5,7 +5,7 @@ multiply-and-add: forward once and backward twice (gradients of both factors), o
 gradient (raw patches). Attention counts its two L x L products. Experts count the rows that they really compute, so
 capacity_factor and experts_per_token show. What gradient checkpointing computes again is not counted.
 
-Traffic serves the prediction of time (`imp_ds.train.plan_time`), not the FLOPs. What has experts is in `flops_experts`.
+Traffic serves the prediction of time (`imp_ds.planning.time`), not the FLOPs. What has experts is in `flops_experts`.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L tokens, D width, F feed-forward width, E experts, P values of a
 patch, C width of a common space, N samples of all ranks, V words of the vocabulary.

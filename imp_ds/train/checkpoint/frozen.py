@@ -17,7 +17,7 @@ from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.parallel.groups import on_main, rank, world_size
 from imp_ds.train.checkpoint import files
-from imp_ds.train.master_state import whole_parameters
+from imp_ds.train.engine.master_state import whole_parameters
 
 _NAME = 16  # characters of a hash that make the name of a reference
 

@@ -15,9 +15,9 @@ from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.parallel.groups import barrier, rank, world_size
 from imp_ds.parallel.whole_parameters import persistent_buffers, whole_parameters
-from imp_ds.train import master_state
 from imp_ds.train.checkpoint import files
 from imp_ds.train.checkpoint.snapshot import BUFFER, RANDOM
+from imp_ds.train.engine import master_state
 
 # what the state holds, where it does
 _KINDS = {

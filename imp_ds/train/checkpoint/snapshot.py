@@ -8,7 +8,7 @@ import torch
 from imp_ds.parallel.groups import is_main
 from imp_ds.parallel.whole_parameters import persistent_buffers
 from imp_ds.train import random_state
-from imp_ds.train.master_state import WEIGHT, owned_slices
+from imp_ds.train.engine.master_state import WEIGHT, owned_slices
 
 BUFFER = "buffer/"  # begins the key of a buffer
 RANDOM = "random"

@@ -69,7 +69,7 @@ class Writer:
     """Saves the checkpoints of one engine; all ranks make one, and call `save` and `wait` together.
 
     Args:
-        engine: an `imp_ds.train.engine.Engine`; its host memory for snapshots is taken now (see `Snapshot`).
+        engine: an `imp_ds.train.engine.engine.Engine`; its host memory for snapshots is taken now (see `Snapshot`).
         output_dir: the run's folder, on storage that all nodes share.
         keep: the newest so many checkpoints stay.
         milestone_every: those of a multiple of it stay for ever; 0: none.

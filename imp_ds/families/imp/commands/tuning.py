@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imp_ds.config import OptimizerSettings, RunConfig
+from imp_ds.data.order.subset import class_fraction
 from imp_ds.data.samples import Reader
 from imp_ds.data.sources import labels, open_reader
-from imp_ds.data.subset import class_fraction
 from imp_ds.errors import UserError
 from imp_ds.evaluation.split import class_prompts
 from imp_ds.evaluation.zero_shot import ClassPrompts

@@ -54,7 +54,7 @@ def _exported(model: Path, scratch: Path) -> Path:
     """The folder itself, or an export of the run that it is."""
     if (model / FILE_NAME).is_file() and not (model / "config.json").exists():
         # needs DeepSpeed, which an exported model does without
-        from imp_ds.train.export import export
+        from imp_ds.commands.export import export
 
         return export(model, scratch)
     return model

@@ -1,0 +1,107 @@
+"""The command `data check`: what a recipe's sources hold, how fast they are read, and how many workers a plan needs."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from transformers import ProcessorMixin
+
+from imp_ds.commands.check_copies import other_splits, overlaps
+from imp_ds.commands.check_report import CheckReport, SourceReport
+from imp_ds.commands.check_table import show
+from imp_ds.config import RunConfig
+from imp_ds.data.corpus import open_corpus
+from imp_ds.data.inspect.check import look
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.loading.worker_speed import worker_speed
+from imp_ds.data.order.subset import Subset, spread_over
+from imp_ds.data.samples import Reader
+from imp_ds.errors import UserError
+from imp_ds.families import family_of
+from imp_ds.planning.check_plan import NoPlan
+from imp_ds.planning.needed_workers import needs
+from imp_ds.planning.plan import Plan
+from imp_ds.stage_progress import StageProgress
+from imp_ds.train.processor import FOLDER, load_processor
+from imp_ds.written_files import write_result
+
+_WIDTH = 140  # of a table that goes to a file
+
+
+def check(
+    run: RunConfig,
+    plan: Plan | NoPlan,
+    split: str,
+    samples: int | None,
+    processes: int | None,
+    trained: Path | None,
+    output: Path | None,
+) -> bool:
+    """Look at a recipe's corpus and print what was found; whether a run would bear its broken samples.
+
+    Args:
+        plan: what is to be fed.
+        samples: looked at of each source, spread over it; None for all.
+        processes: that look; None: one for each core; 0: this one.
+        trained: folder of a run whose processor is taken; None makes one.
+        output: file for the same as JSON.
+
+    Raises UserError for a source that cannot be opened.
+    """
+    with StageProgress() as progress:
+        report = examine(run, plan, split, samples, processes, trained, progress)
+    show(report, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
+    if output is not None:
+        write_result(output, json.dumps(report.record(), indent=1) + "\n")
+        print(f"wrote {output}: what is in the tables, as JSON", flush=True)
+    return not report.broken()
+
+
+def examine(
+    run: RunConfig,
+    plan: Plan | NoPlan,
+    split: str,
+    samples: int | None,
+    processes: int | None,
+    trained: Path | None,
+    progress: Callable,
+) -> CheckReport:
+    """As `check`, without printing."""
+    cores = len(os.sched_getaffinity(0))
+    processes = cores if processes is None else processes
+    readers = open_corpus(run, split, progress)
+    subsets = {id(reader): _rows(reader, samples) for of_task in readers.values() for reader in of_task}
+    few = {name: [subsets[id(reader)] for reader in of_task] for name, of_task in readers.items()}
+    processor = processor_of(run, few, trained)
+    sources = []
+    for number, subset in subsets.items():
+        tasks = [task for task in run.tasks if any(id(reader) == number for reader in readers[task.name])]
+        found = look(subset, tasks, processor.tokenizer, processes, progress, run.data.decoding)
+        sources.append(SourceReport(subset, [task.name for task in tasks], found))
+    speeds, views = [], [(task, view) for task in run.tasks for view in range(len(task.all_views))]
+    for task, view in views:
+        settings = dict(seed=run.data.seed, window=run.data.window)
+        speeds.append(worker_speed(task, readers[task.name], Collator(processor), view, **settings))
+        progress("timing a worker", len(speeds), len(views))
+    own_tokens = (
+        trained is not None or run.data.tokenizer is not None or all(len(s.rows) == len(s.reader) for s in subsets.values())
+    )
+    others = other_splits(run, split, samples, processes, progress)
+    common = overlaps([(source.subset, source.found) for source in sources] + others)
+    return CheckReport(run, split, sources, needs(plan, speeds), plan, cores, own_tokens, common)
+
+
+def processor_of(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ProcessorMixin:
+    """The processor of a trained run, or one made of these readers. Raises UserError for a folder that has none."""
+    if trained is None:
+        return family_of(run).processor(run, readers)
+    if not (trained / FOLDER / "processor_config.json").is_file():
+        raise UserError("the run has no processor", got=trained, allowed=f"an output folder of train, with {FOLDER}/ in it")
+    return load_processor(run, trained)
+
+
+def _rows(reader: Reader, samples: int | None) -> Subset:
+    return spread_over(reader, len(reader) if samples is None else samples)

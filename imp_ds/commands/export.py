@@ -1,0 +1,62 @@
+"""`imp_ds export RUN OUT`: a folder that from_pretrained loads, out of a run's checkpoint, in one process."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging as transformers_logging
+
+from imp_ds.config import RunConfig
+from imp_ds.evaluation.picture import PICTURE
+from imp_ds.families import family_of
+from imp_ds.train.recording.final_results import read_results
+from imp_ds.train.run_folder import RESULTS
+from imp_ds.train.staged_folder import staged_folder
+from imp_ds.train.trained_run import open_run
+
+
+def export(
+    run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[str] | None = None,
+    report: Callable[[str, int, int], None] | None = None,
+) -> Path:  # fmt: skip
+    """Write model, processor, run configuration, scores and model card of a run's checkpoint to the folder `out`.
+
+    Args:
+        run_dir: a run's output folder.
+        out: a new or empty folder; written beside itself first, so it is whole or not there.
+        step: the checkpoint of that step; None takes the newest whole one.
+        merge_tasks: write the dense model of these tasks' conditions (`ModelFamily.merge`; []: of all tasks); None: the
+            model as it is.
+        report: called with (stage, done, of how many) while the weights are read.
+
+    Raises UserError when there is no such run or checkpoint, it is damaged or cannot be merged, or `out` cannot be written.
+    """
+    run_dir, out = Path(run_dir), Path(out)
+    with staged_folder(out, "export") as staging:
+        trained = open_run(run_dir, step)
+        model = trained.load_model(report).eval()
+        if merge_tasks is not None:
+            model = family_of(trained.run).merge(model, merge_tasks or None)
+        _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor)
+    return out
+
+
+def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, pieces: ProcessorMixin) -> None:
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    pieces.save_pretrained(folder)
+    run.save(folder)
+    results, final = [], run_dir / RESULTS
+    # the scores are those of the last step: they say nothing of an earlier checkpoint
+    if final.is_file() and state["step"] == run.train.steps:
+        results = read_results(run_dir)
+        if (run_dir / PICTURE).is_file():
+            shutil.copy(run_dir / PICTURE, folder / PICTURE)
+    parameters = sum(p.numel() for p in model.parameters())
+    family_of(run).write_card(
+        folder, run, model.config, results, state["versions"], steps=state["step"], world_size=state["world_size"],
+        parameters=parameters, seconds=state["seconds"],
+    )  # fmt: skip
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone

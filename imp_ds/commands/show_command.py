@@ -1,0 +1,137 @@
+"""The command `data show`: one page of what the model is fed, rebuilt from batches as the loader makes them."""
+
+import base64
+import html
+import io
+import wave
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imp_ds.commands.check_command import processor_of
+from imp_ds.config import RunConfig
+from imp_ds.data.corpus import open_corpus
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.order.subset import spread_over
+from imp_ds.data.samples import Reader
+from imp_ds.errors import UserError
+from imp_ds.printable import printable
+from imp_ds.stage_progress import StageProgress
+from imp_ds.tasks import Batch, Task, Views
+from imp_ds.train.recording.first_samples import first_turns
+from imp_ds.train.recording.samples import batch_pictures
+from imp_ds.train.schedule import build_schedule
+from imp_ds.written_files import write_result
+
+_ROWS = 2000  # of each source, from which a tokenizer and the mean of the spectrograms are made where there is no run
+_MASK = "▒"  # a hidden word
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
+body { color: #222; background: #fafafa }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .2rem } p { margin: .1rem 0 .8rem; color: #555 }
+.row { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0; background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: .6rem }
+figure { max-width: 100%; box-sizing: border-box }
+img { display: block; image-rendering: pixelated; max-width: 100% } img + img, audio { margin-top: .4rem }
+audio { display: block; width: 15rem; max-width: 100%; height: 2rem }
+figcaption { margin-top: .4rem; max-width: 34rem; overflow-wrap: anywhere } figcaption small { color: #777; display: block }
+"""
+
+
+def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Path) -> str:
+    """Write the page to `out`; returns a line that says so.
+
+    Args:
+        samples: of each task and view.
+        trained: folder of a run whose processor is taken; None makes one from a part of the corpus.
+
+    Raises UserError for a corpus that cannot be read, and a file that cannot be written.
+    """
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError("the page cannot be written there", got=out, allowed="a file in a folder that exists")
+    with StageProgress() as progress:
+        readers = open_corpus(run, split, progress)
+    few = {name: [spread_over(reader, _ROWS) for reader in of_task] for name, of_task in readers.items()}
+    processor = processor_of(run, few, trained)
+    schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
+    shape = dict(seed=run.data.seed, window=run.data.window, cache_mb=0, decoding=run.data.decoding)
+    batches = StepBatches(run.tasks, schedule, readers, Collator(processor), **shape)
+    sections = []
+    for name, step in first_turns(batches).items():
+        task = run.task(name)
+        for view in range(len(task.all_views)):
+            sections.append(_section(batches, processor, task, view, step, samples))
+    title = _safe(f"{run.name}: what the model is fed ({split})")
+    page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}"
+    write_result(out, page)
+    return f"wrote {out}: {len(sections)} views of {len(run.tasks)} tasks"
+
+
+def _safe(text: str) -> str:
+    """For the page."""
+    return html.escape(printable(text))
+
+
+def _section(batches: StepBatches, processor, task: Task, view: int, step: int, samples: int) -> str:
+    batch = batches.first_of(step, samples, view)
+    if isinstance(batch, UserError):
+        raise batch
+    views = task.all_views[view]
+    count = len(batch.report.keys)
+    sounds = [None] * count
+    if views.audio is not None:
+        sounds = [one.sample["audio"] for one in batches.usable(task, views).at(batches.spots(step)[:samples])]
+    readers = batches.readers[task.name]
+    cards = [_card(batch, place, views, processor, readers, sounds[place]) for place in range(count)]
+    number = f", view {view}" if len(task.all_views) > 1 else ""
+    facts = [f"{modality}: {_described(modality, views, batch)}" for modality in views.names()]
+    if batch.report.rejected:
+        facts.append(f"left out on the way: {len(batch.report.rejected)}")
+    return f"<h2>{_safe(task.name)}{number}</h2><p>{_safe('; '.join(facts))}</p><div class=row>{''.join(cards)}</div>"
+
+
+def _described(modality: str, views: Views, batch: Batch) -> str:
+    """The view, the tokens that it gives, and the share of them that is padding."""
+    tokens = next(iter(batch.inputs[modality].values())).shape[1]
+    changed = ", ".join(f"{name} {value}" for name, value in getattr(views, modality).model_dump(exclude_defaults=True).items())
+    return f"{changed or 'as by default'} ({tokens} tokens, {batch.report.padding[modality]:.0%} padding)"
+
+
+def _card(batch: Batch, place: int, views: Views, processor, readers: list[Reader], sound) -> str:
+    one = batch.map(lambda x: x[place : place + 1])
+    parts = [_picture(picture) for picture in batch_pictures(one, views, processor, 1).values()]
+    if sound is not None:
+        parts.append(_sound(*sound))
+    lines = [_caption(one, processor.tokenizer)] if "text" in one.inputs else []
+    if "label" in one.targets and one.targets["label"].dim() == 1:
+        label, names = int(one.targets["label"]), readers[0].class_names
+        lines.append(f"class {label}" + (f": {_safe(names[label])}" if names and label < len(names) else ""))
+    lines.append(f"<small>{_safe(batch.report.keys[place])}</small>")
+    return f"<figure>{''.join(parts)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
+
+
+def _caption(one: Batch, tokenizer) -> str:
+    """What the tokens say; under hidden words, what they were."""
+    ids_L = one.inputs["text"]["input_ids"][0][one.inputs["text"]["attention_mask"][0] > 0]
+    said = _safe(tokenizer.decode(ids_L.tolist(), skip_special_tokens="words" not in one.targets))
+    if "words" not in one.targets:
+        return said
+    said = said.replace(_safe(tokenizer.mask_token or _MASK), f"<b>{_MASK}</b>")
+    hidden_L = one.targets["words"][0]
+    return f"{said}<br>hidden: <b>{_safe(tokenizer.decode(hidden_L[hidden_L >= 0].tolist()))}</b>"
+
+
+def _picture(picture_HW3: np.ndarray) -> str:
+    out = io.BytesIO()
+    Image.fromarray(picture_HW3).save(out, "PNG")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+
+
+def _sound(samples_N: np.ndarray, rate: int) -> str:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes((np.clip(samples_N, -1, 1) * 32767).astype("<i2").tobytes())
+    return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'

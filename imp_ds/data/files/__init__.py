@@ -1,0 +1,1 @@
+"""Files, local or remote: caches, indexes, encodings."""

@@ -1,0 +1,1 @@
+"""Batches made in time: workers, slots, collation."""

@@ -1,0 +1,1 @@
+"""Which samples come when: a pure function of seed, step and rank."""

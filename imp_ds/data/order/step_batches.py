@@ -1,0 +1,106 @@
+"""The batch of a step: a pure function of (seed, step, rank), computed from nothing that was loaded before.
+
+A run that is resumed, has more ranks or other workers sees the same samples. A batch may span two epochs; nothing is left over
+unless a task asks for it (`Task.drop_last`).
+"""
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from imp_ds.data.decoding import Wanted
+from imp_ds.data.files.cache import MediaCache
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.order import SourceOrder, Spot, TaskOrder
+from imp_ds.data.order.usable_samples import UsableSamples
+from imp_ds.data.samples import Reader
+from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.errors import UserError
+from imp_ds.randomness import sample_keys
+from imp_ds.tasks import Batch, Task, Views
+
+
+class StepBatches:
+    """step -> Batch, for one rank. A failure that the user is to read comes back as a value: raised in a worker, it
+    would reach the main process wrapped in the worker's traceback.
+
+    Args:
+        tasks: the tasks; batch sizes are over all ranks.
+        schedule: `at(step)` gives (task name, visit).
+        readers: task name -> the readers of its sources.
+        collator: makes the batches.
+        seed: of the order, the views, what training draws, and the samples' keys.
+        rank, world: this rank's share of every batch.
+        first_key: what the samples' numbers begin with in their keys; ranks with batches of their own have numbers of their own.
+        window: samples that are shuffled among each other.
+        cache_mb: decoded media that each process keeps, in MiB.
+        decoding: how large what is decoded may be, and the like.
+
+    Raises UserError for a batch size that the ranks cannot share, and a source smaller than a batch that must be full.
+    """
+
+    def __init__(self, tasks: list[Task], schedule, readers: dict[str, list[Reader]], collator: Collator, *, seed: int,
+                 rank: int = 0, world: int = 1, first_key: int = 0, window: int = 65536, cache_mb: float = 256.0,
+                 decoding: DecodingSettings = DEFAULTS):  # fmt: skip
+        self.tasks = {task.name: task for task in tasks}
+        self.schedule, self.readers, self.collator = schedule, readers, collator
+        self.seed, self.rank, self.world, self.first_key, self.decoding = seed, rank, world, first_key, decoding
+        self._cache = MediaCache(cache_mb)
+        self.orders = {task.name: _order(task, readers[task.name], seed, window) for task in tasks}
+        for task in tasks:
+            if task.batch_size % world:
+                raise UserError(f"task {task.name}: the batch cannot be shared by {world} ranks", got=task.batch_size,
+                                allowed=f"a multiple of {world}")  # fmt: skip
+
+    def spots(self, step: int) -> list[Spot]:
+        """Where each sample of this rank at a step is, before any is found to be unusable."""
+        name, visit = self.schedule.at(step)
+        task = self.tasks[name]
+        local = task.batch_size // self.world
+        first = visit * task.batch_size + self.rank * local
+        return self.orders[name].at(range(first, first + local))
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        return self.first_of(step)
+
+    def first_of(
+        self, step: int, most: int | None = None, view: int | None = None, empty: Callable = np.empty
+    ) -> Batch | UserError:
+        """The batch of a step, or as much of it as its first `most` samples, in its own view or in the one of that number.
+        `empty` makes its large arrays, as `numpy.empty` does."""
+        name, visit = self.schedule.at(step)
+        task = self.tasks[name]
+        view = task.draw_view(self.seed, visit) if view is None else view
+        views = task.all_views[view]
+        usable = self.usable(task, views)
+        try:
+            samples, rngs, keys = zip(*usable.at(self.spots(step)[:most]))
+            batch = self.collator(
+                name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.needs.mask_rate,
+                marked=task.needs.mask_at_answer, says_captions=task.needs.target_ids, empty=empty,
+            )  # fmt: skip
+        except UserError as error:
+            return error
+        first = self.first_key + self.rank * (task.batch_size // self.world)
+        batch.key_B = sample_keys(self.seed, step, first, len(samples))
+        batch.report = batch.report._replace(view=view, keys=keys, rejected=tuple(usable.rejected))
+        return batch
+
+    def usable(self, task: Task, views: Views) -> UsableSamples:
+        """The samples of a task, as these views see them."""
+        wanted = Wanted.of(task, self.decoding, self.collator.has_tokens)
+        return UsableSamples(task, views, self.readers[task.name], self.seed, self._cache, wanted)
+
+
+def _order(task: Task, readers: list[Reader], seed: int, window: int) -> TaskOrder:
+    stream = [seed, zlib.crc32(task.name.encode())]
+    multiple = task.batch_size if task.drop_last else 1
+    for reader in readers:
+        if len(reader) < multiple:
+            raise UserError(
+                f"task {task.name}: {reader.name} has less than one batch", got=f"{len(reader)} samples, drop_last = true",
+                allowed=f"at least batch_size = {task.batch_size}", fix=f"--set tasks.{task.name}.drop_last=false",
+            )  # fmt: skip
+    orders = [SourceOrder(reader.shard_rows, [*stream, number], window, multiple) for number, reader in enumerate(readers)]
+    return TaskOrder(orders, [source.weight for source in task.sources], stream)

@@ -1,0 +1,118 @@
+"""The samples that stand at given places, or others where those cannot be used.
+
+A sample that cannot be used is left out on its rank alone: another row of its source, drawn from the sample's own random
+stream, takes its place, so that neither the other samples nor the other ranks notice.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from imp_ds.data.decoding import Wanted, decode_all
+from imp_ds.data.files.cache import MediaCache
+from imp_ds.data.order.order import Spot
+from imp_ds.data.order.sample_stream import sample_stream
+from imp_ds.data.samples import BadSample, Media, RawSample, Reader
+from imp_ds.errors import UserError
+from imp_ds.tasks import Rejection, Task, Views
+
+# What a random generator is for: the first word of its seed, so that no two uses share a stream (`order.py` has others).
+_SAMPLE, _SUBSTITUTE = 2, 6
+# samples of which one kind of work is done after another (`imp_ds.data.decoding.turns`); bytes of media that their rows hold
+_TOGETHER, _HELD = 64, 1 << 24
+_ATTEMPTS = 100  # rows that are tried for one sample; at a tenth of them broken, 1e-100 of all samples need more
+
+
+class Usable(NamedTuple):
+    """A decoded sample; the generator that goes on with what is random about it; its key."""
+
+    sample: dict
+    rng: np.random.Generator
+    key: str
+
+
+class _Tried(NamedTuple):
+    """A row that may be the sample of a spot, not decoded yet: its key, what the reader gives of it, the spot's generator."""
+
+    spot: Spot
+    key: str
+    raw: RawSample | BadSample
+    rng: np.random.Generator
+
+    @property
+    def held(self) -> int:
+        """Bytes of media in memory."""
+        held = 0
+        if not isinstance(self.raw, BadSample):
+            for value in self.raw.values():
+                if isinstance(value, Media) and value.data is not None:
+                    held += len(value.data)
+        return held
+
+
+class UsableSamples:
+    """Finds samples of a task.
+
+    Args:
+        views: what is seen of them.
+        readers: of the task's sources.
+        seed: of what training draws.
+        cache: decoded media that are kept.
+        wanted: what a sample must have.
+
+    `rejected`: those that could not be used.
+    """
+
+    def __init__(self, task: Task, views: Views, readers: list[Reader], seed: int, cache: MediaCache, wanted: Wanted):
+        self.task, self.views, self.readers, self.cache, self.wanted = task, views, readers, cache, wanted
+        self.rejected: list[Rejection] = []
+        self._stream = seed, zlib.crc32(task.name.encode())
+
+    def at(self, spots: Sequence[Spot]) -> list[Usable]:
+        """A sample for each spot: its own, or the first usable one of those that may take its place. Raises UserError where a
+        hundred one after another cannot be used."""
+        found, tried, held = [], [], 0
+        for end, spot in enumerate(spots, start=1):
+            tried.append(self._look_up(spot, spot.row, 0))
+            held += tried[-1].held
+            if end == len(spots) or len(tried) == _TOGETHER or held > _HELD:
+                found += self._usable(tried)
+                tried, held = [], 0
+        return found
+
+    def _look_up(self, spot: Spot, row: int, attempt: int) -> _Tried:
+        reader, rng = self.readers[spot.source], sample_stream(_SAMPLE, *self._stream, *spot, attempt)
+        try:
+            return _Tried(spot, reader.key(row), reader.read(row), rng)
+        except BadSample as bad:
+            return _Tried(spot, reader.key(row), bad.told(), rng)
+
+    def _usable(self, tried: list[_Tried]) -> list[Usable]:
+        decoded = zip(tried, self._decoded(tried))
+        return [
+            self._substitute(first, sample) if isinstance(sample, BadSample) else Usable(sample, first.rng, first.key)
+            for first, sample in decoded
+        ]
+
+    def _decoded(self, tried: list[_Tried]) -> list[dict | BadSample]:
+        raws, rngs = [one.raw for one in tried], [one.rng for one in tried]
+        return decode_all(raws, self.views, rngs, self.cache, augment=self.task.augment, wanted=self.wanted)
+
+    def _substitute(self, tried: _Tried, bad: BadSample) -> Usable:
+        """What takes the place of a sample whose own row is bad."""
+        reader = self.readers[tried.spot.source]
+        for attempt in range(_ATTEMPTS):
+            self.rejected.append(Rejection(reader.name, tried.key, bad.reason, bad.detail))
+            row = int(sample_stream(_SUBSTITUTE, *self._stream, *tried.spot, attempt).integers(len(reader)))
+            tried = self._look_up(tried.spot, row, attempt + 1)
+            (sample,) = self._decoded([tried])
+            if not isinstance(sample, BadSample):
+                return Usable(sample, tried.rng, tried.key)
+            bad = sample
+        raise UserError(
+            f"task {self.task.name}: {_ATTEMPTS} samples one after another cannot be used",
+            got=f"{reader.name}: {tried.key}: {bad.reason}",
+            fix="imp_ds data check RECIPE tells what is wrong with a source",
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""One optimizer step: everything that knows DeepSpeed."""
