@@ -134,4 +134,4 @@ def test_another_processor_than_the_checkpoint_knows_is_refused(content, copy):
 
 def test_a_processor_that_is_damaged_before_the_first_checkpoint_is_one_message(copy):
     with pytest.raises(UserError, match="the processor of the run cannot be loaded"):
-        load_processor(copy)
+        load_processor(get_recipe("digits"), copy)
