@@ -108,3 +108,17 @@ def test_each_router_is_one_file_and_its_line():
         assert {name for name in named if not name.startswith(("moe/", "recipes/"))} == set(), kind
         classes = {path.relative_to(PACKAGE).parts[0] for path, text in source.items() if router.__name__ in text}
         assert classes == {"moe"}
+
+
+def test_no_module_outside_of_the_rooms_of_models_names_a_model():
+    """models/, families/ and objectives/ alone import the classes of a model; the package's own table of names imports nothing."""
+    named = {}
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0]
+        if room in ("models", "families", "objectives"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named |= {str(path): module for module in modules if module.startswith("imp_ds.models")}
+    assert named == {}

@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 
 from imp_ds.commands.export import export
-from imp_ds.comparison.jobs import Job
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.exported_model import load_model
+from imp_ds.families.imp.comparison.jobs import Job
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
 from imp_ds.tasks import Batch

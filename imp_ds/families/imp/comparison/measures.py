@@ -4,9 +4,9 @@ import math
 import statistics
 from typing import NamedTuple
 
-from imp_ds.comparison.across import speech_to_images
-from imp_ds.comparison.jobs import AGAIN, INTERFERENCE, Job
 from imp_ds.errors import UserError
+from imp_ds.families.imp.comparison.across import speech_to_images
+from imp_ds.families.imp.comparison.jobs import AGAIN, INTERFERENCE, Job
 from imp_ds.families.imp.cost import count_parameters, parameter_sizes
 from imp_ds.json_files import read_json
 from imp_ds.train.run_folder import RESULTS
@@ -69,7 +69,7 @@ class Spread(NamedTuple):
 def job_values(job: Job, times: dict, conditional_layers: list[int]) -> dict[str, float]:
     """All numbers of a finished job by flat names.
 
-    times: of its router, as `imp_ds.comparison.timing` gives them. conditional_layers: those that have experts in sparse models.
+    times: of its router, as `timing.py` gives them. conditional_layers: those that have experts in sparse models.
     """
     trained = open_run(job.folder)
     config = trained.run.model.to_config(len(trained.processor.tokenizer), trained.run.tasks, trained.processor.tokenizer)
