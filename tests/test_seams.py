@@ -111,7 +111,7 @@ def test_each_router_is_one_file_and_its_line():
 
 
 def test_no_module_outside_of_the_rooms_of_models_names_a_model():
-    """models/, families/ and objectives/ alone import the classes of a model; the package's own table of names imports nothing."""
+    """models/, families/ and objectives/ alone import the classes of a model; the table of names imports nothing."""
     named = {}
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).parts[0]
