@@ -158,9 +158,9 @@ def test_workers_end_when_whoever_takes_is_killed(tmp_path):
     """None of them waits for ever, though each holds the pipes of those that were started before it."""
     script = tmp_path / "killed.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(worker_pool.__file__).parents[2])!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(worker_pool.__file__).parents[3])!r})\n"
         "import os, signal\n"
-        "from imp_ds.data import worker_pool\n"
+        "from imp_ds.data.loading import worker_pool\n"
         "worker_pool._LOOK_S = 0.2\n"
         "pool = worker_pool.WorkerPool(lambda part: part, range(100), workers=3, ahead=1)\n"
         "pool.take(20)\n"
