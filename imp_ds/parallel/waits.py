@@ -5,7 +5,8 @@ from types import FrameType
 
 def waits_for(frame: FrameType | None) -> str | None:
     """What the thread of this innermost frame waits for, in words; None where nothing known stands there."""
-    while frame is not None:
+    # a frame that ends while it is looked at from another thread may be gone, and its place hold anything else
+    while isinstance(frame, FrameType):
         module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
         if module == "torch.utils.file_baton" and function == "wait":
             path = getattr(frame.f_locals.get("self"), "lock_file_path", "of torch's extensions")
