@@ -48,11 +48,11 @@ def _check_experts(run: RunConfig, world_size: int, experts: int) -> None:
 
 
 def _check_batches(run: RunConfig, world_size: int) -> None:
-    """Every rank takes equally many samples, in equal pieces."""
+    """Every rank takes equally many samples, in equal micro-batches."""
     for task in run.tasks:
-        share = world_size * task.pieces
+        share = world_size * task.micro_batches
         if task.batch_size % share:
-            parts = f"{world_size} ranks" + (f" in {task.pieces} pieces each" if task.pieces > 1 else "")
+            parts = f"{world_size} ranks" + (f" in {task.micro_batches} micro-batches each" if task.micro_batches > 1 else "")
             raise UserError(
                 f"task {task.name}: the batch cannot be shared out equally", got=f"batch_size {task.batch_size} over {parts}",
                 allowed=f"multiples of {share}", fix=f"--set tasks.{task.name}.batch_size={-(-task.batch_size // share) * share}",

@@ -2,8 +2,8 @@
 
 Each sample of a global batch has a key. What is random about the sample inside the model (dropout, the noise of a router) is a
 function of that key, the site in the model and the element, so that it depends neither on the number of ranks, nor on
-pieces, checkpointing or resuming, and there is no state to save. What is random about a whole step (the noise of a gate that asks
-for nothing but the task) is a function of the step's key in the same way, which every sample's key knows.
+micro-batches, checkpointing or resuming, and there is no state to save. What is random about a whole step (the noise of a gate
+that asks for nothing but the task) is a function of the step's key in the same way, which every sample's key knows.
 
 A key is the state of SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators", figure 17),
 whose outputs can be computed in any order: element i of what is drawn from a key is the output i steps after it, and the keys
@@ -48,7 +48,7 @@ def further_keys(key_B: torch.Tensor, number: int, first: int, count: int) -> to
 
 def step_key(key_B: torch.Tensor) -> torch.Tensor:
     """The key of the step that samples belong to: int64 [1]. It is the same for each of them, on whichever rank, in whichever
-    piece."""
+    micro-batch."""
     return key_B[:1] >> _SAMPLE
 
 

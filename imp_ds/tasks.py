@@ -156,7 +156,9 @@ class Task(Record):
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
     gradient_norm: float = Field(1.0, gt=0, description="with optimizer.task_normalisation: norm that its gradients are given")
     batch_size: int = Field(ge=1, description="samples of one optimizer step, over all ranks")
-    pieces: int = Field(1, ge=1, description="parts of a rank's batch that are in memory one at a time; the gradient is the same")
+    micro_batches: int = Field(
+        1, ge=1, description="micro-batches of a rank's batch, one in memory at a time (gradient accumulation); same gradient"
+    )
     drop_last: bool = Field(False, description="leave out what does not fill a batch at the end of an epoch")
 
     @property

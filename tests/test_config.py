@@ -188,7 +188,8 @@ def test_token_counts_by_hand(run):
         (["tasks.film_text.views.vision.height=36"], 2, ZERO2,
          ["task film_text", "36", "change tasks.film_text.views.vision.height, or model.vision_patch"]),
         (["model.group_examples=32"], 2, ZERO2, ["groups of 16 among 16", "of 32 among all 32", "group_examples=16"]),
-        (["tasks.0.batch_size=36", "tasks.0.pieces=8"], 2, ZERO2, ["36 over 2 ranks in 8 pieces", "of 16", "batch_size=48"]),
+        (["tasks.0.batch_size=36", "tasks.0.micro_batches=8"], 2, ZERO2,
+         ["36 over 2 ranks in 8 micro-batches", "of 16", "batch_size=48"]),
         ([], 2, {"zero_optimization": {"stage": 0}}, ["ZeRO 0 with experts", "clip = 1.0", "optimizer.clip=0"]),
         ([], 2, {}, ["ZeRO 0 with experts"]),  # no section is stage 0
         ([], 2, {**ZERO2, "fp16": {"enabled": True}}, ["float16", "bf16"]),

@@ -71,7 +71,7 @@ def test_memory_of_the_zero_stages():
     assert totals == [900 * 20, 900 * 24, 900 * 24, 900 * 28]
 
 
-def test_activations_fall_with_ranks_pieces_and_checkpointing():
+def test_activations_fall_with_ranks_micro_batches_and_checkpointing():
     run = get_recipe("imp_b")
     config, task, audio = run.model.to_config(32100, run.tasks), run.task("image_class"), run.data.audio
     whole = activation_bytes(task, config, audio, 8, 2, False)
@@ -79,7 +79,7 @@ def test_activations_fall_with_ranks_pieces_and_checkpointing():
     # hidden ones (no QK-norm), and a width and a hidden one twice on the way back
     assert whole == 8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
     assert activation_bytes(task, config, audio, 16, 2, False) == whole / 2
-    assert activation_bytes(task.model_copy(update={"pieces": 4}), config, audio, 8, 2, False) == whole / 4
+    assert activation_bytes(task.model_copy(update={"micro_batches": 4}), config, audio, 8, 2, False) == whole / 4
     # every layer keeps its input alone, and one of them all
     assert activation_bytes(task, config, audio, 8, 2, True) == (
         8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * 768 + (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
@@ -90,12 +90,12 @@ def test_the_scores_of_all_words_take_memory():
     run = get_recipe("imp_b")
     words = Task(
         name="words", source=Source(path="texts", text="t"), views=Views(text=TextView(length=16)),
-        objectives=[MaskedLanguage(rate=0.3)], batch_size=64, pieces=2,
+        objectives=[MaskedLanguage(rate=0.3)], batch_size=64, micro_batches=2,
     )  # fmt: skip
     config = run.model.to_config(32100, [words])
     nothing = words.model_copy(update={"objectives": [Classification(modality="text", num_classes=2)]})
     with_scores, without = (activation_bytes(task, config, run.data.audio, 8, 2, False) for task in (words, nothing))
-    # 4 texts of a piece, ceil(2 * 0.3 * 16) = 10 tokens of each, three times 32,100 scores in float32
+    # 4 texts of a micro-batch, ceil(2 * 0.3 * 16) = 10 tokens of each, three times 32,100 scores in float32
     assert with_scores - without == 3 * 4 * 10 * 32100 * 4
 
 

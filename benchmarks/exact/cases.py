@@ -35,7 +35,7 @@ FROZEN = {  # what is still trained
     "all but experts frozen": ["*.experts.*"],
     "frozen beside experts": ["*.experts.w1", "*norm*", "imp.post_encoder.*", "objectives.*.head.*"],
 }  # fmt: skip
-VARIANTS = ("pieces 2", "pieces 4", "checkpointing", "compile", "dropout and noise", *FROZEN, AGAINST_FLOAT32)
+VARIANTS = ("micro-batches 2", "micro-batches 4", "checkpointing", "compile", "dropout and noise", *FROZEN, AGAINST_FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Case:
     steps: int = STEPS
 
     @property
-    def pieces(self) -> int:
-        return int(self.variant.split()[1]) if self.variant.startswith("pieces") else 1
+    def micro_batches(self) -> int:
+        return int(self.variant.split()[1]) if self.variant.startswith("micro-batches") else 1
 
     @property
     def random(self) -> bool:
@@ -115,7 +115,7 @@ def make_run(case: Case) -> RunConfig:
     model = dict(group_examples=2, **ROUTERS[case.router], **(RANDOM if case.random else {}))
     run = small_run(ep_size=case.ep_size, clip=case.clip, **model)
     for task in run.tasks:
-        task.batch_size, task.pieces = BATCH, case.pieces
+        task.batch_size, task.micro_batches = BATCH, case.micro_batches
     run.train.trainable = FROZEN.get(case.variant)
     return run
 

@@ -123,8 +123,8 @@ def _router(router: str, results: list[Result]) -> list[str]:
 def _variants(results: list[Result]) -> list[str]:
     lines = [
         "## What must change nothing", "",
-        "Float32; the largest difference among the runs of a row. *Pieces*: the batch is in "
-        "memory one piece at a time; its reference is the undivided one. *Dropout and noise*: of the routers, drawn from the "
+        "Float32; the largest difference among the runs of a row. *Micro-batches*: one of them is in "
+        "memory at a time; the reference is the undivided one. *Dropout and noise*: of the routers, drawn from the "
         "samples' keys, in both runs. *Frozen*: not trained, in both runs, and as it was bit for bit; *beside experts*: "
         "half of each expert is trained. *Against float32*: bfloat16, with the bound of bfloat16 for losses alone. "
         "DropToken belongs to the loader and is held to one process by "

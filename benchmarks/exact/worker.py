@@ -75,7 +75,7 @@ def _prepare(case: Case, chosen: list[torch.Tensor], model: ImpForPreTraining) -
 
 def train_step(engine: Engine, step: int, case: Case) -> tuple[float, float]:
     """Loss of the global batch, and the norm of its gradient before clipping."""
-    loss, _, _ = engine.forward(share(make_batch(step, case)), case.pieces)
+    loss, _, _ = engine.forward(share(make_batch(step, case)), case.micro_batches)
     norm, accepted = engine.update(RATE)
     assert accepted
     mean = loss.detach().double()

@@ -3,7 +3,7 @@
 The loss is the mean over a text's hidden tokens, then over the texts. In BERT and Uni-Perceiver every text is full, so all have
 equally many hidden tokens and this is their mean over all of them; where lengths differ, each text counts the same, as it does
 in the other objectives. The mean over a rank's texts is so its share of the global mean without any exchange, and that over
-the texts of a piece is the piece's share of the batch.
+the texts of a micro-batch is the micro-batch's share of the batch.
 
 Shapes: B texts of this rank, L tokens of a text, K tokens of a text that are computed, N = B * K, D width, V words of the
 vocabulary.

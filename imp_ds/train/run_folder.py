@@ -32,7 +32,7 @@ _FREE = {
     "train.gradient_checkpointing", "train.compile", "train.spike_deviations", "train.max_bad_steps", "train.max_rollbacks",
     "train.hang_timeout_s", "train.start_timeout_s",
     "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints",
-    "train.milestone_every", "train.interference_every", "train.interference_samples", "evaluations", "tasks.*.pieces",
+    "train.milestone_every", "train.interference_every", "train.interference_samples", "evaluations", "tasks.*.micro_batches",
 }  # fmt: skip
 # what may differ too if it is asked for: training goes on otherwise from there, but the weights and moments still fit
 _ON_REQUEST = {

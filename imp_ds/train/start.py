@@ -165,7 +165,7 @@ def compile_model(run: RunConfig, engine: Engine, batches: StepBatches, watchdog
             yield tile(batch, run.task(batch.task).batch_size // world_size()).to(engine.device)
 
     blocks = CompiledBlocks(engine.model, shapes=3 * len(shapes))
-    blocks.warm(engine, tiled(), {name: run.task(name).pieces for name in turns}, len(shapes))
+    blocks.warm(engine, tiled(), {name: run.task(name).micro_batches for name in turns}, len(shapes))
     return blocks
 
 

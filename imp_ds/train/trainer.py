@@ -221,7 +221,7 @@ class Trainer:
         start = time.perf_counter()
         rate, batch, wait = self.run.learning_rate(self.step), self._batch, self._wait
         mixture = self.schedule.mixture(self.step)
-        loss, metrics, reports = self.engine.forward(batch, self.run.task(batch.task).pieces)
+        loss, metrics, reports = self.engine.forward(batch, self.run.task(batch.task).micro_batches)
         # while the device is busy, fetch the next batch, so that one exchange settles whether every rank will have a next
         # step to take part in and whether anyone was told to stop, and gives the means that are judged and recorded
         problem = self._fetch()

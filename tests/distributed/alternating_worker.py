@@ -63,12 +63,12 @@ def is_kernel(name: str, parameter: torch.Tensor) -> bool:
 
 
 def compare(
-    run, ds, expected: list[dict], device, make: Callable[[int], Batch] = make_batch, pieces: int = 1, prepare_model=None
+    run, ds, expected: list[dict], device, make: Callable[[int], Batch] = make_batch, micro_batches: int = 1, prepare_model=None
 ) -> list[dict]:
     engine = make_engine(run, ds, device, prepare_model=prepare_model)
     before, found = full_parameters(engine), []
     for step in range(STEPS):
-        loss, norm = step_engine(engine, make(step), rate(step), pieces)
+        loss, norm = step_engine(engine, make(step), rate(step), micro_batches)
         now = full_parameters(engine)
         changes = {n: now[n] - before[n] for n in now}
         wanted = {n: expected[step + 1]["parameters"][n] - expected[step]["parameters"][n] for n in now}

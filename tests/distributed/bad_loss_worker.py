@@ -39,8 +39,8 @@ def _record_steps(file: Path) -> None:
     forward, one_step = Engine.forward, Trainer._one_step
     losses = []
 
-    def keep_loss(engine, batch, pieces):
-        result = forward(engine, batch, pieces)
+    def keep_loss(engine, batch, micro_batches):
+        result = forward(engine, batch, micro_batches)
         losses.append(result[0].detach())
         return result
 

@@ -29,7 +29,7 @@ GATES = {
     "attribute": dict(gate="attribute", conditional_maps=["qkv", "out", "up", "down"]),
     "token": dict(router="top_k", drop_tokens=False),
 }
-# gate, file, ep_size, pieces, checkpointing
+# gate, file, ep_size, micro-batches, checkpointing
 CASES = [("attribute", "zero2", 1, 1, False), ("attribute", "zero3", 2, 2, False), ("token", "zero2", 2, 2, True)]
 ROWS = [3, 0, 12, 7, 9, 1, 14]  # a number that two ranks cannot share in equal parts
 
@@ -75,11 +75,11 @@ def compare_all(out: str) -> None:
     expected, alone = {gate: reference(caption_run(gate), caption_batch) for gate in GATES}, measured()
     device = start_process_group(60)
     results = {}
-    for gate, name, ep_size, pieces, checkpointing in CASES:
+    for gate, name, ep_size, micro_batches, checkpointing in CASES:
         ds = ds_config.load(ds_config.FOLDER / f"cpu_{name}.json")
         prepare = (lambda model: model.gradient_checkpointing_enable()) if checkpointing else None
         run = caption_run(gate, ep_size)
-        results[f"{gate} {name}"] = compare(run, ds, expected[gate], device, caption_batch, pieces, prepare)
+        results[f"{gate} {name}"] = compare(run, ds, expected[gate], device, caption_batch, micro_batches, prepare)
     results["evaluated"] = [alone, measured()]
     if is_main():
         Path(out).write_text(json.dumps(results))

@@ -19,8 +19,8 @@ STEPS = 6
 
 
 def train(folder: str, cases: dict[str, dict]) -> None:
-    """For each named case {"ds", "model", "bf16", "pieces", "checkpointing", "parts"}, in {name}.json: losses of plain and of
-    compiled blocks, the largest difference of weights after them, what the warm-up changed, and graphs after it and in all."""
+    """For each named case {"ds", "model", "bf16", "micro_batches", "checkpointing", "parts"}, in {name}.json: losses of plain and
+    of compiled blocks, the largest difference of weights after them, what the warm-up changed, and graphs after it and in all."""
     device = start_process_group(60)
     for name, case in cases.items():
         plain = _steps(_engine(case, device, compiled=False)[0], case)
@@ -60,7 +60,7 @@ def _engine(case: dict, device: torch.device, *, compiled: bool) -> tuple[Engine
         return engine, None, 0.0
     before = full_parameters(engine)
     blocks = CompiledBlocks(engine.model, shapes=9, backend="aot_eager")
-    blocks.warm(engine, _batches(0), {task: case.get("pieces", 1) for task in ORDER}, len(ORDER))
+    blocks.warm(engine, _batches(0), {task: case.get("micro_batches", 1) for task in ORDER}, len(ORDER))
     return engine, blocks, largest_difference(before, full_parameters(engine))
 
 
@@ -76,7 +76,7 @@ def _steps(engine: Engine, case: dict) -> tuple[list[float], dict[str, torch.Ten
     losses = []
     for first in range(0, STEPS, len(ORDER)):
         for batch in _batches(first):
-            loss, _, _ = engine.forward(batch, case.get("pieces", 1))
+            loss, _, _ = engine.forward(batch, case.get("micro_batches", 1))
             engine.update(1e-3)
             losses.append(float(loss))
         engine.deepspeed.eval()

@@ -1,4 +1,4 @@
-"""One rank of tests/distributed/test_exactness.py and test_pieces.py: the worker of benchmarks/exactness.py."""
+"""One rank of tests/distributed/test_exactness.py and test_micro_batches.py: the worker of benchmarks/exactness.py."""
 
 import os
 from pathlib import Path

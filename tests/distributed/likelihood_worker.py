@@ -26,7 +26,7 @@ from imp_ds.train.engine.engine import start_process_group
 SIZE = 8
 ORDER = ("names", "pairs", "words")
 NAMES = ["a", ["b c", "d"], "e f g", "h", ["i", "j k", "l m n o"], "p", "q r"]  # seven: the second rank has three of them
-# file, ranks that share the experts, pieces
+# file, ranks that share the experts, micro-batches
 CASES = [("zero2", 1, 1), ("zero2", 2, 2), ("zero3", 1, 1)]
 TOKENS = dict(router="top_k", drop_tokens=False, router_noise=1.0, router_balance=0.01, hidden_dropout=0.1)
 
@@ -78,10 +78,10 @@ def compare_all(out: str) -> None:
     expected = alternating_worker.reference(likelihood_run(), likelihood_batch)
     device = start_process_group(60)
     results = {}
-    for name, ep_size, pieces in CASES:
+    for name, ep_size, micro_batches in CASES:
         ds = ds_config.load(ds_config.FOLDER / f"cpu_{name}.json")
-        found = alternating_worker.compare(likelihood_run(ep_size), ds, expected, device, likelihood_batch, pieces)
-        results[f"{name} {ep_size} {pieces}"] = found
+        found = alternating_worker.compare(likelihood_run(ep_size), ds, expected, device, likelihood_batch, micro_batches)
+        results[f"{name} {ep_size} {micro_batches}"] = found
     if is_main():
         Path(out).write_text(json.dumps(results))
     dist.barrier()

@@ -22,7 +22,7 @@ from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import start_process_group
 
 SIZE, LENGTH = 8, 12
-CASES = [("zero2", 1, False), ("zero2", 2, False), ("zero3", 1, False), ("zero3", 2, True)]  # file, pieces, checkpointing
+CASES = [("zero2", 1, False), ("zero2", 2, False), ("zero3", 1, False), ("zero3", 2, True)]  # file, micro-batches, checkpointing
 
 
 def words_run() -> RunConfig:
@@ -54,10 +54,10 @@ def compare_all(out: str) -> None:
     expected = reference(words_run(), words_batch)
     device = start_process_group(60)
     results = {}
-    for name, pieces, checkpointing in CASES:
+    for name, micro_batches, checkpointing in CASES:
         ds = ds_config.load(ds_config.FOLDER / f"cpu_{name}.json")
         prepare = (lambda model: model.gradient_checkpointing_enable()) if checkpointing else None
-        results[f"{name} {pieces}"] = compare(words_run(), ds, expected, device, words_batch, pieces, prepare)
+        results[f"{name} {micro_batches}"] = compare(words_run(), ds, expected, device, words_batch, micro_batches, prepare)
     if is_main():
         Path(out).write_text(json.dumps(results))
     dist.barrier()

@@ -24,9 +24,10 @@ from imp_ds.train.recording.step_means import StepMeans
 
 STEPS, RATE, RANKS = 10, 1e-3, 2
 LENGTHS = {"image_text": 1.0, "speech_text": 0.5, "image_class": 2.0}
-# case -> DeepSpeed configuration, and what differs from one piece, ep_size 1, no length
+# case -> DeepSpeed configuration, and what differs from one micro-batch, ep_size 1, no length
 MIXED = {
-    "zero0": {}, "zero1": {}, "zero2": {}, "zero2_offload": {}, "zero2_pieces": dict(pieces=2), "zero2_length": dict(length=True),
+    "zero0": {}, "zero1": {}, "zero2": {}, "zero2_offload": {}, "zero2_micro_batches": dict(micro_batches=2),
+    "zero2_length": dict(length=True),
     "zero2_experts": dict(ep_size=2),
 }  # fmt: skip
 SHARED = {f"zero{stage}_{ep_size}": dict(ep_size=ep_size) for stage in (0, 1, 2, 3) for ep_size in (1, 2)}
@@ -101,12 +102,13 @@ def global_gradient(model: ImpForPreTraining, step: int):
     yield LENGTHS[ORDER[step % 3]] / total_norm(found), found
 
 
-def measure_mixed(name: str, expected: dict, device, *, pieces: int = 1, length: bool = False, ep_size: int = 1) -> dict:
+def measure_mixed(name: str, expected: dict, device, *, micro_batches: int = 1, length: bool = False, ep_size: int = 1) -> dict:
     run = run_of("sampling_per_rank", ep_size)
-    engine = make_engine(run, f"cpu_{name.removesuffix('_pieces').removesuffix('_length').removesuffix('_experts')}.json", device)
+    file = name.removesuffix("_micro_batches").removesuffix("_length").removesuffix("_experts")
+    engine = make_engine(run, f"cpu_{file}.json", device)
     norms, together = [], ep_size > 1
     for step in range(STEPS):
-        engine.forward(rank_batch(step, rank(), together), pieces)
+        engine.forward(rank_batch(step, rank(), together), micro_batches)
         wanted = LENGTHS[task_of(step, rank(), together)] if length else None
         norms.append(engine.update(RATE, length=wanted)[0])
     return compared(engine, norms, expected)

@@ -41,7 +41,8 @@ def make_run(corpus: str, ep_size: int, checkpointing: bool) -> RunConfig:
 def train(folder: str, corpus: str, cases: dict[str, dict]) -> None:
     """For each case, the losses of the global batches in {name}.json and the weights in {name}.safetensors.
 
-    A case is {"ds": file, "ep_size", "checkpointing", "pieces", "other_keys"}; the last replaces the samples' keys by others.
+    A case is {"ds": file, "ep_size", "checkpointing", "micro_batches", "other_keys"}; the last replaces the samples' keys by
+    others.
     """
     device = start_process_group(60)
     for name, case in cases.items():
@@ -77,7 +78,7 @@ def _step(engine: Engine, batch, case: dict) -> float:
     """One optimizer step; the loss of the global batch."""
     if case.get("other_keys", False):
         batch.key_B = derive(batch.key_B, 0)
-    loss, _, _ = engine.forward(batch, case.get("pieces", 1))
+    loss, _, _ = engine.forward(batch, case.get("micro_batches", 1))
     engine.update(1e-3)
     mean = loss.detach().clone()
     dist.all_reduce(mean)

@@ -49,9 +49,9 @@ def compare(engine: Engine, unspoilt: Engine) -> dict[str, bool | list]:
 
 
 def refuse(engine: Engine) -> list:
-    """A step of two pieces whose norm is not accepted."""
+    """A step of two micro-batches whose norm is not accepted."""
     seen = []
-    engine.forward(share(make_batch(3)), pieces=2)
+    engine.forward(share(make_batch(3)), micro_batches=2)
     norm, accepted = engine.update(RATE, accept=lambda norm: seen.append(norm) or False)
     return [len(seen), seen[0] == norm and math.isfinite(norm), accepted]
 

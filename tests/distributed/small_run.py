@@ -100,9 +100,9 @@ def make_engine(run: RunConfig, ds: dict | str, device: torch.device, *, seed: i
     return Engine(model, resolved, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
 
 
-def step_engine(engine: Engine, batch: Batch, learning_rate: float, pieces: int = 1) -> tuple[float, float]:
+def step_engine(engine: Engine, batch: Batch, learning_rate: float, micro_batches: int = 1) -> tuple[float, float]:
     """One optimizer step on this rank's rows of a global batch: (loss of the global batch, gradient norm)."""
-    loss, _, _ = engine.forward(share(batch), pieces)
+    loss, _, _ = engine.forward(share(batch), micro_batches)
     norm, _ = engine.update(learning_rate)
     mean = loss.detach().clone()
     if world_size() > 1:

@@ -19,11 +19,11 @@ NOISY = {"router_noise": 1.0, "hidden_dropout": 0.1}
 ALONE = {
     "bf16_zero1_top_2": {"ds": "cpu_zero1.json", "bf16": True, "model": {"router": "top_k"} | NOISY},
     # encoded without gradient first: each shape twice
-    "zero2_pieces_checkpointed": {"ds": "cpu_zero2.json", "model": {}, "pieces": 2, "checkpointing": True},
+    "zero2_micro_batches_checkpointed": {"ds": "cpu_zero2.json", "model": {}, "micro_batches": 2, "checkpointing": True},
     # the graphs before and after the experts
     "drop_free": {"ds": "cpu_zero1.json", "model": {"router": "top_k", "drop_tokens": False}},
 }
-GRAPHS = {"zero2_pieces_checkpointed": 2 * KINDS * SHAPES, "drop_free": 3 * SHAPES}
+GRAPHS = {"zero2_micro_batches_checkpointed": 2 * KINDS * SHAPES, "drop_free": 3 * SHAPES}
 GATED = {"ep_size": 2, "expert_activation": "geglu"}
 TOGETHER = {"ep2_in_parts": {"ds": "cpu_zero2_ep2.json", "model": GATED | NOISY, "parts": 2, "checkpointing": True}}
 

@@ -63,7 +63,7 @@ def test_the_check_would_see_a_stale_gradient(folder, tmp_path):
     assert min(result.found[name] for name in ("weight", "rest", "norm")) > 10 * FLOAT32
 
 
-def test_what_is_refused_is_zero_0_with_clipping_or_bfloat16_and_groups_that_depend_on_pieces():
+def test_what_is_refused_is_zero_0_with_clipping_or_bfloat16_and_groups_that_depend_on_micro_batches():
     """Four ranks: 4 routers x 3 ep_sizes x 2 precisions x 4 stages x 2 offloads, and ZeRO 0 once more without clipping."""
     cases = matrix(4)
     assert len(set(cases)) == len(cases) == 4 * 3 * 2 * 4 * 2 + 4 * 3 * 2 * 2
@@ -75,5 +75,5 @@ def test_what_is_refused_is_zero_0_with_clipping_or_bfloat16_and_groups_that_dep
             assert "bfloat16 at ZeRO 0" in reason
         elif case.stage:
             assert reason is None, case
-    # 16 samples on four ranks in four pieces are one at a time, and a routing group is of two
-    assert {case.variant for case in variants(4) if refusal(case)} == {"pieces 4"}
+    # 16 samples on four ranks in four micro-batches are one at a time, and a routing group is of two
+    assert {case.variant for case in variants(4) if refusal(case)} == {"micro-batches 4"}

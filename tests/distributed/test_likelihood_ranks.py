@@ -1,5 +1,6 @@
 """Answers among candidates on two ranks equal one process without DeepSpeed: seven names, of which the second rank has three and
-one that only fills up, all words, and pairs of the whole batch; with a router for each token, noise and dropout, also in pieces.
+one that only fills up, all words, and pairs of the whole batch; with a router for each token, noise and dropout, also in
+micro-batches.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Hidden words found on two ranks equal one process without DeepSpeed, whole and in pieces, though the ranks have different
-numbers of hidden words, and though at ZeRO 3 the head needs the words' vectors, which belong to another module."""
+"""Hidden words found on two ranks equal one process without DeepSpeed, whole and in micro-batches, though the ranks have
+different numbers of hidden words, and though at ZeRO 3 the head needs the words' vectors, which belong to another module."""
 
 import json
 
@@ -18,7 +18,7 @@ def results(tmp_path_factory) -> dict[str, list[dict]]:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("case", [f"{name} {pieces}" for name, pieces, _ in masked_language_worker.CASES])
+@pytest.mark.parametrize("case", [f"{name} {micro_batches}" for name, micro_batches, _ in masked_language_worker.CASES])
 def test_two_ranks_equal_one_process(results, case):
     for step, found in enumerate(results[case]):
         assert found["loss"] == pytest.approx(found["reference_loss"], abs=1e-6), f"step {step}"

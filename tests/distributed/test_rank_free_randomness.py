@@ -1,5 +1,5 @@
 """Dropout, routing noise and DropToken are the same on one, two and four ranks, under ZeRO 3, when activations are recomputed
-and when a batch is processed in pieces.
+and when a batch is processed in micro-batches.
 
 The issue: "Randomness (routing noise, DropToken, dropout) is the same whatever the number of ranks".
 """
@@ -20,7 +20,7 @@ CASES = {
     1: {"alone": {}, "other_keys": {"other_keys": True}},
     2: {
         "two": {},
-        "two_pieces": {"pieces": 2},
+        "two_micro_batches": {"micro_batches": 2},
         "two_ep2": {"ep_size": 2, "ds": "cpu_zero2_ep2.json"},
         "two_zero3_checkpointing": {"ds": "cpu_zero3.json", "checkpointing": True},
     },

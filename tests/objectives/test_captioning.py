@@ -1,4 +1,5 @@
-"""Captioning: one pass against a pass for each word, shares, pieces, what is generated, and sixteen captions learned by heart.
+"""Captioning: one pass against a pass for each word, shares, micro-batches, what is generated, and sixteen captions learned by
+heart.
 
 Shapes: B pictures, T words of a caption, L words so far, V words of the vocabulary, C width of the common space.
 """
@@ -14,7 +15,7 @@ from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.caption_sequence import encode_captions, query_states
 from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.models.imp.merging import merge
-from imp_ds.train.engine.pieces import Pieces
+from imp_ds.train.engine.micro_batches import MicroBatches
 from pictures import CAPTIONS, TASK, TOKENIZER, batch_of, pictures, small_model
 
 ROWS = [0, 5, 10, 15]
@@ -92,7 +93,7 @@ def test_the_mean_of_equal_shares_is_the_whole():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_batch_in_pieces_has_the_gradient_of_the_whole(checkpointing):
+def test_a_batch_in_micro_batches_has_the_gradient_of_the_whole(checkpointing):
     noisy = dict(ENCODERS["attribute"], hidden_dropout=0.1, router_noise=1.0)
     model, found = small_model(**noisy).train(), []
     for count in (1, 4):
@@ -103,7 +104,7 @@ def test_a_batch_in_pieces_has_the_gradient_of_the_whole(checkpointing):
         else:
             if checkpointing:
                 model.gradient_checkpointing_enable()
-            parts = Pieces(model, batch_of(range(16)), count)
+            parts = MicroBatches(model, batch_of(range(16)), count)
             loss, _, _ = parts.forward()
             for part in parts.losses():
                 part.backward()

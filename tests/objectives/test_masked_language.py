@@ -111,7 +111,7 @@ def test_each_text_counts_the_same_by_hand():
 
 
 def test_the_mean_of_equal_shares_is_the_whole():
-    """So ranks and pieces need to tell each other nothing."""
+    """So ranks and micro-batches need to exchange nothing."""
     objective, model = build()
     tokens_BLD = torch.randn(4, LENGTH, WIDTH)
     whole = run(objective, model, tokens_BLD, HIDDEN)

@@ -10,7 +10,7 @@ def parameters() -> list[torch.Tensor]:
     return [torch.tensor(values, requires_grad=True) for values in ([1.0, 2.0], [3.0], [5.0, 6.0, 7.0])]
 
 
-def test_own_gradients_are_the_sum_over_pieces_and_zero_for_what_is_idle():
+def test_own_gradients_are_the_sum_over_micro_batches_and_zero_for_what_is_idle():
     a, b, idle = parameters()
     alive = []
 

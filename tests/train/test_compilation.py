@@ -42,7 +42,7 @@ class DiscardingEngine:
     def __init__(self, model: ImpForPreTraining):
         self.model = model
 
-    def forward(self, batch, pieces):
+    def forward(self, batch, micro_batches):
         self.loss = self.model(batch)[0]
 
     def update(self, rate, accept):

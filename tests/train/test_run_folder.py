@@ -107,7 +107,7 @@ def saved(tmp_path) -> Path:
     return tmp_path
 
 
-FREE = ["train.steps=99", "train.log_every=7", "data.workers=3", "data.root=/elsewhere", "tasks.image_text.pieces=2"]
+FREE = ["train.steps=99", "train.log_every=7", "data.workers=3", "data.root=/elsewhere", "tasks.image_text.micro_batches=2"]
 ON_REQUEST = {
     "optimizer.peak_rate=0.5": "optimizer.peak_rate: 0.0012 -> 0.5", "optimizer.clip=0.5": "optimizer.clip: 1.0 -> 0.5",
     "tasks.image_text.batch_size=16": "tasks.image_text.batch_size: 8 -> 16",

@@ -24,7 +24,7 @@ def _check_groups(seen: list[tuple[Task, dict[str, Sequences]]], world_size: int
     """Tokens compete inside the same groups as on one rank with the whole batch, so that ranks do not change the results."""
     limits = config.group_tokens, config.group_examples
     for task, sequences in seen:
-        here = task.batch_size // (world_size * task.pieces)
+        here = task.batch_size // (world_size * task.micro_batches)
         for name, found in sequences.items():
             whole, part = (examples_per_group(batch, found.length, *limits) for batch in (task.batch_size, here))
             if whole != part:
@@ -33,7 +33,7 @@ def _check_groups(seen: list[tuple[Task, dict[str, Sequences]]], world_size: int
                     f"task {task.name}: the routing groups of {name} would not be those of one rank",
                     got=f"groups of {part} among {here} samples of a rank at a time, of {whole} among all {task.batch_size}",
                     allowed="groups that each rank holds whole",
-                    fix=f"--set model.group_examples={most}, or another batch_size, fewer pieces or fewer ranks",
+                    fix=f"--set model.group_examples={most}, or another batch_size, fewer micro-batches or fewer ranks",
                 )  # fmt: skip
 
 

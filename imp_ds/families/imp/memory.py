@@ -19,12 +19,12 @@ def activation_bytes(
 ) -> float:
     """What one rank keeps of one step of `task` for the backward, and the most that the backward of one block needs beside it.
 
-    A batch in pieces keeps one piece at a time.
+    One micro-batch is in memory at a time.
     """
     layers, moe, width = config.num_hidden_layers, len(config.moe_layer_indices), config.hidden_size
     kept, most, values = 0.0, 0.0, patch_values(task.views, config)
     for sequences in (*task_sequences(task, config, audio).values(), *candidate_sequences(task, config).values()):
-        samples, length = sequences.of_rank(world, task.pieces), sequences.length
+        samples, length = sequences.of_rank(world, task.micro_batches), sequences.length
         tokens = samples * length
         dense, sparse = block_values(config, samples, length)
         passing = 2 * tokens * (config.intermediate_size + width)  # gradients on their way through a block
@@ -35,9 +35,9 @@ def activation_bytes(
         else:
             kept += (layers - moe) * dense + moe * sparse
         most = max(most, passing)
-    samples = task.batch_size // world // task.pieces
+    samples = task.batch_size // world // task.micro_batches
     counts = {name: found.count for name, found in candidate_sequences(task, config).items()}
-    everyone = samples * world * task.pieces
+    everyone = samples * world * task.micro_batches
     shape = StepShape(config, samples, everyone, task_tokens(task, config, audio), counts, size)
     losses = sum(objective.loss_values(shape) for objective in task.objectives)
     return (kept + most) * size + losses * FLOAT32

@@ -55,16 +55,16 @@ class CompiledBlocks:
             print(f"a block is compiled again, for inputs of {shapes}: this step is slow", file=sys.stderr, flush=True)
         return self._backend(graph, inputs)
 
-    def warm(self, engine, batches: Iterable[Batch], pieces: dict[str, int], count: int) -> None:
+    def warm(self, engine, batches: Iterable[Batch], micro_batches: dict[str, int], count: int) -> None:
         """Make the graphs of every task from `count` batches, one of each of its shapes: a step with `engine`
         (`train.engine.engine.Engine`) that is discarded, so that weights and optimizer are what they were. All ranks call it with
         the same tasks.
 
-        pieces: by task, how many its batch is cut into.
+        micro_batches: by task, how many its batch is split into.
         """
         for number, batch in enumerate(batches, 1):
             start, before = time.perf_counter(), self.graphs
-            engine.forward(batch, pieces[batch.task])
+            engine.forward(batch, micro_batches[batch.task])
             logging.disable(logging.WARNING)  # DeepSpeed takes a discarded step for one that overflowed
             engine.update(0.0, accept=lambda norm: False)
             logging.disable(logging.NOTSET)

@@ -33,7 +33,7 @@ from imp_ds.tasks import Batch
 from imp_ds.train.engine import master_state
 from imp_ds.train.engine.carried_gradients import carry, give_length, own_gradients
 from imp_ds.train.engine.counts import finish_counts
-from imp_ds.train.engine.pieces import Pieces, split
+from imp_ds.train.engine.micro_batches import MicroBatches, split
 
 
 def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800.0) -> torch.device:
@@ -97,17 +97,17 @@ class Engine:
     def model(self) -> TrainModule:
         return self.deepspeed.module
 
-    def forward(self, batch: Batch, pieces: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
-        """Loss (this rank's share, detached), metrics and router reports of one task's batch, of which one of `pieces` equal
-        pieces is in memory at a time. `update` or `skip` has to follow."""
+    def forward(self, batch: Batch, micro_batches: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+        """Loss (this rank's share, detached), metrics and router reports of one task's batch. It is split into
+        `micro_batches` equal parts, one in memory at a time. `update` or `skip` has to follow."""
         self._batch = batch
         with self._own_world():
             # a loss that comes from DeepSpeed's engine is reduced in its backward pass
             module = self.model if self.mixed else self.deepspeed
-            if pieces > 1:
-                parts = Pieces(module, batch, pieces, self._shares([*split(batch, pieces)]))
+            if micro_batches > 1:
+                parts = MicroBatches(module, batch, micro_batches, self._shares([*split(batch, micro_batches)]))
                 found = parts.forward()
-                self._losses, self._count = parts.losses(), pieces
+                self._losses, self._count = parts.losses(), micro_batches
                 return found
             loss, metrics, reports = module(batch)
             if shares := self._shares([batch]):
@@ -263,7 +263,7 @@ class Engine:
 
     def _clear_stale_gradients(self) -> None:
         """Forget this step's gradients where DeepSpeed keeps them beyond the step (0.19.8: ZeRO 3, and offload at 1 and 2, in
-        what the optimizer reads and in what pieces are added up in)."""
+        what the optimizer reads and in what micro-batches are added up)."""
         zero = self.deepspeed.optimizer
         if self.stage == 3:
             zero.grad_partitions_flat_buffer.zero_()

@@ -1,8 +1,5 @@
-"""A batch in 2 and 4 pieces has the loss, gradient and step of the undivided one, for every task and ZeRO stage, in memory for
-one piece.
-
-The issue: "exact gradients of a batch processed in pieces (embed all, loss on all, gradients in pieces), equal to the undivided
-batch, memory flat in the number of pieces".
+"""A batch in 2 and 4 micro-batches has the loss, gradient and step of the undivided one, for every task and ZeRO stage, and takes
+the memory of one micro-batch, however many there are.
 
 Shapes: B samples, D width.
 """
@@ -18,14 +15,14 @@ from benchmarks.exactness import parse
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.tasks import Batch
-from imp_ds.train.engine.pieces import Pieces
+from imp_ds.train.engine.micro_batches import MicroBatches
 from ranks import run_ranks
 
 STEPS = 4  # each task, and the first once more
-# 2 pieces with even exchanges, 4 with uneven ones; both on both at one stage, elsewhere as many runs as there are settings
+# 2 micro-batches with even exchanges, 4 with uneven ones; both on both at one stage, elsewhere as many runs as there are settings
 CASES = [
     Case("expert choice" if n == 2 else "top-2 drop-free", 2, ep_size, stage, offload, clip=CLIP if stage else 0.0,
-         variant=f"pieces {n}", steps=STEPS)
+         variant=f"micro-batches {n}", steps=STEPS)
     for stage in range(4) for offload in (False, True) if stage or not offload
     for ep_size, n in ((1, 2), (2, 4), *(((1, 4), (2, 2)) if stage == 2 else ()))
 ]  # fmt: skip
@@ -33,7 +30,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pieces")
+    folder = tmp_path_factory.mktemp("micro_batches")
     run_ranks(exactness_worker.references, str(folder), CASES, ranks=1, folder=folder / "one", limit_s=60)
     run_ranks(exactness_worker.measure, str(folder), CASES, ranks=2, folder=folder / "two", limit_s=240)
     return {result.case: result.found for result in map(parse, (folder / "results_2.jsonl").read_text().splitlines())}
@@ -41,7 +38,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_pieces_equal_the_undivided_batch(results, case):
+def test_micro_batches_equal_the_undivided_batch(results, case):
     found = results[case]
     assert max(found[name] for name in ("loss", "norm", "experts", "rest")) < 1e-5, found
     # where nothing is clipped, gradients are far larger than Adam's epsilon, and it makes steps of some size of rounding alone
@@ -81,17 +78,18 @@ class Ticket:
         self.held.count(self.tensor, -1)
 
 
-def test_memory_is_that_of_one_piece():
-    """One batch of 32 in 1, 2, 4 and 8 pieces: what is held falls as the piece does. Beside the piece there are its share of the
-    loss (B x B similarities, B x D encodings and their projections), here a fiftieth of what the whole batch holds."""
+def test_memory_is_that_of_one_micro_batch():
+    """One batch of 32 in 1, 2, 4 and 8 micro-batches: what is held falls as the micro-batch does. Beside the micro-batch there
+    are its share of the loss (B x B similarities, B x D encodings and their projections), here a fiftieth of what the whole batch
+    holds."""
     peaks = {count: peak_bytes(repeated(make_batch(0), 4), count) for count in (1, 2, 4, 8)}
     loss = peaks[1] / 50
     for count in (2, 4, 8):
         assert peaks[1] / count <= peaks[count] <= peaks[1] / count + loss, peaks
 
 
-def test_memory_is_flat_in_the_number_of_pieces():
-    """Pieces of 8 samples, 2 to 8 of them: only what the loss holds of all samples grows with the batch."""
+def test_memory_is_flat_in_the_number_of_micro_batches():
+    """Micro-batches of 8 samples, 2 to 8 of them: only what the loss holds of all samples grows with the batch."""
     peaks = {count: peak_bytes(repeated(make_batch(0), count), count) for count in (2, 4, 8)}
     assert peaks[8] <= 1.25 * peaks[2], peaks
 
@@ -101,7 +99,7 @@ def repeated(batch: Batch, times: int) -> Batch:
 
 
 def peak_bytes(batch: Batch, count: int) -> int:
-    """The most that is held while a batch goes forward and backward in `count` pieces; 1: undivided."""
+    """The most that is held while a batch goes forward and backward in `count` micro-batches; 1: undivided."""
     config = make_config(make_run())
     model = ImpForPreTraining(config)
     initialize_seeded(model, 0, config.initializer_range)
@@ -110,7 +108,7 @@ def peak_bytes(batch: Batch, count: int) -> int:
         if count == 1:
             model(batch)[0].backward()
         else:
-            parts = Pieces(model, batch, count)
+            parts = MicroBatches(model, batch, count)
             parts.forward()
             for loss in parts.losses():
                 loss.backward()
@@ -128,11 +126,11 @@ def test_what_draws_from_torchs_generator_draws_the_same_in_both_encodings():
         return seen[-1]
 
     model.imp.norm.register_forward_hook(drop)
-    parts = Pieces(model, make_batch(0), 2)
+    parts = MicroBatches(model, make_batch(0), 2)
     parts.forward()
     first, seen[:] = [value.clone() for value in seen], []
     for loss in parts.losses():
         loss.backward()
-    assert len(first) == len(seen) == 4  # two modalities in two pieces
+    assert len(first) == len(seen) == 4  # two modalities in two micro-batches
     assert all(torch.equal(before, after) for before, after in zip(first, seen))
     assert not torch.equal(first[0] == 0, first[2] == 0)
