@@ -31,7 +31,7 @@ from benchmarks.exact.verdict import Result, failures  # noqa: E402
 from imp_ds.parallel.launch import free_port  # noqa: E402
 
 WORKER = "benchmarks.exact.worker"
-STALL_S = 900  # without a further result: longer than the ranks wait for each other, and than a compiler takes
+STALL_S = 900  # without another result: longer than the ranks wait for each other, and than a compiler takes
 
 
 def main() -> None:

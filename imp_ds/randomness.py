@@ -40,7 +40,7 @@ def _run_key(seed: int) -> int:
     return int(derive(torch.tensor([_signed(seed)]), 0))
 
 
-def further_keys(key_B: torch.Tensor, number: int, first: int, count: int) -> torch.Tensor:
+def additional_keys(key_B: torch.Tensor, number: int, first: int, count: int) -> torch.Tensor:
     """The keys of things first .. first+count-1 that belong to the step of these samples, beside them, such as its candidates:
     int64 [count], the same on every rank; they know a step of their own. `number` tells kinds of things apart, from 16 on."""
     return (derive(step_key(key_B), number) << _SAMPLE) + torch.arange(first, first + count, device=key_B.device)

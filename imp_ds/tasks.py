@@ -146,9 +146,9 @@ class Task(Record):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100, description="names its head and its curves")
     source: Source = Field(description="where its samples come from")
-    further_sources: list[Source] = Field([], description="mixed with it by weight")
+    additional_sources: list[Source] = Field([], description="mixed with it by weight")
     views: Views = Field(description="how its samples are seen")
-    further_views: list[Views] = Field([], description="of which and of `views` each step draws one by weight")
+    additional_views: list[Views] = Field([], description="each step draws one of these and `views` by weight")
     augment: Augmentation = Field(Augmentation(), description="what training changes at random")
     objectives: list[AnyObjective] = Field(min_length=1, description="what is learned; their losses are combined")
     reduction: Literal["sum", "mean"] = Field("sum", description="how several objectives on one batch are combined")
@@ -164,16 +164,16 @@ class Task(Record):
     @property
     def sources(self) -> list[Source]:
         """Its sources, one or several."""
-        return [self.source, *self.further_sources]
+        return [self.source, *self.additional_sources]
 
     @property
     def all_views(self) -> list[Views]:
         """The views that a step may draw, one or several."""
-        return [self.views, *self.further_views]
+        return [self.views, *self.additional_views]
 
     def draw_view(self, seed: int, visit: int) -> int:
         """Which of `all_views` the task's step number `visit`, from 0, takes: a pure function, so all ranks draw the same."""
-        if not self.further_views:
+        if not self.additional_views:
             return 0
         draw = np.random.default_rng([_VIEWS, seed, zlib.crc32(self.name.encode()), visit]).random()
         edges = np.cumsum([view.weight for view in self.all_views])
@@ -181,7 +181,7 @@ class Task(Record):
 
     def seen_as(self, view: int) -> "Task":
         """The task with that one of `all_views` alone."""
-        return self.model_copy(update={"views": self.all_views[view], "further_views": []})
+        return self.model_copy(update={"views": self.all_views[view], "additional_views": []})
 
     def variants(self) -> list["Task"]:
         """The task with each of its views alone: what has to be planned for, checked, compiled."""

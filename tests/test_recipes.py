@@ -64,7 +64,7 @@ def test_an_unknown_recipe_is_suggested():
         ("imp_s", 21_233_664 + 9_984, None),
         # B: 12 (4 * 768^2 + 2 * 768 * 3072) + 12 * 2 * 768 + 2 * 768 = 84,954,624, as the release's notebook prints
         ("imp_b", 84_954_624, None),
-        # MoE-B: + 15 further experts of 2 * 768 * 3072 in 6 layers, 6 routers of 16 * 768, 12 * 2 QK-norms of 64
+        # MoE-B: + 15 additional experts of 2 * 768 * 3072 in 6 layers, 6 routers of 16 * 768, 12 * 2 QK-norms of 64
         ("imp_moe_b", 84_954_624 + 6 * 15 * 4_718_592 + 6 * 16 * 768 + 12 * 2 * 64, 84_954_624 + 6 * 16 * 768 + 12 * 2 * 64),
         # MoE-L: 24 (4 * 1024^2 + 2 * 1024 * 4096) + 24 * 2 * 1024 + 2 * 1024, and likewise with 24 * 2 QK-norms of 64
         ("imp_moe_l", 302_041_088 + 6 * 15 * 8_388_608 + 6 * 16 * 1024 + 24 * 2 * 64, 302_041_088 + 6 * 16 * 1024 + 24 * 2 * 64),

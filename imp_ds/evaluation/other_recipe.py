@@ -17,7 +17,7 @@ def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], li
         other = given.get(task.name)
         own, others = _classes(task), _classes(other) if other is not None else []
         if own and len(own) == len(others) and all(map(_agree, own, others)):
-            task = task.model_copy(update={"source": other.source, "further_sources": other.further_sources})
+            task = task.model_copy(update={"source": other.source, "additional_sources": other.additional_sources})
             measured.append(task.name)
         elif own and others:
             notes.append(f"task {task.name}: its head is left out, with {_said(own)}; the recipe's has {_said(others)}")

@@ -16,7 +16,7 @@ from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import rank, world_size
-from imp_ds.randomness import derive, further_keys, step_key, uniform
+from imp_ds.randomness import additional_keys, derive, step_key, uniform
 
 _CANDIDATE_KEYS, _TEXT_KEY = 16, 17  # what random keys are for
 
@@ -44,7 +44,7 @@ class Candidates:
         index_n, real_n = share_of(self.count, model.device)
         keys_n = None
         if key_B is not None and model.training:
-            keys_n = further_keys(key_B, _CANDIDATE_KEYS, rank() * len(index_n), len(index_n))
+            keys_n = additional_keys(key_B, _CANDIDATE_KEYS, rank() * len(index_n), len(index_n))
         key_1 = None if keys_n is None else derive(step_key(key_B), _TEXT_KEY)
         ids_nL, mask_nL = self.texts(index_n, key_1)
         inputs = {"input_ids": ids_nL, "attention_mask": mask_nL & real_n[:, None]}

@@ -55,7 +55,7 @@ def tasks() -> list[Task]:
         Task(
             name="hidden_words",
             source=IMAGE_TEXTS,
-            further_sources=[SPEECH_TEXTS],
+            additional_sources=[SPEECH_TEXTS],
             views=Views(text=SENTENCE),
             objectives=[Likelihood(inputs=["text"], candidates="vocabulary")],
             batch_size=BATCH,

@@ -73,7 +73,7 @@ def tasks() -> list[Task]:
         Task(name="image_text", source=IMAGES, views=Views(vision=IMAGE, text=text), batch_size=2,
              objectives=[Contrastive(pairs=[("vision", "text")])]),
         Task(name="image_class", source=IMAGES, views=Views(vision=IMAGE), batch_size=2,
-             further_views=[Views(vision=IMAGE.model_copy(update={"drop_rate": 0.5}))],
+             additional_views=[Views(vision=IMAGE.model_copy(update={"drop_rate": 0.5}))],
              objectives=[Classification(modality="vision", num_classes=2)]),
         Task(name="film_class", source=FILMS, views=Views(vision=FILM), batch_size=2,
              objectives=[Classification(modality="vision", num_classes=2)]),

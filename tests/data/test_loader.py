@@ -136,7 +136,7 @@ def test_only_whole_batches_of_an_epoch_where_asked(root):
 
 def test_a_task_may_mix_sources(root):
     other = IMAGES.model_copy(update=dict(weight=3.0))
-    task = TASKS[0].model_copy(update=dict(further_sources=[other]))
+    task = TASKS[0].model_copy(update=dict(additional_sources=[other]))
     batches = loader(root, tasks=[task]).batches
     sources = [spot.source for step in range(512) for spot in batches.spots(step)]
     assert np.bincount(sources).tolist() == [1024, 3072]  # 1 : 3 of 4096 places
@@ -146,7 +146,7 @@ def test_a_task_may_mix_sources(root):
 def test_each_step_draws_one_of_the_views(root):
     """Three quarters of the steps see whole pictures of 32 x 32 (16 tokens), a quarter such of 16 x 16 (4 tokens)."""
     views = [Views(vision=VisionView(height=side, width=side), text=TextView(), weight=w) for side, w in ((32, 3.0), (16, 1.0))]
-    task = TASKS[0].model_copy(update=dict(views=views[0], further_views=views[1:]))
+    task = TASKS[0].model_copy(update=dict(views=views[0], additional_views=views[1:]))
     whole = loader(root, tasks=[task], stop_step=40)
     tokens = [batch.inputs["vision"]["pixel_values"].shape[1] for batch in whole]
     assert set(tokens) == {16, 4} and 22 <= tokens.count(16) <= 38  # 30 of 40 expected, 2.7 the deviation

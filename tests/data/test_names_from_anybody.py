@@ -32,7 +32,7 @@ def test_what_could_forge_a_line_is_written_out():
     assert printable("two\nlines\r", lines=True) == "two\nlines\\r"
 
 
-def test_an_error_cannot_be_given_a_further_entry():
+def test_an_error_cannot_be_given_an_additional_entry():
     error = str(UserError("a file\x1b is bad", got="x\n  fix:     run this", fix="mend it"))
     assert error == "a file\\x1b is bad\n  got:     x\n             fix:     run this\n  fix:     mend it"
 

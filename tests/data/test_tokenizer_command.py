@@ -26,9 +26,9 @@ def write_texts(root, name: str, captions: list[str]) -> None:
 def make_run(root, *paths: str) -> RunConfig:
     """Two tasks that share their sources, of which one sees its captions at two lengths."""
     sources = [Source(path=path, text="text") for path in paths]
-    shape = dict(source=sources[0], further_sources=sources[1:], objectives=[MaskedLanguage()], batch_size=4)
+    shape = dict(source=sources[0], additional_sources=sources[1:], objectives=[MaskedLanguage()], batch_size=4)
     short, long = Views(text=TextView(length=2)), Views(text=TextView(length=5))
-    tasks = [Task(name="words", views=long, further_views=[short], **shape), Task(name="more", views=long, **shape)]
+    tasks = [Task(name="words", views=long, additional_views=[short], **shape), Task(name="more", views=long, **shape)]
     return RunConfig(
         name="own", model=ModelSettings(size="tiny"), tasks=tasks, train=TrainSettings(steps=1),
         data={"root": str(root), "cache_dir": str(root / "cache")},

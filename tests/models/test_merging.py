@@ -1,4 +1,4 @@
-"""Merging: equal outputs, no router, the dense parameters and a copy for each further condition, and what cannot be merged."""
+"""Merging: equal outputs, no router, the dense parameters and a copy for each additional condition, and what cannot be merged."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ def source(path: str, weight: float = 1.0) -> Source:
 
 def task(name: str, batch_size: int, *sources: Source) -> Task:
     return Task(
-        name=name, source=sources[0], further_sources=list(sources[1:]), batch_size=batch_size,
+        name=name, source=sources[0], additional_sources=list(sources[1:]), batch_size=batch_size,
         views=Views(vision=VisionView(height=8, width=8), text=TextView()), objectives=[Contrastive(pairs=[("vision", "text")])],
     )  # fmt: skip
 

@@ -79,8 +79,8 @@ def _encoder(
     if config.has_constant_gate:
         # <SPE> has the condition of the segment after it
         told = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments
-        further = len({modality for modality, _ in told}) - 1
-        kernels += [kernel for name in maps for kernel in blend(config, name, size, ep_size)] * (further * sparse)
+        additional = len({modality for modality, _ in told}) - 1
+        kernels += [kernel for name in maps for kernel in blend(config, name, size, ep_size)] * (additional * sparse)
     last = _feed_forward(*shape, maps, ep_size) if maps else mixture(*shape, ep_size)
     return kernels + (attention(*shape, maps, ep_size) + last) * sparse
 

@@ -2,7 +2,7 @@
 
 Uni-Perceiver-MoE (arXiv 2206.04674; reparameterisation): for a fixed condition sum_e g_e (x W_e) = x (sum_e g_e W_e), so a
 conditional map is one plain map for each condition. A merged model has the dense parameters, one more copy of its conditional
-maps for each further condition, and no router.
+maps for each additional condition, and no router.
 """
 
 import torch

@@ -263,7 +263,7 @@ class Engine:
 
     def _clear_stale_gradients(self) -> None:
         """Forget this step's gradients where DeepSpeed keeps them beyond the step (0.19.8: ZeRO 3, and offload at 1 and 2, in
-        what the optimizer reads and in what micro-batches are added up)."""
+        what the optimizer reads and in the sum of micro-batches)."""
         zero = self.deepspeed.optimizer
         if self.stage == 3:
             zero.grad_partitions_flat_buffer.zero_()

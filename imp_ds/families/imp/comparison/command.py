@@ -33,7 +33,7 @@ def compare_routers(
         parallel: runs at a time; the timing comes after all of them, alone.
         samples: gradients of each task of which the interference is measured.
         rounds: timed calls of each step and inference.
-        settings: further changes of every run, "path=value".
+        settings: additional changes of every run, "path=value".
 
     Raises UserError for what cannot be compared, before anything is trained, and for a run that fails.
     """

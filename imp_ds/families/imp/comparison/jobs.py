@@ -102,7 +102,7 @@ def plan_jobs(
         data: the digits corpus.
         steps: of each run; None takes the recipe's.
         samples: gradients of each task of which the interference is measured.
-        settings: further changes of each run, "path=value".
+        settings: additional changes of each run, "path=value".
 
     Raises UserError for an unknown router, a setting that cannot be, and a folder that holds another comparison.
     """
