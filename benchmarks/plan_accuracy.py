@@ -154,9 +154,9 @@ def start(case: tuple, memory: "Memory | None" = None) -> tuple:
     import torch
 
     from imp_ds.families.imp.build import build_model
-    from imp_ds.families.imp.kernel_timer import DTYPES
     from imp_ds.parallel.groups import rank
     from imp_ds.planning.measure.engine import Chain, engine_config
+    from imp_ds.planning.measure.kernels import DTYPES
     from imp_ds.train.engine import ds_config
     from imp_ds.train.engine.engine import Engine, start_process_group
 

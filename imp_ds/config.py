@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from imp_ds.data.files.storage import DEFAULT_ROOT
 from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
-from imp_ds.families.settings import AnyModelSettings, default_settings
 from imp_ds.json_files import read_json
+from imp_ds.model_settings import AnyModelSettings, default_settings
 from imp_ds.overrides import apply_overrides, parse_record
 from imp_ds.records import Record
 from imp_ds.tasks import Evaluation, Task

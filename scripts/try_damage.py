@@ -245,8 +245,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     # once for all processes that are forked
-    upcycle = "families.imp.commands.upcycle_command"
-    for name in ("commands.predict", "commands.evaluate", "exported_model", "train.trainer", upcycle):
+    upcycle = "commands.upcycle_command"
+    for name in ("commands.predict", "commands.evaluate", "commands.exported_model", "train.trainer", upcycle):
         import_module(f"imp_ds.{name}")
     from imp_ds.data.digits import build
 

@@ -21,7 +21,7 @@ from processes import environment, free_port
 # what each rank would otherwise import for itself, for seconds: the commands with all that they import when they are called,
 # what DeepSpeed imports for its first engine, and what draws and records
 PRELOADED = [
-    "imp_ds.train.trainer", "imp_ds.commands.export", "imp_ds.commands.evaluate", "imp_ds.families.imp.comparison.command",
+    "imp_ds.train.trainer", "imp_ds.commands.export", "imp_ds.commands.evaluate", "imp_ds.commands.comparison.command",
     "imp_ds.cli", "imp_ds.recipes", "deepspeed.runtime.zero.muon.muon_optimizer", "setuptools", "torch.utils.tensorboard",
     "matplotlib.backends.backend_agg", "matplotlib.figure",
 ]  # fmt: skip

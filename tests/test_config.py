@@ -9,10 +9,10 @@ from imp_ds.config import AudioSettings, OptimizerSettings, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.families.imp.tokens import token_counts
-from imp_ds.layout import check_layout
 from imp_ds.overrides import parse_record
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import AudioView, TextView, Views, VisionView
+from imp_ds.train.engine.layout import check_layout
 
 BF16_FP32 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 ZERO2, ZERO3 = {"zero_optimization": {"stage": 2}}, {"zero_optimization": {"stage": 3}}

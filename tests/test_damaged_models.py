@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from imp_ds.commands.exported_model import load_model, read_run
+from imp_ds.commands.tune_command import tune
+from imp_ds.commands.tuning import Tuning
+from imp_ds.commands.upcycle_command import upcycle_folder
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
-from imp_ds.exported_model import load_model, read_run
-from imp_ds.families.imp.commands.tune_command import tune
-from imp_ds.families.imp.commands.tuning import Tuning
-from imp_ds.families.imp.commands.upcycle_command import upcycle_folder
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_extractor

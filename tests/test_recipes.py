@@ -9,11 +9,11 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.cost import count_parameters, parameter_sizes
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.tokens import token_counts
-from imp_ds.layout import check_layout
 from imp_ds.modalities import audio, vision
 from imp_ds.modalities.log_mel import LogMel
 from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Batch
+from imp_ds.train.engine.layout import check_layout
 from imp_ds.train.schedule import build_schedule
 
 PUBLISHED = ("imp_s", "imp_b", "imp_moe_b", "imp_moe_l")

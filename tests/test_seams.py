@@ -58,7 +58,7 @@ def test_no_module_outside_of_objectives_branches_on_a_kind(path):
 
 def test_each_objective_is_one_file_and_its_line():
     """Beside its module a record class is named by what makes tasks (recipes, tune) and by the lists of what may be imported."""
-    makers = {"__init__.py", "objectives/__init__.py", "families/imp/commands/tuning.py"}
+    makers = {"__init__.py", "objectives/__init__.py", "commands/tuning.py"}
     for record in OBJECTIVES.values():
         home = record.__module__.removeprefix("imp_ds.").replace(".", "/") + ".py"
         named = set()
@@ -86,7 +86,7 @@ def test_each_evaluator_is_one_file_and_its_line_and_no_reader_knows_a_metric_by
         name = path.relative_to(PACKAGE).as_posix()
         texts = [node.value for node in ast.walk(code(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
         found[name] = [text for text in texts if METRIC.search(text)]
-    named = {name for name, texts in found.items() if texts and not name.startswith("families/imp/comparison/")}
+    named = {name for name, texts in found.items() if texts and not name.startswith("commands/comparison/")}
     assert named <= makers | {"evaluation/retrieval.py"}, {name: found[name] for name in named}
 
 

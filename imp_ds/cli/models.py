@@ -92,7 +92,7 @@ def upcycle(
 
     Example: imp_ds upcycle model sparse --num_experts 8
     """
-    from imp_ds.families.imp.commands.upcycle_command import layers, upcycle_folder
+    from imp_ds.commands.upcycle_command import layers, upcycle_folder
     from imp_ds.written_files import wrote_folder
 
     upcycle_folder(

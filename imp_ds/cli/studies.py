@@ -52,7 +52,7 @@ def compare_routers(
 
     Example: imp_ds compare-routers runs/routers --data data/digits
     """
-    from imp_ds.families.imp.comparison.command import compare_routers as compare
+    from imp_ds.commands.comparison.command import compare_routers as compare
 
     compare(
         out, data=data_, routers=router, seeds=seeds, steps=steps, parallel=parallel, samples=samples, rounds=rounds,

@@ -100,8 +100,8 @@ def tune(
 
     Example: imp_ds tune model image --fraction 0.01
     """
-    from imp_ds.families.imp.commands.tune_command import tune as run_tuning
-    from imp_ds.families.imp.commands.tuning import Tuning
+    from imp_ds.commands.tune_command import tune as run_tuning
+    from imp_ds.commands.tuning import Tuning
     from imp_ds.recipes import get_recipe
 
     take_local_rank(local_rank)

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from imp_ds.commands.exported_model import load_model, read_run
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
@@ -13,7 +14,6 @@ from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_kind, by_name
 from imp_ds.evaluation.missing_splits import told, unscored
 from imp_ds.evaluation.other_recipe import seen_by
-from imp_ds.exported_model import load_model, read_run
 from imp_ds.families import family_of
 from imp_ds.stage_progress import StageProgress
 from imp_ds.written_files import write_result

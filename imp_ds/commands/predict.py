@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from imp_ds.commands.exported_model import load_model, read_run
 from imp_ds.config import RunConfig
 from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
-from imp_ds.exported_model import load_model, read_run
 from imp_ds.families.imp.pretraining import ImpForPreTraining, likeliest
 from imp_ds.printable import printable
 from imp_ds.tasks import Task, Views

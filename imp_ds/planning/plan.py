@@ -11,12 +11,12 @@ from imp_ds.costs import Parameters
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.family import CostModel
-from imp_ds.layout import check_layout
 from imp_ds.planning.choice import Case, Choice
 from imp_ds.planning.memory import PRECISIONS, Memory
 from imp_ds.planning.rates import Rates, h200
 from imp_ds.planning.time import Network, TaskTime
 from imp_ds.tasks import Task
+from imp_ds.train.engine.layout import check_layout
 from imp_ds.train.schedule import build_schedule
 
 

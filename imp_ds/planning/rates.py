@@ -1,7 +1,7 @@
 """How fast a machine is, in the few numbers from which the time of a step is predicted, and the file that keeps them.
 
 Every kind of kernel has a rate: what one start of it costs, what it reads and writes a second, and, for matrix products,
-what it computes a second, by the narrow side of the product. `families.imp.kernel_timer` measures them; without a measurement
+what it computes a second, by the narrow side of the product. `planning.measure` measures them; without a measurement
 there are figures for one H200, of which only the products' and the copy's are measured, and the rest are named as assumptions.
 """
 

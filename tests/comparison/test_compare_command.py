@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from imp_ds.commands.comparison import command, processes
+from imp_ds.commands.comparison.jobs import plan_jobs
 from imp_ds.errors import UserError
-from imp_ds.families.imp.comparison import command, processes
-from imp_ds.families.imp.comparison.jobs import plan_jobs
 from ranks import Ranks, run_ranks
 from ranks import command as run_command
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from imp_ds.commands.comparison.processes import run_jobs
 from imp_ds.errors import UserError
-from imp_ds.families.imp.comparison.processes import run_jobs
 
 STEPS = 10
 
@@ -44,8 +44,8 @@ def run(jobs, parallel=2):
 
 def test_no_more_run_at_a_time_than_asked_and_what_is_done_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("imp_ds.families.imp.comparison.processes.os.sched_getaffinity", lambda _: set(range(6)))
-    monkeypatch.setattr("imp_ds.families.imp.comparison.processes._LOOK_S", 0.05)
+    monkeypatch.setattr("imp_ds.commands.comparison.processes.os.sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr("imp_ds.commands.comparison.processes._LOOK_S", 0.05)
     (tmp_path / "done").write_text("0 0 kept")
     jobs = [FakeJob(tmp_path, name) for name in ("done", "a", "b", "c")]
     told, said = run(jobs)
@@ -61,7 +61,7 @@ def test_no_more_run_at_a_time_than_asked_and_what_is_done_stays(tmp_path, monke
 
 
 def test_a_job_that_fails_is_told_with_its_last_words_and_stops_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("imp_ds.families.imp.comparison.processes._LOOK_S", 0.05)
+    monkeypatch.setattr("imp_ds.commands.comparison.processes._LOOK_S", 0.05)
     jobs = [FakeJob(tmp_path, "bad", "sys.exit('the corpus burnt')"), FakeJob(tmp_path, "slow", "time.sleep(60)")]
     start = time.monotonic()
     with pytest.raises(UserError, match=r"run bad failed(.|\n)*exit code 1(.|\n)*the corpus burnt(.|\n)*goes on with what is"):
@@ -70,6 +70,6 @@ def test_a_job_that_fails_is_told_with_its_last_words_and_stops_the_others(tmp_p
 
 
 def test_a_process_that_ends_well_without_having_done_its_work_is_no_endless_loop(tmp_path, monkeypatch):
-    monkeypatch.setattr("imp_ds.families.imp.comparison.processes._LOOK_S", 0.05)
+    monkeypatch.setattr("imp_ds.commands.comparison.processes._LOOK_S", 0.05)
     with pytest.raises(UserError, match="run idle failed"):
         run([FakeJob(tmp_path, "idle", "sys.exit(0)")])

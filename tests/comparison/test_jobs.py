@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from imp_ds.commands.comparison.jobs import INTERFERENCE, WEIGHTS, Job, plan_jobs
 from imp_ds.errors import UserError
-from imp_ds.families.imp.comparison.jobs import INTERFERENCE, WEIGHTS, Job, plan_jobs
 from imp_ds.recipes.routers import ROUTERS
 
 DATA = Path("some/digits")

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from imp_ds.families.imp.comparison.measures import MORE, Measure, Spread, between_tasks, spread, spreads
-from imp_ds.families.imp.comparison.report import cell, table
+from imp_ds.commands.comparison.measures import MORE, Measure, Spread, between_tasks, spread, spreads
+from imp_ds.commands.comparison.report import cell, table
 
 
 def test_interference_is_the_mean_off_the_diagonal_by_kind_of_layer():

@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from imp_ds.families.imp.comparison.measures import COST, SECTIONS, SKILL, spreads
-from imp_ds.families.imp.comparison.picture import draw_comparison
-from imp_ds.families.imp.comparison.report import facts, write_page, write_table
+from imp_ds.commands.comparison.measures import COST, SECTIONS, SKILL, spreads
+from imp_ds.commands.comparison.picture import draw_comparison
+from imp_ds.commands.comparison.report import facts, write_page, write_table
 from imp_ds.recipes.routers import ROUTERS
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from imp_ds import ImpConfig, ImpForPreTraining
+from imp_ds.commands.comparison import timing
 from imp_ds.errors import UserError
-from imp_ds.families.imp.comparison import timing
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
 from imp_ds.models.imp.merging import merge
 from imp_ds.objectives import task_entry

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from imp_ds import foreign_code
+from imp_ds.commands.comparison.jobs import plan_jobs
+from imp_ds.commands.exported_model import load_model
+from imp_ds.commands.tune_command import tune
+from imp_ds.commands.tuning import Tuning
+from imp_ds.commands.upcycle_command import upcycle_folder
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
-from imp_ds.exported_model import load_model
-from imp_ds.families.imp.commands.tune_command import tune
-from imp_ds.families.imp.commands.tuning import Tuning
-from imp_ds.families.imp.commands.upcycle_command import upcycle_folder
-from imp_ds.families.imp.comparison.jobs import plan_jobs
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.processor import build_extractor
 from imp_ds.modalities.tokenizers import load_tokenizer

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel, ImpProcessor
+from imp_ds.commands.upcycle_command import upcycle_folder
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
-from imp_ds.families.imp.commands.upcycle_command import upcycle_folder
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.families.imp.upcycling import upcycle
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpVideoProcessor
-from imp_ds.models.imp.upcycling import upcycle
 from imp_ds.objectives import Contrastive, task_entry
 from imp_ds.tasks import Source, Task, TextView, Views, VisionView
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from imp_ds.families.imp import kernel_timer as measure
 from imp_ds.parallel.groups import is_main, rank
 from imp_ds.planning.measure import engine as measure_engine
+from imp_ds.planning.measure import kernels as measure
 from imp_ds.train.engine.engine import start_process_group
 from imp_ds.train.matrix_peak import matrix_peak
 

@@ -16,6 +16,7 @@ from plain_engine import fill, make_engine
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
 
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel, ImpProcessor
+from imp_ds.commands.exported_model import load_model
 from imp_ds.config import DataSettings, RunConfig
 from imp_ds.data.decoding.film import read_film
 from imp_ds.data.decoding.image import read_image
@@ -25,7 +26,6 @@ from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.zero_shot import load_classes
-from imp_ds.exported_model import load_model
 from imp_ds.modalities.tokenizers import load_tokenizer, train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor

@@ -8,7 +8,7 @@ import rates_worker
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.families.imp.kernel_timer import KernelTimer, bytes_per_second, measure_links, seconds_of
+from imp_ds.planning.measure.kernels import KernelTimer, bytes_per_second, measure_links, seconds_of
 from imp_ds.planning.rates import OPERATIONS, Rates, h200
 from imp_ds.train.matrix_peak import matrix_peak
 from ranks import run_ranks
@@ -67,9 +67,9 @@ def test_a_difference_hidden_by_noise_is_not_taken_for_endless_speed():
 
 def test_every_kind_of_kernel_is_measured(monkeypatch):
     """With products of one width and few repetitions; the whole takes a minute."""
-    monkeypatch.setattr("imp_ds.families.imp.kernel_timer.WIDTHS", (64,))
+    monkeypatch.setattr("imp_ds.planning.measure.kernels.WIDTHS", (64,))
     short = lambda function, device: seconds_of(function, device, 0.01)  # noqa: E731
-    monkeypatch.setattr("imp_ds.families.imp.kernel_timer.seconds_of", short)
+    monkeypatch.setattr("imp_ds.planning.measure.kernels.seconds_of", short)
     found = KernelTimer(CPU, torch.float32).rates()
     assert found.keys() == h200().kernels.keys()
     assert found["product"].flops_per_s.keys() == found["experts"].flops_per_s.keys() == {64}

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from imp_ds import ImpForPreTraining, ImpProcessor
+from imp_ds.commands.tuning import TRAINABLE, Tuning, tuning_run
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, by_name, evaluate
-from imp_ds.families.imp.commands.tuning import TRAINABLE, Tuning, tuning_run
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.models.imp.merging import merge
 from imp_ds.objectives import Classification, Likelihood

@@ -1,4 +1,4 @@
-"""What a run of IMP cannot be on its ranks, beyond what is refused of any family (`imp_ds.layout`)."""
+"""What a run of IMP cannot be on its ranks, beyond what is refused of any family (`imp_ds.train.engine.layout`)."""
 
 import math
 

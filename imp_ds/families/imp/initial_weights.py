@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from imp_ds.errors import UserError
 from imp_ds.families.imp.model_folder import exported_config
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.imp.upcycling import ENCODER_SETTINGS
 from imp_ds.modalities.tokenizers import load_tokenizer
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.upcycling import ENCODER_SETTINGS
 from imp_ds.parallel.whole_parameters import persistent_buffers, whole_parameters
 
 # "moe_layer_indices" is compared, and called by the name of its setting

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from imp_ds.families.imp.kernel_timer import DTYPES, KernelTimer, machine_name, measure_links, seconds_of
 from imp_ds.families.train_module import StepOutput, TrainModule
 from imp_ds.parallel.groups import is_main, on_main, world_size
+from imp_ds.planning.measure.kernels import DTYPES, KernelTimer, machine_name, measure_links, seconds_of
 from imp_ds.planning.rates import EngineRate, Link, Rates
 from imp_ds.planning.time import Network, Weights, gradient_seconds, weight_seconds
 from imp_ds.train.engine.engine import Engine, start_process_group

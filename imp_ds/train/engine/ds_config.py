@@ -9,8 +9,8 @@ from pathlib import Path
 
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
-from imp_ds.layout import check_layout
 from imp_ds.train.engine.ds_keys import check_keys, check_values, offloads
+from imp_ds.train.engine.layout import check_layout
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 # in an installed package, or at the top of a clone

@@ -6,8 +6,8 @@ import subprocess
 import time
 from collections.abc import Callable
 
+from imp_ds.commands.comparison.jobs import Job
 from imp_ds.errors import UserError
-from imp_ds.families.imp.comparison.jobs import Job
 from imp_ds.parallel.launch import NAMES
 
 _LOOK_S = 0.5  # from one look at the processes to the next

@@ -4,11 +4,11 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
+from transformers import PreTrainedModel
 
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.families.imp.model_folder import PROCESSOR, load_processor, load_weights
-from imp_ds.models.imp.modeling_imp import ImpPreTrainedModel
-from imp_ds.models.imp.upcycling import upcycle
+from imp_ds.families.imp.upcycling import upcycle
 from imp_ds.train.staged_folder import staged_folder
 
 _CARD = """\
@@ -26,7 +26,7 @@ def upcycle_folder(model: Path, out: Path, *, slices: int = 1, noise: float = 0.
     Args:
         model: a folder with an exported dense model, or the output folder of a run, whose newest whole checkpoint is taken.
         out: a new or empty folder; written beside itself first, so it is whole or not there.
-        slices, noise, seed, settings: as `imp_ds.models.imp.upcycling.upcycle` takes them; a setting that is None is left out.
+        slices, noise, seed, settings: as `imp_ds.families.imp.upcycling.upcycle` takes them; a setting that is None is left out.
 
     Raises UserError for a folder that holds no dense model, what `upcycle` refuses, and an `out` that cannot be written.
     """
@@ -60,7 +60,7 @@ def _exported(model: Path, scratch: Path) -> Path:
     return model
 
 
-def _write(staging: Path, folder: Path, sparse: ImpPreTrainedModel, settings: dict) -> None:
+def _write(staging: Path, folder: Path, sparse: PreTrainedModel, settings: dict) -> None:
     sparse.save_pretrained(staging)
     if (folder / PROCESSOR).is_file():
         load_processor(folder).save_pretrained(staging)

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from imp_ds.config import OptimizerSettings, RunConfig
 from imp_ds.data.order.subset import class_fraction
 from imp_ds.data.samples import Reader
@@ -19,7 +21,6 @@ from imp_ds.evaluation.split import class_prompts
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.families.imp.initial_weights import check_encoder, stored_weight
 from imp_ds.families.imp.model_folder import exported_config
-from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives import NamedClasses
 from imp_ds.objectives.registry import split_spec
 from imp_ds.overrides import nearest
@@ -139,7 +140,7 @@ def _evaluation(source: RunConfig, name: str) -> Evaluation:
 
 
 def _objective(
-    folder: Path, config: ImpConfig, record: Evaluation, classes: ClassPrompts, tuning: Tuning, tokenizer
+    folder: Path, config: PreTrainedConfig, record: Evaluation, classes: ClassPrompts, tuning: Tuning, tokenizer
 ) -> NamedClasses:
     plain = NamedClasses(modality=record.modality, names=classes.names)
     if tuning.method == "linear":
@@ -154,7 +155,7 @@ def _objective(
     return plain.model_copy(update={"prompts": prompts, "length": length, **compared})
 
 
-def trained_temperature(folder: Path, config: ImpConfig, record: Evaluation) -> float:
+def trained_temperature(folder: Path, config: PreTrainedConfig, record: Evaluation) -> float:
     """At which the model in `folder` compares the evaluation's modality with text, in the evaluation's task if it says one.
 
     Raises UserError for a model that has never compared them.
@@ -175,7 +176,7 @@ def trained_temperature(folder: Path, config: ImpConfig, record: Evaluation) -> 
     )  # fmt: skip
 
 
-def trained_family(config: ImpConfig, record: Evaluation) -> str:
+def trained_family(config: PreTrainedConfig, record: Evaluation) -> str:
     """Whose scale the likelihood head has for the evaluation's modality: of the evaluation's task, or of one that reads it.
 
     Raises UserError for a model without such a task.
@@ -192,7 +193,7 @@ def trained_family(config: ImpConfig, record: Evaluation) -> str:
     )  # fmt: skip
 
 
-def _model(run: RunConfig, config: ImpConfig, tuning: Tuning):
+def _model(run: RunConfig, config: PreTrainedConfig, tuning: Tuning):
     """The settings that make the exported model, which may be a merged one, with prompts."""
     kept = ("text_length", "qk_norm", "num_experts", "moe_layers", "gate", "conditional_maps", "share_decisions")
     changes = {name: getattr(config, name) for name in kept}

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from imp_ds.commands.export import export
+from imp_ds.commands.exported_model import load_model, read_run
+from imp_ds.commands.tuning import Tuning, tuning_run
 from imp_ds.config import RunConfig
 from imp_ds.data.sources import has_split
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_name
-from imp_ds.exported_model import load_model, read_run
-from imp_ds.families.imp.commands.tuning import Tuning, tuning_run
 from imp_ds.families.imp.model_folder import load_processor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.recording.final_results import read_results

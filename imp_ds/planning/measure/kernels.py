@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 
 from imp_ds.costs import Kernel, product
 from imp_ds.families.imp.flops import attention
 from imp_ds.families.imp.flops_experts import mixture
-from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.initialization import initialize_module
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.parallel.groups import barrier, world_size
@@ -56,6 +56,18 @@ def training(module: Callable, *inputs: torch.Tensor) -> Callable:
     first = module(*inputs)
     gradient = torch.randn_like(first[0] if isinstance(first, tuple) else first)
     return call
+
+
+def shapes(width: int, num_attention_heads: int = 6, **settings) -> PreTrainedConfig:
+    """A model of the family whose kernels are counted, for the shapes in it."""
+    settings = {"intermediate_size": 4 * width, "moe_layers": "last:1", **settings}
+    return ModelSettings(hidden_size=width, num_attention_heads=num_attention_heads, **settings).to_config(1000, [])
+
+
+def spread(module: nn.Module) -> None:
+    """Weights as a model begins with, so that routers choose all experts and nothing is zero."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
 
 
 def bytes_per_second(more: float, short: float, long: float) -> float:
@@ -108,10 +120,9 @@ class KernelTimer:
         """The experts' feed-forwards without what their activation would take as a kernel of its own."""
 
         def measure(tokens: int, width: int) -> tuple[float, Kernel]:
-            shape = dict(hidden_size=width, intermediate_size=4 * width, num_attention_heads=1)
-            config = ImpConfig(**shape, num_experts=EXPERTS, moe_layers="last:1")
+            config = shapes(width, num_attention_heads=1, num_experts=EXPERTS)
             experts = Experts(width, 4 * width, EXPERTS, "gelu").to(self.device, self.dtype)
-            initialize_module(experts, 0.02)
+            spread(experts)
             found = {kernel.kind: kernel for kernel in mixture(config, 1, tokens, self.size)}
             seconds = self._seconds(experts, self._tensor(tokens, width))
             return max(seconds - gelu.seconds(found["gelu"]), 0.1 * seconds), found["experts"]
@@ -136,7 +147,7 @@ class KernelTimer:
 
     def _attention(self) -> Rate:
         """Short sequences are bound by what they move, long ones by their products."""
-        config = ImpConfig(hidden_size=384, num_attention_heads=6)
+        config = shapes(384)
 
         def measure(samples: int, length: int) -> tuple[float, Kernel]:
             tensors = [self._tensor(samples, config.num_attention_heads, length, 64) for _ in range(3)]
@@ -150,12 +161,11 @@ class KernelTimer:
 
     def _routing(self) -> Rate:
         """A MoE layer of narrow experts without its experts."""
-        config = ImpConfig(hidden_size=384, intermediate_size=64, num_experts=EXPERTS, moe_layers="last:1")
+        config = shapes(384, intermediate_size=64, num_experts=EXPERTS)
 
         def measure(samples: int, length: int) -> tuple[float, float]:
             layer = MoELayer(384, 64, EXPERTS).to(self.device, self.dtype)
-            initialize_module(layer.experts, 0.02)
-            nn.init.normal_(layer.router.weight, std=0.02)
+            spread(layer)
             kernel = next(k for k in mixture(config, samples, length, self.size) if k.kind == "routing")
             rows = max(EXPERTS, samples * length)
             whole = self._seconds(layer, self._tensor(samples, length, 384))

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from imp_ds.commands.comparison.jobs import AGAIN, WEIGHTS, Job, plan_jobs
+from imp_ds.commands.comparison.measures import SECTIONS, job_values, spreads
+from imp_ds.commands.comparison.picture import draw_comparison
+from imp_ds.commands.comparison.processes import run_jobs
+from imp_ds.commands.comparison.report import PAGE, PICTURE, TABLE, facts, shown, write_page, write_table
+from imp_ds.commands.comparison.timing import time_routers, timing_process
 from imp_ds.data.digits import verify
 from imp_ds.errors import UserError
-from imp_ds.families.imp.comparison.jobs import AGAIN, WEIGHTS, Job, plan_jobs
-from imp_ds.families.imp.comparison.measures import SECTIONS, job_values, spreads
-from imp_ds.families.imp.comparison.picture import draw_comparison
-from imp_ds.families.imp.comparison.processes import run_jobs
-from imp_ds.families.imp.comparison.report import PAGE, PICTURE, TABLE, facts, shown, write_page, write_table
-from imp_ds.families.imp.comparison.timing import time_routers, timing_process
 from imp_ds.json_files import read_json
 from imp_ds.stage_progress import StageProgress
 from imp_ds.written_files import write_json

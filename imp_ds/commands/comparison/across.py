@@ -6,8 +6,6 @@ condition; an image is right when it shows the digit that is said.
 Shapes: N rows of a split, C width of the common space.
 """
 
-from collections.abc import Iterator
-
 import torch
 
 from imp_ds.data.loading.collation import Collator
@@ -15,9 +13,8 @@ from imp_ds.data.order.evaluation_batches import evaluation_batches
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.retrieval import recall
+from imp_ds.families.imp.evaluation.sides import LikelihoodSides
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.likelihood import encode_with_spe
-from imp_ds.tasks import Batch
 from imp_ds.train.trained_run import TrainedRun
 
 BATCH_SIZE = 64
@@ -36,14 +33,9 @@ def speech_to_images(trained: TrainedRun, split: str = "test") -> dict[str, floa
 def unit_vectors(trained: TrainedRun, model: ImpForPreTraining, name: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What a task reads of a split, by the likelihood head, float32 [N, C], and the labels, int64 [N]."""
     task = trained.run.task(name)
-    (modality,) = task.modalities
+    record = next(record for record in trained.run.evaluations if record.name == name)
+    sides = LikelihoodSides(record)
     reader = open_reader(trained.run.data.root, task.source, split, trained.run.data)
-
-    def vectors(batch: Batch) -> Iterator[tuple]:
-        part = (modality, batch.inputs[modality], model.imp.condition(modality, name))
-        encoding = encode_with_spe(model.imp, [part])
-        yield modality, model.imp.likelihood(encoding.pooled_BD), encoding.reports
-
     batches = evaluation_batches(reader, Collator(trained.processor), task.views, batch_size=BATCH_SIZE)
-    found = embed_by(vectors, batches, model.device)
-    return found.vectors[modality], torch.from_numpy(labels(reader))[found.rows_N].to(model.device)
+    found = embed_by(lambda batch: [sides.read(model.imp, batch)], batches, model.device)
+    return found.vectors[record.modality], torch.from_numpy(labels(reader))[found.rows_N].to(model.device)

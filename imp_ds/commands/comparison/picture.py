@@ -4,8 +4,8 @@ import io
 import math
 from pathlib import Path
 
-from imp_ds.families.imp.comparison.measures import Measure, Spread
-from imp_ds.families.imp.comparison.report import cell
+from imp_ds.commands.comparison.measures import Measure, Spread
+from imp_ds.commands.comparison.report import cell
 from imp_ds.written_files import write_file
 
 _COLUMNS = 4

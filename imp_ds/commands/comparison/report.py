@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from imp_ds.families.imp.comparison.measures import SECTIONS, Measure, Spread, spreads
+from imp_ds.commands.comparison.measures import SECTIONS, Measure, Spread, spreads
 from imp_ds.written_files import write_file, write_json
 
 TABLE, PAGE, PICTURE = "table.json", "README.md", "comparison.png"

@@ -15,16 +15,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from imp_ds.commands.comparison.jobs import Job
 from imp_ds.commands.export import export
+from imp_ds.commands.exported_model import load_model
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.exported_model import load_model
-from imp_ds.families.imp.comparison.jobs import Job
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
 from imp_ds.tasks import Batch
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine, start_process_group
@@ -97,11 +96,12 @@ def exported(
     job: Job, trained: TrainedRun, models: Path, device: torch.device
 ) -> tuple[ImpForPreTraining, ImpForPreTraining | None]:
     """What serves the router, and, where that is merged, the model with experts beside it."""
-    folder, merges = models / job.name, job.router in CONSTANT_GATES
+    folder, model = models / job.name, trained.load_model()
+    merges = bool(model.config.num_experts) and model.config.has_constant_gate
     if not folder.exists():
         export(job.folder, folder, merge_tasks=[] if merges else None)
     served, _ = load_model(folder)
-    return served.to(device).eval(), trained.load_model().to(device).eval() if merges else None
+    return served.to(device).eval(), model.to(device).eval() if merges else None
 
 
 @torch.no_grad()
