@@ -112,10 +112,10 @@ def test_active_parameters_follow_the_router():
 
 
 def test_active_parameters_of_conditional_maps():
-    """A token meets one matrix of each blended map, however many are summed; of routed ones those of its experts."""
+    """A token meets one matrix of each map with merged experts, however many are summed; of routed ones those of its experts."""
     sparse, found = get_recipe("imp_moe_b"), {}
     for name, changes in {
-        "whole": [], "blended": ["model.gate=modality", "model.router=top_k", "model.experts_per_token=4"],
+        "whole": [], "merged": ["model.gate=modality", "model.router=top_k", "model.experts_per_token=4"],
         "routed": ['model.conditional_maps=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
     }.items():  # fmt: skip
         config = sparse.override(changes).model.to_config(32100, sparse.tasks)
@@ -123,7 +123,7 @@ def test_active_parameters_of_conditional_maps():
     assert all(counted.one_expert == 2 * 768 * 3072 for counted in found.values())
     assert found["routed"].active - found["whole"].active == 6 * 2 * 768 * 3072
     # one expert as under expert choice; the ids of three modalities are embedded, whose router is as large as that of tokens
-    assert found["blended"].active - found["whole"].active == 6 * 3 * 768
+    assert found["merged"].active - found["whole"].active == 6 * 3 * 768
 
 
 def test_activations_of_conditional_maps():
@@ -131,7 +131,7 @@ def test_activations_of_conditional_maps():
     audio, task, tokens = run.data.audio, run.task("image_class"), 8192 * 256 / 8
     kept = {}
     for name, changes in {
-        "blended": ["model.gate=modality", "model.router=top_k"],
+        "merged": ["model.gate=modality", "model.router=top_k"],
         "routed": ['model.conditional_maps=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
     }.items():  # fmt: skip
         config = run.override(changes).model.to_config(32100, run.tasks)
@@ -140,7 +140,7 @@ def test_activations_of_conditional_maps():
     whole = activation_bytes(task, dense, audio, 8, 2, False)
     # two bytes, 6 layers, two maps: two matrices of experts and their sum; or two rows of both widths for each token, and four
     # values for each of 16 experts where it is decided
-    assert kept["blended"] - whole == 2 * 6 * 2 * 3 * 768 * 3072
+    assert kept["merged"] - whole == 2 * 6 * 2 * 3 * 768 * 3072
     assert kept["routed"] - whole == 2 * 6 * (2 * 2 * tokens * (768 + 3072) + 4 * tokens * 16)
 
 

@@ -128,8 +128,8 @@ def test_what_conditional_maps_send():
     sent = ImpCost(run, run.model.to_config(32100, run.tasks)).exchanges(run.task("image_class"), 4, 2, 2)
     assert exchange_seconds(sent, 4, NETWORK) == pytest.approx(6 * 2 * 2 * tokens * (768 + 3072) * 2 * 3 / 4 / 100)
     # one decision for a segment: two matrices of 768 x 3072 all-reduced forward and backward, whatever the tokens
-    blended = run.override(["model.gate=modality", "model.router=top_k"])
-    sent = ImpCost(blended, blended.model.to_config(32100, blended.tasks)).exchanges(run.task("image_class"), 4, 2, 2)
+    merged = run.override(["model.gate=modality", "model.router=top_k"])
+    sent = ImpCost(merged, merged.model.to_config(32100, merged.tasks)).exchanges(run.task("image_class"), 4, 2, 2)
     assert exchange_seconds(sent, 4, NETWORK) == pytest.approx(6 * 2 * 2 * 768 * 3072 * 2 * 2 * 3 / 4 / 100)
 
 

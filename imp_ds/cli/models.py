@@ -53,7 +53,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="output folder of a training run")],
     out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained")],
     step: Annotated[int | None, typer.Option("--step", min=0, help="checkpoint to export; default: the last")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="blend the experts of constant gates: a dense model")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="merge the experts of constant gates: a dense model")] = False,
     task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
 ):
     """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load.

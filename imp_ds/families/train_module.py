@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.router import Router
 from imp_ds.moe.routing import RouterReport
+from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.tasks import Batch
 
 
@@ -77,4 +77,4 @@ class TrainModule(nn.Module):
     def decays(self, module: nn.Module, name: str) -> bool:
         """Whether weight decay acts on a parameter of `module` of that name: on matrices that multiply, not on norms, biases,
         tables or temperatures (IMP release, `optimizers.py`)."""
-        return isinstance(module, (ExpertWeights, Router, BlendRouter)) or isinstance(module, nn.Linear) and name == "weight"
+        return isinstance(module, (ExpertWeights, Router, MergeRouter)) or isinstance(module, nn.Linear) and name == "weight"

@@ -1,10 +1,10 @@
 """Linear maps that differ by condition: of each token, by the experts that a router chooses for it, or of a whole segment.
 
-    RoutedMap    experts for each token: the sum of their answers
-    BlendedMap   experts for each segment: their weighted sum is one matrix, which all tokens of the segment meet
-    MergedMap    a matrix for each condition that is known beforehand: what is left of a BlendedMap when it is trained
+    RoutedMap       experts for each token: the sum of their answers
+    MergedMap       experts for each segment: their weighted sum is one matrix, which all tokens of the segment meet
+    MapByCondition  a matrix for each condition that is known beforehand: what is left of a MergedMap when it is trained
 
-A block may let one decision serve several maps: whoever has no router of its own takes the decision that it is given.
+A block may let one decision serve several maps: a map without a router takes the decision that it is given.
 
 Shapes: B batch, L tokens of an example, T = B * L flat tokens, I inputs and O outputs of a map, E experts.
 """
@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from imp_ds.moe.blending import Blend, BlendedExperts, BlendRouter, LocalBlender, blend_report
 from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import LinearExperts
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.router import Router
 from imp_ds.moe.routing import Condition, Counted, RouterReport, Routing, Segment
+from imp_ds.moe.soft_merging import LocalMerger, MergedExperts, MergeRouter, MergeWeights, merge_report
 
-Decision = Routing | tuple[Blend, ...]
+Decision = Routing | tuple[MergeWeights, ...]
 
 
 class SequenceFacts(NamedTuple):
@@ -83,33 +83,33 @@ class RoutedMap(ConditionalMap):
         return self.dispatcher(x_TI, decision, self.experts).view(*x_BLI.shape[:2], -1), decision, report
 
 
-class BlendedMap(ConditionalMap):
-    """Each segment's experts are summed to one matrix, then all its tokens meet that; a decision is a Blend for each segment.
+class MergedMap(ConditionalMap):
+    """Each segment's experts are summed to one matrix that all its tokens meet; a decision is MergeWeights for each segment.
 
-    router: a BlendRouter; None: the decision is always given. site: the router's among the random sites of a block.
+    router: a MergeRouter; None: the decision is always given. site: the router's among the random sites of a block.
     """
 
-    def __init__(self, inward: int, outward: int, num_experts: int, router: BlendRouter | None, *, site: int):
+    def __init__(self, inward: int, outward: int, num_experts: int, router: MergeRouter | None, *, site: int):
         super().__init__()
         self.site, self.router = site, router
-        self.experts = BlendedExperts(inward, outward, num_experts)
-        self.dispatcher = LocalBlender()
+        self.experts = MergedExperts(inward, outward, num_experts)
+        self.dispatcher = LocalMerger()
 
     def forward(self, x_BLI, sequence, decision=None):
         report = None
         if self.router is not None:
             decision = tuple(self._decide(segment.condition) for segment in sequence.segments)
-            report = mean_report([blend_report(blend) for blend in decision])
+            report = mean_report([merge_report(weights) for weights in decision])
         parts = x_BLI.split([segment.length for segment in sequence.segments], dim=1)
-        answers = [x @ self.dispatcher(blend, self.experts) for x, blend in zip(parts, decision)]
+        answers = [x @ self.dispatcher(weights, self.experts) for x, weights in zip(parts, decision)]
         return join(answers), decision, report
 
-    def _decide(self, condition: Condition) -> Blend:
+    def _decide(self, condition: Condition) -> MergeWeights:
         key_1 = None if condition.key_1S is None else condition.key_1S[:, self.site]
         return self.router(condition.known, key_1)
 
 
-class MergedMap(ConditionalMap):
+class MapByCondition(ConditionalMap):
     """One plain linear map for each condition of a merged model; `Condition.copy` says which."""
 
     def __init__(self, inward: int, outward: int, copies: int):

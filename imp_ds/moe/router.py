@@ -7,7 +7,7 @@
     counts, after_step    what it counts in a step, and what it changes by that: a state of its own is a persistent buffer
 
 What the decision is made from is the gate: the token, or its context too, for the routers here. Gates that are the same for a
-whole segment are in `imp_ds.moe.blending`.
+whole segment are in `imp_ds.moe.soft_merging`.
 
 Shapes: B samples, L tokens of a sample, T = B * L = G * S flat tokens, G groups, S tokens of a group, D width, E experts,
 N rows, an expert and a token each.

@@ -15,7 +15,7 @@ import torch
 
 
 class Condition(NamedTuple):
-    """What is known of all tokens of a segment alike, for gates that ask for nothing else (`imp_ds.moe.blending`).
+    """What is known of all tokens of a segment alike, for gates that ask for nothing else (`imp_ds.moe.soft_merging`).
 
     known: what they ask for: an id, int64 [1], or named bits, 0 or 1, float32 [1, A]; None where no gate asks.
     key_1S: a random key for each random site of a block, int64 [1, S], of the step and so the same on all ranks; None: nothing

@@ -33,12 +33,12 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from imp_ds.moe.blending import Blend, BlendedExperts
 from imp_ds.moe.compute import rows_of_experts, sum_rows, take_rows
-from imp_ds.moe.conditional import BlendedMap, RoutedMap
+from imp_ds.moe.conditional import MergedMap, RoutedMap
 from imp_ds.moe.experts import Experts, LinearExperts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import Routing
+from imp_ds.moe.soft_merging import MergedExperts, MergeWeights
 from imp_ds.parallel.exchange import arrive, exchange, start, sum_over_ranks
 
 
@@ -99,7 +99,7 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class GroupBlender:
+class GroupMerger:
     """Each rank sums its own experts, and the group sums the parts: a matrix travels, whatever the number of tokens.
 
     Every rank of the group must call with the same task, hence with the same decision. The gradient of a part is the sum over the
@@ -110,8 +110,8 @@ class GroupBlender:
         self.ep_size = ep_size
         self.group = None  # set by DeepSpeed through set_deepspeed_parallelism, once groups exist
 
-    def __call__(self, blend: Blend, experts: BlendedExperts) -> torch.Tensor:
-        return sum_over_ranks(experts(blend), self.group)
+    def __call__(self, weights: MergeWeights, experts: MergedExperts) -> torch.Tensor:
+        return sum_over_ranks(experts(weights), self.group)
 
 
 class ExpertParallelLayer(AutoEPMoELayer):
@@ -182,14 +182,14 @@ class ExpertParallelRoutedMap(ExpertParallelLayer, RoutedMap):
     forward = RoutedMap.forward
 
 
-class ExpertParallelBlendedMap(ExpertParallelLayer, BlendedMap):
-    """A BlendedMap whose experts are spread over ranks: parts of a matrix travel."""
+class ExpertParallelMergedMap(ExpertParallelLayer, MergedMap):
+    """A MergedMap whose experts are spread over ranks: parts of a matrix travel."""
 
-    spread_dispatcher = GroupBlender
-    forward = BlendedMap.forward
+    spread_dispatcher = GroupMerger
+    forward = MergedMap.forward
 
 
-SPREAD = {MoELayer: ExpertParallelMoE, RoutedMap: ExpertParallelRoutedMap, BlendedMap: ExpertParallelBlendedMap}
+SPREAD = {MoELayer: ExpertParallelMoE, RoutedMap: ExpertParallelRoutedMap, MergedMap: ExpertParallelMergedMap}
 
 
 def spread_experts(model: nn.Module, ep_size: int, rank: int) -> nn.Module:

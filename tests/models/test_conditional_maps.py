@@ -13,7 +13,7 @@ from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.models.imp.layers import MAP_NOISE, RANDOM_SITES
-from imp_ds.moe.conditional import BlendedMap, ConditionalMap, RoutedMap
+from imp_ds.moe.conditional import ConditionalMap, MergedMap, RoutedMap
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch
 
@@ -40,7 +40,7 @@ def maps_of(block) -> dict[str, torch.nn.Module]:
 def test_which_maps_are_conditional_and_which_decide(gate, changes, conditional, deciding):
     settings = DROP_FREE if gate == "context" else {}
     model = small_model(**{**GATED, **changes, **settings}, gate=gate)
-    kind = RoutedMap if gate == "context" else BlendedMap
+    kind = RoutedMap if gate == "context" else MergedMap
     for index, block in enumerate(model.blocks):
         found = {name: part for name, part in maps_of(block).items() if isinstance(part, ConditionalMap)}
         assert list(found) == (conditional if index else [])  # the last two of three layers

@@ -10,11 +10,11 @@ from itertools import product
 import pytest
 import torch
 
-from imp_ds.moe.blending import BlendRouter
-from imp_ds.moe.conditional import BlendedMap, RoutedMap, SequenceFacts
+from imp_ds.moe.conditional import MergedMap, RoutedMap, SequenceFacts
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.registry import build_router
 from imp_ds.moe.routing import Condition, Segment
+from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.randomness import normal, sample_keys, step_key
 
 BATCH, LENGTH, INWARD, OUTWARD, EXPERTS, WIDTH = 4, 5, 6, 3, 4, 6
@@ -195,7 +195,7 @@ def naive_condition(gate: str, weights: dict, known: torch.Tensor) -> torch.Tens
     return normed * weights["router.embedding.norm.weight"] + weights["router.embedding.norm.bias"]
 
 
-def naive_blended(gate: str, weights: dict, x_BLI, segments, noise_E, chosen: int):
+def naive_merged(gate: str, weights: dict, x_BLI, segments, noise_E, chosen: int):
     """For each token the sum over its segment's experts of weight times answer: no matrix is ever merged."""
     decisions, parts, first = [], [], 0
     for length, known in segments:
@@ -213,8 +213,8 @@ def naive_blended(gate: str, weights: dict, x_BLI, segments, noise_E, chosen: in
 @pytest.mark.parametrize("noisy", [False, True])
 def test_decisions_for_each_segment(gate, chosen, noisy):
     options, known = CONSTANT[gate]
-    router = BlendRouter(WIDTH, EXPERTS, experts_per_token=chosen, noise=1.0, **options)
-    layer = fill(BlendedMap(INWARD, OUTWARD, EXPERTS, router, site=1))
+    router = MergeRouter(WIDTH, EXPERTS, experts_per_token=chosen, noise=1.0, **options)
+    layer = fill(MergedMap(INWARD, OUTWARD, EXPERTS, router, site=1))
     key_1S = torch.tensor([[5, 8]]) if noisy else None
     noise_E = normal(key_1S[:, 1], EXPERTS)[0].double() / EXPERTS if noisy else torch.zeros(EXPERTS)
     lengths, x_BLI = (2, 3), some_tokens()
@@ -224,13 +224,14 @@ def test_decisions_for_each_segment(gate, chosen, noisy):
     direction = torch.randn(y_BLO.shape, generator=torch.Generator().manual_seed(2))
     (y_BLO * direction).sum().backward()
     weights, x64 = exact(layer), x_BLI.detach().double().requires_grad_()
-    y64, found = naive_blended(gate, weights, x64, zip(lengths, known), noise_E, chosen)
+    y64, found = naive_merged(gate, weights, x64, zip(lengths, known), noise_E, chosen)
     (y64 * direction.double()).sum().backward()
 
-    for blend, wanted in zip(decision, found):
-        assert blend.expert_K.tolist() == list(wanted)
-        assert blend.weight_K.tolist() == pytest.approx([w.item() for w in wanted.values()], rel=1e-5)
-        assert blend.weight_E.tolist() == pytest.approx([wanted.get(e, torch.zeros(())).item() for e in range(EXPERTS)], rel=1e-5)
+    for merged, wanted in zip(decision, found):
+        assert merged.expert_K.tolist() == list(wanted)
+        assert merged.weight_K.tolist() == pytest.approx([w.item() for w in wanted.values()], rel=1e-5)
+        everyone = [wanted.get(e, torch.zeros(())).item() for e in range(EXPERTS)]
+        assert merged.weight_E.tolist() == pytest.approx(everyone, rel=1e-5)
     torch.testing.assert_close(y_BLO.double(), y64, rtol=1e-4, atol=1e-5)
     assert_equal_gradients(layer, x_BLI, weights, x64)
     assert report.z_loss == report.balance_loss == report.left_behind == 0  # nothing competes, nothing is dropped
@@ -238,8 +239,8 @@ def test_decisions_for_each_segment(gate, chosen, noisy):
 
 
 def test_two_segments_are_two_single_runs():
-    router = BlendRouter(WIDTH, EXPERTS, experts_per_token=2, attributes=5)
-    layer, x_BLI = fill(BlendedMap(INWARD, OUTWARD, EXPERTS, router, site=0)), some_tokens()
+    router = MergeRouter(WIDTH, EXPERTS, experts_per_token=2, attributes=5)
+    layer, x_BLI = fill(MergedMap(INWARD, OUTWARD, EXPERTS, router, site=0)), some_tokens()
     first, second = (Condition(bits) for bits in BITS)
     both, decision, _ = layer(x_BLI, SequenceFacts(segments=(Segment(2, first), Segment(3, second))))
     alone = [
@@ -247,22 +248,22 @@ def test_two_segments_are_two_single_runs():
         for part, condition in zip(x_BLI.split((2, 3), 1), (first, second))
     ]
     torch.testing.assert_close(both, torch.cat([y for y, _, _ in alone], 1))
-    assert [blend.expert_K.tolist() for blend in decision] == [single.expert_K.tolist() for _, (single,), _ in alone]
+    assert [merged.expert_K.tolist() for merged in decision] == [single.expert_K.tolist() for _, (single,), _ in alone]
     assert (decision[0].weight_E - decision[1].weight_E).abs().max() > 0.05  # the conditions do differ
 
 
-def test_a_slice_of_the_experts_blends_its_part():
-    layer = fill(BlendedMap(INWARD, OUTWARD, EXPERTS, BlendRouter(WIDTH, EXPERTS, experts_per_token=3, ids=3), site=0))
-    blend = layer.router(torch.tensor([1]))
-    whole_IO = layer.experts(blend)
-    parts = [layer.experts.slice(first, count)(blend) for first, count in ((0, 1), (1, 3))]
+def test_a_slice_of_the_experts_merges_its_part():
+    layer = fill(MergedMap(INWARD, OUTWARD, EXPERTS, MergeRouter(WIDTH, EXPERTS, experts_per_token=3, ids=3), site=0))
+    merged = layer.router(torch.tensor([1]))
+    whole_IO = layer.experts(merged)
+    parts = [layer.experts.slice(first, count)(merged) for first, count in ((0, 1), (1, 3))]
     torch.testing.assert_close(sum(parts), whole_IO)
     assert all((part - whole_IO).abs().max() > 1e-2 for part in parts)
 
 
 def test_noise_of_a_constant_gate_is_one_draw_of_a_step():
     """The same for all samples of a step, whichever of them a rank holds, another one in another step; none without a key."""
-    router = fill(BlendRouter(WIDTH, EXPERTS, experts_per_token=EXPERTS, noise=1.0, ids=3))
+    router = fill(MergeRouter(WIDTH, EXPERTS, experts_per_token=EXPERTS, noise=1.0, ids=3))
     keys = [step_key(sample_keys(0, step, first, 4)) for step in range(3) for first in (0, 60)]
     draws = [router(torch.tensor([1]), key_1).weight_E for key_1 in keys]
     for step in range(3):
@@ -274,7 +275,7 @@ def test_noise_of_a_constant_gate_is_one_draw_of_a_step():
 
 def test_noise_has_the_published_size():
     """Standard deviation 1 / E of the logits: over many steps, from the weights, whose logarithms are logits up to a sum."""
-    router = fill(BlendRouter(WIDTH, EXPERTS, experts_per_token=EXPERTS, noise=1.0, ids=3))
+    router = fill(MergeRouter(WIDTH, EXPERTS, experts_per_token=EXPERTS, noise=1.0, ids=3))
     quiet_E = router(torch.tensor([1])).weight_E.log()
     noise_NE = torch.stack([router(torch.tensor([1]), torch.tensor([key])).weight_E.log() - quiet_E for key in range(2000)])
     # differences of two experts' noise lose the unknown sum; their variance is twice that of one

@@ -83,7 +83,7 @@ def test_flops_of_conditional_maps_are_those_that_torch_counts(name, step, monke
     assert step_flops(run.task(batch.task), config, run.data.audio, world=1) == expected > 1e6
 
 
-def test_a_blended_map_costs_its_sum_and_one_product():
+def test_a_merged_map_costs_its_sum_and_one_product():
     # width 32, feed-forward 64, one of two layers; images of 16 tokens, 8 of them; 4 experts of which 2 are summed
     run = make_run(gate="modality")
     config, task = make_config(run), run.task("image_class")
@@ -142,7 +142,7 @@ def test_similarities_count_the_whole_batch_on_every_rank():
         ({"router": "top_k", "experts_per_token": 2, "capacity_factor": 1.25}, 4 * 4 * 10),
         ({"router": "top_k", "experts_per_token": 2, "drop_tokens": False}, 64 * 2),
         ({"router": "top_k", "experts_per_token": 2, "drop_tokens": False, "capacity_factor": 9.0}, 64 * 2),
-        ({"gate": "modality", "experts_per_token": 3}, 64),  # each token meets one blended matrix
+        ({"gate": "modality", "experts_per_token": 3}, 64),  # each token meets one merged matrix
     ],
 )
 def test_rows_that_experts_compute(changes, rows):
@@ -155,13 +155,13 @@ def test_flops_among_candidates_are_those_that_torch_counts(model, name):
     run, batch = likelihood_run(), likelihood_batch(ORDER_OF_CANDIDATES.index(name))
     run.model = make_run(**model).model
     config = likelihood_config(run)
-    # of several texts one is drawn, and all are padded to the longest; all experts of a blend count
+    # of several texts one is drawn, and all are padded to the longest; all experts that are merged count
     net = ImpForPreTraining(config)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(batch)[0].backward()
     task = run.task(name)
     assert step_flops(task, config, run.data.audio, world=1) == counter.get_total_flops() > 1e6
-    # seven names on two ranks are four each: what fills up is computed too; and each rank blends experts
+    # seven names on two ranks are four each: what fills up is computed too; and each rank merges experts
     twice = step_flops(task, config, run.data.audio, world=2)
     assert (twice > step_flops(task, config, run.data.audio, world=1)) == (name == "names" or "gate" in model)
 

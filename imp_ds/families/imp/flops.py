@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from imp_ds.config import AudioSettings
 from imp_ds.costs import FLOAT32, Kernel, passes, product
-from imp_ds.families.imp.flops_experts import blend, conditional_map, map_widths, mixture
+from imp_ds.families.imp.flops_experts import conditional_map, map_widths, merge_experts, mixture
 from imp_ds.families.imp.tokens import task_candidates, task_sequences, task_tokens
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import StepShape
@@ -80,7 +80,7 @@ def _encoder(
         # <SPE> has the condition of the segment after it
         told = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments
         additional = len({modality for modality, _ in told}) - 1
-        kernels += [kernel for name in maps for kernel in blend(config, name, size, ep_size)] * (additional * sparse)
+        kernels += [kernel for name in maps for kernel in merge_experts(config, name, size, ep_size)] * (additional * sparse)
     last = _feed_forward(*shape, maps, ep_size) if maps else mixture(*shape, ep_size)
     return kernels + (attention(*shape, maps, ep_size) + last) * sparse
 

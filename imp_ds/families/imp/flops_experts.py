@@ -45,7 +45,7 @@ def mixture(config: ImpConfig, samples: int, length: int, size: int, ep_size: in
 
 def conditional_map(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int = 1) -> list[Kernel]:
     """A linear map that has experts, instead of the product of a plain one."""
-    kind = _blended_map if config.has_constant_gate else _routed_map
+    kind = _merged_map if config.has_constant_gate else _routed_map
     return kind(config, name, samples, length, size, ep_size)
 
 
@@ -60,12 +60,13 @@ def _routed_map(config: ImpConfig, name: str, samples: int, length: int, size: i
     return [decided, experts, *exchanged]
 
 
-def _blended_map(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
+def _merged_map(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
     """The sum of the experts' matrices, and the one product with it."""
-    return [*blend(config, name, size, ep_size), product(samples * length, *map_widths(config, name), size, in_block=True)]
+    multiplied = product(samples * length, *map_widths(config, name), size, in_block=True)
+    return [*merge_experts(config, name, size, ep_size), multiplied]
 
 
-def blend(config: ImpConfig, name: str, size: int, ep_size: int) -> list[Kernel]:
+def merge_experts(config: ImpConfig, name: str, size: int, ep_size: int) -> list[Kernel]:
     """What one condition costs in a conditional map of a constant gate: the decision, and the sum of the experts' matrices."""
     inward, outward = map_widths(config, name)
     chosen, held = config.experts_per_token, config.num_experts // ep_size

@@ -14,10 +14,10 @@ from transformers import initialization as init
 from imp_ds.errors import UserError
 from imp_ds.modalities.vision import PatchProjection
 from imp_ds.models.imp.prompts import DeepPrompts
-from imp_ds.moe.blending import BlendRouter
 from imp_ds.moe.context import ContextPool
 from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.router import Router
+from imp_ds.moe.soft_merging import MergeRouter
 
 GeneratorFor = Callable[[str], torch.Generator | None]
 
@@ -44,7 +44,7 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
         init.ones_(module.weight)
         if module.bias is not None:
             init.zeros_(module.bias)
-    elif isinstance(module, (Router, BlendRouter)):
+    elif isinstance(module, (Router, MergeRouter)):
         init.normal_(module.weight, mean=0.0, std=std, generator=generator_for("weight"))
         for buffer in module.buffers(recurse=False):  # what a router counts, and what it has learned by that
             init.zeros_(buffer)

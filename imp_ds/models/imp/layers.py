@@ -15,13 +15,13 @@ from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
 from imp_ds.models.imp.configuration_imp import MAP_PAIRS
 from imp_ds.models.imp.heads import split_heads
 from imp_ds.models.imp.prompts import DeepPrompts, see_prompts
-from imp_ds.moe.blending import BlendRouter
-from imp_ds.moe.conditional import BlendedMap, ConditionalMap, MergedMap, RoutedMap, SequenceFacts, layer_report
+from imp_ds.moe.conditional import ConditionalMap, MapByCondition, MergedMap, RoutedMap, SequenceFacts, layer_report
 from imp_ds.moe.context import visible
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.registry import build_router
 from imp_ds.moe.routing import Counted, RouterReport, Segment
+from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.randomness import dropout
 
 # where something may be random in a block: dropout after the attention and after the feed-forward, the noise of routers
@@ -35,7 +35,7 @@ def linear_map(config, layer: int, name: str, inward: int, outward: int) -> nn.L
     if name not in config.conditional_maps_of(layer):
         return nn.Linear(inward, outward, bias=False)
     if config.merged_conditions:
-        return MergedMap(inward, outward, len(config.merged_conditions))
+        return MapByCondition(inward, outward, len(config.merged_conditions))
     decides, experts, site = config.decides(name), config.num_experts, MAP_NOISE[name]
     if not config.has_constant_gate:
         router = build_router(
@@ -47,10 +47,10 @@ def linear_map(config, layer: int, name: str, inward: int, outward: int) -> nn.L
         )
     known = {"modality": dict(ids=len(MODALITIES)), "task": dict(ids=len(config.gate_tasks))}
     known["attribute"] = dict(attributes=len(ATTRIBUTES))
-    router = BlendRouter(
+    router = MergeRouter(
         config.hidden_size, experts, experts_per_token=config.experts_per_token, noise=config.router_noise, **known[config.gate]
     ) if decides else None  # fmt: skip
-    return BlendedMap(inward, outward, experts, router, site=site)
+    return MergedMap(inward, outward, experts, router, site=site)
 
 
 def answer(linear: nn.Module, x_BLI: torch.Tensor, facts: SequenceFacts, decision=None):

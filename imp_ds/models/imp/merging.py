@@ -1,4 +1,4 @@
-"""A trained model with constant gates becomes a dense one: for each condition that it will meet, its experts are blended.
+"""A trained model with constant gates becomes a dense one: for each condition that it will meet, its experts are merged.
 
 Uni-Perceiver-MoE (arXiv 2206.04674; reparameterisation): for a fixed condition sum_e g_e (x W_e) = x (sum_e g_e W_e), so a
 conditional map is one plain map for each condition. A merged model has the dense parameters, one more copy of its conditional
@@ -12,8 +12,8 @@ from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import build_condition, task_conditions
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES, MAP_PAIRS, ImpConfig
 from imp_ds.models.imp.layers import ImpBlock
-from imp_ds.moe.blending import Blend
-from imp_ds.moe.conditional import BlendedMap
+from imp_ds.moe.conditional import MergedMap
+from imp_ds.moe.soft_merging import MergeWeights
 
 
 def merge(model: nn.Module, tasks: list[str] | None = None) -> nn.Module:
@@ -40,7 +40,7 @@ def merge(model: nn.Module, tasks: list[str] | None = None) -> nn.Module:
 
 
 def check_mergeable(config: ImpConfig) -> None:
-    """Raise UserError, with the reason, unless the experts of such a model can be blended before any token is seen."""
+    """Raise UserError, with the reason, unless the experts of such a model can be merged before any token is seen."""
     if not config.num_experts:
         raise UserError("there is nothing to merge", got="a model without experts", fix="export it without --merge")
     if not config.has_constant_gate:
@@ -62,9 +62,9 @@ def merged_conditions(config: ImpConfig, tasks: list[str] | None) -> list[str]:
 def _merge_block(block: ImpBlock, into: ImpBlock, known: list[torch.Tensor]) -> None:
     """Fill the copies of a block's maps, in the order of the conditions, of which `known` is what their gates ask for."""
     for pair in MAP_PAIRS:
-        decisions: list[Blend] = []
+        decisions: list[MergeWeights] = []
         for linear, copies in ((block.linear(name), into.linear(name)) for name in pair):
-            if not isinstance(linear, BlendedMap):
+            if not isinstance(linear, MergedMap):
                 continue
             if linear.router is not None:
                 decisions = [linear.router(condition) for condition in known]

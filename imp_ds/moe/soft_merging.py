@@ -1,4 +1,5 @@
-"""Gates that ask for nothing but the condition of a segment, and experts that are blended before any token meets them.
+"""Gates that ask for nothing but the condition of a segment, and experts that are merged before any token meets them (soft
+merging).
 
 Uni-Perceiver-MoE (arXiv 2206.04674, section 3.3 and appendix; release, `gate.py`, `experts.py`): where the decision is the same
 for all tokens, sum_e g_e (x W_e) = x (sum_e g_e W_e), so the experts of a linear map become one matrix for each condition:
@@ -19,7 +20,7 @@ from imp_ds.moe.top_k import best_experts
 from imp_ds.randomness import normal
 
 
-class Blend(NamedTuple):
+class MergeWeights(NamedTuple):
     """A decision: the weights of all experts, float32 [E], and those that are not 0 with their experts, [K]. A tuple, as Routing.
 
     Weights sum to 1, or are the probability of the best expert where there is one alone, as in `imp_ds.moe.top_k`.
@@ -42,7 +43,7 @@ class AttributeEmbedding(nn.Module):
         return self.norm(self.linear(attribute_1A.to(self.norm.weight.dtype)))
 
 
-class BlendRouter(nn.Module):
+class MergeRouter(nn.Module):
     """One decision for all tokens of a condition: the `experts_per_token` best experts by softmax of a linear map.
 
     Args:
@@ -58,7 +59,7 @@ class BlendRouter(nn.Module):
         self.embedding = AttributeEmbedding(attributes, width) if attributes else nn.Embedding(ids, width)
         self.weight = nn.Parameter(torch.empty(num_experts, width))
 
-    def forward(self, known: torch.Tensor, key_1: torch.Tensor | None = None) -> Blend:
+    def forward(self, known: torch.Tensor, key_1: torch.Tensor | None = None) -> MergeWeights:
         """known: an id, int64 [1], or bits, float32 [1, A]; key_1: the step's random key for this site, int64 [1]."""
         seen_1D = self.embedding(known)
         with torch.autocast(seen_1D.device.type, enabled=False):
@@ -67,39 +68,39 @@ class BlendRouter(nn.Module):
             logits_1E = logits_1E + normal(key_1, self.num_experts) * (self.noise / self.num_experts)
         _, weight_1K, expert_1K = best_experts(logits_1E, self.experts_per_token)
         weight_1E = torch.zeros_like(logits_1E).scatter(1, expert_1K, weight_1K)
-        return Blend(weight_1E[0], weight_1K[0], expert_1K[0])
+        return MergeWeights(weight_1E[0], weight_1K[0], expert_1K[0])
 
 
-def blend_report(blend: Blend) -> RouterReport:
+def merge_report(weights: MergeWeights) -> RouterReport:
     """Nothing competes and nothing is dropped: the losses are zeros."""
-    weight_E = blend.weight_E.detach()
+    weight_E = weights.weight_E.detach()
     zero = weight_E.new_zeros(())
-    return RouterReport(zero, zero, weight_E / weight_E.sum(), zero, blend.weight_K.detach().mean())
+    return RouterReport(zero, zero, weight_E / weight_E.sum(), zero, weights.weight_K.detach().mean())
 
 
-class BlendedExperts(ExpertWeights):
-    """`num_experts` matrices of one linear map. forward: a Blend -> their weighted sum [I, O], in the type of the weights; with
-    a slice of the experts, the slice's part of it."""
+class MergedExperts(ExpertWeights):
+    """`num_experts` matrices of one linear map. forward: MergeWeights -> their weighted sum [I, O], in the type of the weights;
+    with a slice of the experts, the slice's part of it."""
 
     def __init__(self, inward: int, outward: int, num_experts: int, *, first: int = 0):
         super().__init__(num_experts, first)
         self.inward, self.outward = inward, outward
         self.w = nn.Parameter(torch.empty(num_experts, inward, outward))
 
-    def part(self, num_experts: int, first: int) -> "BlendedExperts":
-        return BlendedExperts(self.inward, self.outward, num_experts, first=first)
+    def part(self, num_experts: int, first: int) -> "MergedExperts":
+        return MergedExperts(self.inward, self.outward, num_experts, first=first)
 
-    def forward(self, blend: Blend) -> torch.Tensor:
+    def forward(self, weights: MergeWeights) -> torch.Tensor:
         held = self.num_experts
-        if held == len(blend.weight_E):
-            weight_K, w_KIO = blend.weight_K, self.w.index_select(0, blend.expert_K)
+        if held == len(weights.weight_E):
+            weight_K, w_KIO = weights.weight_K, self.w.index_select(0, weights.expert_K)
         else:
-            weight_K, w_KIO = blend.weight_E[self.first : self.first + held], self.w
+            weight_K, w_KIO = weights.weight_E[self.first : self.first + held], self.w
         return (weight_K.to(w_KIO.dtype) @ w_KIO.flatten(1)).view(self.inward, self.outward)
 
 
-class LocalBlender:
-    """All experts are here. (blend, experts) -> the blended matrix, [I, O]."""
+class LocalMerger:
+    """All experts are here. (weights, experts) -> the merged matrix, [I, O]."""
 
-    def __call__(self, blend: Blend, experts: BlendedExperts) -> torch.Tensor:
-        return experts(blend)
+    def __call__(self, weights: MergeWeights, experts: MergedExperts) -> torch.Tensor:
+        return experts(weights)
