@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imp_ds.moe.compute import stacked_experts
+from imp_ds.moe.kernels.compute import stacked_experts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import RoutingContext
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imp_ds.evaluation import Evaluator
-from imp_ds.moe.registry import ROUTERS
+from imp_ds.moe.routers.registry import ROUTERS
 from imp_ds.objectives.registry import OBJECTIVES
 from imp_ds.registry import EVALUATORS, FORMATS
 

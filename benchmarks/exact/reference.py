@@ -20,7 +20,7 @@ from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.moe.layer import MoELayer
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import RouterReport
 from imp_ds.tasks import Batch
 from imp_ds.train.engine.trainable import freeze_others

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from imp_ds.moe.experts import ExpertWeights
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import RouterReport
 from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.tasks import Batch

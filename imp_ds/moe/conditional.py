@@ -17,7 +17,7 @@ from torch import nn
 from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import LinearExperts
 from imp_ds.moe.grouping import Grouping
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import Condition, Counted, RouterReport, Routing, Segment
 from imp_ds.moe.soft_merging import LocalMerger, MergedExperts, MergeRouter, MergeWeights, merge_report
 

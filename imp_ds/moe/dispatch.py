@@ -7,8 +7,8 @@ Shapes: T flat tokens, D width.
 
 import torch
 
-from imp_ds.moe.compute import rows_of_experts
 from imp_ds.moe.experts import Experts
+from imp_ds.moe.kernels.compute import rows_of_experts
 from imp_ds.moe.routing import Routing
 
 

@@ -7,7 +7,7 @@ linear map.
 import torch
 from torch import nn
 
-from imp_ds.moe.compute import Count, experts_forward, linear_forward, linear_mixture, mixture
+from imp_ds.moe.kernels.compute import Count, experts_forward, linear_forward, linear_mixture, mixture
 
 
 class ExpertWeights(nn.Module):

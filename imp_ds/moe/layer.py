@@ -9,14 +9,14 @@ from torch import nn
 from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.grouping import Grouping
-from imp_ds.moe.registry import build_router
+from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Counted, RouterReport
 
 
 class MoELayer(nn.Module):
     """A feed-forward of `num_experts` experts. forward: x [B, L, D] -> ([B, L, D], RouterReport).
 
-    `router` names one of `imp_ds.moe.registry`, and `router_options` are those of its class.
+    `router` names one of `imp_ds.moe.routers.registry`, and `router_options` are those of its class.
     """
 
     def __init__(

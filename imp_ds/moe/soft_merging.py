@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from imp_ds.moe.experts import ExpertWeights
+from imp_ds.moe.routers.top_k import best_experts
 from imp_ds.moe.routing import RouterReport
-from imp_ds.moe.top_k import best_experts
 from imp_ds.randomness import normal
 
 
 class MergeWeights(NamedTuple):
     """A decision: the weights of all experts, float32 [E], and those that are not 0 with their experts, [K]. A tuple, as Routing.
 
-    Weights sum to 1, or are the probability of the best expert where there is one alone, as in `imp_ds.moe.top_k`.
+    Weights sum to 1, or are the probability of the best expert where there is one alone, as in `imp_ds.moe.routers.top_k`.
     """
 
     weight_E: torch.Tensor

@@ -33,9 +33,9 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from imp_ds.moe.compute import rows_of_experts, sum_rows, take_rows
 from imp_ds.moe.conditional import MergedMap, RoutedMap
 from imp_ds.moe.experts import Experts, LinearExperts
+from imp_ds.moe.kernels.compute import rows_of_experts, sum_rows, take_rows
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routing import Routing
 from imp_ds.moe.soft_merging import MergedExperts, MergeWeights

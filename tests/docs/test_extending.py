@@ -78,7 +78,7 @@ def test_a_router_decides_is_planned_trained_and_saved(tmp_path):
         _SETTINGS
         + """
 import my_routers
-from imp_ds.moe.registry import ROUTERS, build_router
+from imp_ds.moe.routers.registry import ROUTERS, build_router
 from imp_ds.moe.routing import RoutingContext
 from imp_ds.families.imp.flops_experts import expert_rows
 

@@ -126,7 +126,7 @@ def test_the_encoder_never_waits_for_the_device(settings):
 @pytest.mark.parametrize("count", [None, "ragged"])
 def test_the_experts_on_triton_are_those_of_plain_torch(count):
     """At a width and number of rows that fill the device; tests/moe/test_gpu_experts.py holds both to float64."""
-    from imp_ds.moe.compute import mixture, stacked_mixture
+    from imp_ds.moe.kernels.compute import mixture, stacked_mixture
 
     generator = torch.Generator("cuda").manual_seed(0)
     draw = lambda *shape, scale=1.0: torch.randn(*shape, device="cuda", generator=generator).mul(scale)  # noqa: E731

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_modeling import EXPERTS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
 
-from imp_ds.moe.registry import build_router
+from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Counted, RoutingContext, expert_slots
 
 GROUPS = {**EXPERTS, "group_examples": None, "group_tokens": 512}

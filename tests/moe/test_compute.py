@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from imp_ds.moe import cpu_experts
-from imp_ds.moe.compute import experts_forward, mixture, stacked_experts, stacked_mixture
+from imp_ds.moe.kernels import cpu_experts
+from imp_ds.moe.kernels.compute import experts_forward, mixture, stacked_experts, stacked_mixture
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 7, 4, 8, 4
 EQUAL, RAGGED, ONE_HAS_ALL = [3, 3, 3, 3], [5, 0, 1, 6], [0, 0, 12, 0]

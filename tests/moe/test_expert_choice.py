@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from imp_ds.errors import UserError
-from imp_ds.moe.expert_choice import ExpertChoiceOptions, ExpertChoiceRouter
-from imp_ds.moe.registry import build_router
+from imp_ds.moe.routers.expert_choice import ExpertChoiceOptions, ExpertChoiceRouter
+from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import RoutingContext, capacity, router_z_loss
 
 HAND_TD = torch.tensor([[log(3), 0.0], [0.0, log(3)], [log(9), 0.0], [0.0, 0.0]])

@@ -12,7 +12,7 @@ import torch
 
 from imp_ds.moe.conditional import MergedMap, RoutedMap, SequenceFacts
 from imp_ds.moe.grouping import Grouping
-from imp_ds.moe.registry import build_router
+from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Condition, Segment
 from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.randomness import normal, sample_keys, step_key

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imp_ds.moe.compute import stacked_mixture
+from imp_ds.moe.kernels.compute import stacked_mixture
 from triton_kernels_here import DEVICE, import_kernels
 
-gpu_experts, triton_kernels = map(import_kernels, ("imp_ds.moe.gpu_experts", "imp_ds.moe.triton_kernels"))
+gpu_experts, triton_kernels = map(import_kernels, ("imp_ds.moe.kernels.gpu_experts", "imp_ds.moe.kernels.triton_kernels"))
 TOKENS, WIDTH, HIDDEN, EXPERTS = 7, 8, 24, 4  # widths that grouped products take, and that no block of a kernel divides
 EQUAL, RAGGED, ONE_HAS_ALL = [3, 3, 3, 3], [5, 0, 1, 6], [0, 0, 12, 0]
 INDEX_N = [0, 1, 2, 0, 0, 3, 5, 4, 2, 2, 1, 5]  # the token of each row: 0 and 2 three times, 6 never

@@ -8,7 +8,7 @@ import torch
 
 from triton_kernels_here import DEVICE, INTERPRETED, import_kernels
 
-gpu_router = import_kernels("imp_ds.moe.gpu_router")
+gpu_router = import_kernels("imp_ds.moe.kernels.gpu_router")
 
 
 @pytest.fixture(autouse=True)

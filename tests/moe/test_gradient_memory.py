@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imp_ds.moe.gradient_memory import SMALLEST_BYTES, GradientMemory
+from imp_ds.moe.kernels.cpu_experts import SMALLEST_BYTES, GradientMemory
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ Shapes: T tokens, S tokens of a group, E experts, N rows in expert order.
 import pytest
 import torch
 
+from imp_ds.moe.routers.top_k import TopKOptions, TopKRouter
 from imp_ds.moe.routing import RoutingContext, balance_loss
-from imp_ds.moe.top_k import TopKOptions, TopKRouter
 from imp_ds.randomness import sample_keys
 
 EXPONENTIALS = [[6.0, 3.0, 1.0], [5.0, 1.0, 4.0], [7.0, 2.0, 1.0], [2.0, 3.0, 5.0]]

@@ -13,7 +13,7 @@ from imp_ds.families.imp.flops import step_flops, step_kernels
 from imp_ds.families.imp.flops_experts import expert_rows
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.tokens import candidate_sequences
-from imp_ds.moe import compute
+from imp_ds.moe.kernels import compute
 from imp_ds.objectives import Classification
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch

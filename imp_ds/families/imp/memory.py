@@ -46,7 +46,7 @@ def activation_bytes(
 def block_values(config: ImpConfig, samples: int, length: int) -> tuple[float, float]:
     """Values that a dense block and a MoE block keep: the inputs of both norms and of both maps after them, queries, keys and
     values (normed ones too), the attention's answer, and the feed-forward before and after its activation. Experts keep what
-    enters their activation and gate, and their answers; the rest they compute again (`imp_ds.moe.cpu_experts`)."""
+    enters their activation and gate, and their answers; the rest they compute again (`imp_ds.moe.kernels.cpu_experts`)."""
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
     shared = tokens * width * (10 if config.qk_norm else 8)
     dense = shared + 2 * tokens * hidden

@@ -8,7 +8,7 @@ from imp_ds.modalities.masking import mask_id
 from imp_ds.modalities.text import end_id
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.imp.configuration_imp import MOST_LAYERS, ImpConfig
-from imp_ds.moe.registry import ROUTERS
+from imp_ds.moe.routers.registry import ROUTERS
 from imp_ds.objectives.registry import task_entry
 from imp_ds.tasks import Task
 

@@ -7,8 +7,8 @@ from transformers import PreTrainedConfig
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import MODALITIES, candidate_tasks, causal_tasks
 from imp_ds.models.imp.prompts import PROMPT_SIDES, SHARED
-from imp_ds.moe.registry import ROUTERS, default_router, planned_router
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.registry import ROUTERS, default_router, planned_router
+from imp_ds.moe.routers.router import Router
 
 # width, feed-forward width, layers, heads: the released configurations (`imp/max/projects/imp/config/model.py`);
 # `tiny` is ours, for two CPU cores.
@@ -62,7 +62,7 @@ class ImpConfig(PreTrainedConfig):
             other gates.
         expert_intermediate_size: feed-forward width of one expert; None means intermediate_size.
         expert_activation: "gelu" (two matrices, as released) or "geglu" (three, gated).
-        router: how experts are chosen: one of `imp_ds.moe.registry`, or what another module registers there; None: its
+        router: how experts are chosen: one of `imp_ds.moe.routers.registry`, or what another module registers there; None: its
             `default_router`.
         router_options: of the router's own options those that have no field below.
         experts_per_token: choices of a token, where tokens choose; drop_tokens: whether an expert keeps

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imp_ds.moe.triton_kernels import on_its_device
+from imp_ds.moe.kernels.triton_kernels import on_its_device
 
 _ROWS = 32  # of a block
 _PARTS = 1024

@@ -16,10 +16,10 @@ from imp_ds.models.imp.configuration_imp import MAP_PAIRS
 from imp_ds.models.imp.heads import split_heads
 from imp_ds.models.imp.prompts import DeepPrompts, see_prompts
 from imp_ds.moe.conditional import ConditionalMap, MapByCondition, MergedMap, RoutedMap, SequenceFacts, layer_report
-from imp_ds.moe.context import visible
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
-from imp_ds.moe.registry import build_router
+from imp_ds.moe.routers.context import visible
+from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Counted, RouterReport, Segment
 from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.randomness import dropout

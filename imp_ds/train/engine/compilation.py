@@ -20,7 +20,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from imp_ds.families.train_module import TrainModule
 from imp_ds.moe.conditional import RoutedMap
 from imp_ds.moe.layer import MoELayer
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch
 

@@ -1,9 +1,9 @@
-"""What routers count in a step, over all ranks and micro-batches, and what they change by it (`imp_ds.moe.router.Router`)."""
+"""What routers count in a step, over all ranks and micro-batches, and what they change by it (`Router.counts`)."""
 
 import torch
 import torch.distributed as dist
 
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.groups import world_size
 
 

@@ -24,7 +24,7 @@ from deepspeed.utils import groups as deepspeed_groups
 
 from imp_ds.errors import UserError
 from imp_ds.families.train_module import TrainModule
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
 from imp_ds.parallel.groups import alone, world_size
 from imp_ds.parallel.launch import settle_environment

@@ -9,8 +9,8 @@ Shapes: G groups, S tokens of a group, E experts, N = E * G * C rows.
 import torch
 from pydantic import Field
 
-from imp_ds.moe.registry import register
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.registry import register
+from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import Counted, capacity, expert_slots, take_best
 from imp_ds.records import Record
 

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imp_ds.moe.compute import router_logits
-from imp_ds.moe.context import ContextPool
+from imp_ds.moe.kernels.compute import router_logits
+from imp_ds.moe.routers.context import ContextPool
 from imp_ds.moe.routing import Counted, RouterReport, Routing, RoutingContext, router_z_loss
 from imp_ds.randomness import normal
 from imp_ds.records import Record

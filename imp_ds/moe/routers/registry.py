@@ -5,14 +5,14 @@ from functools import lru_cache
 
 import torch
 
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.router import Router
 from imp_ds.overrides import parse_record
 from imp_ds.registry import Registry
 
 ROUTERS = Registry("router", {
-    "expert_choice": "imp_ds.moe.expert_choice",
-    "top_k": "imp_ds.moe.top_k",
-    "top_k_balanced": "imp_ds.moe.top_k_balanced",
+    "expert_choice": "imp_ds.moe.routers.expert_choice",
+    "top_k": "imp_ds.moe.routers.top_k",
+    "top_k_balanced": "imp_ds.moe.routers.top_k_balanced",
 })  # fmt: skip
 
 

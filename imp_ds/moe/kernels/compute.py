@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imp_ds.moe.cpu_experts import cpu_experts, cpu_mixture
+from imp_ds.moe.kernels.cpu_experts import cpu_experts, cpu_mixture
 
 try:
-    from imp_ds.moe import gpu_experts, gpu_router
+    from imp_ds.moe.kernels import gpu_experts, gpu_router
 except ImportError:  # Triton comes with the CUDA builds of torch alone
     gpu_experts = gpu_router = None
 

@@ -10,19 +10,20 @@ expert or of a block of them.
 """
 
 import math
+import weakref
+from collections import defaultdict
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from imp_ds.moe.gradient_memory import GradientMemory
 
 # gelu(h) = h * sigmoid(h * (LINEAR + CUBIC * h^2)), as 0.5 * (1 + tanh(u)) is sigmoid(2 u) (Hendrycks and Gimpel, 1606.08415).
 # A sigmoid is several times as fast as a tanh, and one gives both the value and the slope.
 LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 CUBIC = LINEAR * 0.044715
 BLOCK_ELEMENTS = 1 << 17  # of the activation at a time: half a MiB in float32, so that its steps meet in a core's caches
-GRADIENTS = GradientMemory()  # one for the process, as malloc is: no result depends on it
+SMALLEST_BYTES = 1 << 20  # of a gradient whose memory is kept: malloc is good at what is smaller
 
 
 def cpu_experts(x_ND: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
@@ -214,3 +215,35 @@ def _gated_backward(h: Tensor, gate: Tensor, act: Tensor, dh: Tensor) -> Tensor:
         torch.mul(dh_RF, value_RF, out=dgate_RF)
         dh_RF.mul_(slope_RF.mul_(gate_RF))
     return dgate
+
+
+class GradientMemory:
+    """Memory for the gradients of stacked weights, kept from one step to the next: it hands out uninitialised tensors, and takes
+    their memory back when autograd and optimizer have let go of them.
+
+    malloc hands a block of such a size back to the kernel as soon as it is freed, and the kernel gives it again page by page,
+    zeroed, which can take a tenth of the layer's step. Gradients of the same sizes are freed in every step and asked for in the
+    next.
+
+    It never holds more than was in use at one time. It knows of no model: what a gradient was, it may be again for another.
+    """
+
+    def __init__(self):
+        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def empty_like(self, weight: Tensor) -> Tensor:
+        """A contiguous tensor on the CPU of the weight's shape and type; its elements are whatever was there."""
+        size = weight.numel() * weight.element_size()
+        if size < SMALLEST_BYTES:
+            return weight.new_empty(weight.shape)
+        free = self._free[size]
+        try:
+            block = free.pop()
+        except IndexError:
+            block = np.empty(size, np.uint8)
+        lease = block.view()  # the tensor's storage holds it, so it ends when the last tensor on it does
+        weakref.finalize(lease, free.append, block).atexit = False
+        return torch.frombuffer(lease, dtype=weight.dtype).view(weight.shape)
+
+
+GRADIENTS = GradientMemory()  # one for the process, as malloc is: no result depends on it

@@ -15,8 +15,8 @@ Shapes: G groups, S tokens of a group, E experts, K experts of a token.
 import torch
 from pydantic import Field
 
-from imp_ds.moe.registry import register
-from imp_ds.moe.top_k import TopKOptions, TopKRouter
+from imp_ds.moe.routers.registry import register
+from imp_ds.moe.routers.top_k import TopKOptions, TopKRouter
 
 
 class BalancedTopKOptions(TopKOptions):

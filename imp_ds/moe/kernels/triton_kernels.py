@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imp_ds.moe.cpu_experts import CUBIC, LINEAR
+from imp_ds.moe.kernels.cpu_experts import CUBIC, LINEAR
 
 _LINEAR, _CUBIC = tl.constexpr(LINEAR), tl.constexpr(CUBIC)  # of the gelu; kernels see no other globals
 _WIDEST = 1024  # values of a row that a program holds at a time

@@ -21,8 +21,8 @@ import torch
 from pydantic import Field
 
 from imp_ds.errors import UserError
-from imp_ds.moe.registry import register
-from imp_ds.moe.router import Router
+from imp_ds.moe.routers.registry import register
+from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import Counted, balance_loss, capacity, expert_slots, take_best
 from imp_ds.records import Record
 

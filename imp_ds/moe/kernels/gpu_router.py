@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imp_ds.moe.triton_kernels import on_its_device
+from imp_ds.moe.kernels.triton_kernels import on_its_device
 
 MOST_EXPERTS = 128  # whose logits a program holds for a block of tokens
 # tokens and width of a block, as measured on an H200; the gradient of the weights is bound by other things than what goes along

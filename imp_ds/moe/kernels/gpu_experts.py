@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imp_ds.moe import triton_kernels
+from imp_ds.moe.kernels import triton_kernels
 
 
 def gpu_mixture(
     x_TD: Tensor, index_N: Tensor, weight_N: Tensor, count_E: Tensor | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None
 ) -> Tensor:
-    """As `imp_ds.moe.compute.mixture`; weights of the experts are in the type of x, those of rows in float32."""
+    """As `imp_ds.moe.kernels.compute.mixture`; weights of the experts are in the type of x, those of rows in float32."""
     order_N, start_T1 = _inverse(index_N, len(x_TD))
     x_ND = _take(x_TD.contiguous(), index_N, order_N, start_T1)
     y_ND = _experts(x_ND, weight_N, _ends(count_E), w1_EDF, w2_EFD, w3_EDF)[0]
@@ -30,7 +30,7 @@ def gpu_mixture(
 
 
 def gpu_experts(x_ND: Tensor, count_E: Tensor | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
-    """As `imp_ds.moe.compute.experts_forward`."""
+    """As `imp_ds.moe.kernels.compute.experts_forward`."""
     return _experts(x_ND.contiguous(), None, _ends(count_E), w1_EDF, w2_EFD, w3_EDF)[0]
 
 
