@@ -2,7 +2,7 @@
 
     python benchmarks/conditional_speed.py --out benchmarks/results/conditional_speed.md
 
-One encoder (width 384, 4 layers; in every second one, as published, all four linear maps have 8 experts, of which 2 are chosen)
+One encoder (width 384, 4 layers; in every second one, as published, all four linear layers have 8 experts, of which 2 are chosen)
 with each of the five gates; token and context gates drop-free, since a token needs its query. All are trained and asked in turns
 in one process, on the same batch of images and captions, so that whatever else the machine does falls on all of them; compared
 is the best time that a step had the CPU, on one thread. A training step is forward, backward and the update by DeepSpeed
@@ -28,7 +28,7 @@ SIZE = dict(
     hidden_size=384, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=6, vision_patch=(1, 8, 8),
     vision_max=(4, 64, 64), text_max=32, common_dim=384, qk_norm=True,
 )  # fmt: skip
-EXPERTS = dict(num_experts=8, experts_per_token=2, moe_layers=[0, 2], conditional_maps=["qkv", "out", "up", "down"])
+EXPERTS = dict(num_experts=8, experts_per_token=2, moe_layers=[0, 2], conditional_linears=["qkv", "out", "up", "down"])
 WORDS, VOCABULARY = 16, 1000
 WARM_UP = 3
 TRAINING, INFERENCE = 1.4, 1.1  # the bounds for gates that are constant for a segment
@@ -191,7 +191,7 @@ def page(encoders: dict, training: dict, inference: dict, options) -> str:
         "",
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {options.threads} thread, float32; "
         f"Python {platform.python_version()}, {packages}.",
-        f"Width {SIZE['hidden_size']}, {SIZE['num_hidden_layers']} layers; all four linear maps of layers 0 and 2 have "
+        f"Width {SIZE['hidden_size']}, {SIZE['num_hidden_layers']} layers; all four linear layers of layers 0 and 2 have "
         f"{EXPERTS['num_experts']} experts, of which {EXPERTS['experts_per_token']} are chosen.",
         f"Token and context gates are drop-free. Best CPU time of {options.rounds} rounds in which all take turns; in brackets "
         "against dense, in the same run.",

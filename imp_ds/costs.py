@@ -26,11 +26,13 @@ class Kernel:
     in_block: bool = False
 
 
-def product(rows: int, inward: int, outward: int, size: int, *, input_gradient: bool = True, in_block: bool = False) -> Kernel:
-    """A linear map of `rows` rows: each of its products reads two matrices and writes the third."""
+def product(
+    rows: int, in_features: int, out_features: int, size: int, *, input_gradient: bool = True, in_block: bool = False
+) -> Kernel:
+    """A linear layer of `rows` rows: each of its products reads two matrices and writes the third."""
     times = 3 if input_gradient else 2
-    flops, moved = 2 * rows * inward * outward, rows * inward + inward * outward + rows * outward
-    return Kernel("product", min(inward, outward), times * flops, times * moved * size, 1, in_block)
+    flops, moved = 2 * rows * in_features * out_features, rows * in_features + in_features * out_features + rows * out_features
+    return Kernel("product", min(in_features, out_features), times * flops, times * moved * size, 1, in_block)
 
 
 def passes(kind: str, values: float, calls: int, *, in_block: bool = False) -> Kernel:

@@ -111,12 +111,13 @@ def test_active_parameters_follow_the_router():
     assert found["top_2"].active - found["sparse"].active == 6 * found["sparse"].one_expert == 6 * 2 * 768 * 3072
 
 
-def test_active_parameters_of_conditional_maps():
-    """A token meets one matrix of each map with merged experts, however many are summed; of routed ones those of its experts."""
+def test_active_parameters_of_conditional_linears():
+    """A token meets one matrix of each linear layer with merged experts, however many are summed; of routed ones those of its
+    experts."""
     sparse, found = get_recipe("imp_moe_b"), {}
     for name, changes in {
         "whole": [], "merged": ["model.gate=modality", "model.router=top_k", "model.experts_per_token=4"],
-        "routed": ['model.conditional_maps=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
+        "routed": ['model.conditional_linears=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
     }.items():  # fmt: skip
         config = sparse.override(changes).model.to_config(32100, sparse.tasks)
         found[name] = count_parameters(config, parameter_sizes(config))
@@ -126,19 +127,20 @@ def test_active_parameters_of_conditional_maps():
     assert found["merged"].active - found["whole"].active == 6 * 3 * 768
 
 
-def test_activations_of_conditional_maps():
+def test_activations_of_conditional_linears():
     run = get_recipe("imp_moe_b")
     audio, task, tokens = run.data.audio, run.task("image_class"), 8192 * 256 / 8
     kept = {}
     for name, changes in {
         "merged": ["model.gate=modality", "model.router=top_k"],
-        "routed": ['model.conditional_maps=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
+        "routed": ['model.conditional_linears=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
     }.items():  # fmt: skip
         config = run.override(changes).model.to_config(32100, run.tasks)
         kept[name] = activation_bytes(task, config, audio, 8, 2, False)
     dense = run.override(["model.num_experts=0", "model.qk_norm=true"]).model.to_config(32100, run.tasks)
     whole = activation_bytes(task, dense, audio, 8, 2, False)
-    # two bytes, 6 layers, two maps: two matrices of experts and their sum; or two rows of both widths for each token, and four
+    # two bytes, 6 layers, two linear layers: two matrices of experts and their sum; or two rows of both widths for each token,
+    # and four
     # values for each of 16 experts where it is decided
     assert kept["merged"] - whole == 2 * 6 * 2 * 3 * 768 * 3072
     assert kept["routed"] - whole == 2 * 6 * (2 * 2 * tokens * (768 + 3072) + 4 * tokens * 16)

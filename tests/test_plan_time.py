@@ -88,17 +88,18 @@ def test_what_a_task_touches():
     sizes = cost.sizes()
     alone = task_weights(sizes, *cost.touched(run.task("image_class")), 4)
     width = 768
-    # one modality's patches (3072 raw values) with three tables and a norm, a linear map before and after the blocks, a head
+    # one modality's patches (3072 raw values) with three tables and a norm, a linear layer before and after the blocks, a head
     own = (3072 * width + width) + (16 + 32 + 32) * width + width + 2 * (width**2 + width) + (1000 * width + 1000)
     blocks = sum(n for name, n in sizes.items() if name.startswith(("imp.blocks.", "imp.norm.")) and ".experts." not in name)
     assert alone.touched_rest == own + blocks
     assert alone.experts == alone.touched_experts == 6 * 16 * 2 * 768 * 3072 // 4
     assert alone.met("rest", 1) == alone.touched_rest and alone.met("rest", 3) == own + 3 * blocks
-    # 12 blocks of 2 norms, qkv, norms of q and k, out and two maps, where 6 have router and experts instead; and the last norm.
-    # Beside them the patches, three tables and a norm, the maps before and after, and the head
+    # 12 blocks of 2 norms, qkv, norms of q and k, out and two linear layers, where 6 have router and experts instead; and the
+    # last norm.
+    # Beside them the patches, three tables and a norm, the linear layers before and after, and the head
     assert alone.again_modules == 12 * 8 + 1 and alone.touched_modules == alone.again_modules + 5 + 2 + 1
     paired = task_weights(sizes, *cost.touched(run.task("image_text")), 4)
-    # the other modality's words, places, norm and maps, two projections and a temperature, and no head
+    # the other modality's words, places, norm and linear layers, two projections and a temperature, and no head
     words = (32100 + 4096) * width + width + 2 * (width**2 + width)
     projections = 2 * ((width * 1024 + 1024) + (1024**2 + 1024) + 2 * 1024)
     assert paired.touched_rest - alone.touched_rest == words + projections + 1 - (1000 * width + 1000)
@@ -120,8 +121,8 @@ def test_tokens_and_vectors_that_are_exchanged():
     assert exchange_seconds(cost.compared(task), 4, NETWORK) == 0
 
 
-def test_what_conditional_maps_send():
-    run = get_recipe("imp_moe_b").override(["train.ep_size=4", 'model.conditional_maps=["up","down"]'])
+def test_what_conditional_linears_send():
+    run = get_recipe("imp_moe_b").override(["train.ep_size=4", 'model.conditional_linears=["up","down"]'])
     tokens = 8192 // 4 * 256
     # expert choice at capacity 1: as many rows as tokens; 768 values go to the experts of up, 3072 come back, and the other way
     # round for down, forward and backward, in 6 layers, 2 bytes each, of which 3/4 leave the rank

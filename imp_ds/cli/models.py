@@ -79,7 +79,7 @@ def upcycle(
         str | None, typer.Option("--moe_layers", help='"last:N", "every:N", or indices such as 1,3; default: the last half')
     ] = None,
     gate: Annotated[str | None, typer.Option("--gate", help="token (default), context, modality, task or attribute")] = None,
-    map_: Annotated[list[str], typer.Option("--map", help="a linear map that gets experts: qkv, out, up, down; repeatable")] = [],
+    linear: Annotated[list[str], typer.Option("--linear", help="linear layer with experts: qkv, out, up, down; repeatable")] = [],
     router: Annotated[str | None, typer.Option("--router", help="how experts are chosen: expert_choice, top_k, ...")] = None,
     capacity_factor: Annotated[float | None, typer.Option("--capacity_factor", help="num_experts: as the dense model")] = None,
     experts_per_token: Annotated[int | None, typer.Option("--experts_per_token", help="under top_k")] = None,
@@ -87,7 +87,7 @@ def upcycle(
     noise: Annotated[float, typer.Option("--noise", help="on the experts, in units of their standard deviation")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="of the routers and the noise")] = 0,
 ):
-    """Make a dense model one with experts, each a copy of its feed-forward, a slice of one, or a copy of a linear map (sparse
+    """Make a dense model one with experts, each a copy of its feed-forward, a slice of one, or a copy of a linear layer (sparse
     upcycling).
 
     Example: imp_ds upcycle model sparse --num_experts 8
@@ -96,7 +96,7 @@ def upcycle(
     from imp_ds.written_files import wrote_folder
 
     upcycle_folder(
-        model, out, num_experts=num_experts, moe_layers=layers(moe_layers), gate=gate, conditional_maps=map_ or None,
+        model, out, num_experts=num_experts, moe_layers=layers(moe_layers), gate=gate, conditional_linears=linear or None,
         router=router, capacity_factor=capacity_factor, experts_per_token=experts_per_token, slices=slices, noise=noise,
         seed=seed,
     )  # fmt: skip

@@ -195,7 +195,7 @@ def trained_family(config: PreTrainedConfig, record: Evaluation) -> str:
 
 def _model(run: RunConfig, config: PreTrainedConfig, tuning: Tuning):
     """The settings that make the exported model, which may be a merged one, with prompts."""
-    kept = ("text_length", "qk_norm", "num_experts", "moe_layers", "gate", "conditional_maps", "share_decisions")
+    kept = ("text_length", "qk_norm", "num_experts", "moe_layers", "gate", "conditional_linears", "share_decisions")
     changes = {name: getattr(config, name) for name in kept}
     changes |= {"merged_conditions": config.merged_conditions or None, "gate_tasks": config.gate_tasks or None}
     if tuning.method == "prompt":

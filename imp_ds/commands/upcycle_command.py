@@ -77,8 +77,9 @@ def _write_card(staging: Path, config, *, name: str, **facts) -> None:
     data = ModelCardData(library_name="transformers", pipeline_tag="feature-extraction", model_name=name, tags=tags)
     layers = f"layers {', '.join(map(str, config.moe_layer_indices))} (of {config.num_hidden_layers}, from 0)"
     became = f"the feed-forward of {layers} became {config.num_experts} experts of width {config.expert_intermediate_size}"
-    if config.conditional_maps:
-        became = f"each of the linear maps {', '.join(config.conditional_maps)} of {layers} became {config.num_experts} experts"
+    if config.conditional_linears:
+        linears = ", ".join(config.conditional_linears)
+        became = f"each of the linear layers {linears} of {layers} became {config.num_experts} experts"
     text = _CARD.format(name=name, became=became, **facts)
     (staging / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
     for path in staging.iterdir():

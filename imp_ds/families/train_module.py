@@ -71,7 +71,7 @@ class TrainModule(nn.Module):
         raise NotImplementedError
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of the model, which are compiled and whose last linear maps are measured for interference."""
+        """The blocks of the model, which are compiled and whose last linear layers are measured for interference."""
         return []
 
     def decays(self, module: nn.Module, name: str) -> bool:

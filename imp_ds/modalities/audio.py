@@ -39,7 +39,7 @@ class AudioEmbedding(nn.Module):
         self.positions = FactoredPositions(buckets, config.hidden_size, config.layer_norm_eps)
 
     def forward(self, input_features: torch.Tensor, feature_positions: torch.Tensor):
-        values = input_features.to(self.positions.norm.weight.dtype)  # the map may be quantized
+        values = input_features.to(self.positions.norm.weight.dtype)  # the linear layer may be quantized
         return self.patch(values) + self.positions(feature_positions).to(values.dtype), None
 
 

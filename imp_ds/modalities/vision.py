@@ -23,10 +23,10 @@ INPUT_NAMES = ("pixel_values", "pixel_positions")
 
 
 class PatchProjection(nn.Module):
-    """A linear map of patches of several frames. Of a patch of one frame it is the map of that frame repeated: each of its values
-    meets the sum of the weights of all frames.
+    """A linear layer of patches of several frames. Of a patch of one frame it is the layer of that frame repeated: each of its
+    values meets the sum of the weights of all frames.
 
-    No nn.Linear, which a quantizer would replace by a map that knows nothing of frames.
+    No nn.Linear, which a quantizer would replace by a layer that knows nothing of frames.
     """
 
     def __init__(self, frames: int, values: int, width: int):

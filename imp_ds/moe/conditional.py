@@ -1,12 +1,12 @@
-"""Linear maps that differ by condition: of each token, by the experts that a router chooses for it, or of a whole segment.
+"""Linear layers that differ by condition: of each token, by the experts that a router chooses for it, or of a whole segment.
 
-    RoutedMap       experts for each token: the sum of their answers
-    MergedMap       experts for each segment: their weighted sum is one matrix, which all tokens of the segment meet
-    MapByCondition  a matrix for each condition that is known beforehand: what is left of a MergedMap when it is trained
+    RoutedLinear       experts for each token: the sum of their answers
+    MergedLinear       experts for each segment: their weighted sum is one matrix, which all tokens of the segment meet
+    LinearByCondition  a matrix for each condition that is known beforehand: what is left of a MergedLinear when it is trained
 
-A block may let one decision serve several maps: a map without a router takes the decision that it is given.
+One decision may serve several linear layers of a block: a layer without a router takes the decision that it is given.
 
-Shapes: B batch, L tokens of an example, T = B * L flat tokens, I inputs and O outputs of a map, E experts.
+Shapes: B batch, L tokens of an example, T = B * L flat tokens, I inputs and O outputs of a linear layer, E experts.
 """
 
 from typing import NamedTuple
@@ -49,9 +49,9 @@ class SequenceFacts(NamedTuple):
         return None if self.key_BS is None else self.key_BS[:, site]
 
 
-class ConditionalMap(nn.Module):
-    """forward: (x [B, L, I], the sequence, the decision of another map or None) -> (y [B, L, O], the decision, and its report,
-    None where no decision was made)."""
+class ConditionalLinear(nn.Module):
+    """forward: (x [B, L, I], the sequence, the decision of another linear layer or None) -> (y [B, L, O], the decision, and its
+    report, None where no decision was made)."""
 
     def forward(
         self, x_BLI: torch.Tensor, sequence: SequenceFacts, decision: Decision | None = None
@@ -59,18 +59,18 @@ class ConditionalMap(nn.Module):
         raise NotImplementedError
 
 
-class RoutedMap(ConditionalMap):
+class RoutedLinear(ConditionalLinear):
     """Each token's answer is the weighted sum of those of its experts; zeros for a token that no expert took.
 
     router: a Router; None: the decision is always given. site: the router's among the random sites of a block.
     """
 
     def __init__(
-        self, inward: int, outward: int, num_experts: int, router: Router | None, grouping: Grouping, *, site: int
+        self, in_features: int, out_features: int, num_experts: int, router: Router | None, grouping: Grouping, *, site: int
     ):
         super().__init__()
         self.grouping, self.site, self.router = grouping, site, router
-        self.experts = LinearExperts(inward, outward, num_experts)
+        self.experts = LinearExperts(in_features, out_features, num_experts)
         self.dispatcher = LocalDispatcher()
 
     def forward(self, x_BLI, sequence, decision=None):
@@ -83,16 +83,16 @@ class RoutedMap(ConditionalMap):
         return self.dispatcher(x_TI, decision, self.experts).view(*x_BLI.shape[:2], -1), decision, report
 
 
-class MergedMap(ConditionalMap):
+class MergedLinear(ConditionalLinear):
     """Each segment's experts are summed to one matrix that all its tokens meet; a decision is MergeWeights for each segment.
 
     router: a MergeRouter; None: the decision is always given. site: the router's among the random sites of a block.
     """
 
-    def __init__(self, inward: int, outward: int, num_experts: int, router: MergeRouter | None, *, site: int):
+    def __init__(self, in_features: int, out_features: int, num_experts: int, router: MergeRouter | None, *, site: int):
         super().__init__()
         self.site, self.router = site, router
-        self.experts = MergedExperts(inward, outward, num_experts)
+        self.experts = MergedExperts(in_features, out_features, num_experts)
         self.dispatcher = LocalMerger()
 
     def forward(self, x_BLI, sequence, decision=None):
@@ -109,12 +109,12 @@ class MergedMap(ConditionalMap):
         return self.router(condition.known, key_1)
 
 
-class MapByCondition(ConditionalMap):
-    """One plain linear map for each condition of a merged model; `Condition.copy` says which."""
+class LinearByCondition(ConditionalLinear):
+    """One plain linear layer for each condition of a merged model; `Condition.copy` says which."""
 
-    def __init__(self, inward: int, outward: int, copies: int):
+    def __init__(self, in_features: int, out_features: int, copies: int):
         super().__init__()
-        self.copies = nn.ModuleList(nn.Linear(inward, outward, bias=False) for _ in range(copies))
+        self.copies = nn.ModuleList(nn.Linear(in_features, out_features, bias=False) for _ in range(copies))
 
     def forward(self, x_BLI, sequence, decision=None):
         parts = x_BLI.split([segment.length for segment in sequence.segments], dim=1)

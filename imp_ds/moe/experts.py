@@ -1,7 +1,7 @@
 """The experts' weights, stacked: what they compute of rows of tokens.
 
 Shapes: T flat tokens, N rows in expert order, E experts held here, D width, F feed-forward width, I inputs and O outputs of a
-linear map.
+linear layer.
 """
 
 import torch
@@ -70,15 +70,15 @@ class Experts(ExpertWeights):
 
 
 class LinearExperts(ExpertWeights):
-    """`num_experts` matrices of one linear map, from number `first` on. forward as that of Experts, [., I] -> [., O]."""
+    """`num_experts` matrices of one linear layer, from number `first` on. forward as that of Experts, [., I] -> [., O]."""
 
-    def __init__(self, inward: int, outward: int, num_experts: int, *, first: int = 0):
+    def __init__(self, in_features: int, out_features: int, num_experts: int, *, first: int = 0):
         super().__init__(num_experts, first)
-        self.inward, self.outward = inward, outward
-        self.w = nn.Parameter(torch.empty(num_experts, inward, outward))
+        self.in_features, self.out_features = in_features, out_features
+        self.w = nn.Parameter(torch.empty(num_experts, in_features, out_features))
 
     def part(self, num_experts: int, first: int) -> "LinearExperts":
-        return LinearExperts(self.inward, self.outward, num_experts, first=first)
+        return LinearExperts(self.in_features, self.out_features, num_experts, first=first)
 
     def forward(
         self,

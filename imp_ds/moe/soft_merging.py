@@ -2,10 +2,10 @@
 merging).
 
 Uni-Perceiver-MoE (arXiv 2206.04674, section 3.3 and appendix; release, `gate.py`, `experts.py`): where the decision is the same
-for all tokens, sum_e g_e (x W_e) = x (sum_e g_e W_e), so the experts of a linear map become one matrix for each condition:
+for all tokens, sum_e g_e (x W_e) = x (sum_e g_e W_e), so the experts of a linear layer become one matrix for each condition:
 routing costs the sum of k matrices, whatever the number of tokens, and where experts are spread over ranks, no token moves.
 
-Shapes: E experts, K experts of a condition, A attributes, D width, I inputs and O outputs of a linear map.
+Shapes: E experts, K experts of a condition, A attributes, D width, I inputs and O outputs of a linear layer.
 """
 
 from typing import NamedTuple
@@ -44,7 +44,7 @@ class AttributeEmbedding(nn.Module):
 
 
 class MergeRouter(nn.Module):
-    """One decision for all tokens of a condition: the `experts_per_token` best experts by softmax of a linear map.
+    """One decision for all tokens of a condition: the `experts_per_token` best experts by softmax of a linear layer.
 
     Args:
         ids, attributes: how many there are of the one or the other; a condition is an id, or a combination of attributes.
@@ -79,16 +79,16 @@ def merge_report(weights: MergeWeights) -> RouterReport:
 
 
 class MergedExperts(ExpertWeights):
-    """`num_experts` matrices of one linear map. forward: MergeWeights -> their weighted sum [I, O], in the type of the weights;
+    """`num_experts` matrices of one linear layer. forward: MergeWeights -> their weighted sum [I, O], in the type of the weights;
     with a slice of the experts, the slice's part of it."""
 
-    def __init__(self, inward: int, outward: int, num_experts: int, *, first: int = 0):
+    def __init__(self, in_features: int, out_features: int, num_experts: int, *, first: int = 0):
         super().__init__(num_experts, first)
-        self.inward, self.outward = inward, outward
-        self.w = nn.Parameter(torch.empty(num_experts, inward, outward))
+        self.in_features, self.out_features = in_features, out_features
+        self.w = nn.Parameter(torch.empty(num_experts, in_features, out_features))
 
     def part(self, num_experts: int, first: int) -> "MergedExperts":
-        return MergedExperts(self.inward, self.outward, num_experts, first=first)
+        return MergedExperts(self.in_features, self.out_features, num_experts, first=first)
 
     def forward(self, weights: MergeWeights) -> torch.Tensor:
         held = self.num_experts
@@ -96,7 +96,7 @@ class MergedExperts(ExpertWeights):
             weight_K, w_KIO = weights.weight_K, self.w.index_select(0, weights.expert_K)
         else:
             weight_K, w_KIO = weights.weight_E[self.first : self.first + held], self.w
-        return (weight_K.to(w_KIO.dtype) @ w_KIO.flatten(1)).view(self.inward, self.outward)
+        return (weight_K.to(w_KIO.dtype) @ w_KIO.flatten(1)).view(self.in_features, self.out_features)
 
 
 class LocalMerger:

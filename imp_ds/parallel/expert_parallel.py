@@ -33,7 +33,7 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from imp_ds.moe.conditional import MergedMap, RoutedMap
+from imp_ds.moe.conditional import MergedLinear, RoutedLinear
 from imp_ds.moe.experts import Experts, LinearExperts
 from imp_ds.moe.kernels.compute import rows_of_experts, sum_rows, take_rows
 from imp_ds.moe.layer import MoELayer
@@ -175,21 +175,21 @@ class ExpertParallelMoE(ExpertParallelLayer, MoELayer):
     forward = MoELayer.forward
 
 
-class ExpertParallelRoutedMap(ExpertParallelLayer, RoutedMap):
-    """A RoutedMap whose experts are spread over ranks: tokens travel."""
+class ExpertParallelRoutedLinear(ExpertParallelLayer, RoutedLinear):
+    """A RoutedLinear whose experts are spread over ranks: tokens travel."""
 
     spread_dispatcher = AllToAllDispatcher
-    forward = RoutedMap.forward
+    forward = RoutedLinear.forward
 
 
-class ExpertParallelMergedMap(ExpertParallelLayer, MergedMap):
-    """A MergedMap whose experts are spread over ranks: parts of a matrix travel."""
+class ExpertParallelMergedLinear(ExpertParallelLayer, MergedLinear):
+    """A MergedLinear whose experts are spread over ranks: parts of a matrix travel."""
 
     spread_dispatcher = GroupMerger
-    forward = MergedMap.forward
+    forward = MergedLinear.forward
 
 
-SPREAD = {MoELayer: ExpertParallelMoE, RoutedMap: ExpertParallelRoutedMap, MergedMap: ExpertParallelMergedMap}
+SPREAD = {MoELayer: ExpertParallelMoE, RoutedLinear: ExpertParallelRoutedLinear, MergedLinear: ExpertParallelMergedLinear}
 
 
 def spread_experts(model: nn.Module, ep_size: int, rank: int) -> nn.Module:

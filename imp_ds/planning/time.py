@@ -14,7 +14,8 @@ sends in a step:
     ZeRO 3        reduce-scatter of these gradients; all-gather of the weights, module by module, forward and backward, those of
                   the blocks for each modality
     MoE layer     two all-to-alls of the experts' rows forward and two backward, for each modality; two more when run again;
-                  so has each conditional map, or, of a gate that is the same for a segment, an all-reduce of its matrix each way
+                  so has each conditional linear layer, or, of a gate that is the same for a segment, an all-reduce of its matrix
+                  each way
     contrastive   all-gather of both sides' vectors, and reduce-scatter of their gradients
     each step     a few numbers: the norm, and whether all ranks are well
 

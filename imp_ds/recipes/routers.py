@@ -94,7 +94,7 @@ def evaluations() -> list[Evaluation]:
 
 
 def model(router: str) -> ModelSettings:
-    """As published, in small: in every second layer all four linear maps have 8 experts, of which 2 are chosen; the token and
+    """As published, in small: in every second layer all four linear layers have 8 experts, of which 2 are chosen; the token and
     context gates without a capacity, since a token needs its query."""
     shape = dict(
         size="tiny", hidden_size=96, intermediate_size=384, qk_norm=True, common_dim=96, text_max=32,
@@ -102,7 +102,7 @@ def model(router: str) -> ModelSettings:
     )  # fmt: skip
     if router == "dense":
         return ModelSettings(**shape)
-    experts = dict(num_experts=8, experts_per_token=2, moe_layers="every:2", conditional_maps=["qkv", "out", "up", "down"])
+    experts = dict(num_experts=8, experts_per_token=2, moe_layers="every:2", conditional_linears=["qkv", "out", "up", "down"])
     chosen_by_tokens = dict(router="top_k", drop_tokens=False, group_examples=1, router_z_loss=1e-3)
     return ModelSettings(
         **shape, **experts, **(chosen_by_tokens if router in ("token", "context") else {}), gate=router, router_noise=1.0

@@ -34,21 +34,21 @@ SAMPLES = 100  # as published
 BATCH_SIZE = 32  # of all ranks: the noise of a gradient is that of this many examples
 KEPT_MB = 1024
 PICTURE = "interference.png"
-# the last linear map of a block's feed-forward: plain, of experts, conditional
-LAST_MAPS = ("feed_forward.down.weight", "feed_forward.experts.w2", "feed_forward.down.experts.w")
+# the last linear layer of a block's feed-forward: plain, of experts, conditional
+LAST_LINEARS = ("feed_forward.down.weight", "feed_forward.experts.w2", "feed_forward.down.experts.w")
 
 
 def chosen_weights(model: TrainModule, patterns: list[str] = ()) -> list[str]:
     """The names of the parameters that match any of the patterns ("imp.blocks.*.attention.out.weight"), in the model's order.
 
-    Without patterns, the last linear map of the feed-forward in three layers, after each third of the depth (of 12 layers 3, 7
+    Without patterns, the last linear layer of the feed-forward in three layers, after each third of the depth (of 12 layers 3, 7
     and 11, as published); with experts it is the stack of all of theirs. Raises UserError for a pattern that nothing matches.
     """
     names = [name for name, _ in model.named_parameters()]
     if not patterns:
         paths, blocks = {module: path for path, module in model.named_modules()}, model.blocks()
         layers = {max(0, third * len(blocks) // 3 - 1) for third in (1, 2, 3)}
-        found = [f"{paths[blocks[i]]}.{last}" for i in sorted(layers) for last in LAST_MAPS]
+        found = [f"{paths[blocks[i]]}.{last}" for i in sorted(layers) for last in LAST_LINEARS]
         return [name for name in found if name in names]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

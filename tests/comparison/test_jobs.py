@@ -32,7 +32,7 @@ def test_the_runs_differ_in_the_gate_alone(tmp_path):
         assert run.model.gate == (None if router == "dense" else router)
         same = run.model_copy(update={"name": "", "model": None})
         assert same == runs["dense"].model_copy(update={"name": "", "model": None})
-    shape = {"num_experts", "experts_per_token", "moe_layers", "conditional_maps", "router_noise"}
+    shape = {"num_experts", "experts_per_token", "moe_layers", "conditional_linears", "router_noise"}
     sparse = [run.model.model_dump(include=shape) for router, run in runs.items() if router != "dense"]
     assert all(one == sparse[0] for one in sparse)
 
@@ -84,7 +84,7 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path):
     [
         (dict(routers=["dense", "tokens"]), r"unknown router\n  got: +tokens\n  allowed: dense, token, context"),
         (dict(settings=["train.stes=3"]), "did you mean steps"),
-        (dict(settings=["model.conditional_maps=[rope]"]), "conditional_maps"),
+        (dict(settings=["model.conditional_linears=[rope]"]), "conditional_linears"),
     ],
 )
 def test_what_cannot_be_compared_is_told_before_anything_is_made(tmp_path, changes, message):

@@ -14,7 +14,7 @@ from imp_ds.tasks import Batch
 
 SHAPE = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=20, common_dim=8, num_experts=4,
-    moe_layers="all", conditional_maps=["qkv", "out", "up", "down"],
+    moe_layers="all", conditional_linears=["qkv", "out", "up", "down"],
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from pictures import CAPTIONS, TASK, TOKENIZER, pictures, small_model
 
 SIZE, LENGTH = 8, 12
 GATES = {
-    "attribute": dict(gate="attribute", conditional_maps=["qkv", "out", "up", "down"]),
+    "attribute": dict(gate="attribute", conditional_linears=["qkv", "out", "up", "down"]),
     "token": dict(router="top_k", drop_tokens=False),
 }
 # gate, file, ep_size, micro-batches, checkpointing

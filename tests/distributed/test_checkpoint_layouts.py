@@ -23,12 +23,12 @@ SAME = [
 ]  # fmt: skip
 
 
-# two ranks; experts of linear maps, some of which a condition leaves idle
-MAPS = [("cpu_zero1.json", 2), ("cpu_zero3.json", 1), ("cpu_zero2_offload.json", 2)]
-CONDITIONAL = dict(gate="attribute", conditional_maps=["qkv", "out", "up", "down"])
+# two ranks; experts of linear layers, some of which a condition leaves idle
+LINEARS = [("cpu_zero1.json", 2), ("cpu_zero3.json", 1), ("cpu_zero2_offload.json", 2)]
+CONDITIONAL = dict(gate="attribute", conditional_linears=["qkv", "out", "up", "down"])
 
 
-@pytest.mark.parametrize("layouts, ranks, model", [(HANDED, 4, {}), (MAPS, 2, CONDITIONAL)], ids=["mixtures", "maps"])
+@pytest.mark.parametrize("layouts, ranks, model", [(HANDED, 4, {}), (LINEARS, 2, CONDITIONAL)], ids=["mixtures", "linears"])
 def test_a_run_is_handed_from_layout_to_layout(tmp_path, layouts, ranks, model):
     out = tmp_path / "out.json"
     run_ranks(

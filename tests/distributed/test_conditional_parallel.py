@@ -22,20 +22,20 @@ STEPS = 10
 ALL = ["qkv", "out", "up", "down"]
 CAPACITY, DROP_FREE = dict(router="top_k", group_examples=2), dict(router="top_k", drop_tokens=False)
 GATES = {
-    "token, maps, expert choice": dict(conditional_maps=["up", "down"], group_examples=2),
-    "token, maps, top-2 with capacity": dict(conditional_maps=["up", "down"], share_decisions=False, **CAPACITY),
-    "token, maps, top-2 drop-free": dict(conditional_maps=ALL, **DROP_FREE),
+    "token, linears, expert choice": dict(conditional_linears=["up", "down"], group_examples=2),
+    "token, linears, top-2 with capacity": dict(conditional_linears=["up", "down"], share_decisions=False, **CAPACITY),
+    "token, linears, top-2 drop-free": dict(conditional_linears=ALL, **DROP_FREE),
     "context, expert choice": dict(gate="context", group_examples=2),
     "context, top-2 with capacity": dict(gate="context", **CAPACITY),
-    "context, maps, top-1 drop-free": dict(
-        gate="context", conditional_maps=ALL, share_decisions=False, experts_per_token=1, **DROP_FREE
+    "context, linears, top-1 drop-free": dict(
+        gate="context", conditional_linears=ALL, share_decisions=False, experts_per_token=1, **DROP_FREE
     ),
-    "modality, top-1": dict(gate="modality", conditional_maps=ALL, experts_per_token=1),
+    "modality, top-1": dict(gate="modality", conditional_linears=ALL, experts_per_token=1),
     "modality, top-2": dict(gate="modality", experts_per_token=2),
     "task, top-1": dict(gate="task", experts_per_token=1),
-    "task, top-2": dict(gate="task", conditional_maps=ALL, share_decisions=False),
-    "attribute, top-1": dict(gate="attribute", conditional_maps=ALL, experts_per_token=1),
-    "attribute, top-2": dict(gate="attribute", conditional_maps=ALL),
+    "task, top-2": dict(gate="task", conditional_linears=ALL, share_decisions=False),
+    "attribute, top-1": dict(gate="attribute", conditional_linears=ALL, experts_per_token=1),
+    "attribute, top-2": dict(gate="attribute", conditional_linears=ALL),
 }
 FILES = [f"cpu_zero{stage}.json" for stage in (1, 2, 3, 2)]
 MODELS = {

@@ -21,7 +21,7 @@ TASKS = ("image_text", "speech_text")
 def train(folder: str, data: str) -> None:
     sets = {
         "data.root": data, "data.workers": 0, "train.ep_size": 2, "train.steps": 3, "model.gate": "attribute",
-        "model.conditional_maps": '["qkv","out","up","down"]', "model.router_noise": 1.0, "model.num_hidden_layers": 2,
+        "model.conditional_linears": '["qkv","out","up","down"]', "model.router_noise": 1.0, "model.num_hidden_layers": 2,
         "model.moe_layers": "all", "evaluations.image.task": TASKS[0], "evaluations.video.task": TASKS[0],
         "evaluations.audio.task": TASKS[1],
     }  # fmt: skip
@@ -63,7 +63,7 @@ def test_it_is_dense_with_a_copy_for_each_condition_and_knows_them(folder):
     ]  # fmt: skip
     names = load_file(folder / "merged" / "model.safetensors").keys()
     assert not [name for name in names if "router" in name or "experts" in name]
-    assert len([name for name in names if ".copies." in name]) == 2 * 4 * 4  # layers, maps, conditions
+    assert len([name for name in names if ".copies." in name]) == 2 * 4 * 4  # layers, linear layers, conditions
 
 
 def test_the_heads_load_too(folder):

@@ -15,11 +15,11 @@ from imp_ds.objectives import task_entry
 WORDS, SPE, VOCABULARY = 5, 3, 50
 CAPTIONS = {"captions": task_entry([{"kind": "captioning", "modality": "vision", "family": "caption"}])}
 ROUTED = dict(num_experts=4, moe_layers="last:2", router="top_k", drop_tokens=False, group_examples=1)
-CONSTANT = dict(num_experts=4, moe_layers="all", conditional_maps=["qkv", "out", "up", "down"], objectives=CAPTIONS)
+CONSTANT = dict(num_experts=4, moe_layers="all", conditional_linears=["qkv", "out", "up", "down"], objectives=CAPTIONS)
 ENCODERS = {
     "dense": {},
     "token": ROUTED,
-    "token, four maps": dict(ROUTED, conditional_maps=["qkv", "out", "up", "down"]),
+    "token, four linears": dict(ROUTED, conditional_linears=["qkv", "out", "up", "down"]),
     "context": dict(ROUTED, gate="context"),
     "modality": dict(CONSTANT, gate="modality"),
     "task": dict(CONSTANT, gate="task"),

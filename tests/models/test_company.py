@@ -16,7 +16,7 @@ ROUTERS = {
     "top-1 with capacity": dict(router="top_k", experts_per_token=1),
     "top-2 with capacity": dict(router="top_k", experts_per_token=2, capacity_factor=0.5),
     "top-2 drop-free": dict(router="top_k", experts_per_token=2, drop_tokens=False),
-    "maps, by context": dict(gate="context", conditional_maps=["up", "down"]),
+    "linears, by context": dict(gate="context", conditional_linears=["up", "down"]),
 }
 INPUTS = {
     "vision": lambda: clip_inputs(6, 2, 4, 4),

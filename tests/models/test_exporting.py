@@ -21,7 +21,7 @@ def inputs_of(modalities: str, batch: int) -> dict[str, torch.Tensor]:
     return found if modalities == "text" else {**found, **clip_inputs(batch, 2, 4, 4), **sound_inputs(batch)}
 
 
-ON_TEXTS = ("top-2 with capacity", "maps, by context", "modality gate", "geglu, prompts")  # which have padding
+ON_TEXTS = ("top-2 with capacity", "linears, by context", "modality gate", "geglu, prompts")  # which have padding
 CASES = [("all", "expert choice"), ("all", "top-2 drop-free"), *(("text", name) for name in ON_TEXTS)]
 
 

@@ -32,7 +32,7 @@ def norms(width: int, weights: list[torch.Tensor] | None) -> list[nn.Module]:
 # one row; rows that no block divides, a width that is no power of 2; more blocks than parts in which weights are added up
 @pytest.mark.parametrize("batch, length, heads, width", [(1, 1, 1, 8), (3, 7, 3, 12), (2, 9, 4, 16)])
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("lies", ["as SDPA has it", "as the map has it"])
+@pytest.mark.parametrize("lies", ["as SDPA has it", "as the linear layer has it"])
 def test_heads_and_gradients_are_those_of_autograd(monkeypatch, batch, length, heads, width, normed, lies):
     """float32 rounds to 6e-8 a time; norms of a few numbers that nearly agree magnify it, so 1e-5."""
     monkeypatch.setattr(gpu_heads, "_PARTS", 2)

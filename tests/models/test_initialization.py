@@ -28,7 +28,7 @@ class Filled(nn.Module):
 
 
 class Counted(nn.Linear):
-    """A linear map with a buffer, which the rule of linear maps does not know."""
+    """A linear layer with a buffer, which the rule of linear layers does not know."""
 
     def __init__(self):
         super().__init__(2, 2)

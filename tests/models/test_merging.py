@@ -50,7 +50,7 @@ def encode_all(model, tasks=OBJECTIVES) -> dict:
 
 
 @pytest.mark.parametrize("chosen", [1, 2, 4])
-@pytest.mark.parametrize("changes", [dict(conditional_maps=ALL), dict(), dict(conditional_maps=ALL, share_decisions=False)])
+@pytest.mark.parametrize("changes", [dict(conditional_linears=ALL), dict(), dict(conditional_linears=ALL, share_decisions=False)])
 @pytest.mark.parametrize("gate", CONDITIONS)
 def test_outputs_are_those_of_the_experts(gate, changes, chosen):
     model = trained(gate, **changes, experts_per_token=chosen)
@@ -66,7 +66,7 @@ def test_outputs_are_those_of_the_experts(gate, changes, chosen):
 
 
 def test_two_segments_have_their_own_copies():
-    model = trained("attribute", conditional_maps=ALL)
+    model = trained("attribute", conditional_linears=ALL)
     found = []
     for each in (model, merge(model)):
         parts = [(m, x, each.condition(m, "image_text")) for m, x in (("vision", IMAGE), ("text", WORDS), ("text", WORDS))]
@@ -76,12 +76,12 @@ def test_two_segments_have_their_own_copies():
 
 
 @pytest.mark.parametrize("gate, conditions", CONDITIONS.items())
-def test_it_is_dense_but_for_a_copy_of_its_maps_for_each_further_condition(gate, conditions):
-    model = trained(gate, ImpForPreTraining, conditional_maps=ALL)
+def test_it_is_dense_but_for_a_copy_of_its_conditional_linears_for_each_further_condition(gate, conditions):
+    model = trained(gate, ImpForPreTraining, conditional_linears=ALL)
     merged = merge(model)
     assert len(merged.config.merged_conditions) == conditions
     dense = ImpForPreTraining(ImpConfig.from_dict({**model.config.to_dict(), "num_experts": 0}))
-    # two layers of four maps: 4 * 32^2 + 2 * 32 * 48 each
+    # two layers of four linear layers: 4 * 32^2 + 2 * 32 * 48 each
     assert parameters(merged) == parameters(dense) + (conditions - 1) * 2 * (4 * 32**2 + 2 * 32 * 48)
     assert not [name for name, _ in merged.named_parameters() if "router" in name or "experts" in name]
 
@@ -89,7 +89,7 @@ def test_it_is_dense_but_for_a_copy_of_its_maps_for_each_further_condition(gate,
 def test_the_published_size():
     """Uni-Perceiver-MoE-base is 124 M parameters and merged, for images and text, 167 M: 6 layers of 12 * 768^2 = 42.5 M more."""
     task = task_entry([{"kind": "contrastive", "pairs": [["vision", "text"]]}])
-    settings = dict(moe_layers="every:2", gate="attribute", conditional_maps=ALL, objectives={"captions": task}, qk_norm=False)
+    settings = dict(moe_layers="every:2", gate="attribute", conditional_linears=ALL, objectives={"captions": task}, qk_norm=False)
     with torch.device("meta"):
         dense = ImpModel(ImpConfig.from_size("B"))
         row = "input_vision+target_text+token_"
@@ -98,7 +98,7 @@ def test_the_published_size():
 
 
 def test_for_some_tasks_alone():
-    model = trained("attribute", conditional_maps=ALL)
+    model = trained("attribute", conditional_linears=ALL)
     merged = merge(model, ["image_text", "words"])
     assert [name.split("+")[-1] for name in merged.config.merged_conditions] == [
         "token_vision", "target_side", "token_text", "target_side",
@@ -110,7 +110,7 @@ def test_for_some_tasks_alone():
 
 
 def test_it_survives_the_disk(tmp_path):
-    merged = merge(trained("task", ImpForPreTraining, conditional_maps=ALL))
+    merged = merge(trained("task", ImpForPreTraining, conditional_linears=ALL))
     merged.save_pretrained(tmp_path)
     expected = encode_all(merged)
     for kind in (ImpForPreTraining, ImpModel):

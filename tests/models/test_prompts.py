@@ -16,7 +16,7 @@ WORDS = text_inputs([5, 3, 1], 6)
 CLASSES = {"kind": "named_classes", "modality": "vision", "names": ["a", "b"], "prompts": [], "length": 1, "temperature": 1.0}
 OBJECTIVES = {"digits": task_entry([{**CLASSES, "family": None}])}
 GATED = dict(
-    num_experts=4, moe_layers="all", gate="attribute", conditional_maps=["qkv", "out", "up", "down"], objectives=OBJECTIVES,
+    num_experts=4, moe_layers="all", gate="attribute", conditional_linears=["qkv", "out", "up", "down"], objectives=OBJECTIVES,
     qk_norm=True,
 )  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_a_model_without_prompts_knows_nothing_of_them():
     assert small_model().blocks[0].attention.prompts is None
 
 
-@pytest.mark.parametrize("changes", [{}, EXPERTS, GATED], ids=["dense", "expert choice", "conditional maps"])
+@pytest.mark.parametrize("changes", [{}, EXPERTS, GATED], ids=["dense", "expert choice", "conditional linear layers"])
 def test_moved_prompts_change_what_is_encoded_and_padding_still_does_not(changes):
     model = small_model(prompt_length=4, **changes)
     condition = model.condition("text", "digits", target=True) if changes is GATED else None

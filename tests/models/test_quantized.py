@@ -1,6 +1,6 @@
-"""Linear maps in 8 and 4 bits, as quantizers of transformers put them in the place of every nn.Linear.
+"""Linear layers in 8 and 4 bits, as quantizers of transformers put them in the place of every nn.Linear.
 
-Shapes: B batch, O outputs and I inputs of a linear map.
+Shapes: B batch, O outputs and I inputs of a linear layer.
 """
 
 import pytest
@@ -29,7 +29,7 @@ def inputs_of_all() -> dict[str, torch.Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """A linear map of whole numbers and a scale for each output, in the way of most quantizers: `weight` is int8 [O, I]."""
+    """A linear layer of whole numbers and a scale for each output, in the way of most quantizers: `weight` is int8 [O, I]."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -65,7 +65,7 @@ def least_likeness(model, quantized, task) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whoever_replaces_linear_maps_finds_them_and_the_model_runs(kind):
+def test_a_quantizer_finds_the_linear_layers_and_the_model_runs(kind):
     torch.manual_seed(0)
     model, quantized = (small_model(**WIDE, **KINDS[kind]) for _ in range(2))
     assert replace_linear(quantized) >= 1 + 6 + 12 + 6  # sounds' patches, before and after the encoder, projections, layers

@@ -41,7 +41,7 @@ def test_a_segment_alone_is_its_encoding(experts):
 
 
 def test_segments_that_do_not_see_each_other_are_as_if_alone():
-    """Each with its own positions, maps before and after the blocks, and padding."""
+    """Each with its own positions, linear layers before and after the blocks, and padding."""
     model = small_model()
     mask_LL = torch.block_diag(torch.ones(4, 4), torch.ones(6, 6)).bool()
     both = model.encode_segments([("vision", IMAGE, None), ("text", WORDS, None)], mask_LL=mask_LL)

@@ -112,7 +112,7 @@ class TestOutputs:
         assert max(difference(outputs(dense), outputs(loaded)).values()) < 1e-6
 
 
-MAPS = ["qkv", "out", "up", "down"]
+LINEARS = ["qkv", "out", "up", "down"]
 DROP_FREE = dict(router="top_k", drop_tokens=False)
 GATES = {"token": DROP_FREE, "context": DROP_FREE, "modality": {}, "task": {}, "attribute": {}}
 
@@ -122,9 +122,9 @@ class TestMaps:
     def test_equal_the_dense_model_where_weights_sum_to_one(self, gate):
         objectives = {"any": task_entry([{"kind": "contrastive", "pairs": [["vision", "text"], ["audio", "text"]]}])}
         dense = dense_model(objectives=objectives)
-        sparse = upcycle(dense, num_experts=4, gate=gate, conditional_maps=MAPS, **GATES[gate])
+        sparse = upcycle(dense, num_experts=4, gate=gate, conditional_linears=LINEARS, **GATES[gate])
         for index, block in enumerate(sparse.blocks):
-            for name in MAPS if index > 1 else ():
+            for name in LINEARS if index > 1 else ():
                 assert all(torch.equal(w, dense.blocks[index].linear(name).weight.T) for w in block.linear(name).experts.w)
         assert max(difference(outputs(dense), outputs(sparse, task="any")).values()) < 1e-6
 
@@ -195,7 +195,7 @@ REFUSED = {
     "layers that are not there": ({}, dict(num_experts=4, moe_layers="last:5"), "moe_layers names no layers"),
     "a gate": ({}, dict(num_experts=4, expert_activation="geglu"), "no gate to copy"),
     "another encoder": ({}, dict(num_experts=4, hidden_size=64), "cannot change these settings\n  got: +hidden_size"),
-    "slices of maps": ({}, dict(num_experts=4, slices=2, gate="modality"), "a slice is of a whole feed-forward"),
+    "slices of linears": ({}, dict(num_experts=4, slices=2, gate="modality"), "a slice is of a whole feed-forward"),
     "an unknown setting": ({}, dict(num_experts=4, capacity=2), "cannot change these settings\n  got: +capacity\n"),
 }  # fmt: skip
 
@@ -246,11 +246,11 @@ class TestFolder:
         assert not list(tmp_path.glob(".staging*")) and not [p for p in out.iterdir() if p.is_dir()]
 
     @pytest.mark.parametrize(
-        "settings", [dict(slices=2, capacity_factor=2.0), dict(gate="task"), dict(gate="attribute", conditional_maps=MAPS)]
+        "settings", [dict(slices=2, capacity_factor=2.0), dict(gate="task"), dict(gate="attribute", conditional_linears=LINEARS)]
     )
     def test_its_run_configuration_builds_this_model(self, exported, tmp_path, settings):
         out = upcycle_folder(exported, tmp_path / "out", num_experts=4, **settings)
-        assert ("of the linear maps" in (out / "README.md").read_text()) == ("gate" in settings)
+        assert ("of the linear layers" in (out / "README.md").read_text()) == ("gate" in settings)
         run, config = RunConfig.load(out), ImpConfig.from_pretrained(out)
         built = run.model.to_config(config.vocab_size, run.tasks)
         bookkeeping = {"architectures", "dtype", "transformers_version", "_name_or_path"}

@@ -2,7 +2,8 @@
 
 The naive side knows softmax, sorting and sums alone: no groups in tensors, no merged matrices, no capacity in slots.
 
-Shapes: B batch, L tokens of an example, S tokens of a group, T = B * L, I inputs and O outputs of a map, E experts, A attributes.
+Shapes: B batch, L tokens of an example, S tokens of a group, T = B * L, I inputs and O outputs of a linear layer, E experts, A
+attributes.
 """
 
 from itertools import product
@@ -10,14 +11,14 @@ from itertools import product
 import pytest
 import torch
 
-from imp_ds.moe.conditional import MergedMap, RoutedMap, SequenceFacts
+from imp_ds.moe.conditional import MergedLinear, RoutedLinear, SequenceFacts
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Condition, Segment
 from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.randomness import normal, sample_keys, step_key
 
-BATCH, LENGTH, INWARD, OUTWARD, EXPERTS, WIDTH = 4, 5, 6, 3, 4, 6
+BATCH, LENGTH, IN_FEATURES, OUT_FEATURES, EXPERTS, WIDTH = 4, 5, 6, 3, 4, 6
 SELECTIONS = {
     "expert choice": dict(kind="expert_choice", factor=1.0),
     "expert choice, loose": dict(kind="expert_choice", factor=2.5),
@@ -39,7 +40,7 @@ def fill(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def some_tokens() -> torch.Tensor:
-    return torch.randn(BATCH, LENGTH, INWARD, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    return torch.randn(BATCH, LENGTH, IN_FEATURES, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
 def exact(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -71,7 +72,7 @@ def seen_by(gate: str, weights: dict, x_LI, token: int, valid_L, mask_LL) -> tor
     if gate == "token":
         return x_LI[token]
     seen = [j for j in range(LENGTH) if valid_L[j] and mask_LL[token, j]]
-    share = softmax(torch.stack([x_LI[j] @ weights["router.pool.query"] / INWARD**0.5 for j in seen]))
+    share = softmax(torch.stack([x_LI[j] @ weights["router.pool.query"] / IN_FEATURES**0.5 for j in seen]))
     return torch.cat([x_LI[token], sum(s * x_LI[j] for s, j in zip(share, seen))])
 
 
@@ -114,10 +115,10 @@ def naive_routed(gate: str, weights: dict, x_BLI, valid_BL, mask_LL, noise_BLE, 
         found |= choices(probability, 2 * LENGTH, **selection)
         z_losses.append(sum(logits_E.exp().sum().log() ** 2 for logits_E in logits.values()) / len(logits))
         balances.append(balance(probability, selection["experts_per_token"]) if selection["kind"] == "top_k" else zero)
-    y_TO = [torch.zeros(OUTWARD, dtype=torch.float64) for _ in range(BATCH * LENGTH)]
+    y_TO = [torch.zeros(OUT_FEATURES, dtype=torch.float64) for _ in range(BATCH * LENGTH)]
     for (t, e), weight in found.items():
         y_TO[t] = y_TO[t] + weight * (x_BLI[t // LENGTH, t % LENGTH] @ weights["experts.w"][e])
-    return torch.stack(y_TO).view(BATCH, LENGTH, OUTWARD), found, sum(z_losses) / 2, sum(balances) / 2
+    return torch.stack(y_TO).view(BATCH, LENGTH, OUT_FEATURES), found, sum(z_losses) / 2, sum(balances) / 2
 
 
 def rows_of(routing) -> dict[tuple[int, int], float]:
@@ -135,8 +136,8 @@ def test_decisions_for_each_token(gate, name, how):
     selection = SELECTIONS[name]
     options = {key: value for key, value in selection.items() if key not in ("kind", "factor")}
     options["capacity_factor"] = selection["factor"]
-    router = build_router(selection["kind"], INWARD, EXPERTS, options, noise=1.0, sees_context=gate == "context")
-    layer = fill(RoutedMap(INWARD, OUTWARD, EXPERTS, router, Grouping(tokens=2 * LENGTH), site=1))
+    router = build_router(selection["kind"], IN_FEATURES, EXPERTS, options, noise=1.0, sees_context=gate == "context")
+    layer = fill(RoutedLinear(IN_FEATURES, OUT_FEATURES, EXPERTS, router, Grouping(tokens=2 * LENGTH), site=1))
     x_BLI, valid_BL, mask_LL = some_tokens(), torch.ones(BATCH, LENGTH).bool(), torch.ones(LENGTH, LENGTH).bool()
     noise_BLE, facts = torch.zeros(BATCH, LENGTH, EXPERTS), SequenceFacts()
     if how != "whole":
@@ -159,15 +160,16 @@ def test_decisions_for_each_token(gate, name, how):
 
 
 def test_a_map_that_is_given_a_decision_follows_it():
-    """The second map of a pair: the first one's rows and weights, and gradients for both maps' experts and the one router."""
-    router = build_router("top_k", INWARD, EXPERTS, {"experts_per_token": 2, "drop_tokens": False})
-    first = fill(RoutedMap(INWARD, INWARD, EXPERTS, router, Grouping(), site=0))
-    second = fill(RoutedMap(INWARD, OUTWARD, EXPERTS, None, Grouping(), site=1))
+    """The second linear layer of a pair: the first one's rows and weights, and gradients for both linear layers' experts and the
+    one router."""
+    router = build_router("top_k", IN_FEATURES, EXPERTS, {"experts_per_token": 2, "drop_tokens": False})
+    first = fill(RoutedLinear(IN_FEATURES, IN_FEATURES, EXPERTS, router, Grouping(), site=0))
+    second = fill(RoutedLinear(IN_FEATURES, OUT_FEATURES, EXPERTS, None, Grouping(), site=1))
     x_BLI = some_tokens()
     y_BLI, decision, _ = first(x_BLI, SequenceFacts())
     found_BLO, same, report = second(y_BLI, SequenceFacts(), decision)
     assert same is decision and report is None and [name for name, _ in second.named_parameters()] == ["experts.w"]
-    wanted = torch.zeros(BATCH * LENGTH, OUTWARD)
+    wanted = torch.zeros(BATCH * LENGTH, OUT_FEATURES)
     for (token, expert), weight in rows_of(decision).items():
         wanted[token] += weight * (y_BLI.flatten(0, 1)[token] @ second.experts.w[expert])
     torch.testing.assert_close(found_BLO.flatten(0, 1), wanted)
@@ -214,7 +216,7 @@ def naive_merged(gate: str, weights: dict, x_BLI, segments, noise_E, chosen: int
 def test_decisions_for_each_segment(gate, chosen, noisy):
     options, known = CONSTANT[gate]
     router = MergeRouter(WIDTH, EXPERTS, experts_per_token=chosen, noise=1.0, **options)
-    layer = fill(MergedMap(INWARD, OUTWARD, EXPERTS, router, site=1))
+    layer = fill(MergedLinear(IN_FEATURES, OUT_FEATURES, EXPERTS, router, site=1))
     key_1S = torch.tensor([[5, 8]]) if noisy else None
     noise_E = normal(key_1S[:, 1], EXPERTS)[0].double() / EXPERTS if noisy else torch.zeros(EXPERTS)
     lengths, x_BLI = (2, 3), some_tokens()
@@ -240,7 +242,7 @@ def test_decisions_for_each_segment(gate, chosen, noisy):
 
 def test_two_segments_are_two_single_runs():
     router = MergeRouter(WIDTH, EXPERTS, experts_per_token=2, attributes=5)
-    layer, x_BLI = fill(MergedMap(INWARD, OUTWARD, EXPERTS, router, site=0)), some_tokens()
+    layer, x_BLI = fill(MergedLinear(IN_FEATURES, OUT_FEATURES, EXPERTS, router, site=0)), some_tokens()
     first, second = (Condition(bits) for bits in BITS)
     both, decision, _ = layer(x_BLI, SequenceFacts(segments=(Segment(2, first), Segment(3, second))))
     alone = [
@@ -253,7 +255,8 @@ def test_two_segments_are_two_single_runs():
 
 
 def test_a_slice_of_the_experts_merges_its_part():
-    layer = fill(MergedMap(INWARD, OUTWARD, EXPERTS, MergeRouter(WIDTH, EXPERTS, experts_per_token=3, ids=3), site=0))
+    router = MergeRouter(WIDTH, EXPERTS, experts_per_token=3, ids=3)
+    layer = fill(MergedLinear(IN_FEATURES, OUT_FEATURES, EXPERTS, router, site=0))
     merged = layer.router(torch.tensor([1]))
     whole_IO = layer.experts(merged)
     parts = [layer.experts.slice(first, count)(merged) for first, count in ((0, 1), (1, 3))]

@@ -19,7 +19,7 @@ from imp_ds.train.engine.micro_batches import MicroBatches
 from pictures import CAPTIONS, TASK, TOKENIZER, batch_of, pictures, small_model
 
 ROWS = [0, 5, 10, 15]
-CONSTANT = dict(num_experts=4, moe_layers="all", conditional_maps=["qkv", "out", "up", "down"])
+CONSTANT = dict(num_experts=4, moe_layers="all", conditional_linears=["qkv", "out", "up", "down"])
 ROUTED = dict(num_experts=4, moe_layers="all", router="top_k", drop_tokens=False, group_examples=1)
 ENCODERS = {
     "dense": {},

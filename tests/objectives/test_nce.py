@@ -24,10 +24,10 @@ class Projections(nn.Module):
     def __init__(self, pairs):
         super().__init__()
         torch.manual_seed(1)
-        self.maps = nn.ModuleDict({f"{s}_to_{t}": nn.Linear(WIDTH, COMMON) for a, b in pairs for s, t in ((a, b), (b, a))})
+        self.linears = nn.ModuleDict({f"{s}_to_{t}": nn.Linear(WIDTH, COMMON) for a, b in pairs for s, t in ((a, b), (b, a))})
 
     def project(self, pooled_BD, source, target):
-        return F.normalize(self.maps[f"{source}_to_{target}"](pooled_BD), dim=-1)
+        return F.normalize(self.linears[f"{source}_to_{target}"](pooled_BD), dim=-1)
 
 
 class Fixed:

@@ -71,7 +71,7 @@ def test_the_compiler_changes_results_by_rounding_alone():
         )
 
 
-MAPS = dict(conditional_maps=["qkv", "out", "up", "down"], router_noise=1.0, hidden_dropout=0.1)
+LINEARS = dict(conditional_linears=["qkv", "out", "up", "down"], router_noise=1.0, hidden_dropout=0.1)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ MAPS = dict(conditional_maps=["qkv", "out", "up", "down"], router_noise=1.0, hid
     [(dict(gate="attribute"), 1), (dict(gate="context", router="top_k", drop_tokens=False), 5)],
     ids=["attribute", "context, drop-free"],
 )
-def test_conditional_maps_are_compiled(settings, graphs):
-    plain, compiled = build(**settings, **MAPS), build(**settings, **MAPS)
+def test_conditional_linears_are_compiled(settings, graphs):
+    plain, compiled = build(**settings, **LINEARS), build(**settings, **LINEARS)
     blocks = CompiledBlocks(compiled, shapes=1, backend="aot_eager")
     for step in (IMAGES, IMAGES + 3):
         batch = make_batch(step)

@@ -52,21 +52,21 @@ def test_flops_are_those_that_torch_counts(model, step, monkeypatch):
 
 
 ALL = ["qkv", "out", "up", "down"]
-DROP_FREE = dict(router="top_k", drop_tokens=False, conditional_maps=ALL)
+DROP_FREE = dict(router="top_k", drop_tokens=False, conditional_linears=ALL)
 CONDITIONAL = {
     "modality": dict(gate="modality"),
-    "task": dict(gate="task", conditional_maps=ALL, experts_per_token=3),
-    "attribute": dict(gate="attribute", conditional_maps=ALL, share_decisions=False),
-    "token": dict(conditional_maps=["up", "down"], capacity_factor=1.5),
+    "task": dict(gate="task", conditional_linears=ALL, experts_per_token=3),
+    "attribute": dict(gate="attribute", conditional_linears=ALL, share_decisions=False),
+    "token": dict(conditional_linears=["up", "down"], capacity_factor=1.5),
     "token, drop-free": dict(DROP_FREE, experts_per_token=1),
-    "context": dict(gate="context", conditional_maps=["up", "down"], share_decisions=False),
+    "context": dict(gate="context", conditional_linears=["up", "down"], share_decisions=False),
     "context, whole": dict(gate="context"),
 }
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 @pytest.mark.parametrize("step", range(3), ids=ORDER)
-def test_flops_of_conditional_maps_are_those_that_torch_counts(name, step, monkeypatch):
+def test_flops_of_conditional_linears_are_those_that_torch_counts(name, step, monkeypatch):
     plain = lambda x, index, weight, count, *weights: compute.stacked_mixture(x, index, weight, None, *weights)  # noqa: E731
     monkeypatch.setattr(compute, "cpu_mixture", plain)
     run = make_run(**CONDITIONAL[name])
@@ -83,12 +83,12 @@ def test_flops_of_conditional_maps_are_those_that_torch_counts(name, step, monke
     assert step_flops(run.task(batch.task), config, run.data.audio, world=1) == expected > 1e6
 
 
-def test_a_merged_map_costs_its_sum_and_one_product():
+def test_a_merged_linear_costs_its_sum_and_one_product():
     # width 32, feed-forward 64, one of two layers; images of 16 tokens, 8 of them; 4 experts of which 2 are summed
     run = make_run(gate="modality")
     config, task = make_config(run), run.task("image_class")
     dense = make_run(num_experts=0, qk_norm=True)
-    extra = 6 * 2 * 2 * 32 * 64 + 6 * 32 * 4  # two maps' sums of two matrices, and one gate for both
+    extra = 6 * 2 * 2 * 32 * 64 + 6 * 32 * 4  # two layers' sums of two matrices, and one gate for both
     plain = step_flops(task, make_config(dense), run.data.audio, 1)
     assert step_flops(task, config, run.data.audio, 1) == plain + extra
     # a rank that holds two of four experts sums both, whoever is chosen

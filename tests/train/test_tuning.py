@@ -123,7 +123,7 @@ def test_every_method_learns_and_changes_nothing_else(folder, method, rate):
 
 
 def test_a_merged_model_and_attribute_gates_are_tuned(digits_corpus, tmp_path):
-    gated = dict(gate="attribute", conditional_maps=["qkv", "out", "up", "down"], router=None)
+    gated = dict(gate="attribute", conditional_linears=["qkv", "out", "up", "down"], router=None)
     run = digits_run(digits_corpus, **gated)
     for record, task in zip(run.evaluations, ("image_text", "film_text", "speech_text")):
         record.task = task

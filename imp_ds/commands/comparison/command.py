@@ -100,11 +100,11 @@ def _notes(told: dict, times: dict[int, dict], conditional: list[int], rounds: i
         f"A training step is the mean over the tasks, by their shares, of the median of {rounds} steps of a batch: forward, "
         "backward and update, all routers in turns in one process of one thread, after training. Inference is the encoding of a "
         "batch without gradients, the mean over the tasks, of the exported model: merged for modality, task and attribute.",
-        "Parameters are trained, served (as exported: in a merged model a copy of the conditional maps for each condition that "
-        "the tasks have takes the place of the experts), and active (what one token meets).",
+        "Parameters are trained, served (as exported: in a merged model a copy of the conditional linear layers for each "
+        "condition that the tasks have takes the place of the experts), and active (what one token meets).",
         "Interference is the mean between different tasks of the published measure, from "
-        f"{told['interference_samples']} gradients of each task after a third of training, in the last map of the feed-forward "
-        f"({WEIGHTS}): 1 is what steps of a task's own do, below 0 they harm. Layers with experts are "
+        f"{told['interference_samples']} gradients of each task after a third of training, in the last linear layer of the "
+        f"feed-forward ({WEIGHTS}): 1 is what steps of a task's own do, below 0 they harm. Layers with experts are "
         f"{', '.join(map(str, conditional)) or 'none'}, counted from 0.",
         "Scores are those of the test split: handwriting never seen, voices never heard. Never trained are captions of films, "
         "said as those of images are, and images that a voice finds by its vector, where both were named by texts alone: right "

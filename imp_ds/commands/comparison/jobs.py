@@ -15,7 +15,7 @@ from imp_ds.train.run_folder import RESULTS
 
 INTERFERENCE = "interference.json"
 AGAIN = "delete the file, and give the same command again"
-# the last map of every feed-forward, plain or of experts: shared by the tasks in some layers, conditional in the others
+# the last linear layer of every feed-forward, plain or of experts: shared by the tasks in some layers, conditional in the others
 WEIGHTS = "imp.blocks.*.feed_forward.down.*"
 _SHOWN = 3  # differences that a message names
 

@@ -5,7 +5,7 @@ import torch
 from imp_ds.config import RunConfig
 from imp_ds.costs import FLOAT32, Exchange, Kernel, Parameters
 from imp_ds.families.imp import flops, memory, tokens
-from imp_ds.families.imp.flops_experts import expert_rows, map_widths
+from imp_ds.families.imp.flops_experts import expert_rows, linear_widths
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
@@ -51,17 +51,17 @@ class ImpCost:
         return tuple(own), SHARED
 
     def exchanges(self, task: Task, world: int, rounds: int, value_bytes: int) -> list[Exchange]:
-        """The experts' rows, there and back, of all MoE layers and conditional maps; or, where one decision holds for a segment,
-        the parts of the maps' matrices."""
+        """The experts' rows, there and back, of all MoE layers and conditional linear layers; or, where one decision holds for a
+        segment, the parts of the linear layers' matrices."""
         config, layers, found = self.config, len(self.config.moe_layer_indices), []
-        widths = [map_widths(config, name) for name in config.conditional_maps or ()]
+        widths = [linear_widths(config, name) for name in config.conditional_linears or ()]
         for sequences in self._encoded(task) if layers else ():
             rows = expert_rows(config, sequences.of_rank(world), sequences.length)
-            for inward, outward in widths or [(config.hidden_size, config.hidden_size)]:
+            for in_features, out_features in widths or [(config.hidden_size, config.hidden_size)]:
                 if config.has_constant_gate:
-                    operation, calls, values = "all_reduce", rounds * layers, inward * outward
+                    operation, calls, values = "all_reduce", rounds * layers, in_features * out_features
                 else:
-                    operation, calls, values = "all_to_all", 2 * rounds * layers, rows * (inward + outward)
+                    operation, calls, values = "all_to_all", 2 * rounds * layers, rows * (in_features + out_features)
                 found.append(Exchange(operation, rounds * layers * values * value_bytes, calls))
         return found
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from imp_ds.config import AudioSettings
 from imp_ds.costs import FLOAT32, Kernel, passes, product
-from imp_ds.families.imp.flops_experts import conditional_map, map_widths, merge_experts, mixture
+from imp_ds.families.imp.flops_experts import conditional_linear, linear_widths, merge_experts, mixture
 from imp_ds.families.imp.tokens import task_candidates, task_sequences, task_tokens
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import StepShape
@@ -75,14 +75,14 @@ def _encoder(
     kernels += (attention(*shape) + _feed_forward(*shape)) * (config.num_hidden_layers - sparse)
     if not sparse:
         return kernels
-    maps = config.conditional_maps or ()
+    linears = config.conditional_linears or ()
     if config.has_constant_gate:
         # <SPE> has the condition of the segment after it
         told = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments
         additional = len({modality for modality, _ in told}) - 1
-        kernels += [kernel for name in maps for kernel in merge_experts(config, name, size, ep_size)] * (additional * sparse)
-    last = _feed_forward(*shape, maps, ep_size) if maps else mixture(*shape, ep_size)
-    return kernels + (attention(*shape, maps, ep_size) + last) * sparse
+        kernels += [kernel for name in linears for kernel in merge_experts(config, name, size, ep_size)] * (additional * sparse)
+    last = _feed_forward(*shape, linears, ep_size) if linears else mixture(*shape, ep_size)
+    return kernels + (attention(*shape, linears, ep_size) + last) * sparse
 
 
 def _embedding(modality: str, values: int, config: ImpConfig, tokens: int, size: int) -> list[Kernel]:
@@ -99,40 +99,40 @@ def _embedding(modality: str, values: int, config: ImpConfig, tokens: int, size:
 
 
 def _linear(
-    name: str, config: ImpConfig, samples: int, length: int, size: int, maps: Sequence[str], ep_size: int
+    name: str, config: ImpConfig, samples: int, length: int, size: int, linears: Sequence[str], ep_size: int
 ) -> list[Kernel]:
-    """A linear map of a block, plain or, when it is among `maps`, conditional."""
-    if name in maps:
-        return conditional_map(config, name, samples, length, size, ep_size)
-    return [product(samples * length, *map_widths(config, name), size, in_block=True)]
+    """A linear layer of a block, plain or, when it is among `linears`, conditional."""
+    if name in linears:
+        return conditional_linear(config, name, samples, length, size, ep_size)
+    return [product(samples * length, *linear_widths(config, name), size, in_block=True)]
 
 
 def attention(
-    config: ImpConfig, samples: int, length: int, size: int, maps: Sequence[str] = (), ep_size: int = 1
+    config: ImpConfig, samples: int, length: int, size: int, linears: Sequence[str] = (), ep_size: int = 1
 ) -> list[Kernel]:
-    """Norm, queries, keys and values, attention, output, and the residual sum; `maps` are conditional."""
+    """Norm, queries, keys and values, attention, output, and the residual sum; `linears` are conditional."""
     tokens, width = samples * length, config.hidden_size
     norms = 3 if config.qk_norm else 1
     # forward reads 3 and writes 1 tensor of the width, backward reads 5 and writes 3
     scores = Kernel("attention", 0, 12 * samples * length**2 * width, 12 * tokens * width * size, 1, True)
     return [
         passes("norm", 5 * norms * tokens * width * size, norms, in_block=True),
-        *_linear("qkv", config, samples, length, size, maps, ep_size),
+        *_linear("qkv", config, samples, length, size, linears, ep_size),
         scores,
-        *_linear("out", config, samples, length, size, maps, ep_size),
+        *_linear("out", config, samples, length, size, linears, ep_size),
         # heads laid side by side again (2 + 2), three gradients joined to one (6), the residual's two sums (6)
         passes("copy", 16 * tokens * width * size, 4, in_block=True),
     ]
 
 
 def _feed_forward(
-    config: ImpConfig, samples: int, length: int, size: int, maps: Sequence[str] = (), ep_size: int = 1
+    config: ImpConfig, samples: int, length: int, size: int, linears: Sequence[str] = (), ep_size: int = 1
 ) -> list[Kernel]:
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
     return [
         passes("norm", 5 * tokens * width * size, 1, in_block=True),
-        *_linear("up", config, samples, length, size, maps, ep_size),
+        *_linear("up", config, samples, length, size, linears, ep_size),
         passes("gelu", 5 * tokens * hidden * size, 1, in_block=True),
-        *_linear("down", config, samples, length, size, maps, ep_size),
+        *_linear("down", config, samples, length, size, linears, ep_size),
         passes("copy", 6 * tokens * width * size, 2, in_block=True),
     ]

@@ -1,7 +1,7 @@
-"""The kernels of what has experts: a feed-forward that is a mixture as a whole, or a linear map that hangs on a condition.
+"""The kernels of what has experts: a feed-forward that is a mixture as a whole, or a linear layer that hangs on a condition.
 
-Shapes: T tokens, N rows of the experts, D width, F feed-forward width, I inputs and O outputs of a map, E experts, K experts of a
-token or a condition.
+Shapes: T tokens, N rows of the experts, D width, F feed-forward width, I inputs and O outputs of a linear layer, E experts, K
+experts of a token or a condition.
 """
 
 from imp_ds.costs import FLOAT32, Kernel, passes, product
@@ -11,9 +11,9 @@ from imp_ds.moe.grouping import examples_per_group
 
 
 def expert_rows(config: ImpConfig, samples: int, length: int) -> int:
-    """Rows that the experts of one MoE layer or map compute for `samples` samples of `length` tokens. Drop-free routing has a row
-    for each choice, padding left out, which is taken as no padding here; where one decision holds for a segment, all tokens meet
-    one matrix."""
+    """Rows that the experts of one MoE layer or linear layer compute for `samples` samples of `length` tokens. Drop-free routing
+    has a row for each choice, padding left out, which is taken as no padding here; where one decision holds for a segment, all
+    tokens meet one matrix."""
     tokens = samples * length
     if config.has_constant_gate:
         return tokens
@@ -21,8 +21,8 @@ def expert_rows(config: ImpConfig, samples: int, length: int) -> int:
     return config.planned_router.rows(tokens // group, group)
 
 
-def map_widths(config: ImpConfig, name: str) -> tuple[int, int]:
-    """Inputs and outputs of a block's linear map, one of `configuration_imp.MAPS`."""
+def linear_widths(config: ImpConfig, name: str) -> tuple[int, int]:
+    """Inputs and outputs of a block's linear layer, one of `configuration_imp.LINEARS`."""
     width, hidden = config.hidden_size, config.intermediate_size
     return {"qkv": (width, 3 * width), "out": (width, width), "up": (width, hidden), "down": (hidden, width)}[name]
 
@@ -43,32 +43,34 @@ def mixture(config: ImpConfig, samples: int, length: int, size: int, ep_size: in
     ]
 
 
-def conditional_map(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int = 1) -> list[Kernel]:
-    """A linear map that has experts, instead of the product of a plain one."""
-    kind = _merged_map if config.has_constant_gate else _routed_map
+def conditional_linear(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int = 1) -> list[Kernel]:
+    """A linear layer that has experts, instead of the product of a plain one."""
+    kind = _merged_linear if config.has_constant_gate else _routed_linear
     return kind(config, name, samples, length, size, ep_size)
 
 
-def _routed_map(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
+def _routed_linear(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
     """The rows of the tokens' experts, gathered, and their answers, summed."""
-    tokens, rows, (inward, outward) = samples * length, expert_rows(config, samples, length), map_widths(config, name)
-    gathered = (5 * rows + 2 * tokens) * (inward + outward) * size
-    moved = rows * (inward + outward) + config.num_experts // ep_size * inward * outward
-    decided = _routing(config, samples, length, inward, gathered) if config.decides(name) else _passes_of_rows(gathered)
-    experts = Kernel("experts", min(inward, outward), 6 * rows * inward * outward, 3 * moved * size, 1, True)
-    exchanged = [passes("copy", 4 * rows * (inward + outward) * size, 4, in_block=True)] if ep_size > 1 else []
+    tokens, rows = samples * length, expert_rows(config, samples, length)
+    in_features, out_features = linear_widths(config, name)
+    gathered = (5 * rows + 2 * tokens) * (in_features + out_features) * size
+    moved = rows * (in_features + out_features) + config.num_experts // ep_size * in_features * out_features
+    decided = _routing(config, samples, length, in_features, gathered) if config.decides(name) else _passes_of_rows(gathered)
+    experts = Kernel("experts", min(in_features, out_features), 6 * rows * in_features * out_features, 3 * moved * size, 1, True)
+    exchanged = [passes("copy", 4 * rows * (in_features + out_features) * size, 4, in_block=True)] if ep_size > 1 else []
     return [decided, experts, *exchanged]
 
 
-def _merged_map(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
+def _merged_linear(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:
     """The sum of the experts' matrices, and the one product with it."""
-    multiplied = product(samples * length, *map_widths(config, name), size, in_block=True)
+    multiplied = product(samples * length, *linear_widths(config, name), size, in_block=True)
     return [*merge_experts(config, name, size, ep_size), multiplied]
 
 
 def merge_experts(config: ImpConfig, name: str, size: int, ep_size: int) -> list[Kernel]:
-    """What one condition costs in a conditional map of a constant gate: the decision, and the sum of the experts' matrices."""
-    inward, outward = map_widths(config, name)
+    """What one condition costs in a conditional linear layer of a constant gate: the decision, and the sum of the experts'
+    matrices."""
+    in_features, out_features = linear_widths(config, name)
     chosen, held = config.experts_per_token, config.num_experts // ep_size
     if ep_size == 1:
         # forward: K matrices gathered and summed; backward: the gradients of K matrices and K weights, put among those of all E
@@ -76,7 +78,7 @@ def merge_experts(config: ImpConfig, name: str, size: int, ep_size: int) -> list
     else:
         # a rank sums all that it holds
         summed, moved = held, 3 * held + 4
-    sums = Kernel("copy", 0, 6 * summed * inward * outward, moved * inward * outward * size, 4, True)
+    sums = Kernel("copy", 0, 6 * summed * in_features * out_features, moved * in_features * out_features * size, 4, True)
     return [*([_gate(config)] if config.decides(name) else []), sums]
 
 
@@ -94,7 +96,7 @@ def _routing(config: ImpConfig, samples: int, length: int, width: int, gathered:
     decided = product(tokens, width, config.num_experts, FLOAT32)
     flops, moved = decided.flops, decided.bytes
     if config.gate == "context":
-        # scores against a query and the weighted sum, each a product forward and two backward; then the pooled tokens' own map
+        # scores against a query and the weighted sum, each a product forward and two backward; then the pooled tokens' logits
         pooled = product(samples, width, config.num_experts, FLOAT32)
         flops += 2 * 6 * tokens * width + pooled.flops
         moved += 8 * tokens * width * FLOAT32 + pooled.bytes

@@ -24,7 +24,7 @@ from imp_ds.parallel.whole_parameters import persistent_buffers, whole_parameter
 # "moe_layer_indices" is compared, and called by the name of its setting
 _SETTINGS = (
     *ENCODER_SETTINGS, "num_experts", "moe_layer_indices", "expert_intermediate_size", "expert_activation", "gate",
-    "conditional_maps", "share_decisions", "gate_tasks",
+    "conditional_linears", "share_decisions", "gate_tasks",
 )  # fmt: skip
 _HEADS = ("imp.projections.", "imp.likelihood.", "objectives.")
 _PROMPTS = ".attention.prompts."

@@ -7,7 +7,7 @@ vocabulary.
 from imp_ds.config import AudioSettings
 from imp_ds.costs import FLOAT32
 from imp_ds.families.imp.flops import patch_values
-from imp_ds.families.imp.flops_experts import expert_rows, map_widths
+from imp_ds.families.imp.flops_experts import expert_rows, linear_widths
 from imp_ds.families.imp.tokens import candidate_sequences, task_sequences, task_tokens
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import StepShape
@@ -44,26 +44,26 @@ def activation_bytes(
 
 
 def block_values(config: ImpConfig, samples: int, length: int) -> tuple[float, float]:
-    """Values that a dense block and a MoE block keep: the inputs of both norms and of both maps after them, queries, keys and
-    values (normed ones too), the attention's answer, and the feed-forward before and after its activation. Experts keep what
-    enters their activation and gate, and their answers; the rest they compute again (`imp_ds.moe.kernels.cpu_experts`)."""
+    """Values that a dense block and a MoE block keep: the inputs of both norms and of both linear layers after them, queries,
+    keys and values (normed ones too), the attention's answer, and the feed-forward before and after its activation. Experts keep
+    what enters their activation and gate, and their answers; the rest they compute again (`imp_ds.moe.kernels.cpu_experts`)."""
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
     shared = tokens * width * (10 if config.qk_norm else 8)
     dense = shared + 2 * tokens * hidden
     if not config.num_experts:
         return dense, 0.0
-    if config.conditional_maps:
-        return dense, dense + sum(map_values(config, name, samples, length) for name in config.conditional_maps)
+    if config.conditional_linears:
+        return dense, dense + sum(linear_values(config, name, samples, length) for name in config.conditional_linears)
     entering = 2 if config.expert_activation == "geglu" else 1
     rows = expert_rows(config, samples, length)
     return dense, shared + rows * (width + entering * hidden) + 4 * tokens * config.num_experts
 
 
-def map_values(config: ImpConfig, name: str, samples: int, length: int) -> float:
-    """Values that a conditional map keeps beside its input: the experts' matrices that are summed, and their sum; or the rows
-    that the experts get and give, and what the router knows of each token."""
-    inward, outward = map_widths(config, name)
+def linear_values(config: ImpConfig, name: str, samples: int, length: int) -> float:
+    """Values that a conditional linear layer keeps beside its input: the experts' matrices that are summed, and their sum; or the
+    rows that the experts get and give, and what the router knows of each token."""
+    in_features, out_features = linear_widths(config, name)
     if config.has_constant_gate:
-        return (config.experts_per_token + 1) * inward * outward
+        return (config.experts_per_token + 1) * in_features * out_features
     decided = 4 * samples * length * config.num_experts if config.decides(name) else 0
-    return expert_rows(config, samples, length) * (inward + outward) + decided
+    return expert_rows(config, samples, length) * (in_features + out_features) + decided

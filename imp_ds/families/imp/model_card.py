@@ -113,17 +113,18 @@ def write(
 
 
 def _experts(config: ImpConfig) -> str:
-    layers = [layer for layer in range(config.num_hidden_layers) if config.conditional_maps_of(layer)] or config.moe_layer_indices
+    conditional = [layer for layer in range(config.num_hidden_layers) if config.conditional_linears_of(layer)]
+    layers = conditional or config.moe_layer_indices
     where = f"layers {', '.join(map(str, layers))} (of {config.num_hidden_layers}, from 0)"
-    maps = f"the linear maps {', '.join(config.conditional_maps or ())} of {where}"
+    linears = f"the linear layers {', '.join(config.conditional_linears or ())} of {where}"
     if config.merged_conditions:
         names = ", ".join(f"`{name}`" for name in config.merged_conditions)
-        return f"The encoder is dense; of {maps} it has a copy for each {config.gate}, merged from experts: {names}."
+        return f"The encoder is dense; of {linears} it has a copy for each {config.gate}, merged from experts: {names}."
     if not config.num_experts:
         return "The encoder is dense."
     chosen = f"that a {config.gate} gate chooses"
-    if config.conditional_maps:
-        found = f"Each of {maps} has {config.num_experts} experts {chosen}."
+    if config.conditional_linears:
+        found = f"Each of {linears} has {config.num_experts} experts {chosen}."
     else:
         found = f"The feed-forward of {where} is a mixture of {config.num_experts} experts {chosen}."
     alone = " In `eval()` each example routes alone: its vector depends neither on the batch nor on padding."

@@ -43,8 +43,8 @@ class ModelSettings(FamilySettings):
     gate: Literal["token", "context", "modality", "task", "attribute"] | None = Field(
         None, description="what the choice of experts hangs on"
     )
-    conditional_maps: list[Literal["qkv", "out", "up", "down"]] | None = Field(
-        None, description="linear maps that have experts; None: the whole feed-forward; up and down of a constant gate"
+    conditional_linears: list[Literal["qkv", "out", "up", "down"]] | None = Field(
+        None, description="linear layers that have experts; None: the whole feed-forward; up and down of a constant gate"
     )
     share_decisions: bool | None = Field(None, description="out goes by the choice of qkv, down by that of up")
     gate_tasks: list[str] | None = Field(None, description="tasks that a task gate knows, in order; None: those of the run")

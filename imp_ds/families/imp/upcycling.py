@@ -1,10 +1,10 @@
 """Sparse upcycling: a dense encoder becomes one with experts (Komatsuzaki et al., 2023, arXiv 2212.05055).
 
-The feed-forward of the chosen layers becomes a mixture of experts, or each of their conditional maps gets experts; the routers
-are fresh, every other weight is the dense model's. With `slices` = 1 each expert is a copy of the dense feed-forward or map.
-With G slices, which feed-forwards alone have, experts are fine-grained (virtual groups of He et al., 2024, arXiv 2410.07524):
-the feed-forward width F is cut into G parts f_g of F / G, whose sum is the dense feed-forward; G consecutive experts hold one
-copy of it, and share one row of the router, so that they are chosen together.
+The feed-forward of the chosen layers becomes a mixture of experts, or each of their conditional linear layers gets experts; the
+routers are fresh, every other weight is the dense model's. With `slices` = 1 each expert is a copy of the dense feed-forward or
+linear layer. With G slices, which feed-forwards alone have, experts are fine-grained (virtual groups of He et al., 2024, arXiv
+2410.07524): the feed-forward width F is cut into G parts f_g of F / G, whose sum is the dense feed-forward; G consecutive experts
+hold one copy of it, and share one row of the router, so that they are chosen together.
 
 What becomes of the combine weights p_e: experts of one copy weigh the same, so where the weights of a token sum to 1, each
 slice gets 1 / G of them, and the output matrix of a slice is multiplied by G: sum_e p_e G f_(e mod G)(x) = sum_g f_g(x). The
@@ -73,10 +73,10 @@ def upcycle(
             parameter.copy_(kept[name])
     for index in config.moe_layer_indices:
         block, old = sparse.base_model.blocks[index], dense.base_model.blocks[index]
-        for name in config.conditional_maps_of(index):
+        for name in config.conditional_linears_of(index):
             for expert_IO in block.linear(name).experts.w:
                 _set(expert_IO, old.linear(name).weight.T, noise)
-        if not config.conditional_maps:
+        if not config.conditional_linears:
             _fill(block.feed_forward.experts, old.feed_forward, slices, noise)
             rows_ED = block.feed_forward.router.weight
             rows_ED.copy_(rows_ED[::slices].repeat_interleave(slices, 0))
@@ -111,8 +111,9 @@ def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices
             "the experts cannot be slices of the dense feed-forward", got=f"slices = {slices}",
             allowed=f"a divisor of num_experts = {num_experts} and of intermediate_size = {dense.intermediate_size}",
         )  # fmt: skip
-    if slices > 1 and (routing.get("conditional_maps") or routing.get("gate") in CONSTANT_GATES):
-        raise UserError("a slice is of a whole feed-forward, not of a map", got=f"slices = {slices}", allowed="slices = 1")
+    if slices > 1 and (routing.get("conditional_linears") or routing.get("gate") in CONSTANT_GATES):
+        what = "a slice is of a whole feed-forward, not of a linear layer"
+        raise UserError(what, got=f"slices = {slices}", allowed="slices = 1")
     free = [n for n in inspect.signature(ImpConfig).parameters if n not in ENCODER_SETTINGS and n != "kwargs"]
     if wrong := sorted(routing.keys() - set(free)):
         raise UserError("upcycling cannot change these settings", got=", ".join(wrong), allowed=", ".join(free))
@@ -121,7 +122,7 @@ def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices
         moe_layers=f"last:{max(1, dense.num_hidden_layers // 2)}" if moe_layers is None else moe_layers,
     )  # fmt: skip
     # what a dense model says of routing means nothing, and would hold against the defaults of a gate
-    kept = {name: value for name, value in dense.to_dict().items() if name not in ("router", "gate_tasks", "conditional_maps")}
+    kept = {name: value for name, value in dense.to_dict().items() if name not in ("router", "gate_tasks", "conditional_linears")}
     config = ImpConfig.from_dict({**kept, **routing, **changes})
     if config.expert_activation != "gelu":
         raise UserError("a dense feed-forward has no gate to copy", got=config.expert_activation, allowed="gelu")

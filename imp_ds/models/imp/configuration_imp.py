@@ -26,9 +26,9 @@ DATA_GATES = ("token", "context")
 CONSTANT_GATES = ("modality", "task", "attribute")
 # options of routers that have a field of their own; others go into router_options
 SHARED_OPTIONS = ("capacity_factor", "experts_per_token", "drop_tokens")
-# the linear maps of a block that may be conditional, in pairs of which the second may share the first one's decision
-MAP_PAIRS = (("qkv", "out"), ("up", "down"))
-MAPS = tuple(name for pair in MAP_PAIRS for name in pair)
+# the linear layers of a block that may be conditional, in pairs of which the second may share the first one's decision
+LINEAR_PAIRS = (("qkv", "out"), ("up", "down"))
+LINEARS = tuple(name for pair in LINEAR_PAIRS for name in pair)
 
 
 class ImpConfig(PreTrainedConfig):
@@ -54,10 +54,11 @@ class ImpConfig(PreTrainedConfig):
         gate: what the choice of experts hangs on (Uni-Perceiver-MoE, arXiv 2206.04674): "token", "context" (the token and the
             pooled tokens of its sequence), or, the same for all tokens of a segment, its "modality", its "task", or its
             "attribute"s (see `imp_ds.models.imp.conditions`).
-        conditional_maps: None: experts are whole feed-forwards (token and context gates); else which linear maps have experts
+        conditional_linears: None: experts are whole feed-forwards (token and context gates); else which linear layers have
+            experts
             instead: of "qkv", "out" (of the attention), "up", "down" (of the feed-forward). Published are all four. With a
             gate that is the same for a segment None means "up" and "down".
-        share_decisions: "out" takes the decision of "qkv", and "down" that of "up"; else each map has a gate.
+        share_decisions: "out" takes the decision of "qkv", and "down" that of "up"; else each linear layer has a gate.
         gate_tasks: the tasks that a "task" gate knows, in the order of their ids; None: those of `objectives`, sorted. Empty for
             other gates.
         expert_intermediate_size: feed-forward width of one expert; None means intermediate_size.
@@ -78,7 +79,7 @@ class ImpConfig(PreTrainedConfig):
         prompt_length: deep prompts of each layer (`imp_ds.models.imp.prompts`); 0: none.
         prompt_sides: "shared", or "separate": what is of the candidates has prompts of its own.
         merged_conditions: the conditions of a merged model (`imp_ds.models.imp.merging`), which has no experts (num_experts is
-            0): each of its conditional maps is one plain map for each of them.
+            0): each of its conditional linear layers is one plain linear layer for each of them.
     """
 
     model_type = "imp"
@@ -109,7 +110,7 @@ class ImpConfig(PreTrainedConfig):
         num_experts=0,
         moe_layers="last:6",
         gate="token",
-        conditional_maps=None,
+        conditional_linears=None,
         share_decisions=True,
         gate_tasks=None,
         router=None,
@@ -155,7 +156,7 @@ class ImpConfig(PreTrainedConfig):
         self.moe_layers = moe_layers if isinstance(moe_layers, str) else list(moe_layers)
         self.gate = gate
         constant = gate in CONSTANT_GATES
-        self.conditional_maps = ["up", "down"] if conditional_maps is None and constant else conditional_maps
+        self.conditional_linears = ["up", "down"] if conditional_linears is None and constant else conditional_linears
         self.share_decisions = share_decisions
         known_tasks = sorted(objectives or {}) if gate_tasks is None else list(gate_tasks)
         self.gate_tasks = known_tasks if gate == "task" else []
@@ -198,16 +199,16 @@ class ImpConfig(PreTrainedConfig):
         """Indices (from 0) of the layers that hold experts; empty for a dense or merged encoder."""
         return placed_layers(self.moe_layers, self.num_hidden_layers) if self.num_experts else []
 
-    def conditional_maps_of(self, layer: int) -> list[str]:
-        """Which of MAPS are conditional in a layer: they have experts, or are merged copies."""
-        if not (self.conditional_maps and (self.num_experts or self.merged_conditions)):
+    def conditional_linears_of(self, layer: int) -> list[str]:
+        """Which of LINEARS are conditional in a layer: they have experts, or are merged copies."""
+        if not (self.conditional_linears and (self.num_experts or self.merged_conditions)):
             return []
-        return self.conditional_maps if layer in placed_layers(self.moe_layers, self.num_hidden_layers) else []
+        return self.conditional_linears if layer in placed_layers(self.moe_layers, self.num_hidden_layers) else []
 
     def decides(self, name: str) -> bool:
-        """Whether a conditional map has a router of its own."""
-        first = next(pair[0] for pair in MAP_PAIRS if name in pair)
-        return name == first or not self.share_decisions or first not in self.conditional_maps
+        """Whether a conditional linear layer has a router of its own."""
+        first = next(pair[0] for pair in LINEAR_PAIRS if name in pair)
+        return name == first or not self.share_decisions or first not in self.conditional_linears
 
     @property
     def has_constant_gate(self) -> bool:
@@ -257,7 +258,7 @@ class ImpConfig(PreTrainedConfig):
         if self.num_experts:
             self.moe_layer_indices  # raises on a placement that names no layers
             self._check_gate()
-            self._check_maps()
+            self._check_linears()
 
     def _check_prompts(self):
         if self.prompt_sides not in PROMPT_SIDES:
@@ -313,23 +314,23 @@ class ImpConfig(PreTrainedConfig):
                 allowed=f"gate_tasks = {', '.join(self.gate_tasks)}", fix="add it to gate_tasks, or leave gate_tasks out",
             )  # fmt: skip
 
-    def _check_maps(self):
-        if self.conditional_maps is None:
+    def _check_linears(self):
+        if self.conditional_linears is None:
             return
-        unknown = [name for name in self.conditional_maps if name not in MAPS]
-        if unknown or not self.conditional_maps:
-            allowed = f"some of {', '.join(MAPS)}"
-            raise UserError("conditional_maps names no linear maps", got=self.conditional_maps, allowed=allowed)
-        attention = [name for name in MAP_PAIRS[0] if name in self.conditional_maps]
+        unknown = [name for name in self.conditional_linears if name not in LINEARS]
+        if unknown or not self.conditional_linears:
+            allowed = f"some of {', '.join(LINEARS)}"
+            raise UserError("conditional_linears names no linear layers", got=self.conditional_linears, allowed=allowed)
+        attention = [name for name in LINEAR_PAIRS[0] if name in self.conditional_linears]
         if attention and self.routes_tokens and self.planned_router.drops_tokens:
             raise UserError(
                 f"{' and '.join(attention)} of a token that no expert took would be zeros: it would have no query and no answer",
-                got=f"conditional_maps = {self.conditional_maps} with {self.planned_router.describe()}",
-                allowed="router = top_k with drop_tokens = false, or conditional_maps of up and down alone",
+                got=f"conditional_linears = {self.conditional_linears} with {self.planned_router.describe()}",
+                allowed="router = top_k with drop_tokens = false, or conditional_linears of up and down alone",
             )  # fmt: skip
         if self.expert_activation != "gelu" or self.expert_intermediate_size != self.intermediate_size:
             raise UserError(
-                "conditional maps are those of the dense feed-forward: it has no gate, and one width",
+                "conditional linear layers are those of the dense feed-forward: it has no gate, and one width",
                 got=f"expert_activation = {self.expert_activation}, expert_intermediate_size = {self.expert_intermediate_size}",
                 allowed=f"gelu, and intermediate_size = {self.intermediate_size}",
             )  # fmt: skip

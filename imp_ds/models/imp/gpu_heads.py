@@ -1,8 +1,9 @@
 """Queries, keys and values of the heads on a GPU, normed and laid where the attention wants them, in one pass over memory.
 
-Values stay where the linear map put them. The gradient of all three goes where the linear map's answer lay, in one pass too; the
-mean and the deviation of a head are computed again for it, which costs nothing beside the reading. Nothing is added with atomics:
-results are the same at every run. Both passes are operators of torch.library, so torch.compile keeps one graph around them.
+Values stay where the linear layer put them. The gradient of all three goes where the linear layer's answer lay, in one pass too;
+the mean and the deviation of a head are computed again for it, which costs nothing beside the reading. Nothing is added with
+atomics: results are the same at every run. Both passes are operators of torch.library, so torch.compile keeps one graph around
+them.
 
 Shapes: B batch, L tokens of an example, H heads, D width of a head, P parts in which the gradient of a weight is added up; a row
 is one head of one token.
@@ -68,7 +69,7 @@ def _join(
     dq_BHLD: Tensor, dk_BHLD: Tensor, dv_BHLD: Tensor,
     qkv_BLX: Tensor, query_weight_D: Tensor | None, key_weight_D: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the linear map's answer and of the two weights; empty for weights that are not there."""
+    """Gradients of the linear layer's answer and of the two weights; empty for weights that are not there."""
     _, heads, length, width = dq_BHLD.shape
     grads = [grad if grad.stride(-1) == 1 else grad.contiguous() for grad in (dq_BHLD, dk_BHLD, dv_BHLD)]
     strides = [stride for grad in grads for stride in grad.stride()[:3]]

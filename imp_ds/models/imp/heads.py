@@ -1,4 +1,4 @@
-"""Queries, keys and values of the heads out of one linear map's answer, queries and keys normed (QK-norm).
+"""Queries, keys and values of the heads out of one linear layer's answer, queries and keys normed (QK-norm).
 
 CUDA with Triton has one pass over memory for it in each direction (gpu_heads.py): what autograd makes of the plain form lays the
 three gradients side by side by a copy of its own, and takes as long as the layer's largest matrix product.

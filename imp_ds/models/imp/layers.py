@@ -1,6 +1,6 @@
 """The encoder's blocks: pre-norm, bias-free, tanh-GELU (IMP release, `modeling/transformers.py`, `attention.py`).
 
-Any of a block's four linear maps may be conditional (`imp_ds.moe.conditional`), or the feed-forward as a whole be a mixture of
+Any of a block's four linear layers may be conditional (`imp_ds.moe.conditional`), or the feed-forward as a whole be a mixture of
 experts.
 
 Shapes: B batch, L tokens of an example, D width, H heads, S random sites of a block.
@@ -12,10 +12,10 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
-from imp_ds.models.imp.configuration_imp import MAP_PAIRS
+from imp_ds.models.imp.configuration_imp import LINEAR_PAIRS
 from imp_ds.models.imp.heads import split_heads
 from imp_ds.models.imp.prompts import DeepPrompts, see_prompts
-from imp_ds.moe.conditional import ConditionalMap, MapByCondition, MergedMap, RoutedMap, SequenceFacts, layer_report
+from imp_ds.moe.conditional import ConditionalLinear, LinearByCondition, MergedLinear, RoutedLinear, SequenceFacts, layer_report
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routers.context import visible
@@ -26,36 +26,36 @@ from imp_ds.randomness import dropout
 
 # where something may be random in a block: dropout after the attention and after the feed-forward, the noise of routers
 ATTENTION_DROPOUT, FEED_FORWARD_DROPOUT, EXPERTS_NOISE = range(3)
-MAP_NOISE = {"qkv": 3, "out": 4, "up": 5, "down": 6}
+LINEAR_NOISE = {"qkv": 3, "out": 4, "up": 5, "down": 6}
 RANDOM_SITES = 7
 
 
-def linear_map(config, layer: int, name: str, inward: int, outward: int) -> nn.Linear | ConditionalMap:
-    """The linear map of that name in a layer: plain, or as the configuration makes it hang on the condition."""
-    if name not in config.conditional_maps_of(layer):
-        return nn.Linear(inward, outward, bias=False)
+def make_linear(config, layer: int, name: str, in_features: int, out_features: int) -> nn.Linear | ConditionalLinear:
+    """The linear layer of that name in a layer: plain, or as the configuration makes it hang on the condition."""
+    if name not in config.conditional_linears_of(layer):
+        return nn.Linear(in_features, out_features, bias=False)
     if config.merged_conditions:
-        return MapByCondition(inward, outward, len(config.merged_conditions))
-    decides, experts, site = config.decides(name), config.num_experts, MAP_NOISE[name]
+        return LinearByCondition(in_features, out_features, len(config.merged_conditions))
+    decides, experts, site = config.decides(name), config.num_experts, LINEAR_NOISE[name]
     if not config.has_constant_gate:
         router = build_router(
-            config.router, inward, experts, config.options_of_router, noise=config.router_noise,
+            config.router, in_features, experts, config.options_of_router, noise=config.router_noise,
             sees_context=config.gate == "context",
         ) if decides else None  # fmt: skip
-        return RoutedMap(
-            inward, outward, experts, router, Grouping(config.group_tokens, config.group_examples), site=site
+        return RoutedLinear(
+            in_features, out_features, experts, router, Grouping(config.group_tokens, config.group_examples), site=site
         )
     known = {"modality": dict(ids=len(MODALITIES)), "task": dict(ids=len(config.gate_tasks))}
     known["attribute"] = dict(attributes=len(ATTRIBUTES))
     router = MergeRouter(
         config.hidden_size, experts, experts_per_token=config.experts_per_token, noise=config.router_noise, **known[config.gate]
     ) if decides else None  # fmt: skip
-    return MergedMap(inward, outward, experts, router, site=site)
+    return MergedLinear(in_features, out_features, experts, router, site=site)
 
 
 def answer(linear: nn.Module, x_BLI: torch.Tensor, facts: SequenceFacts, decision=None):
-    """y [B, L, O] of a map, with the decision that it goes by and its report; None and None of a plain one."""
-    if isinstance(linear, ConditionalMap):
+    """y [B, L, O] of a linear layer, with the decision that it goes by and its report; None and None of a plain one."""
+    if isinstance(linear, ConditionalLinear):
         return linear(x_BLI, facts, decision)
     return linear(x_BLI), None, None
 
@@ -83,8 +83,8 @@ class Attention(nn.Module):
         self.config = config  # which attention it is may be changed later
         self.heads = config.num_attention_heads
         head_width = config.hidden_size // self.heads
-        self.qkv = linear_map(config, layer, "qkv", config.hidden_size, 3 * config.hidden_size)
-        self.out = linear_map(config, layer, "out", config.hidden_size, config.hidden_size)
+        self.qkv = make_linear(config, layer, "qkv", config.hidden_size, 3 * config.hidden_size)
+        self.out = make_linear(config, layer, "out", config.hidden_size, config.hidden_size)
         if config.qk_norm:
             self.query_norm = nn.LayerNorm(head_width, eps=config.layer_norm_eps, bias=False)
             self.key_norm = nn.LayerNorm(head_width, eps=config.layer_norm_eps, bias=False)
@@ -117,8 +117,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config, layer: int):
         super().__init__()
-        self.up = linear_map(config, layer, "up", config.hidden_size, config.intermediate_size)
-        self.down = linear_map(config, layer, "down", config.intermediate_size, config.hidden_size)
+        self.up = make_linear(config, layer, "up", config.hidden_size, config.intermediate_size)
+        self.down = make_linear(config, layer, "down", config.intermediate_size, config.hidden_size)
 
     def forward(self, x_BLD: torch.Tensor, facts: SequenceFacts) -> tuple[torch.Tensor, list[RouterReport]]:
         hidden_BLF, decision, first = answer(self.up, x_BLD, facts)
@@ -134,7 +134,7 @@ class ImpBlock(GradientCheckpointingLayer):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
         self.attention = Attention(config, index)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
-        self.is_moe = index in config.moe_layer_indices and not config.conditional_maps
+        self.is_moe = index in config.moe_layer_indices and not config.conditional_linears
         self.dropout_rate = config.hidden_dropout
         if self.is_moe:
             self.feed_forward = MoELayer(
@@ -153,8 +153,8 @@ class ImpBlock(GradientCheckpointingLayer):
             self.feed_forward = FeedForward(config, index)
 
     def linear(self, name: str) -> nn.Module:
-        """The linear map of that name (`configuration_imp.MAPS`), of a block whose feed-forward is no mixture as a whole."""
-        return getattr(self.attention if name in MAP_PAIRS[0] else self.feed_forward, name)
+        """The linear layer of that name (`configuration_imp.LINEARS`), of a block whose feed-forward is no mixture as a whole."""
+        return getattr(self.attention if name in LINEAR_PAIRS[0] else self.feed_forward, name)
 
     def forward(
         self,
@@ -167,8 +167,8 @@ class ImpBlock(GradientCheckpointingLayer):
         attentions: list[torch.Tensor] | None = None,
     ):
         """valid_BL: False at padding; None: there is none. mask_LL: True where the token of the row sees that of the column;
-        None: everywhere. segments: whose lengths sum to L; conditional maps of a constant gate ask for them. key_BS: a random
-        key of each sample for each site, int64 [B, RANDOM_SITES]; None: nothing is random. counted, attentions: as
+        None: everywhere. segments: whose lengths sum to L; conditional linear layers of a constant gate ask for them. key_BS: a
+        random key of each sample for each site, int64 [B, RANDOM_SITES]; None: nothing is random. counted, attentions: as
         `SequenceFacts` has them.
         """
         facts = SequenceFacts(valid_BL, mask_LL, segments, key_BS, counted, attentions)

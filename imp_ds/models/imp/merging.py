@@ -1,8 +1,8 @@
 """A trained model with constant gates becomes a dense one: for each condition that it will meet, its experts are merged.
 
 Uni-Perceiver-MoE (arXiv 2206.04674; reparameterisation): for a fixed condition sum_e g_e (x W_e) = x (sum_e g_e W_e), so a
-conditional map is one plain map for each condition. A merged model has the dense parameters, one more copy of its conditional
-maps for each additional condition, and no router.
+conditional linear layer is one plain one for each condition. A merged model has the dense parameters, one more copy of its
+conditional linear layers for each additional condition, and no router.
 """
 
 import torch
@@ -10,9 +10,9 @@ from torch import nn
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import build_condition, task_conditions
-from imp_ds.models.imp.configuration_imp import CONSTANT_GATES, MAP_PAIRS, ImpConfig
+from imp_ds.models.imp.configuration_imp import CONSTANT_GATES, LINEAR_PAIRS, ImpConfig
 from imp_ds.models.imp.layers import ImpBlock
-from imp_ds.moe.conditional import MergedMap
+from imp_ds.moe.conditional import MergedLinear
 from imp_ds.moe.soft_merging import MergeWeights
 
 
@@ -60,11 +60,12 @@ def merged_conditions(config: ImpConfig, tasks: list[str] | None) -> list[str]:
 
 
 def _merge_block(block: ImpBlock, into: ImpBlock, known: list[torch.Tensor]) -> None:
-    """Fill the copies of a block's maps, in the order of the conditions, of which `known` is what their gates ask for."""
-    for pair in MAP_PAIRS:
+    """Fill the copies of a block's linear layers, in the order of the conditions, of which `known` is what their gates ask
+    for."""
+    for pair in LINEAR_PAIRS:
         decisions: list[MergeWeights] = []
         for linear, copies in ((block.linear(name), into.linear(name)) for name in pair):
-            if not isinstance(linear, MergedMap):
+            if not isinstance(linear, MergedLinear):
                 continue
             if linear.router is not None:
                 decisions = [linear.router(condition) for condition in known]

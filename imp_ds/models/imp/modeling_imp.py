@@ -226,8 +226,8 @@ class ImpModel(ImpPreTrainedModel):
         mask_LL: bool, True where the token of the row may see that of the column, L being all segments' tokens in their
         order; None: everyone sees everyone. Padding is seen by nobody, whatever the mask says.
 
-        Each segment has its own positions, from 0, and its modality's own maps before and after the blocks. Neighbours that are
-        given the very same condition, not an equal one, cost a constant gate one decision. The encoding is of the whole
+        Each segment has its own positions, from 0, and its modality's own linear layers before and after the blocks. Neighbours
+        that are given the very same condition, not an equal one, cost a constant gate one decision. The encoding is of the whole
         sequence; its `lengths` say where the segments end.
 
         Raises UserError for a mask when experts would tell a token of those that it hides.

@@ -5,7 +5,7 @@ kernels (gpu_experts.py, and gpu_router.py for the router), everything else, and
 products when all experts have equally many rows, grouped ones when they have not.
 
 Shapes: T flat tokens, N rows in the order of their experts, E experts held here, C = N / E, D width, F feed-forward width,
-I inputs and O outputs of a linear map.
+I inputs and O outputs of a linear layer.
 `count` is the number of rows of each expert as `rows_of_experts` gives it: a list on the CPU, elsewhere a tensor [E] that the
 host never reads; None when all have N / E of them.
 """
@@ -81,7 +81,7 @@ def experts_forward(
 
 
 def linear_mixture(x_TI: Tensor, token_index_N: Tensor, weight_N: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
-    """As `mixture`, [T, I] -> [T, O], where an expert is one linear map."""
+    """As `mixture`, [T, I] -> [T, O], where an expert is one linear layer."""
     y_NO = linear_forward(take_rows(x_TI, token_index_N), count, w_EIO)
     return sum_rows(y_NO * _only_filled(weight_N).to(y_NO.dtype).unsqueeze(1), token_index_N, x_TI.shape[0])
 

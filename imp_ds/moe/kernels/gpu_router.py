@@ -1,4 +1,4 @@
-"""The router's linear map on a GPU: float32 logits of bfloat16 tokens, read once and as they are.
+"""The router's linear layer on a GPU: float32 logits of bfloat16 tokens, read once and as they are.
 
 A bfloat16 token times a float32 weight is float32 arithmetic, for which the token would be copied at twice its size and
 multiplied without the matrix units. But a float32 number is the sum of three bfloat16 numbers, to its last bit but one; so the

@@ -28,14 +28,14 @@ from imp_ds.records import Record
 
 
 class Router(nn.Module, ABC):
-    """A linear map to one logit for each expert, and a decision on them by `choose`, which subclasses have.
+    """A linear layer to one logit for each expert, and a decision on them by `choose`, which subclasses have.
 
     Args:
         options: a record of `Options`; None: its defaults.
         noise: standard deviation of the Gaussian noise on the logits in units of 1 / E (V-MoE, Riquelme et al., 2021,
             arXiv 2106.05974, section 2.1); drawn where samples have random keys.
-        sees_context: the gate is the token and the pooled tokens of its sequence: the map is [E, 2 D], not [E, D] (the context
-            gate of Uni-Perceiver-MoE, arXiv 2206.04674).
+        sees_context: the gate is the token and the pooled tokens of its sequence: the linear layer is [E, 2 D], not [E, D] (the
+            context gate of Uni-Perceiver-MoE, arXiv 2206.04674).
 
     Raises UserError for options that do not go with the number of experts.
     """
@@ -124,7 +124,7 @@ class Router(nn.Module, ABC):
         width, length = x_TD.shape[1], context.length
         valid_BL = None if context.valid_T is None else context.valid_T.view(-1, length)
         pooled = self.pool(x_TD.float().view(-1, length, width), valid_BL, context.mask_LL)
-        # the map of both side by side, without laying them side by side
+        # the product of both side by side, without laying them side by side
         of_token_TE, x_TD = router_logits(x_TD, self.weight[:, :width])
         of_token_BLE = of_token_TE.view(-1, length, self.num_experts)
         return (of_token_BLE + F.linear(pooled, self.weight[:, width:].float())).flatten(0, 1), x_TD

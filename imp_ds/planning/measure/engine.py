@@ -17,14 +17,14 @@ NEVER = 1_000_000_000
 
 
 class Chain(TrainModule):
-    """`tensors` square maps in a row and a loss of what comes out, in the form that the engine trains."""
+    """`tensors` square linear layers in a row and a loss of what comes out, in the form that the engine trains."""
 
     def __init__(self, tensors: int, width: int):
         super().__init__()
-        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(tensors))
+        self.linears = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(tensors))
 
     def forward(self, x: torch.Tensor) -> StepOutput:
-        for layer in self.maps:
+        for layer in self.linears:
             x = layer(x)
         return StepOutput(x.square().mean(), {}, {})
 
@@ -40,13 +40,13 @@ def engine_config(stage: int, device: torch.device, dtype: torch.dtype) -> dict:
 
 
 def engine_rate(stage: int, device: torch.device, dtype: torch.dtype, links: dict[str, Link]) -> EngineRate:
-    """From three chains: few small maps, many small maps, few large ones. Their own products and the communication that the
-    links account for are taken off."""
+    """From three chains: few small linear layers, many small ones, few large ones. Their own products and the
+    communication that the links account for are taken off."""
     (base, tensors_a, held_a), (many, tensors_b, held_b), (large, tensors_c, held_c) = (
         (_added(stage, tensors, width, device, dtype, links), tensors, tensors * width**2)
         for tensors, width in ((8, 64), (72, 64), (8, 768))
     )
-    tensor_s = max(0.0, (many - base) / (tensors_b - tensors_a))  # the parameters of so small maps cost nothing beside it
+    tensor_s = max(0.0, (many - base) / (tensors_b - tensors_a))  # the parameters of such small layers cost nothing
     parameter_s = max(0.0, (large - base) / (held_c - held_a))
     owned_s = min(update_seconds(device), parameter_s * (world_size() if stage else 1))
     whole_s = parameter_s - owned_s / (world_size() if stage else 1)
@@ -91,7 +91,7 @@ def measure(device: torch.device, precision: str) -> Rates:
     """All rates of this machine, measured on all ranks at once; every rank calls it, and rank 0's figures count."""
     dtype, links = DTYPES[precision], measure_links(device)
     kernels = KernelTimer(device, dtype).rates()
-    hot = measure_links(device, after_work=False)  # a chain of small maps is little but collectives
+    hot = measure_links(device, after_work=False)  # a chain of small linear layers is little but collectives
     engine = {stage: engine_rate(stage, device, dtype, hot) for stage in range(4)}
     return Rates(
         machine=machine_name(device), precision=precision, ranks=world_size(), memory_gib=memory_gib(device), kernels=kernels,

@@ -109,11 +109,11 @@ class KernelTimer:
         return rate.model_copy(update={"overhead_s": max(0.0, seconds - rate.seconds(kernel))})
 
     def _linear(self, tokens: int, width: int) -> tuple[float, Kernel]:
-        """The mean of the two maps of a feed-forward, which are equally large."""
+        """The mean of the two linear layers of a feed-forward, which are equally large."""
         seconds = []
-        for inward, outward in ((width, 4 * width), (4 * width, width)):
-            layer = nn.Linear(inward, outward, bias=False, device=self.device, dtype=self.dtype)
-            seconds.append(self._seconds(layer, self._tensor(tokens, inward)))
+        for in_features, out_features in ((width, 4 * width), (4 * width, width)):
+            layer = nn.Linear(in_features, out_features, bias=False, device=self.device, dtype=self.dtype)
+            seconds.append(self._seconds(layer, self._tensor(tokens, in_features)))
         return statistics.mean(seconds), product(tokens, width, 4 * width, self.size)
 
     def _experts(self, gelu: Rate) -> Callable:

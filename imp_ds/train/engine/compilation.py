@@ -18,7 +18,7 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 
 from imp_ds.families.train_module import TrainModule
-from imp_ds.moe.conditional import RoutedMap
+from imp_ds.moe.conditional import RoutedLinear
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.groups import is_main
@@ -89,7 +89,7 @@ def tile(batch: Batch, samples: int) -> Batch:
 def _with_unknown_rows(block: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers whose experts have as many rows as a router gives them, a drop-free one; it may be the router of another one."""
     uneven = any(isinstance(module, Router) and not module.has_even_rows for module in block.modules())
-    return [module for module in block.modules() if isinstance(module, (MoELayer, RoutedMap))] if uneven else []
+    return [module for module in block.modules() if isinstance(module, (MoELayer, RoutedLinear))] if uneven else []
 
 
 def _is_weight(x: torch.Tensor) -> bool:

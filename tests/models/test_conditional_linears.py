@@ -1,4 +1,5 @@
-"""Conditional maps in the encoder: which there are, which decide, what two segments do to each other, and what is refused.
+"""Conditional linear layers in the encoder: which there are, which decide, what two segments do to each other, and what is
+refused.
 
 Shapes: B batch, L tokens of a sequence, D width.
 """
@@ -12,8 +13,8 @@ from test_segments import IMAGE, WORDS, caption, caption_mask
 from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.models.imp.initialization import initialize_seeded
-from imp_ds.models.imp.layers import MAP_NOISE, RANDOM_SITES
-from imp_ds.moe.conditional import ConditionalMap, MergedMap, RoutedMap
+from imp_ds.models.imp.layers import LINEAR_NOISE, RANDOM_SITES
+from imp_ds.moe.conditional import ConditionalLinear, MergedLinear, RoutedLinear
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch
 
@@ -30,29 +31,29 @@ def maps_of(block) -> dict[str, torch.nn.Module]:
 @pytest.mark.parametrize(
     "changes, conditional, deciding",
     [
-        (dict(conditional_maps=ALL), ALL, ["qkv", "up"]),
-        (dict(conditional_maps=ALL, share_decisions=False), ALL, ALL),
-        (dict(conditional_maps=["up", "down"]), ["up", "down"], ["up"]),
-        (dict(conditional_maps=["qkv", "down"]), ["qkv", "down"], ["qkv", "down"]),  # whoever could be shared with is plain
-        (dict(conditional_maps=["out"]), ["out"], ["out"]),
+        (dict(conditional_linears=ALL), ALL, ["qkv", "up"]),
+        (dict(conditional_linears=ALL, share_decisions=False), ALL, ALL),
+        (dict(conditional_linears=["up", "down"]), ["up", "down"], ["up"]),
+        (dict(conditional_linears=["qkv", "down"]), ["qkv", "down"], ["qkv", "down"]),  # whoever could be shared with is plain
+        (dict(conditional_linears=["out"]), ["out"], ["out"]),
     ],
 )
 def test_which_maps_are_conditional_and_which_decide(gate, changes, conditional, deciding):
     settings = DROP_FREE if gate == "context" else {}
     model = small_model(**{**GATED, **changes, **settings}, gate=gate)
-    kind = RoutedMap if gate == "context" else MergedMap
+    kind = RoutedLinear if gate == "context" else MergedLinear
     for index, block in enumerate(model.blocks):
-        found = {name: part for name, part in maps_of(block).items() if isinstance(part, ConditionalMap)}
+        found = {name: part for name, part in maps_of(block).items() if isinstance(part, ConditionalLinear)}
         assert list(found) == (conditional if index else [])  # the last two of three layers
         assert all(type(part) is kind for part in found.values())
         assert [name for name, part in found.items() if part.router is not None] == (deciding if index else [])
-        assert [part.site for part in found.values()] == [MAP_NOISE[name] for name in found]
-    assert len({*MAP_NOISE.values()}) == 4 and max(MAP_NOISE.values()) < RANDOM_SITES
+        assert [part.site for part in found.values()] == [LINEAR_NOISE[name] for name in found]
+    assert len({*LINEAR_NOISE.values()}) == 4 and max(LINEAR_NOISE.values()) < RANDOM_SITES
 
 
 def test_constant_gates_have_maps_of_the_feed_forward_by_default():
     model = small_model(**GATED, gate="modality")
-    assert model.config.conditional_maps == ["up", "down"] and model.config.router == "top_k"
+    assert model.config.conditional_linears == ["up", "down"] and model.config.router == "top_k"
     experts = dict(model.blocks[1].named_parameters())
     assert experts["feed_forward.up.experts.w"].shape == (4, 32, 48)
     assert experts["feed_forward.down.experts.w"].shape == (4, 48, 32)
@@ -81,7 +82,7 @@ def test_no_parameter_is_built_in_vain(gate, sharing):
     """Every router, embedding, pool and expert tensor of the blocks gets a gradient from a step of any task."""
     torch.manual_seed(0)
     settings = {**GATED, **GATES[gate]}
-    model = ImpForPreTraining(small_config(**settings, conditional_maps=ALL, share_decisions=sharing)).train()
+    model = ImpForPreTraining(small_config(**settings, conditional_linears=ALL, share_decisions=sharing)).train()
     for task in OBJECTIVES:
         model.zero_grad()
         model(batch_of(task))[0].backward()
@@ -98,7 +99,7 @@ def two_conditions(model) -> list[tuple]:
 @pytest.mark.parametrize("gate", ["modality", "attribute"])
 def test_each_segment_goes_by_its_own_condition(gate):
     """Segments that do not see each other are as if alone, each with its own condition."""
-    model = small_model(**GATED, gate=gate, conditional_maps=ALL)
+    model = small_model(**GATED, gate=gate, conditional_linears=ALL)
     parts = two_conditions(model)
     mask_LL = torch.block_diag(torch.ones(4, 4), torch.ones(6, 6)).bool()
     both = model.encode_segments(parts, mask_LL=mask_LL).tokens_BLD
@@ -111,7 +112,7 @@ def test_each_segment_goes_by_its_own_condition(gate):
 
 
 def test_segments_of_one_task_share_its_decision():
-    model = small_model(**GATED, gate="task", conditional_maps=ALL)
+    model = small_model(**GATED, gate="task", conditional_linears=ALL)
     condition, calls = model.condition("text", "words"), []
     model.blocks[1].feed_forward.up.router.register_forward_hook(lambda *call: calls.append(call))
     whole = model.encode_segments([("vision", IMAGE, condition), ("text", WORDS, condition)])
@@ -124,7 +125,7 @@ def test_segments_of_one_task_share_its_decision():
 @pytest.mark.parametrize("gate", GATES)
 def test_no_word_sees_what_follows_through_its_experts(gate):
     """A context router pools what a word sees; a constant gate knows no words at all."""
-    model = small_model(**{**GATED, **GATES[gate]}, conditional_maps=ALL)
+    model = small_model(**{**GATED, **GATES[gate]}, conditional_linears=ALL)
     task = "image_text"
 
     def encoded(ids_BL):
@@ -149,7 +150,7 @@ def test_checkpointing_draws_the_same_noise(gate):
     for checkpointed in (False, True):
         torch.manual_seed(0)
         settings = {**GATED, **GATES[gate]}
-        model = ImpForPreTraining(small_config(**settings, conditional_maps=ALL, router_noise=1.0, hidden_dropout=0.1)).train()
+        model = ImpForPreTraining(small_config(**settings, conditional_linears=ALL, router_noise=1.0, hidden_dropout=0.1)).train()
         if checkpointed:
             model.gradient_checkpointing_enable()
         model(batch_of("image_text"))[0].backward()
@@ -162,7 +163,7 @@ def test_checkpointing_draws_the_same_noise(gate):
 @pytest.mark.parametrize("gate", GATES)
 def test_noise_is_for_training_with_keys_alone(gate):
     settings = {**GATED, **GATES[gate], "experts_per_token": 4}  # weights of all experts: noise changes every answer
-    model = small_model(**settings, conditional_maps=ALL, router_noise=1.0)
+    model = small_model(**settings, conditional_linears=ALL, router_noise=1.0)
     condition, text = model.condition("text", "words"), text_inputs([3, 5], 6)
     quiet = model.encode("text", text, sample_keys(0, 3, 0, 2), condition).pooled_BD
     assert torch.equal(quiet, model.encode("text", text, None, condition).pooled_BD)
@@ -174,10 +175,10 @@ def test_noise_is_for_training_with_keys_alone(gate):
 
 
 def test_a_slice_of_a_maps_experts_gets_the_weights_of_the_whole():
-    whole = small_model(**GATED, gate="attribute", conditional_maps=ALL)
+    whole = small_model(**GATED, gate="attribute", conditional_linears=ALL)
     initialize_seeded(whole, 7, 0.02)
     for first in (0, 2):
-        part = small_model(**GATED, gate="attribute", conditional_maps=ALL)
+        part = small_model(**GATED, gate="attribute", conditional_linears=ALL)
         for block in part.blocks[1:]:
             for linear in maps_of(block).values():
                 linear.experts = linear.experts.slice(first, 2)
@@ -193,15 +194,15 @@ REFUSED = {
     ),
     "an unknown gate": (dict(gate="smell"), "(?s)unknown gate.*smell.*token, context, modality, task, attribute"),
     "expert choice on queries": (
-        dict(conditional_maps=["qkv", "up"]), "(?s)qkv of a token that no expert took.*no query.*router = expert_choice",
+        dict(conditional_linears=["qkv", "up"]), "(?s)qkv of a token that no expert took.*no query.*router = expert_choice",
     ),
     "dropped queries": (
-        dict(conditional_maps=ALL, router="top_k"), "(?s)qkv and out of a token.*drop_tokens = true.*drop_tokens = false",
+        dict(conditional_linears=ALL, router="top_k"), "(?s)qkv and out of a token.*drop_tokens = true.*drop_tokens = false",
     ),
-    "unknown maps": (dict(conditional_maps=["up", "sideways"]), "(?s)names no linear maps.*sideways.*qkv, out, up, down"),
-    "no maps": (dict(conditional_maps=[]), "names no linear maps"),
-    "gated experts": (dict(conditional_maps=["up"], expert_activation="geglu"), "(?s)those of the dense feed-forward.*geglu"),
-    "narrow experts": (dict(conditional_maps=["up"], expert_intermediate_size=24), "(?s)one width.*intermediate_size = 24"),
+    "unknown linears": (dict(conditional_linears=["up", "sideways"]), "(?s)names no linear layers.*sideways.*qkv, out, up, down"),
+    "no linears": (dict(conditional_linears=[]), "names no linear layers"),
+    "gated experts": (dict(conditional_linears=["up"], expert_activation="geglu"), "(?s)those of the dense feed-forward.*geglu"),
+    "narrow experts": (dict(conditional_linears=["up"], expert_intermediate_size=24), "(?s)one width.*intermediate_size = 24"),
     "too many choices": (dict(gate="task", experts_per_token=5), "(?s)cannot choose that many.*experts_per_token = 5.*1 to"),
     "a task gate without tasks": (dict(gate="task", objectives={}), "a task gate without tasks"),
     "a task that its gate does not know": (
