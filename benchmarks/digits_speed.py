@@ -42,7 +42,7 @@ def main() -> None:
 def engines(run, ranks: int, device) -> tuple[dict, object]:
     """Name -> (engine, batches by task, tokens by task) for both encoders, and the processor."""
     from imp_ds.data.loading.collation import Collator
-    from imp_ds.data.order.step_batches import StepBatches
+    from imp_ds.data.loading.step_batches import StepBatches
     from imp_ds.families.imp.build import build_model
     from imp_ds.families.imp.processor import build_processor
     from imp_ds.parallel.groups import rank

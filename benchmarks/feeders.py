@@ -27,7 +27,7 @@ from imp_ds.data.decoding.sound_files import open_sound
 from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.samples import Media
 from imp_ds.data.sources import open_reader
 from imp_ds.modalities.augmentation import mirror

@@ -13,7 +13,7 @@ from imp_ds.commands.check_command import processor_of
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.order.subset import spread_over
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError

@@ -9,7 +9,7 @@ import torch
 
 from imp_ds.data.decoding import Wanted, decode
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.evaluation_batches import evaluation_batches
+from imp_ds.data.loading.evaluation_batches import evaluation_batches
 from imp_ds.data.samples import BadSample, Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError

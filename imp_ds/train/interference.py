@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from imp_ds.config import RunConfig
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference

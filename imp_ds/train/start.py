@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
 from imp_ds.families import family_of

@@ -18,7 +18,7 @@ from test_loader import processor
 from imp_ds.config import DataSettings
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.sources import open_reader
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView

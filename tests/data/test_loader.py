@@ -13,10 +13,10 @@ from media_files import write_corpus
 
 from imp_ds.config import DataSettings
 from imp_ds.data.loading.collation import Collator
+from imp_ds.data.loading.evaluation_batches import evaluation_batches
 from imp_ds.data.loading.loader import RotatingLoader
-from imp_ds.data.order.evaluation_batches import evaluation_batches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.order.order import Spot
-from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.modalities.tokenizers import train_tokenizer

@@ -14,7 +14,7 @@ from imp_ds.commands.show_command import show as show_page
 from imp_ds.config import DataSettings
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import open_reader
-from imp_ds.data.sources.values import captions
+from imp_ds.data.sources.columns.values import captions
 from imp_ds.errors import UserError
 from imp_ds.planning.plan import plan
 from imp_ds.printable import printable

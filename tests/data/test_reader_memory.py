@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imp_ds.data.files.storage import Storage
-from imp_ds.data.files.tar_index import FORMAT
+from imp_ds.data.sources.tar.index import FORMAT
 from processes import run
 
 SAMPLES = {"few": 10**3, "some": 10**5, "many": 10**7}

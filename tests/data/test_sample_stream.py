@@ -6,7 +6,7 @@ from hashlib import blake2b
 import numpy as np
 import pytest
 
-from imp_ds.data.order.sample_stream import sample_stream
+from imp_ds.data.order.usable_samples import sample_stream
 
 WORDS = (2, 7, 123456789, 0, -1, 2**62, 0)
 

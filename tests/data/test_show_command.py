@@ -17,7 +17,7 @@ from imp_ds.commands.check_command import processor_of
 from imp_ds.commands.show_command import show
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.train.recording.first_samples import first_turns
 from imp_ds.train.schedule import build_schedule

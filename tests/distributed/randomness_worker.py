@@ -12,7 +12,7 @@ from small_run import full_parameters
 from imp_ds.config import RunConfig
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.families.imp.build import build_model
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.randomness import derive

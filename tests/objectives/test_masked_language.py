@@ -17,7 +17,7 @@ from imp_ds import ImpForPreTraining
 from imp_ds.config import DataSettings
 from imp_ds.data.corpus import all_captions, open_corpus
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.modalities import text
 from imp_ds.modalities.masking import IGNORED, most_hidden
 from imp_ds.modalities.tokenizers import train_tokenizer

@@ -103,7 +103,7 @@ def learn(model: ImpForPreTraining, batch, rate: float, steps: int = 40) -> list
 @pytest.mark.parametrize("method, rate", [("prompt", 1e-2), ("linear", 3e-1), ("full", 2e-3)])
 def test_every_method_learns_and_changes_nothing_else(folder, method, rate):
     from imp_ds.data.loading.collation import Collator
-    from imp_ds.data.order.step_batches import StepBatches
+    from imp_ds.data.loading.step_batches import StepBatches
     from imp_ds.train.schedule import build_schedule
 
     run = make(folder, method=method, batch_size=40, **ALL)

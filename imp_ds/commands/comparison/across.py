@@ -9,7 +9,7 @@ Shapes: N rows of a split, C width of the common space.
 import torch
 
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.evaluation_batches import evaluation_batches
+from imp_ds.data.loading.evaluation_batches import evaluation_batches
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.retrieval import recall

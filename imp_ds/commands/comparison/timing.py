@@ -21,7 +21,7 @@ from imp_ds.commands.exported_model import load_model
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch

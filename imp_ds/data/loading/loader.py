@@ -18,8 +18,8 @@ from imp_ds.data.loading.batch_slots import BatchSlots
 from imp_ds.data.loading.freed_memory import keep_freed_memory
 from imp_ds.data.loading.packed_batch import PackedBatch, dumps, make_packed
 from imp_ds.data.loading.pinned_ahead import PinnedAhead
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.loading.worker_pool import WorkerLost, WorkerPool, start_method
-from imp_ds.data.order.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch
 

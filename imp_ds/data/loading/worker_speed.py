@@ -5,7 +5,7 @@ import time
 import torch
 
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
 from imp_ds.tasks import Task

@@ -13,9 +13,9 @@ import numpy as np
 
 from imp_ds.data.files.storage import Storage, Unreachable
 from imp_ds.data.samples import BadSample
-from imp_ds.data.sources.classes import check_templates
+from imp_ds.data.sources.columns.classes import check_templates
+from imp_ds.data.sources.columns.found_classes import names_in
 from imp_ds.data.sources.format import Format, format_of, register_format
-from imp_ds.data.sources.found_classes import names_in
 from imp_ds.data.sources.holdout import held_out
 from imp_ds.data.sources.rows import RowReader, checked, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted, shards

@@ -4,11 +4,11 @@ medium, with media alone, or with text files. A folder without folders of splits
 Those with metadata or classes are the layouts that `datasets` calls imagefolder, videofolder and audiofolder.
 """
 
-from imp_ds.data.sources.class_folders import ClassFolderReader
-from imp_ds.data.sources.classes import class_names
+from imp_ds.data.sources.columns.classes import class_names
+from imp_ds.data.sources.folders.class_folders import ClassFolderReader
+from imp_ds.data.sources.folders.lines import LineReader
+from imp_ds.data.sources.folders.pairs import PairReader
 from imp_ds.data.sources.format import Format, register_format
-from imp_ds.data.sources.lines import LineReader
-from imp_ds.data.sources.pairs import PairReader
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, metadata_files
 

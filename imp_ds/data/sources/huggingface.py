@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from imp_ds.data.files.recent import Recent
 from imp_ds.data.files.storage import DEFAULT_ROOT, local_path, place
-from imp_ds.data.files.tar_index import make_indexes
 from imp_ds.data.samples import Media
-from imp_ds.data.sources.classes import class_names
-from imp_ds.data.sources.embedded import embedded
+from imp_ds.data.sources.columns.classes import class_names
+from imp_ds.data.sources.columns.embedded import embedded
 from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.parquet import ParquetReader
 from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import MAKE, NoSplit, Wanted
+from imp_ds.data.sources.tar.index import make_indexes
 from imp_ds.data.sources.unpacked import mapped_table, row_of
 from imp_ds.data.sources.webdataset import TarReader
 from imp_ds.errors import UserError

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from imp_ds.data.files.recent import Recent
 from imp_ds.data.files.storage import File
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.data.sources.classes import class_names
-from imp_ds.data.sources.embedded import embedded
+from imp_ds.data.sources.columns.classes import class_names
+from imp_ds.data.sources.columns.embedded import embedded
 from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.rows import RowReader, check_columns
 from imp_ds.data.sources.splits import Wanted, shards

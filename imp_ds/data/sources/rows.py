@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from imp_ds.data.samples import BadSample, Media, RawSample
+from imp_ds.data.sources.columns.values import captions, label, shown
 from imp_ds.data.sources.splits import Wanted
-from imp_ds.data.sources.values import captions, label, shown
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
 

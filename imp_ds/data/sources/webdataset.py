@@ -13,13 +13,13 @@ import numpy as np
 
 from imp_ds.data.files.recent import Recent
 from imp_ds.data.files.storage import File
-from imp_ds.data.files.tar_index import CUT, TEXTS, UNSAFE, TarIndex, TarSample, make_indexes, open_index, short_text
 from imp_ds.data.samples import BadSample, Media
-from imp_ds.data.sources.classes import class_names
+from imp_ds.data.sources.columns.classes import class_names
+from imp_ds.data.sources.columns.values import written_label
 from imp_ds.data.sources.format import Format, register_format
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted, shards
-from imp_ds.data.sources.values import written_label
+from imp_ds.data.sources.tar.index import CUT, TEXTS, UNSAFE, TarIndex, TarSample, make_indexes, open_index, short_text
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from imp_ds.data.order.step_batches import StepBatches
+from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch
 

@@ -36,7 +36,7 @@ class CaptioningEvaluator(Evaluator):
     Args:
         record: the evaluation; its text view's length is the most that is said.
         task: the record's `captioner`, whose conditions and scale are used; its captions may be of another modality.
-        batches: returns this rank's batches of the split anew (`imp_ds.data.order.evaluation_batches`).
+        batches: returns this rank's batches of the split anew (`imp_ds.data.loading.evaluation_batches`).
         references: the captions of each row.
         tokenizer: of the model.
         keep_mb: batches are kept for the next run while they take at most this much.

@@ -32,7 +32,7 @@ class HeadEvaluator(Evaluator):
     Args:
         task: whose head it is; its first view is used, without anything random.
         place: of the objective among the task's.
-        parts: for each source of the task this rank's batches of the split (`imp_ds.data.order.evaluation_batches`), to be had
+        parts: for each source of the task this rank's batches of the split (`imp_ds.data.loading.evaluation_batches`), to be had
             again at each run, and the label of each of its rows, int64 [rows].
         name: what the head is called in the results.
     """

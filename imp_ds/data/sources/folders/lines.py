@@ -11,9 +11,9 @@ from imp_ds.data.files.recent import Recent
 from imp_ds.data.files.storage import File
 from imp_ds.data.files.text_encoding import decoded
 from imp_ds.data.samples import BadSample, Media
+from imp_ds.data.sources.columns.values import shown, written_label
 from imp_ds.data.sources.rows import RowReader, check_columns, runs
 from imp_ds.data.sources.splits import Wanted
-from imp_ds.data.sources.values import shown, written_label
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 

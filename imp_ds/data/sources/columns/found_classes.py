@@ -6,8 +6,8 @@ from pathlib import Path
 
 from imp_ds.data.files.storage import Storage
 from imp_ds.data.samples import BadSample
+from imp_ds.data.sources.columns.values import is_visible
 from imp_ds.data.sources.rows import RowReader, nested
-from imp_ds.data.sources.values import is_visible
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 

@@ -29,7 +29,7 @@ from imp_ds.data.files.index import Index, IndexWriter, kept_index
 from imp_ds.data.files.storage import File, Storage, local_path
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources.named_files import check_name
-from imp_ds.data.sources.tar_headers import Damaged, Member, members
+from imp_ds.data.sources.tar.headers import Damaged, Member, members
 
 FORMAT = "4"  # of the index
 TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}  # the last part of their extensions

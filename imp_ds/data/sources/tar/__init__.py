@@ -1,0 +1,1 @@
+"""Tar files: what lies where, from their headers alone."""
