@@ -75,15 +75,15 @@ class RouterReport(NamedTuple):
     balance_loss: mean over groups of E * sum_e (share of the choices that fell on e) * (mean probability of e); 0 where every
         expert gets equally much by construction.
     usage_E: share of the whole combine weight that each expert gave; sums to 1.
-    left_behind: share of the tokens (padding left out) that no expert took.
-    confidence: mean combine weight of the rows that hold a token.
+    dropped_fraction: fraction of the tokens (padding left out) that no expert took.
+    mean_combine_weight: mean combine weight of the rows that hold a token.
     """
 
     z_loss: torch.Tensor
     balance_loss: torch.Tensor
     usage_E: torch.Tensor
-    left_behind: torch.Tensor
-    confidence: torch.Tensor
+    dropped_fraction: torch.Tensor
+    mean_combine_weight: torch.Tensor
 
 
 class Routing(NamedTuple):

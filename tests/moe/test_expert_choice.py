@@ -66,9 +66,9 @@ def test_each_expert_takes_its_best_tokens():
     expert0, expert1 = choices(routing)
     assert expert0 == pytest.approx({2: 0.9, 0: 0.75}) and expert1 == pytest.approx({1: 0.75, 3: 0.5})
     # every token is taken; weights 0.9 + 0.75 = 1.65 and 0.75 + 0.5 = 1.25 of 2.9 in 4 slots
-    assert routing.report.left_behind.item() == pytest.approx(0.0)
+    assert routing.report.dropped_fraction.item() == pytest.approx(0.0)
     assert routing.report.usage_E.tolist() == pytest.approx([1.65 / 2.9, 1.25 / 2.9])
-    assert routing.report.confidence.item() == pytest.approx(2.9 / 4)
+    assert routing.report.mean_combine_weight.item() == pytest.approx(2.9 / 4)
     assert routing.report.z_loss.item() == pytest.approx(sum(SQUARES) / 4)
 
 
@@ -78,13 +78,13 @@ def test_a_token_may_be_taken_by_both_and_keeps_its_probabilities():
     assert expert0 == pytest.approx({2: 0.9, 0: 0.75, 3: 0.5}) and expert1 == pytest.approx({1: 0.75, 3: 0.5, 0: 0.25})
 
 
-def test_tokens_may_be_left_behind():
+def test_tokens_may_be_dropped():
     # C = round(0.5 * 4 / 2) = 1: tokens 0 and 3 are taken by nobody
     routing = hand_router(0.5)(HAND_TD, RoutingContext(4))
     assert choices(routing) == [pytest.approx({2: 0.9}), pytest.approx({1: 0.75})]
-    assert routing.report.left_behind.item() == pytest.approx(0.5)
+    assert routing.report.dropped_fraction.item() == pytest.approx(0.5)
     assert routing.report.usage_E.tolist() == pytest.approx([0.9 / 1.65, 0.75 / 1.65])
-    assert routing.report.confidence.item() == pytest.approx(1.65 / 2)
+    assert routing.report.mean_combine_weight.item() == pytest.approx(1.65 / 2)
 
 
 def test_padding_is_never_taken():
@@ -93,7 +93,7 @@ def test_padding_is_never_taken():
     routing = hand_router(1.0)(HAND_TD, RoutingContext(4, valid_T))
     assert choices(routing) == [pytest.approx({0: 0.75, 3: 0.5}), pytest.approx({1: 0.75, 3: 0.5})]
     assert routing.report.z_loss.item() == pytest.approx((SQUARES[0] + SQUARES[1] + SQUARES[3]) / 3)
-    assert routing.report.left_behind.item() == pytest.approx(0.0)  # of the three tokens that are no padding
+    assert routing.report.dropped_fraction.item() == pytest.approx(0.0)  # of the three tokens that are no padding
 
 
 def test_slots_without_a_token_count_for_nothing():
@@ -101,13 +101,14 @@ def test_slots_without_a_token_count_for_nothing():
     routing = hand_router(1.0)(HAND_TD, RoutingContext(4, torch.tensor([False, True, False, False])))
     assert choices(routing) == [pytest.approx({1: 0.25}), pytest.approx({1: 0.75})]
     assert sorted(routing.weight_N[:2].tolist()) == pytest.approx([0.0, 0.25])
-    assert routing.report.confidence.item() == pytest.approx(0.5)  # the mean of the two slots that hold a token
-    assert routing.report.left_behind.item() == pytest.approx(0.0)
+    assert routing.report.mean_combine_weight.item() == pytest.approx(0.5)  # the mean of the two slots that hold a token
+    assert routing.report.dropped_fraction.item() == pytest.approx(0.0)
 
 
 def test_a_group_of_nothing_but_padding_reports_zeros():
     routing = hand_router(1.0)(HAND_TD, RoutingContext(2, torch.tensor([True, True, False, False])))
-    assert torch.isfinite(torch.stack([routing.report.z_loss, routing.report.confidence, routing.report.left_behind])).all()
+    report = routing.report
+    assert torch.isfinite(torch.stack([report.z_loss, report.mean_combine_weight, report.dropped_fraction])).all()
     # the mean over the two groups of (ln 4)^2 and 0
     assert routing.report.z_loss.item() == pytest.approx(log(4) ** 2 / 2)
 

@@ -236,7 +236,7 @@ def test_decisions_for_each_segment(gate, chosen, noisy):
         assert merged.weight_E.tolist() == pytest.approx(everyone, rel=1e-5)
     torch.testing.assert_close(y_BLO.double(), y64, rtol=1e-4, atol=1e-5)
     assert_equal_gradients(layer, x_BLI, weights, x64)
-    assert report.z_loss == report.balance_loss == report.left_behind == 0  # nothing competes, nothing is dropped
+    assert report.z_loss == report.balance_loss == report.dropped_fraction == 0  # nothing competes, nothing is dropped
     assert report.usage_E.sum().item() == pytest.approx(1.0)
 
 

@@ -84,7 +84,7 @@ def test_padding_changes_nothing_and_gets_no_gradient():
     y_BLD, report = layer(x_BLD, valid_BL)
     (y_BLD.square().sum() + report.z_loss).backward()
     assert (x_BLD.grad[~valid_BL] == 0).all() and (y_BLD[~valid_BL] == 0).all()
-    assert (x_BLD.grad[valid_BL].abs().sum(-1) > 0).all()  # the z-loss reaches even those left behind
+    assert (x_BLD.grad[valid_BL].abs().sum(-1) > 0).all()  # the z-loss reaches even dropped tokens
 
     # padding that every expert would love: large, and along the router's own rows
     other = x_BLD.detach().clone()
@@ -100,7 +100,7 @@ def test_a_token_that_nobody_takes_gets_zeros():
     layer = make_layer(capacity_factor=0.25, group_examples=1)  # 8 tokens, 4 experts: C = round(0.5) = 1, at most 4 tokens taken
     y_BLD, report = layer(some_tokens(1, 8))
     zero_rows = (y_BLD[0] == 0).all(-1).sum().item()
-    assert zero_rows >= 4 and report.left_behind.item() == pytest.approx(zero_rows / 8)
+    assert zero_rows >= 4 and report.dropped_fraction.item() == pytest.approx(zero_rows / 8)
 
 
 def test_groups_do_not_know_of_each_other():
@@ -131,7 +131,7 @@ def test_groups_of_one_example_equal_single_calls():
 def test_reported_numbers_carry_no_gradient_but_the_z_loss():
     _, report = make_layer()(some_tokens(2, 5))
     assert report.z_loss.requires_grad
-    assert not any(value.requires_grad for value in (report.usage_E, report.left_behind, report.confidence))
+    assert not any(value.requires_grad for value in (report.usage_E, report.dropped_fraction, report.mean_combine_weight))
 
 
 @pytest.mark.parametrize(

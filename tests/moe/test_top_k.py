@@ -44,7 +44,7 @@ def test_one_choice_keeps_its_probability():
     assert choices(routing) == [pytest.approx({0: 0.6, 1: 0.5, 2: 0.7}), {}, pytest.approx({3: 0.5})]
     # weights 1.8, 0 and 0.5 of 2.3 in four rows
     assert routing.report.usage_E.tolist() == pytest.approx([1.8 / 2.3, 0.0, 0.5 / 2.3])
-    assert routing.report.confidence.item() == pytest.approx(2.3 / 4) and routing.report.left_behind.item() == 0.0
+    assert routing.report.mean_combine_weight.item() == pytest.approx(2.3 / 4) and routing.report.dropped_fraction.item() == 0.0
 
 
 def test_two_choices_are_renormalised():
@@ -59,7 +59,7 @@ def test_an_expert_keeps_the_tokens_that_weigh_most():
     routing = route(1, drop=True)
     assert routing.count_E is None and len(routing.weight_N) == 3
     assert choices(routing) == [pytest.approx({2: 0.7}), {}, pytest.approx({3: 0.5})]
-    assert routing.report.left_behind.item() == pytest.approx(0.5)  # tokens 0 and 1
+    assert routing.report.dropped_fraction.item() == pytest.approx(0.5)  # tokens 0 and 1
     # C = round(0.75 * 2 * 4 / 3) = 2, weights as without dropping
     first, second, third = choices(route(2, drop=True, factor=0.75))
     assert first == pytest.approx({2: 7 / 9, 0: 6 / 9})
@@ -82,7 +82,7 @@ def test_padding_is_never_chosen(drop):
     valid_T = torch.tensor([True, True, False, True])
     routing = route(1, drop, 2.0, RoutingContext(4, valid_T))  # C = round(8 / 3) = 3
     assert choices(routing) == [pytest.approx({0: 0.6, 1: 0.5}), {}, pytest.approx({3: 0.5})]
-    assert routing.report.left_behind.item() == pytest.approx(0.0)
+    assert routing.report.dropped_fraction.item() == pytest.approx(0.0)
     if not drop:
         assert routing.count_E.tolist() == [2, 0, 1]
     # chosen (2/3, 0, 1/3), mean probabilities 1.3/3, 0.7/3, 1.0/3 of the three tokens that are none

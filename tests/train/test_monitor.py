@@ -107,8 +107,8 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
     assert 0.01 < curve(events, "perf/memory_gib")[0][1] < 1000
     assert curve(events, "moe/layer3/usage_expert0_vision")[0] == (2, 0.25)
     assert curve(events, "moe/layer3/usage_expert1_text")[0] == (2, 0.625)  # 1 - (0.25 + 0.125)
-    assert curve(events, "moe/layer3/left_behind_text")[0] == (2, 0.125)
-    assert curve(events, "moe/layer3/confidence_vision")[0] == (2, 0.5)
+    assert curve(events, "moe/layer3/dropped_fraction_text")[0] == (2, 0.125)
+    assert curve(events, "moe/layer3/mean_combine_weight_vision")[0] == (2, 0.5)
     assert curve(events, "moe/layer3/z_loss")[0] == (2, 0.625)  # (2 x 0.25 + 2 x 0.375) / 2 modalities
     assert curve(events, "zero_shot/image/top1") == [(4, 0.5)] and curve(events, "test/zero_shot/image/top1") == [(4, 0.625)]
     layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])

@@ -113,8 +113,8 @@ class Router(nn.Module, ABC):
                 z_loss=z_loss,
                 balance_loss=balance,
                 usage_E=_usage(weight_N, count_E, self.num_experts),
-                left_behind=1.0 - _tokens_taken(index_N, weight_N, x_TD.shape[0]) / tokens,
-                confidence=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
+                dropped_fraction=1.0 - _tokens_taken(index_N, weight_N, x_TD.shape[0]) / tokens,
+                mean_combine_weight=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
             )
         return Routing(index_N, weight_N, count_E, report, x_TD)
 

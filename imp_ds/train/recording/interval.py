@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 # the fields of a RouterReport, as they are recorded
-REPORTED = ("z_loss", "balance_loss", "usage", "left_behind", "confidence")
+REPORTED = ("z_loss", "balance_loss", "usage", "dropped_fraction", "mean_combine_weight")
 
 
 @dataclass
@@ -107,7 +107,7 @@ def _mean_dicts(values: list[tuple[float, dict[str, float]]]) -> dict[str, float
 
 
 def _mean_layers(calls: list[list[list[list[float]]]]) -> list[dict]:
-    """Means over calls, for each layer; a report is (z_loss, balance_loss, usage_E, left_behind, confidence)."""
+    """Means over calls, for each layer; a report is (z_loss, balance_loss, usage_E, dropped_fraction, mean_combine_weight)."""
     layers = []
     for reports in zip(*calls):
         columns = [torch.tensor(column).mean(0).tolist() for column in zip(*reports)]

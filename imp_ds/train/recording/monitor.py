@@ -234,7 +234,7 @@ def expert_scalars(experts: dict[str, list[dict]], moe_layers: list[int]) -> tup
             usage = {f"{layer}/usage_expert{e}_{modality}": share for e, share in enumerate(values["usage"])}
             charts[f"{layer.removeprefix('moe/')}, {modality}"] = list(usage)
             tags |= usage
-            tags |= {f"{layer}/{name}_{modality}": values[name] for name in ("left_behind", "confidence")}
+            tags |= {f"{layer}/{name}_{modality}": values[name] for name in ("dropped_fraction", "mean_combine_weight")}
             z_losses.setdefault(f"{layer}/z_loss", []).append(values["z_loss"])
     return tags | {tag: sum(values) / len(values) for tag, values in z_losses.items()}, charts
 
