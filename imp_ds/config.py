@@ -117,7 +117,7 @@ class OptimizerSettings(Record):
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the first and second moment")
     eps: float = Field(1e-7, gt=0, description="added to the root of the second moment")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 is off")
-    task_normalisation: bool = Field(False, description="every gradient gets the norm that its task is given, gradient_norm")
+    task_normalisation: bool = Field(False, description="rescale each task's gradient to the norm gradient_norm of the task")
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of optimizer step `step`, from 0, of a run of `total_steps`: a pure function."""

@@ -154,7 +154,7 @@ class Task(Record):
     reduction: Literal["sum", "mean"] = Field("sum", description="how several objectives on one batch are combined")
     interval: int = Field(1, ge=1, description="rotation: the task trains on every interval-th visit")
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
-    gradient_norm: float = Field(1.0, gt=0, description="with optimizer.task_normalisation: norm that its gradients are given")
+    gradient_norm: float = Field(1.0, gt=0, description="with optimizer.task_normalisation: norm to rescale its gradient to")
     batch_size: int = Field(ge=1, description="samples of one optimizer step, over all ranks")
     micro_batches: int = Field(
         1, ge=1, description="micro-batches of a rank's batch, one in memory at a time (gradient accumulation); same gradient"

@@ -282,8 +282,8 @@ class Trainer:
             reason = self.guard.complaint(whose, "gradient norm", norm)
             return reason is None
 
-        length = self.run.task(own).gradient_norm if self.run.optimizer.task_normalisation else None
-        norm, _ = self.engine.update(rate, accept, length)
+        target_norm = self.run.task(own).gradient_norm if self.run.optimizer.task_normalisation else None
+        norm, _ = self.engine.update(rate, accept, target_norm)
         return norm, reason
 
     def _skipped(self, task: str, reason: str) -> None:

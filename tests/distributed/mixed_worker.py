@@ -1,4 +1,4 @@
-"""One rank of tests/distributed/test_mixed_tasks.py: steps of two ranks whose tasks differ, and gradients of a given length,
+"""One rank of tests/distributed/test_mixed_tasks.py: steps of two ranks whose tasks differ, and gradients of a given norm,
 against one process without DeepSpeed.
 
 It writes, as JSON, for each case the largest difference between the weights after the last step, and between the norms.
@@ -23,11 +23,11 @@ from imp_ds.train.engine.engine import start_process_group
 from imp_ds.train.recording.step_means import StepMeans
 
 STEPS, RATE, RANKS = 10, 1e-3, 2
-LENGTHS = {"image_text": 1.0, "speech_text": 0.5, "image_class": 2.0}
-# case -> DeepSpeed configuration, and what differs from one micro-batch, ep_size 1, no length
+TARGET_NORMS = {"image_text": 1.0, "speech_text": 0.5, "image_class": 2.0}
+# case -> DeepSpeed configuration, and what differs from one micro-batch, ep_size 1, no norm
 MIXED = {
     "zero0": {}, "zero1": {}, "zero2": {}, "zero2_offload": {}, "zero2_micro_batches": dict(micro_batches=2),
-    "zero2_length": dict(length=True),
+    "zero2_target_norm": dict(target_norm=True),
     "zero2_experts": dict(ep_size=2),
 }  # fmt: skip
 SHARED = {f"zero{stage}_{ep_size}": dict(ep_size=ep_size) for stage in (0, 1, 2, 3) for ep_size in (1, 2)}
@@ -83,34 +83,36 @@ def gradient(model: ImpForPreTraining, batch: Batch) -> list[torch.Tensor]:
     return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
 
 
-def own_gradients(length: bool, together: bool):
-    """The mean over the ranks of each one's own gradient, first given its length or not; before the ranks join, so that every
+def own_gradients(target_norm: bool, together: bool):
+    """The mean over the ranks of each one's own gradient, first rescaled to its norm or not; before the ranks join, so that every
     batch is compared with itself alone."""
 
     def of_step(model: ImpForPreTraining, step: int):
         for of in range(RANKS):
             found = gradient(model, rank_batch(step, of, together))
-            wanted = LENGTHS[task_of(step, of, together)] / total_norm(found) if length else 1.0
+            wanted = TARGET_NORMS[task_of(step, of, together)] / total_norm(found) if target_norm else 1.0
             yield wanted / RANKS, found
 
     return of_step
 
 
 def global_gradient(model: ImpForPreTraining, step: int):
-    """That of the global batch, in the length of its task."""
+    """That of the global batch, with the norm of its task."""
     found = gradient(model, make_batch(step))
-    yield LENGTHS[ORDER[step % 3]] / total_norm(found), found
+    yield TARGET_NORMS[ORDER[step % 3]] / total_norm(found), found
 
 
-def measure_mixed(name: str, expected: dict, device, *, micro_batches: int = 1, length: bool = False, ep_size: int = 1) -> dict:
+def measure_mixed(
+    name: str, expected: dict, device, *, micro_batches: int = 1, target_norm: bool = False, ep_size: int = 1
+) -> dict:
     run = run_of("sampling_per_rank", ep_size)
-    file = name.removesuffix("_micro_batches").removesuffix("_length").removesuffix("_experts")
+    file = name.removesuffix("_micro_batches").removesuffix("_target_norm").removesuffix("_experts")
     engine = make_engine(run, f"cpu_{file}.json", device)
     norms, together = [], ep_size > 1
     for step in range(STEPS):
         engine.forward(rank_batch(step, rank(), together), micro_batches)
-        wanted = LENGTHS[task_of(step, rank(), together)] if length else None
-        norms.append(engine.update(RATE, length=wanted)[0])
+        wanted = TARGET_NORMS[task_of(step, rank(), together)] if target_norm else None
+        norms.append(engine.update(RATE, target_norm=wanted)[0])
     return compared(engine, norms, expected)
 
 
@@ -118,7 +120,7 @@ def measure_shared(name: str, expected: dict, device, *, ep_size: int, weight: f
     engine = make_engine(run_of("rotation", ep_size, weight), f"cpu_{name.split('_')[0]}.json", device)
     for step in range(STEPS):
         engine.forward(share(make_batch(step)))
-        engine.update(RATE, length=LENGTHS[ORDER[step % 3]])
+        engine.update(RATE, target_norm=TARGET_NORMS[ORDER[step % 3]])
     return compared(engine, None, expected)
 
 
@@ -148,18 +150,18 @@ def means_of_steps() -> list:
 
 def measure_all(out: str) -> None:
     expected = {
-        name: reference(run_of("sampling_per_rank"), own_gradients(case.get("length", False), "ep_size" in case))
+        name: reference(run_of("sampling_per_rank"), own_gradients(case.get("target_norm", False), "ep_size" in case))
         for name, case in MIXED.items()
-        if name in ("zero0", "zero2_length", "zero2_experts")
+        if name in ("zero0", "zero2_target_norm", "zero2_experts")
     }
-    lengths = reference(run_of("rotation"), global_gradient)
+    of_target_norm = reference(run_of("rotation"), global_gradient)
     device = start_process_group(60)
     results = {"mixed": {}, "shared": {}}
     for name, case in MIXED.items():
         results["mixed"][name] = measure_mixed(name, expected.get(name, expected["zero0"]), device, **case)
     for name, case in SHARED.items():
-        results["shared"][name] = measure_shared(name, lengths, device, **case)
-    results["shared"]["zero2_louder"] = measure_shared("zero2", lengths, device, ep_size=1, weight=100.0)
+        results["shared"][name] = measure_shared(name, of_target_norm, device, **case)
+    results["shared"]["zero2_louder"] = measure_shared("zero2", of_target_norm, device, ep_size=1, weight=100.0)
     results["means"] = means_of_steps()
     if is_main():
         Path(out).write_text(json.dumps(results))

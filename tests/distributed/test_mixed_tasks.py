@@ -1,5 +1,6 @@
 """Two ranks that train different tasks in one step equal one process that takes the mean of their gradients, and gradients that
-are given a length equal those of plain AdamW that are divided by their norm. All cases run one after another in the same ranks.
+are rescaled to a norm equal those of plain AdamW that are divided by their norm. All cases run one after another in the same
+ranks.
 """
 
 import json
@@ -29,7 +30,7 @@ def test_ranks_with_different_tasks_equal_the_mean_of_their_gradients(results, n
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_a_gradient_of_given_length_equals_plain_adamw_on_it(results, name):
+def test_a_gradient_of_given_norm_equals_plain_adamw_on_it(results, name):
     assert results["shared"][name]["weights"] < 1e-5
 
 

@@ -31,9 +31,9 @@ from imp_ds.parallel.launch import settle_environment
 from imp_ds.parallel.roll_call import roll_call
 from imp_ds.tasks import Batch
 from imp_ds.train.engine import master_state
-from imp_ds.train.engine.carried_gradients import carry, give_length, own_gradients
 from imp_ds.train.engine.counts import finish_counts
 from imp_ds.train.engine.micro_batches import MicroBatches, split
+from imp_ds.train.engine.surrogate_loss import own_gradients, rescale_to_norm, surrogate_loss
 
 
 def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800.0) -> torch.device:
@@ -88,7 +88,7 @@ class Engine:
         self.stage = self.deepspeed.zero_optimization_stage()
         if self.stage > 0:
             self._judge_within_step()
-            self._stretch_within_step()
+            self._rescale_within_step()
         self._counting = [module for module in model.modules() if isinstance(module, Router) and module.counts() is not None]
         self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelLayer)), 1)
         master_state.prepare(self, adam_steps=0)
@@ -132,21 +132,22 @@ class Engine:
         return alone() if self.mixed else nullcontext()
 
     def update(
-        self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite, length: float | None = None
+        self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite, target_norm: float | None = None
     ) -> tuple[float, bool]:
         """Backward, and one optimizer step unless `accept(gradient norm)` says no; it is asked once, and must say the same on
         every rank.
 
-        length: the norm that the gradient is given (Uni-Perceiver v2, arXiv 2211.09808, task-balanced gradient normalisation);
-        where ranks train different tasks that of each rank, before the mean over them; None: as it is. Not with clipping.
+        target_norm: the norm that the gradient is rescaled to (Uni-Perceiver v2, arXiv 2211.09808, task-balanced gradient
+        normalisation); where ranks train different tasks that of each rank, before the mean over them; None: as it is. Not with
+        clipping.
 
-        Returns the norm of the gradient over all ranks, before it was given another or clipped, but where ranks train different
+        Returns the norm of the gradient over all ranks, before rescaling and clipping, but where ranks train different
         tasks that of the mean; and whether the step was taken.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._length = None if self.mixed else length
-        losses, count = ([self._mixed_loss(length)], 1) if self.mixed else (self._losses, self._count)
+        self._target_norm = None if self.mixed else target_norm
+        losses, count = ([self._mixed_loss(target_norm)], 1) if self.mixed else (self._losses, self._count)
         for i, loss in enumerate(losses):
             self._check_trains(loss)
             self.deepspeed.set_gradient_accumulation_boundary(i == count - 1)
@@ -172,15 +173,15 @@ class Engine:
         self._losses = self._batch = None
         finish_counts(self._counting, taken=False)
 
-    def _mixed_loss(self, length: float | None) -> torch.Tensor:
+    def _mixed_loss(self, target_norm: float | None) -> torch.Tensor:
         """One loss whose gradient is this rank's, of all parameters in their order."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with self._own_world():
             gradients = own_gradients(self._losses, parameters)
-        if length is not None:
-            give_length(gradients, length)
+        if target_norm is not None:
+            rescale_to_norm(gradients, target_norm)
         # from inside a forward of the engine, which prepares the reduction
-        return self.deepspeed(self._batch, lambda model, batch: carry(parameters, gradients))
+        return self.deepspeed(self._batch, lambda model, batch: surrogate_loss(parameters, gradients))
 
     def _judge(self, norm: float) -> bool:
         self._norm, self._accepted = norm, self._accept(norm)
@@ -213,31 +214,31 @@ class Engine:
 
             zero.scaled_global_norm = judged_norm
 
-    def _stretch_within_step(self) -> None:
-        """Between norm and update ZeRO 1 to 3 clip, group by group; there the gradient is given its length (0.19.8)."""
+    def _rescale_within_step(self) -> None:
+        """Between norm and update ZeRO 1 to 3 clip, group by group; there the gradient is rescaled to its norm (0.19.8)."""
         zero = self.deepspeed.optimizer
         unscale_and_clip = zero.unscale_and_clip_grads
 
-        def stretched(group, norm):
+        def rescaled(group, norm):
             # ZeRO 3 tells a group by its number, the others by its gradients
             gradients = [zero.fp32_partitioned_groups_flat[group].grad] if self.stage == 3 else group
-            self._stretch(gradients)
+            self._rescale(gradients)
             if zero.loss_scale != 1.0:
                 unscale_and_clip(group, norm)
             elif self._norm + 1e-6 > zero.clip_grad > 0.0:
                 # by the norm that is known here already: DeepSpeed reads it from the device, group by group, and waits for it
                 torch._foreach_mul_(gradients, zero.clip_grad / (self._norm + 1e-6))
 
-        zero.unscale_and_clip_grads = stretched
+        zero.unscale_and_clip_grads = rescaled
 
-    def _stretch(self, gradients: list[torch.Tensor]) -> None:
-        if self._length is not None and self._norm > 0:
-            torch._foreach_mul_(gradients, self._length / self._norm)
+    def _rescale(self, gradients: list[torch.Tensor]) -> None:
+        if self._target_norm is not None and self._norm > 0:
+            torch._foreach_mul_(gradients, self._target_norm / self._norm)
 
     def _step_unpartitioned(self) -> None:
         self._zero_idle_gradients()
         if self._judge(self._gradient_norm()):
-            self._stretch([p.grad for p in self.model.parameters() if p.requires_grad])
+            self._rescale([p.grad for p in self.model.parameters() if p.requires_grad])
             self.deepspeed.step()
         else:
             self.deepspeed.zero_grad()

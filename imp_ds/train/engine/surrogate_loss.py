@@ -1,8 +1,8 @@
-"""A rank's own gradient, taken aside before any rank speaks of it, and a loss that carries it to DeepSpeed.
+"""A rank's own gradient, computed before any communication, and a surrogate loss with this gradient for DeepSpeed.
 
 DeepSpeed reduces gradients over ranks in the order in which a backward pass makes them, or those alone that it made. Where ranks
 train different tasks, neither is the same on all of them. So each rank computes its gradient without DeepSpeed (`own_gradients`),
-and `carry` gives a loss of one graph for all ranks, whose backward pass makes all gradients in one order.
+and `surrogate_loss` gives a loss of one graph for all ranks, whose backward pass makes all gradients in one order.
 """
 
 from collections.abc import Iterable
@@ -23,15 +23,15 @@ def own_gradients(losses: Iterable[torch.Tensor], parameters: list[torch.Tensor]
     return total
 
 
-def give_length(gradients: list[torch.Tensor], length: float) -> None:
-    """Scale them, in place, to that norm over all of them; zeros stay zeros, and what is not finite stays so."""
+def rescale_to_norm(gradients: list[torch.Tensor], target_norm: float) -> None:
+    """Scale them in place, so that all together have that norm; zeros stay zeros, and what is not finite stays so."""
     norm = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).norm()
     # no wait for the device
-    factor = torch.where(norm > 0, length / norm, 1.0)
+    factor = torch.where(norm > 0, target_norm / norm, 1.0)
     torch._foreach_mul_(gradients, factor)
 
 
-class _Carry(torch.autograd.Function):
+class _Surrogate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         ctx.gradient = gradient
@@ -43,10 +43,10 @@ class _Carry(torch.autograd.Function):
         return gradient * scale.to(gradient.dtype), None
 
 
-def carry(parameters: list[torch.Tensor], gradients: list[torch.Tensor]) -> torch.Tensor:
-    """A loss of zero whose gradient is `gradients`, made parameter after parameter; the list is emptied, so that each goes when
-    it has been made."""
+def surrogate_loss(parameters: list[torch.Tensor], gradients: list[torch.Tensor]) -> torch.Tensor:
+    """A loss of zero whose gradient is `gradients`, made parameter after parameter; the list is emptied, so that each is
+    freed when it has been made."""
     total = 0.0
     while gradients:
-        total = total + _Carry.apply(parameters[len(gradients) - 1], gradients.pop())
+        total = total + _Surrogate.apply(parameters[len(gradients) - 1], gradients.pop())
     return total

@@ -1,9 +1,9 @@
-"""Gradients that are taken aside and handed on: against plain backward passes, and by hand."""
+"""A rank's own gradients and the surrogate loss that hands them on: against plain backward passes, and by hand."""
 
 import pytest
 import torch
 
-from imp_ds.train.engine.carried_gradients import carry, give_length, own_gradients
+from imp_ds.train.engine.surrogate_loss import own_gradients, rescale_to_norm, surrogate_loss
 
 
 def parameters() -> list[torch.Tensor]:
@@ -25,14 +25,14 @@ def test_own_gradients_are_the_sum_over_micro_batches_and_zero_for_what_is_idle(
     assert a.grad is None and b.grad is None
 
 
-def test_a_carried_gradient_arrives_as_it_is_and_in_the_order_of_all_ranks():
+def test_a_gradient_of_a_surrogate_loss_arrives_as_it_is_and_in_the_order_of_all_ranks():
     """The last parameter's comes first, on a rank whose own loss knows it and on one whose does not."""
     orders = []
     for values in ([[1.0, 2.0], [3.0], [0.0, 0.0, 0.0]], [[0.0, 0.0], [0.0], [4.0, 5.0, 6.0]]):
         leaves, order, given = parameters(), [], [torch.tensor(value) for value in values]
         for number, leaf in enumerate(leaves):
             leaf.register_post_accumulate_grad_hook(lambda _, number=number: order.append(number))
-        loss = carry(leaves, given)
+        loss = surrogate_loss(leaves, given)
         assert loss.item() == 0.0 and given == []
         (loss * 2).backward()  # as an engine scales a loss
         assert [leaf.grad.tolist() for leaf in leaves] == [[2 * x for x in value] for value in values]
@@ -40,13 +40,13 @@ def test_a_carried_gradient_arrives_as_it_is_and_in_the_order_of_all_ranks():
     assert orders == [[2, 1, 0], [2, 1, 0]] or orders == [[0, 1, 2], [0, 1, 2]]
 
 
-def test_a_length_is_that_of_all_gradients_together():
-    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]  # 5 long
-    give_length(gradients, 2.0)
+def test_the_norm_is_that_of_all_gradients_together():
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]  # of norm 5
+    rescale_to_norm(gradients, 2.0)
     assert torch.cat(gradients).tolist() == pytest.approx([1.2, 0.0, 1.6])
     zeros = [torch.zeros(3)]
-    give_length(zeros, 2.0)
+    rescale_to_norm(zeros, 2.0)
     assert zeros[0].tolist() == [0.0, 0.0, 0.0]
     bad = [torch.tensor([1.0, float("nan")])]
-    give_length(bad, 2.0)
-    assert bad[0].isnan().any()  # and no step of that length
+    rescale_to_norm(bad, 2.0)
+    assert bad[0].isnan().any()  # and no step of that norm
