@@ -58,7 +58,8 @@ def make_engine(stage: int, device):
     import torch
 
     from imp_ds.config import RunConfig
-    from imp_ds.families.imp.build import build_model
+    from imp_ds.families.build import build_module
+    from imp_ds.families.imp.pretraining import ImpForPreTraining
     from imp_ds.families.imp.settings import ModelSettings
     from imp_ds.objectives import Classification
     from imp_ds.parallel.groups import world_size
@@ -73,7 +74,7 @@ def make_engine(stage: int, device):
     run = RunConfig(name="stall", model=ModelSettings(**SIZE), tasks=[task], train=dict(steps=1000))
     config = run.model.to_config(run.data.vocab_size, run.tasks)
     resolved = ds_config.resolve(ds_config.load(ds_config.FOLDER / f"cpu_zero{stage}.json"), run, world_size())
-    engine = Engine(build_model(config, 0, 1), resolved, weight_decay=0.01, device=device)
+    engine = Engine(build_module(ImpForPreTraining, config, 0, 1), resolved, weight_decay=0.01, device=device)
     rows = 2 // world_size()
     vision = dict(
         pixel_values=torch.randint(0, 255, (rows, 16, 768), dtype=torch.uint8), pixel_positions=torch.rand(rows, 16, 3)

@@ -88,9 +88,10 @@ def run_of(gate: str, options):
 
 
 def model_of(run):
-    from imp_ds.families.imp.build import build_model
+    from imp_ds.families.build import build_module
+    from imp_ds.families.imp.pretraining import ImpForPreTraining
 
-    return build_model(run.model.to_config(VOCABULARY, run.tasks), seed=0, ep_size=1).train()
+    return build_module(ImpForPreTraining, run.model.to_config(VOCABULARY, run.tasks), seed=0, ep_size=1).train()
 
 
 def engine_of(gate: str, options, device):

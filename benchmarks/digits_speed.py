@@ -43,7 +43,8 @@ def engines(run, ranks: int, device) -> tuple[dict, object]:
     """Name -> (engine, batches by task, tokens by task) for both encoders, and the processor."""
     from imp_ds.data.loading.collation import Collator
     from imp_ds.data.loading.step_batches import StepBatches
-    from imp_ds.families.imp.build import build_model
+    from imp_ds.families.build import build_module
+    from imp_ds.families.imp.pretraining import ImpForPreTraining
     from imp_ds.families.imp.processor import build_processor
     from imp_ds.parallel.groups import rank
     from imp_ds.train.engine import ds_config
@@ -64,7 +65,8 @@ def engines(run, ranks: int, device) -> tuple[dict, object]:
         config = own.model.to_config(len(processor.tokenizer), own.tasks)
         path = ds_config.default_path(own.train.ep_size, device.type)
         ds = ds_config.resolve(ds_config.load(path), own, ranks)
-        made[name] = Engine(build_model(config, 0, own.train.ep_size), ds, weight_decay=own.optimizer.weight_decay, device=device)
+        model = build_module(ImpForPreTraining, config, 0, own.train.ep_size)
+        made[name] = Engine(model, ds, weight_decay=own.optimizer.weight_decay, device=device)
     return made, batches, tokens
 
 

@@ -90,8 +90,9 @@ def heading(options, device, dtype, peak: float) -> list[str]:
 
 def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
     """By task (samples, FLOPs of a step, how often it comes), and the seconds of its steps by (task, mode)."""
-    from imp_ds.families.imp.build import build_model
+    from imp_ds.families.build import build_module
     from imp_ds.families.imp.flops import step_flops
+    from imp_ds.families.imp.pretraining import ImpForPreTraining
     from imp_ds.recipes import get_recipe
     from imp_ds.train.engine import ds_config
     from imp_ds.train.engine.compilation import CompiledBlocks, uncompiled
@@ -103,7 +104,7 @@ def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
         task.batch_size = max(1, task.batch_size // options.gpus)
     config = run.model.to_config(VOCABULARY, run.tasks)
     ds = ds_config.resolve(ds_config.load(ds_config.FOLDER / f"{'gpu' if device.type == 'cuda' else 'cpu'}_zero1.json"), run, 1)
-    model = build_model(config, seed=0, ep_size=1)
+    model = build_module(ImpForPreTraining, config, seed=0, ep_size=1)
     if options.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device)

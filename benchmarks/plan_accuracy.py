@@ -153,7 +153,8 @@ def start(case: tuple, memory: "Memory | None" = None) -> tuple:
     trained does not count as memory of the case."""
     import torch
 
-    from imp_ds.families.imp.build import build_model
+    from imp_ds.families.build import build_module
+    from imp_ds.families.imp.pretraining import ImpForPreTraining
     from imp_ds.parallel.groups import rank
     from imp_ds.planning.measure.engine import Chain, engine_config
     from imp_ds.planning.measure.kernels import DTYPES
@@ -171,7 +172,7 @@ def start(case: tuple, memory: "Memory | None" = None) -> tuple:
     batches = [make_batch(run, task, config, rank(), ranks).to(device) for task in run.tasks]
     if memory:
         memory.begin(device)
-    engine = Engine(build_model(config, 0, run.train.ep_size), ds, weight_decay=1e-4, device=device)
+    engine = Engine(build_module(ImpForPreTraining, config, 0, run.train.ep_size), ds, weight_decay=1e-4, device=device)
     return engine, batches
 
 

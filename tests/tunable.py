@@ -8,7 +8,7 @@ from imp_ds import ImpForPreTraining
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.families.imp.processor import build_processor
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.recipes import get_recipe
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.exact.cases import RATE, Case, make_batch, make_run
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import RouterReport

@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.picture import PICTURE
 from imp_ds.families import family_of
+from imp_ds.families.card import write_card
 from imp_ds.train.recording.final_results import read_results
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.staged_folder import staged_folder
@@ -54,9 +55,11 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreT
         if (run_dir / PICTURE).is_file():
             shutil.copy(run_dir / PICTURE, folder / PICTURE)
     parameters = sum(p.numel() for p in model.parameters())
-    family_of(run).write_card(
-        folder, run, model.config, results, state["versions"], steps=state["step"], world_size=state["world_size"],
-        parameters=parameters, seconds=state["seconds"],
+    family = family_of(run)
+    write_card(
+        folder, run, family.card(run, model.config, results, "."), results, state["versions"],
+        experts=family.experts(model.config), steps=state["step"], world_size=state["world_size"], parameters=parameters,
+        seconds=state["seconds"],
     )  # fmt: skip
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone

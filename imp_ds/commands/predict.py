@@ -19,7 +19,7 @@ from imp_ds.data.decoding import Wanted, decode_windows
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
-from imp_ds.families.imp.pretraining import ImpForPreTraining, likeliest
+from imp_ds.families.train_module import TrainModule, likeliest
 from imp_ds.printable import printable
 from imp_ds.tasks import Task, Views
 from imp_ds.written_files import write_result
@@ -62,13 +62,13 @@ def predict(
     return found
 
 
-def _reads(model: ImpForPreTraining, task: str | None) -> tuple[str, str]:
+def _reads(model: TrainModule, task: str | None) -> tuple[str, str]:
     """The task that is meant, and the one modality that it reads."""
     task, objective = model.answering(task)
     if len(objective.inputs) != 1 or objective.inputs[0] == "text":
         raise UserError(
             f"the task {task} does not read one image, video or recording", got=" and ".join(objective.inputs),
-            allowed="vision or audio", fix=f"in Python: ImpForPreTraining.from_pretrained(MODEL).answer({task!r}, ...)",
+            allowed="vision or audio", fix=f"in Python: {type(model).__name__}.from_pretrained(MODEL).answer({task!r}, ...)",
         )  # fmt: skip
     return task, objective.inputs[0]
 
@@ -104,7 +104,7 @@ def _predict_files(model, processor, task: Task, views: Views, wanted: Wanted, f
 
 
 def _nothing_decoded(
-    model: ImpForPreTraining, run: RunConfig, task: str, views: Views, wanted: Wanted, errors: dict[str, str]
+    model: TrainModule, run: RunConfig, task: str, views: Views, wanted: Wanted, errors: dict[str, str]
 ) -> UserError:  # fmt: skip
     """What is wrong with the first file, what the task reads, and which other tasks of the model can read that file."""
     file, error = next(iter(errors.items()))

@@ -9,11 +9,13 @@ from collections.abc import Collection
 
 import torch
 
+from imp_ds.errors import UserError
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, RETRIEVAL, Metric, Panel, Shown, by_name, checked
 from imp_ds.evaluation.missing_splits import has_sources, serving
 from imp_ds.evaluation.split import KeptBatches, Report, Split
 from imp_ds.registry import EVALUATORS
+from imp_ds.tasks import Evaluation
 
 __all__ = [
     "ACCURACY", "Evaluator", "KeptBatches", "Metric", "Panel", "Projection", "RETRIEVAL", "Shown", "Split", "build_evaluators",
@@ -32,12 +34,25 @@ def build_evaluators(
     """
     read, found = Split(run, processor, split, batch_size, report), []
     for record in run.evaluations:
-        kinds = [record.evaluator] if record.evaluator else [kind for kind in EVALUATORS if EVALUATORS[kind].serves(run, record)]
-        found += [read.evaluator(kind, record) for kind in kinds]
+        found += [read.evaluator(kind, record) for kind in _kinds(run, record)]
     for task in run.tasks if heads_of is None else map(run.task, heads_of):
-        if (kinds := serving(task)) and has_sources(run, task, split):
+        if (kinds := serving(run, task)) and has_sources(run, task, split):
             found += [evaluator for kind in kinds for evaluator in kind.build_for_task(read, task)]
     return found
+
+
+def _kinds(run, record: Evaluation) -> list[str]:
+    """The evaluators of an evaluation. Raises UserError where none can measure it."""
+    family, fitting = run.model.family, [kind for kind in EVALUATORS if EVALUATORS[kind].measures(run)]
+    if record.evaluator is None:
+        if kinds := [kind for kind in fitting if EVALUATORS[kind].serves(run, record)]:
+            return kinds
+        fix = f"name one: --set evaluations.{record.name}.evaluator=NAME"
+        raise UserError(f"evaluation {record.name}: no evaluator of the family {family} measures it by itself", fix=fix)
+    if record.evaluator not in fitting:
+        of = f"models of the family {EVALUATORS[record.evaluator].family}"
+        raise UserError(f"evaluation {record.name}: the evaluator {record.evaluator} measures {of}", got=family, allowed=of)
+    return [record.evaluator]
 
 
 def evaluate(model, evaluators: list[Evaluator]) -> list[Metric]:

@@ -30,12 +30,14 @@ class Evaluator(ABC):
     """Measures a model on a split.
 
     kind: the name in `Evaluation.evaluator`.
+    family: of models that it measures, as `RunConfig.model.family` names it; None: of any.
     Options: what may be set in `Evaluation.options`; nothing by default.
     reads_heads: whether `run` is given the model for pre-training, with the tasks' heads, instead of its encoder alone.
     usage: after a run each expert's share of the combine weights, {modality: [layer][expert]}; {} where that is not known.
     """
 
     kind: ClassVar[str]
+    family: ClassVar[str | None] = None
     Options: ClassVar[type[Record]] = Record
     reads_heads: ClassVar[bool] = False
     record: Evaluation
@@ -44,6 +46,11 @@ class Evaluator(ABC):
     def __init__(self, split: Split, record: Evaluation):
         """What is needed of the split, read and checked. Raises UserError."""
         self.split, self.record = split, record
+
+    @classmethod
+    def measures(cls, run) -> bool:
+        """Whether it can measure the model of a run."""
+        return cls.family in (None, run.model.family)
 
     @classmethod
     def build(cls, split: Split, record: Evaluation) -> "Evaluator":

@@ -8,9 +8,9 @@ from imp_ds.registry import EVALUATORS
 from imp_ds.tasks import Source, Task
 
 
-def serving(task: Task) -> list[type[Evaluator]]:
+def serving(run, task: Task) -> list[type[Evaluator]]:
     """The evaluators that score a task itself, such as its heads."""
-    return [EVALUATORS[kind] for kind in EVALUATORS if EVALUATORS[kind].serves_task(task)]
+    return [kind for kind in map(EVALUATORS.__getitem__, EVALUATORS) if kind.measures(run) and kind.serves_task(task)]
 
 
 def has_sources(run, task: Task, split: str) -> bool:
@@ -21,7 +21,7 @@ def has_sources(run, task: Task, split: str) -> bool:
 def unscored(run, split: str, heads_of: Collection[str] | None = None) -> list[str]:
     """The tasks that would be scored on a split if their sources had it; of those in `heads_of` alone, where it is given."""
     tasks = run.tasks if heads_of is None else map(run.task, heads_of)
-    return [task.name for task in tasks if serving(task) and not has_sources(run, task, split)]
+    return [task.name for task in tasks if serving(run, task) and not has_sources(run, task, split)]
 
 
 def told(names: list[str], split: str) -> str | None:
@@ -35,7 +35,7 @@ def told(names: list[str], split: str) -> str | None:
 def final_split(run) -> tuple[str, str | None]:
     """The split of a run's final scores, and what is not scored on "test": that is where they come from when all that was scored
     on "validation" has it."""
-    held_out = [task for task in run.tasks if serving(task) and has_sources(run, task, "validation")]
+    held_out = [task for task in run.tasks if serving(run, task) and has_sources(run, task, "validation")]
     read: list[Source] = [source for task in held_out for source in task.sources]
     read += [record.source for record in run.evaluations]
     without = [record.name for record in run.evaluations if not has_split(run.data.root, record.source, "test")]

@@ -1,28 +1,23 @@
 """What the trainer knows of a kind of model: one package for each family, behind the protocol of `family.py`."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from imp_ds.errors import UserError
+from imp_ds.registry import Registry
 
 if TYPE_CHECKING:
     from imp_ds.families.family import ModelFamily
 
-_HOMES = {"imp": "imp_ds.families.imp.family"}  # the module that registers each family of this package
-_FAMILIES: dict[str, "ModelFamily"] = {}
+FAMILIES = Registry("family of models", {"imp": "imp_ds.families.imp.family"})
 
 
-def register_family(name: str, family: "ModelFamily") -> None:
-    """Make a family known under the name that its settings have as `family`."""
-    _FAMILIES[name] = family
+def register_family(family: type["ModelFamily"]) -> type["ModelFamily"]:
+    """Make a family known, as a decorator of its class. Raises UserError for one that leaves something open, or whose name is
+    taken."""
+    from imp_ds.families.family import ModelFamily
+
+    return FAMILIES.register(family, ModelFamily)
 
 
 def family_of(run) -> "ModelFamily":
     """The family of a RunConfig's model. Raises UserError for one that nobody registered."""
-    name = run.model.family
-    if name in _HOMES:
-        import_module(_HOMES[name])
-    if name not in _FAMILIES:
-        fix = "import the module that registers it (imp_ds.families.register_family)"
-        raise UserError("unknown family of models", got=name, allowed=", ".join({**_HOMES, **_FAMILIES}), fix=fix)
-    return _FAMILIES[name]
+    return FAMILIES[run.model.family]()

@@ -3,100 +3,133 @@
 Engine, trainer, checkpoints and planning ask the object of a run's family (`imp_ds.families.family_of`), and name no model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import ClassVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, ProcessorMixin
 
-from imp_ds.costs import Exchange, Kernel, Parameters
+from imp_ds import foreign_code
+from imp_ds.errors import UserError
+from imp_ds.evaluation.metric import Metric
+from imp_ds.families.build import build_module, empty_module, meta_module
+from imp_ds.families.card import Card
+from imp_ds.families.cost_model import CostModel
+from imp_ds.families.counted_cost import CountedCost
+from imp_ds.families.groups import check_groups
 from imp_ds.families.train_module import TrainModule
-from imp_ds.tasks import Task
+from imp_ds.model_settings import FamilySettings
+from imp_ds.moe.layer import MoELayer
+from imp_ds.tasks import Batch, Task
+
+_AGAIN = "export it again: imp_ds export RUN OUT"
 
 
-class CostModel(Protocol):
-    """What a run costs, by arithmetic. `experts`: of a MoE layer; 0: none. Tasks are those of the run, each with one view."""
+class ModelFamily(ABC):
+    """One object for each family; what has a default here serves a model of one sequence for each sample.
 
-    experts: int
+    kind: the name in `RunConfig.model.family`.
+    Settings: what a recipe sets of the model, whose field `family` has that name.
+    Model: the module to train: a TrainModule, and a PreTrainedModel, which is what saves and loads it.
+    Processor: the class whose `from_pretrained` loads the processor of a run; its `tokenizer` makes ids of texts.
+    """
 
-    def sizes(self) -> dict[str, int]:
-        """Elements of each parameter of the whole model, by name."""
+    kind: ClassVar[str]
+    Settings: ClassVar[type[FamilySettings]]
+    Model: ClassVar[type[TrainModule]]
+    Processor: ClassVar[type[ProcessorMixin]]
 
-    def parameters(self, sizes: dict[str, int]) -> Parameters:
-        """Sums over `sizes`."""
-
-    def tokens(self, task: Task) -> dict[str, int]:
-        """Tokens of a sample in training, by modality. Raises UserError for a view that does not fit."""
-
-    def encodings(self, task: Task) -> int:
-        """How many sequences of different shape a step encodes: how often it meets the shared parameters."""
-
-    def kernels(self, task: Task, world: int, value_bytes: int, ep_size: int = 1) -> list[Kernel]:
-        """What one of `world` ranks runs in a step."""
-
-    def flops(self, task: Task, world: int) -> float:
-        """Model FLOPs of a step over all ranks."""
-
-    def rank_flops(self, task: Task, world: int, alone: bool) -> float:
-        """Those of one of the ranks; `alone`: it compares its own samples only."""
-
-    def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
-        """What one rank keeps of a step for its backward."""
-
-    def touched(self, task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Prefixes of the parameters that a task gives gradients to, and of those that each of its encodings runs through."""
-
-    def exchanges(self, task: Task, world: int, rounds: int, value_bytes: int) -> list[Exchange]:
-        """What the ranks of an expert group send each other in a step of `rounds` passes."""
-
-    def compared(self, task: Task) -> list[Exchange]:
-        """What all ranks gather of vectors that samples are compared by."""
-
-
-class ModelFamily(Protocol):
-    """`Processor`: the class whose `from_pretrained` loads the processor of a run."""
-
-    Processor: type[ProcessorMixin]
-
+    @abstractmethod
     def processor(self, run, readers: dict) -> ProcessorMixin:
         """The processor of a run, made from its configuration and corpus."""
 
     def config(self, run, processor: ProcessorMixin | None = None) -> PreTrainedConfig:
         """The configuration of the run's model; without a processor one that can be measured, but perhaps not trained."""
+        if processor is None:
+            return run.model.to_config(run.data.vocab_size, run.tasks)
+        return run.model.to_config(len(processor.tokenizer), run.tasks, processor.tokenizer)
 
     def experts(self, config: PreTrainedConfig) -> int:
         """Experts of a MoE layer; 0: none."""
+        layers = _moe_layers(meta_module(self.Model, config))
+        return max((layer.router.num_experts for layer in layers), default=0)
 
     def moe_layers(self, config: PreTrainedConfig) -> list[int]:
         """Numbers of the layers that hold experts."""
+        return [number for number, block in enumerate(meta_module(self.Model, config).blocks()) if _moe_layers(block)]
 
     def check(self, run, config: PreTrainedConfig, world_size: int) -> None:
         """Raise UserError for what this family cannot train on so many ranks."""
+        cost = self.cost(run)
+        tokens = [(task, cost.tokens(task)) for whole in run.tasks for task in whole.variants()]
+        for layer in _moe_layers(meta_module(self.Model, config)):
+            check_groups(tokens, world_size, layer.grouping.tokens, layer.grouping.examples)
+        if run.train.gradient_checkpointing and not self.Model.supports_gradient_checkpointing:
+            fix = "--set train.gradient_checkpointing=false"
+            raise UserError(f"models of the family {self.kind} keep all activations", got="train.gradient_checkpointing", fix=fix)
 
     def build(self, config: PreTrainedConfig, *, seed: int, ep_size: int) -> TrainModule:
-        """The module to train, fresh, with this rank's experts: weights depend on (seed, name, expert) alone."""
+        """The module to train, fresh, with this rank's experts: weights depend on (seed, name, expert) alone. Raises UserError
+        for a module in it that no rule initialises."""
+        return build_module(self.Model, config, seed, ep_size)
 
     def empty(self, config: PreTrainedConfig) -> TrainModule:
         """The whole module with all experts, on the CPU, without its weights; what no checkpoint has is filled."""
+        return empty_module(self.Model, config)
 
     def load_initial(
         self, model: TrainModule, folder: Path, processor: ProcessorMixin
     ) -> tuple[list[str], dict[str, tuple[Path, str]]]:
         """Copy the weights of an exported model into a fresh one. Returns lines that say what was loaded, and for each parameter
         that was the file and the key there. Raises UserError."""
+        what = f"a run of the family {self.kind} starts from fresh weights"
+        raise UserError(what, got=f"train.init_from = {folder}", fix="--set train.init_from=null")
 
     def load_export(self, folder: Path) -> tuple[TrainModule, ProcessorMixin]:
         """Model and processor of an exported folder, on the CPU. Raises UserError."""
+        parts = {"model": self.Model, "processor": self.Processor}
+        load = lambda name, kind: foreign_code.load(  # noqa: E731
+            kind, folder, f"the {name} cannot be loaded", fix=_AGAIN, local_files_only=True
+        )
+        model, processor = (load(name, kind) for name, kind in parts.items())
+        return model, processor
 
     def served_tasks(self, config: PreTrainedConfig, tasks: Collection[str]) -> list[str]:
         """Of these tasks those that a model of `config` can still do, as a merged one may not."""
+        return list(tasks)
 
     def cost(self, run) -> CostModel:
-        """What the run costs."""
+        """What the run costs. By default it is counted by running the model on the meta device."""
+        return CountedCost(run, meta_module(self.Model, self.config(run)), self.shapes)
+
+    def shapes(self, run, task: Task, samples: int) -> Batch:
+        """A batch of so many samples of a task, of one view, on the meta device, by which costs are counted."""
+        return text_shapes(task, samples, self.kind)
 
     def merge(self, model: TrainModule, tasks: list[str] | None) -> nn.Module:
         """The dense model of these tasks' conditions, None: of all. Raises UserError where the family has none."""
+        raise UserError(f"models of the family {self.kind} have no conditions to merge", got="--merge", fix="leave it out")
 
-    def write_card(self, folder: Path, run, config: PreTrainedConfig, results: dict[str, Any], versions: dict, **facts) -> Path:
-        """The model card of an exported folder."""
+    def card(self, run, config: PreTrainedConfig, results: list[Metric], folder: str) -> Card:
+        """What the card of an exported model says that is the family's own. folder: what its example loads."""
+        return Card(about=f"A model of the family `{self.kind}`, trained with `imp_ds` on DeepSpeed.", tags=[self.kind])
+
+
+def _moe_layers(module: nn.Module) -> list[MoELayer]:
+    return [layer for layer in module.modules() if isinstance(layer, MoELayer)]
+
+
+def text_shapes(task: Task, samples: int, family: str) -> Batch:
+    """A batch of texts on the meta device, as the loader gives it, with the targets that the task's objectives need. Raises
+    UserError for a task that reads something else."""
+    views, needs = task.views, task.needs
+    if views.names() != ["text"]:
+        what = f"the family {family} does not say what a batch of the task {task.name} is made of"
+        raise UserError(what, got=", ".join(views.names()), allowed="text", fix="define ModelFamily.shapes")
+    ids_BL = torch.empty(samples, views.text.length, dtype=torch.int64, device="meta")
+    wanted = {"label": needs.label, "caption": needs.target_ids, "words": needs.mask_rate}
+    targets = {name: ids_BL[:, 0] if name == "label" else ids_BL for name, there in wanted.items() if there}
+    return Batch(task.name, {"text": {"input_ids": ids_BL, "attention_mask": ids_BL}}, targets)

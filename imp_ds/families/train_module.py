@@ -1,11 +1,12 @@
 """What a model must be for the engine to train it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
+from imp_ds.errors import UserError
 from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import RouterReport
@@ -32,11 +33,16 @@ class OwnLoss(NamedTuple):
 
 
 class TrainModule(nn.Module):
-    """A model with all of its losses: the one module that DeepSpeed wraps.
+    """A model with all of its losses: the one module that DeepSpeed wraps. It is a PreTrainedModel too, where it is exported.
+
+    last_linears: names, in a block, of the weights of its last linear layer, of which interference is measured; blocks may have one of
+        them each.
 
     A family whose losses are means over samples or tokens defines `forward`, and `weight` where it is not the number of samples.
     One whose losses compare samples also defines what GradCache needs: `encode`, `own_loss`, `compare`.
     """
+
+    last_linears: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, batch: Batch, fn: Callable | None = None) -> StepOutput:
         """The output for one task's batch; or what `fn(model, batch)` returns, which is called from here because ZeRO 3 finds
@@ -74,7 +80,26 @@ class TrainModule(nn.Module):
         """The blocks of the model, which are compiled and whose last linear layers are measured for interference."""
         return []
 
+    def answering(self, task: str | None = None) -> tuple[str, nn.Module]:
+        """The name of a task that tells classes apart, and its objective (`imp_ds.objectives.ClassObjective`). task: None: the
+        only one. Raises UserError when there is no such task, and where None could mean several."""
+        raise UserError("no task that tells classes apart", got=f"task = {task}", allowed="the model has none")
+
+    def answer(self, task: str | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """The probability of each class of such a task, float32 [B, K]. Raises UserError as `answering`."""
+        raise NotImplementedError
+
+    def answer_names(self, task: str | None = None) -> list[str]:
+        """The names of the classes that `answer` gives probabilities of. Raises UserError as `answering`."""
+        return list(self.answering(task)[1].class_names)
+
     def decays(self, module: nn.Module, name: str) -> bool:
         """Whether weight decay acts on a parameter of `module` of that name: on matrices that multiply, not on norms, biases,
         tables or temperatures (IMP release, `optimizers.py`)."""
         return isinstance(module, (ExpertWeights, Router, MergeRouter)) or isinstance(module, nn.Linear) and name == "weight"
+
+
+def likeliest(names: list[str], answer_K: torch.Tensor, top: int | None = None) -> dict[str, float]:
+    """{name: probability} of the `top` likeliest classes of one input, the likeliest first; None: of all."""
+    best = answer_K.topk(min(top or len(names), len(names)))
+    return {names[k]: p for k, p in zip(best.indices.tolist(), best.values.tolist())}

@@ -34,8 +34,6 @@ SAMPLES = 100  # as published
 BATCH_SIZE = 32  # of all ranks: the noise of a gradient is that of this many examples
 KEPT_MB = 1024
 PICTURE = "interference.png"
-# the last linear layer of a block's feed-forward: plain, of experts, conditional
-LAST_LINEARS = ("feed_forward.down.weight", "feed_forward.experts.w2", "feed_forward.down.experts.w")
 
 
 def chosen_weights(model: TrainModule, patterns: list[str] = ()) -> list[str]:
@@ -48,8 +46,11 @@ def chosen_weights(model: TrainModule, patterns: list[str] = ()) -> list[str]:
     if not patterns:
         paths, blocks = {module: path for path, module in model.named_modules()}, model.blocks()
         layers = {max(0, third * len(blocks) // 3 - 1) for third in (1, 2, 3)}
-        found = [f"{paths[blocks[i]]}.{last}" for i in sorted(layers) for last in LAST_LINEARS]
-        return [name for name in found if name in names]
+        found = [f"{paths[blocks[i]]}.{last}" for i in sorted(layers) for last in model.last_linears] if blocks else []
+        if not (chosen := [name for name in found if name in names]):
+            allowed = "imp_ds interference RUN --weight PATTERN"
+            raise UserError("the model does not say which of its weights are measured", got=type(model).__name__, allowed=allowed)
+        return chosen
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             allowed = "names of parameters, where * stands for anything, for example imp.blocks.*.attention.out.weight"

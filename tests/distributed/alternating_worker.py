@@ -16,7 +16,7 @@ import torch.distributed as dist
 from small_run import full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, step_engine
 
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch
 from imp_ds.train.engine import ds_config

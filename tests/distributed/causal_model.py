@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imp_ds.families.train_module import StepOutput, TrainModule
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.layer import MoELayer
 from imp_ds.parallel.expert_parallel import spread_experts
 from imp_ds.parallel.groups import rank

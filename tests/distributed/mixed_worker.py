@@ -16,7 +16,7 @@ from alternating_worker import is_kernel
 from small_run import ORDER, full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, share
 
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.parallel.groups import is_main, rank
 from imp_ds.tasks import Batch
 from imp_ds.train.engine.engine import start_process_group

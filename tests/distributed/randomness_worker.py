@@ -13,7 +13,8 @@ from imp_ds.config import RunConfig
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.loading.step_batches import StepBatches
-from imp_ds.families.imp.build import build_model
+from imp_ds.families.build import build_module
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.randomness import derive
 from imp_ds.recipes import get_recipe
@@ -68,7 +69,7 @@ def train(folder: str, corpus: str, cases: dict[str, dict]) -> None:
 
 def _engine(run: RunConfig, config, file: str, device) -> Engine:
     ds = ds_config.resolve(ds_config.load(ds_config.FOLDER / file), run, world_size())
-    model = build_model(config, 0, run.train.ep_size)
+    model = build_module(ImpForPreTraining, config, 0, run.train.ep_size)
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device)

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from deepspeed.utils import groups as deepspeed_groups
 
 from imp_ds.config import OptimizerSettings, RunConfig, TrainSettings
-from imp_ds.families.imp.build import build_model
+from imp_ds.families.build import build_module
+from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import rank, world_size
@@ -93,7 +94,7 @@ def make_engine(run: RunConfig, ds: dict | str, device: torch.device, *, seed: i
     """An engine under a DeepSpeed configuration, or under the shipped file of that name, resolved as `train` does it."""
     ds = ds_config.load(ds_config.FOLDER / ds) if isinstance(ds, str) else ds
     resolved = ds_config.resolve(ds, run, world_size())
-    model = build_model(make_config(run), seed, run.train.ep_size)
+    model = build_module(ImpForPreTraining, make_config(run), seed, run.train.ep_size)
     if prepare_model is not None:
         prepare_model(model)
     freeze_others(model, run.train.trainable)

@@ -8,7 +8,7 @@ import pytest
 from small_run import make_config, make_run
 
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.train import checkpoint
 from ranks import Ranks, end_well
 

@@ -14,7 +14,7 @@ from small_run import make_config, make_run
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.upcycling import upcycle
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.train import checkpoint, run_folder
 from ranks import run_ranks
 

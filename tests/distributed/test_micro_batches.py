@@ -13,7 +13,7 @@ from small_run import make_batch, make_config, make_run
 from benchmarks.exact.cases import CLIP, Case
 from benchmarks.exactness import parse
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.tasks import Batch
 from imp_ds.train.engine.micro_batches import MicroBatches
 from ranks import run_ranks

@@ -24,6 +24,7 @@ from imp_ds import (
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, evaluate
 from imp_ds.evaluation.picture import panels_of
+from imp_ds.families.card import write_card
 from imp_ds.families.imp import model_card
 from imp_ds.models.imp import ImpImageProcessor
 from imp_ds.registry import EVALUATORS
@@ -97,7 +98,8 @@ def test_an_evaluator_measures_is_shown_and_written(tmp_path, evaluators, capsys
     assert f"neighbours shades {100 * expected:.1f} %" in capsys.readouterr().out
     again = cut_lines(tmp_path / "run" / "metrics.jsonl", 1, lambda line: None)
     assert metric.shown.panel in panels_of(again) and read_results(tmp_path / "run") == metrics
-    card = model_card.write(tmp_path, run, config, metrics, {}, steps=1, world_size=1, parameters=1, split="validation")
+    said = model_card.card(run, config, metrics)
+    card = write_card(tmp_path, run, said, metrics, {}, experts=0, steps=1, world_size=1, parameters=1, split="validation")
     assert f"| `neighbours/shades/accuracy` | {100 * expected:.1f} % |" in card.read_text()
 
 

@@ -15,6 +15,7 @@ from imp_ds.commands.evaluate import evaluate
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators
+from imp_ds.families.card import write_card
 from imp_ds.families.imp import model_card
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.settings import ModelSettings
@@ -138,9 +139,9 @@ def test_the_model_card_is_valid_and_its_example_runs(exported):
     config = run.model.to_config(64, run.tasks)
     (folder / "results.png").write_bytes(b"")
     results = [Metric("zero_shot/image/top1", 0.9625, "share", "higher"), Metric("train/steps", 1, "count")]
-    path = model_card.write(
-        folder, run, config, results, {"torch": "2.13.0"}, steps=1, world_size=2,
-        parameters=12345, examples=4, tokens=48, name_or_path=str(folder),
+    path = write_card(
+        folder, run, model_card.card(run, config, results, str(folder)), results, {"torch": "2.13.0"}, experts=2, steps=1,
+        world_size=2, parameters=12345, examples=4, tokens=48,
     )  # fmt: skip
     card = ModelCard.load(path)
     assert card.data.library_name == "transformers" and "mixture-of-experts" in card.data.tags and card.data.license is None

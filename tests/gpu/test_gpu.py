@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch
 
@@ -61,7 +61,8 @@ def test_bfloat16_routes_in_float32_and_stays_near():
 
 def step_engine_of(name: str, **settings):
     """An engine of a debug twin under the GPU configuration of that name, on batches of images and texts."""
-    from imp_ds.families.imp.build import build_model
+    from imp_ds.families.build import build_module
+    from imp_ds.families.imp.pretraining import ImpForPreTraining
     from imp_ds.train.engine import ds_config
     from imp_ds.train.engine.engine import Engine, start_process_group
 
@@ -69,7 +70,7 @@ def step_engine_of(name: str, **settings):
     run.model = run.model.model_copy(update=settings)
     device = start_process_group(60)
     ds = ds_config.resolve(ds_config.load(ds_config.FOLDER / name), run, 1)
-    return Engine(build_model(run.model.to_config(64, run.tasks), 0, 1), ds, weight_decay=1e-4, device=device)
+    return Engine(build_module(ImpForPreTraining, run.model.to_config(64, run.tasks), 0, 1), ds, weight_decay=1e-4, device=device)
 
 
 @pytest.mark.parametrize("name", ["gpu_zero1.json", "gpu_zero2.json", "gpu_zero3.json"])

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from imp_ds.errors import UserError
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 
 
 def _empty(model: nn.Module) -> nn.Module:
-    """The model as `build_model` makes it before it is initialised."""
+    """The model as `build_module` makes it before it is initialised."""
     return model.to("meta").to_empty(device="cpu")
 
 

@@ -15,8 +15,8 @@ from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
 from imp_ds.modalities.positions import grid_positions
-from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.models.imp.modeling_imp import masked_mean
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.conditional import SequenceFacts
 from imp_ds.moe.experts import Experts
 from imp_ds.objectives import task_entry

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.train import checkpoint
 from ranks import run_ranks
 

@@ -14,7 +14,7 @@ from small_run import make_batch, make_config, make_run  # noqa: E402
 
 from imp_ds.errors import UserError  # noqa: E402
 from imp_ds.families.imp.pretraining import ImpForPreTraining  # noqa: E402
-from imp_ds.models.imp.initialization import initialize_seeded  # noqa: E402
+from imp_ds.models.initialization import initialize_seeded  # noqa: E402
 from imp_ds.randomness import sample_keys  # noqa: E402
 from imp_ds.train.engine.compilation import CompiledBlocks, tile, uncompiled  # noqa: E402
 from imp_ds.train.engine.layout import check_layout  # noqa: E402

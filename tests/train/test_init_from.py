@@ -16,7 +16,7 @@ from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.upcycling import upcycle
 from imp_ds.modalities.tokenizers import train_tokenizer
-from imp_ds.models.imp.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.objectives import Classification
 from imp_ds.parallel.expert_parallel import spread_experts
 from imp_ds.parallel.groups import is_main
@@ -31,7 +31,7 @@ STEPS = 4
 
 
 def fresh_model(seed: int = 0, ep_rank: int | None = None, **settings) -> ImpForPreTraining:
-    """As build_model makes it; with `ep_rank`, as it is on that rank of two that share the experts."""
+    """As build_module makes it; with `ep_rank`, as it is on that rank of two that share the experts."""
     model = ImpForPreTraining(make_config(make_run(**settings)))
     if ep_rank is not None:
         spread_experts(model, 2, ep_rank)

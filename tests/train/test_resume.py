@@ -45,16 +45,16 @@ def with_dropout(*command_line: str) -> None:
     """The command, of a model whose last norm is followed by torch's dropout."""
     import torch.nn.functional as F
 
-    from imp_ds.families.imp import family
+    from imp_ds.families import family
 
-    build = family.build_model
+    build = family.build_module
 
     def build_with_dropout(*arguments):
         model = build(*arguments)
         model.imp.norm.register_forward_hook(lambda norm, inputs, output: F.dropout(output, 0.1, norm.training))
         return model
 
-    family.build_model = build_with_dropout
+    family.build_module = build_with_dropout
     command(*command_line)
 
 

@@ -2,33 +2,29 @@
 
 from pathlib import Path
 
-import torch
-
 from imp_ds.families import register_family
+from imp_ds.families.family import ModelFamily
 from imp_ds.families.imp import checks, model_card
-from imp_ds.families.imp.build import build_model
 from imp_ds.families.imp.cost import ImpCost
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
 from imp_ds.families.imp.model_folder import load_processor, load_weights
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_processor
+from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.models.imp.conditions import task_conditions
-from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.models.imp.initialization import initialize_module
 from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.processing_imp import ImpProcessor
 
 
-class ImpFamily:
+@register_family
+class ImpFamily(ModelFamily):
+    kind = "imp"
+    Settings = ModelSettings
+    Model = ImpForPreTraining
     Processor = ImpProcessor
 
     def processor(self, run, readers):
         return build_processor(run, readers)
-
-    def config(self, run, processor=None) -> ImpConfig:
-        if processor is None:
-            return run.model.to_config(run.data.vocab_size, run.tasks)
-        return run.model.to_config(len(processor.tokenizer), run.tasks, processor.tokenizer)
 
     def experts(self, config):
         return config.num_experts
@@ -38,18 +34,6 @@ class ImpFamily:
 
     def check(self, run, config, world_size):
         checks.check(run, config, world_size)
-
-    def build(self, config, *, seed, ep_size) -> ImpForPreTraining:
-        return build_model(config, seed, ep_size)
-
-    def empty(self, config) -> ImpForPreTraining:
-        with torch.device("meta"):
-            model = ImpForPreTraining(config)
-        model.to_empty(device="cpu")
-        for module in model.modules():
-            if module._non_persistent_buffers_set:
-                initialize_module(module, config.initializer_range)
-        return model
 
     def load_initial(self, model, folder: Path, processor):
         return load_initial(model, folder, processor.tokenizer), sources_of(model, folder)
@@ -67,8 +51,5 @@ class ImpFamily:
     def merge(self, model, tasks):
         return merge(model, tasks)
 
-    def write_card(self, folder, run, config, results, versions, **facts):
-        return model_card.write(folder, run, config, results, versions, **facts)
-
-
-register_family("imp", ImpFamily())
+    def card(self, run, config, results, folder):
+        return model_card.card(run, config, results, folder)

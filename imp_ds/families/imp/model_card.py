@@ -1,17 +1,14 @@
-"""The README.md of an exported model: what it is, how to load it, how it was trained, what it scored (a Hugging Face card)."""
+"""What the card of an exported model of IMP says of it: what it is, how to load it, what was tuned."""
 
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
-
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.metric import Metric, by_name
-from imp_ds.evaluation.picture import PICTURE
+from imp_ds.families.card import BEFORE, Card, table
 from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import ObjectiveRecord
 
-_BEFORE = "before/"  # how the names of what was measured before a tuning begin
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
@@ -34,6 +31,7 @@ inputs = processor(images=[image], text=["a caption", "another caption"])
 embeddings = model(**inputs{task}).embeddings
 scores = embeddings["vision_to_text"] @ embeddings["text_to_vision"].T  # one row for each image
 """
+_SCORED = "zero-shot by prompts, retrieval against the whole split, classes and hidden words by heads, captions by beam search"
 _ANSWERING = """
 ```python
 from imp_ds import ImpForPreTraining
@@ -54,62 +52,20 @@ captions = processor.batch_decode(words, skip_special_tokens=True)
 """
 
 
-def write(
-    folder: str | Path,
-    run: RunConfig,
-    config: ImpConfig,
-    results: list[Metric],
-    versions: dict[str, str],
-    *,
-    steps: int,
-    world_size: int,
-    parameters: int,
-    examples: int | None = None,
-    tokens: int | None = None,
-    seconds: float | None = None,
-    split: str = "test",
-    name_or_path: str | None = None,
-) -> Path:
-    """Write `folder`/README.md and return its path.
-
-    Args:
-        results: measured on `split`; may be empty. What has no direction, as a count, is left out.
-        versions: package -> version, as it was trained.
-        steps, world_size, examples, tokens, seconds: what training took; None leaves the line out.
-        parameters: of the exported model.
-        name_or_path: what the example loads; None is the folder itself, ".".
-    """
-    folder = Path(folder)
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="feature-extraction", model_name=run.name,
-        tags=["imp", "multimodal", "contrastive", "deepspeed", *(["mixture-of-experts"] if config.num_experts else [])],
-    )  # fmt: skip
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {run.name}",
-        _ABOUT.format(experts=_experts(config)),
-        "## Loading",
-        _LOADING.format(
-            folder=name_or_path or ".",
-            height=config.vision_patch[1] * 4,
-            width=config.vision_patch[2] * 4,
-            comparing=_comparing(run, config),
-        ),
-        *_answering(run),
-        *_captioning(run),
-        "## Training",
-        _training(run, config, steps, world_size, parameters, examples, tokens, seconds),
-        _tasks(run),
-        *_tuning(run, config, results),
-        "## Scores",
-        _scores(results, split),
-        *([f"![accuracy by task, and the experts that each modality uses]({PICTURE})"] if (folder / PICTURE).is_file() else []),
-        "## Versions",
-        _table(("package", "version"), sorted(versions.items())),
-    ]
-    path = folder / "README.md"
-    path.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n", encoding="utf-8")
-    return path
+def card(run: RunConfig, config: ImpConfig, results: list[Metric], folder: str = ".") -> Card:
+    """What is said of a model of IMP. folder: what the example loads."""
+    height, width = (4 * size for size in config.vision_patch[1:])
+    loading = _LOADING.format(folder=folder, height=height, width=width, comparing=_comparing(run, config))
+    layers = f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads"
+    return Card(
+        about=_ABOUT.format(experts=_experts(config)),
+        tags=["imp", "multimodal", "contrastive"],
+        sections=["## Loading", loading, *_answering(run), *_captioning(run)],
+        shape=[("encoder", layers)],
+        further=_tuning(run, config, results),
+        scored=_SCORED,
+        pipeline_tag="feature-extraction",
+    )
 
 
 def _experts(config: ImpConfig) -> str:
@@ -176,12 +132,12 @@ def _tuning(run: RunConfig, config: ImpConfig, results: list[Metric]) -> list[st
         what = f"{config.prompt_length} prompts in each layer ({config.prompt_sides}), the norms, a head; the rest is as it was"
     count = by_name(results).get(f"train/samples/{task.name}")
     drawn = f"{100 * task.source.fraction:g} % of each class" + ("" if count is None else f", {int(count):,} samples")
-    before = [metric for metric in results if metric.name.startswith(_BEFORE) and metric.shown is not None]
+    before = [metric for metric in results if metric.name.startswith(BEFORE) and metric.shown is not None]
     rows = [(f"`{metric.name}`", metric.written()) for metric in before]
     return [
         "## Tuning",
         f"Tuned from `{Path(run.train.init_from).name}` on `{task.source.path}`, {drawn}. Trained: {what}.",
-        *([f"Before it, the model scored:\n\n{_table(('measure', 'value'), rows)}"] if rows else []),
+        *([f"Before it, the model scored:\n\n{table(('measure', 'value'), rows)}"] if rows else []),
     ]
 
 
@@ -193,45 +149,3 @@ def _captioning(run: RunConfig) -> list[str]:
     name, needs = next(iter(tasks.items()))
     inputs = "images=[image]" if "vision" in needs.modalities else "audio=[sound], sampling_rate=rate"
     return [_CAPTIONING.format(task="" if len(tasks) == 1 else f"{name!r}, ", inputs=inputs)]
-
-
-def _training(run: RunConfig, config: ImpConfig, steps: int, world_size: int, parameters: int, examples, tokens, seconds) -> str:
-    rows = [
-        ("recipe", run.name),
-        ("parameters", f"{parameters:,}"),
-        ("encoder", f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads"),
-        ("optimizer steps", f"{steps:,} of {run.train.steps:,}" if steps != run.train.steps else f"{steps:,}"),
-        ("schedule of tasks", run.train.schedule),
-        ("examples", None if examples is None else f"{examples:,}"),
-        ("tokens", None if tokens is None else f"{tokens:,}"),
-        ("time of the steps", None if seconds is None else f"{seconds:,.0f} s"),
-        ("peak learning rate", f"{run.optimizer.peak_rate:g}"),
-        ("weight decay", f"{run.optimizer.weight_decay:g}"),
-        ("experts in a layer", config.num_experts or None),
-        ("ranks", world_size),
-        ("ranks that share the experts (ep_size)", run.train.ep_size if config.num_experts else None),
-        ("seed", run.train.seed),
-    ]
-    return _table(("what", "value"), [row for row in rows if row[1] is not None])
-
-
-def _tasks(run: RunConfig) -> str:
-    often = "interval" if run.train.schedule == "rotation" else "weight"
-    learned = {task.name: ", ".join(objective.describe() for objective in task.objectives) for task in run.tasks}
-    rows = [(f"`{task.name}`", learned[task.name], task.batch_size, getattr(task, often)) for task in run.tasks]
-    return _table(("task", "objective", "batch", often), rows)
-
-
-def _scores(results: list[Metric], split: str) -> str:
-    scores = [metric for metric in results if metric.better is not None and not metric.name.startswith(_BEFORE)]
-    rows = [(f"`{metric.name}`", metric.written()) for metric in scores]
-    if not rows:
-        return "Not measured."
-    table = _table(("measure", "value"), rows)
-    how = "zero-shot by prompts, retrieval against the whole split, classes and hidden words by heads, captions by beam search"
-    return f"On the {split} split; {how}.\n\n{table}"
-
-
-def _table(headings: tuple, rows: list) -> str:
-    lines = [f"| {' | '.join(headings)} |", "|" + " --- |" * len(headings)]
-    return "\n".join(lines + [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows])

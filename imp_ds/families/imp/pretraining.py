@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModelForPreTraining
 
 from imp_ds.errors import UserError
-from imp_ds.families.train_module import OwnLoss, StepOutput, TrainModule
+from imp_ds.families.train_module import OwnLoss, StepOutput, TrainModule, likeliest
 from imp_ds.modalities import EMBEDDINGS
 from imp_ds.modalities.vision import PatchProjection
 from imp_ds.models.imp.configuration_imp import ImpConfig
@@ -64,6 +64,8 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
 
     `config.objectives` maps a task's name to {"objectives": [spec, ...], "reduction": "sum" | "mean"}.
     """
+
+    last_linears = ("feed_forward.down.weight", "feed_forward.experts.w2", "feed_forward.down.experts.w")
 
     def __init__(self, config: ImpConfig):
         super().__init__(config)
@@ -134,11 +136,6 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
             )  # fmt: skip
         return objective.probabilities(self.imp, self.encode(Batch(task, given, {})))
 
-    def answer_names(self, task: str | None = None) -> list[str]:
-        """The names of the classes that `answer` gives probabilities of; of a head whose classes have no names their indices.
-        task: None: the only one that tells classes apart. Raises UserError as `answer`."""
-        return list(self.answering(task)[1].class_names)
-
     def predict(self, task: str | None = None, *, top: int | None = None, **inputs: torch.Tensor) -> list[dict[str, float]]:
         """For each input {class name: probability}, the likeliest first: `answer` by name. top: that many classes; None: all."""
         names = self.answer_names(task)
@@ -195,12 +192,6 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
             longest=min(longest, self.config.text_max), length_penalty=length_penalty,
         )  # fmt: skip
         return ids_BL
-
-
-def likeliest(names: list[str], answer_K: torch.Tensor, top: int | None = None) -> dict[str, float]:
-    """{name: probability} of the `top` likeliest classes of one input, the likeliest first; None: of all."""
-    best = answer_K.topk(min(top or len(names), len(names)))
-    return {names[k]: p for k, p in zip(best.indices.tolist(), best.values.tolist())}
 
 
 AutoModelForPreTraining.register(ImpConfig, ImpForPreTraining)

@@ -23,9 +23,9 @@ import torch
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES, ImpConfig
-from imp_ds.models.imp.initialization import initialize_seeded
 from imp_ds.models.imp.layers import FeedForward
 from imp_ds.models.imp.modeling_imp import ImpPreTrainedModel
+from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.experts import Experts
 
 # what a model and the one that it starts from must have in common

@@ -14,6 +14,7 @@ N rows, an expert and a token each.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
@@ -98,12 +99,14 @@ class Router(nn.Module, ABC):
         """Called after each optimizer step that was taken, on all ranks, with the sum of `counts` over them."""
 
     def forward(self, x_TD: torch.Tensor, context: RoutingContext) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):
+        # on the meta device, where costs are counted, there is no autocast, and no token is padding
+        with nullcontext() if x_TD.is_meta else torch.autocast(x_TD.device.type, enabled=False):
             logits_TE, x_TD = self._logits(x_TD, context)
         if self.noise and context.key_B is not None:
             noise_BLE = normal(context.key_B, len(x_TD) // len(context.key_B), self.num_experts)
             logits_TE = logits_TE + noise_BLE.flatten(0, 1) * (self.noise / self.num_experts)
-        valid_GS = None if context.valid_T is None else context.valid_T.view(-1, context.group_tokens)
+        padded = context.valid_T is not None and not x_TD.is_meta
+        valid_GS = context.valid_T.view(-1, context.group_tokens) if padded else None
         logits_GSE = logits_TE.view(-1, context.group_tokens, self.num_experts)
         index_N, weight_N, count_E, balance = self.choose(logits_GSE, valid_GS, context.counted)
         z_loss = router_z_loss(logits_GSE, valid_GS)

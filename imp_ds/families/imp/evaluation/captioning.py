@@ -49,6 +49,7 @@ class CaptioningEvaluator(Evaluator):
     """
 
     kind = "captioning"
+    family = "imp"
     reads_heads = True
 
     def __init__(

@@ -38,6 +38,7 @@ class HeadEvaluator(Evaluator):
     """
 
     kind = "heads"
+    family = "imp"
     reads_heads = True
 
     def __init__(self, task: Task, place: int, parts: list[tuple[Iterable[Batch], torch.Tensor]], name: str):

@@ -44,6 +44,7 @@ class MaskedLanguageEvaluator(Evaluator):
     """
 
     kind = "masked_language"
+    family = "imp"
     reads_heads = True
 
     def __init__(self, record: Evaluation, task: Task, captions: list[str], tokenizer, *, batch_size: int = 64):

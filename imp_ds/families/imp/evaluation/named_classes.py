@@ -31,6 +31,7 @@ class NamedClassesEvaluator(Evaluator):
     """
 
     kind = "named_classes"
+    family = "imp"
     reads_heads = True
 
     def __init__(self, by_names: TextEvaluator, task: Task):

@@ -48,6 +48,7 @@ class TextEvaluator(Evaluator):
     """
 
     kind = "similarity"
+    family = "imp"
 
     def __init__(
         self,

@@ -1,0 +1,182 @@
+"""The costs of a model that nobody has worked out: its forward and backward run on the meta device, where nothing is computed or
+allocated, and are counted operation by operation.
+
+Model FLOPs are those of products and attention, as everywhere. The rows of experts that choose freely are counted as if no token
+were padding; a model whose shapes hang on its data cannot be counted, and its family needs a cost of its own.
+
+Shapes: N rows, I inputs and O outputs of a product.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from imp_ds.config import RunConfig
+from imp_ds.costs import Exchange, Kernel, Parameters
+from imp_ds.errors import UserError
+from imp_ds.families.train_module import TrainModule
+from imp_ds.moe.layer import MoELayer
+from imp_ds.tasks import Batch, Task
+
+_KINDS = ("attention", "norm", "gelu")  # of `imp_ds.costs.Kernel`, by what stands in the names of operations
+
+
+class Counts(NamedTuple):
+    """Of a step of one rank. kernels: their `bytes` are numbers of elements; kept: elements that the backward needs; touched:
+    names of the parameters that had a gradient; rows: of each MoE layer the rows of its experts, and their width."""
+
+    kernels: list[Kernel]
+    kept: int
+    touched: list[str]
+    rows: list[tuple[int, int]]
+
+
+class CountedCost:
+    """A `CostModel` of `model`, which is on the meta device.
+
+    shapes: (run, task with one view, samples) -> a batch of so many samples there.
+    """
+
+    def __init__(self, run: RunConfig, model: TrainModule, shapes: Callable[[RunConfig, Task, int], Batch]):
+        self.run, self.model, self._shapes = run, model, shapes
+        self._layers = [module for module in model.modules() if isinstance(module, MoELayer)]
+        self.experts = max((layer.router.num_experts for layer in self._layers), default=0)
+        self._counts: dict[tuple, Counts] = {}
+
+    def sizes(self) -> dict[str, int]:
+        return {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+
+    def parameters(self, sizes: dict[str, int]) -> Parameters:
+        encoder = sum(n for name, n in sizes.items() if name.startswith(self._blocks))
+        experts = sum(n for name, n in sizes.items() if ".experts." in name)
+        one = experts // (self.experts * len(self._layers)) if self.experts else 0
+        active = encoder - experts
+        if self.experts:
+            counts = self._count(self.run.tasks[0].seen_as(0), 1)
+            tokens = sum(self.tokens(self.run.tasks[0].seen_as(0)).values())
+            active += round(sum(rows for rows, _ in counts.rows) / tokens * one)
+        return Parameters(encoder, experts, active, sum(sizes.values()) - encoder, one)
+
+    def tokens(self, task: Task) -> dict[str, int]:
+        inputs = self._shapes(self.run, task, 1).inputs
+        return {modality: next(iter(named.values())).shape[1] for modality, named in inputs.items()}
+
+    def encodings(self, task: Task) -> int:
+        return 1
+
+    def kernels(self, task: Task, world: int, value_bytes: int, ep_size: int = 1) -> list[Kernel]:
+        found = self._count(task, task.batch_size // world).kernels
+        return [Kernel(k.kind, k.width, k.flops, k.bytes * value_bytes, k.calls, k.in_block) for k in found]
+
+    def flops(self, task: Task, world: int) -> float:
+        return world * sum(kernel.flops for kernel in self._count(task, task.batch_size // world).kernels)
+
+    def rank_flops(self, task: Task, world: int, alone: bool) -> float:
+        return self.flops(task, world) / world
+
+    def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
+        """With checkpointing what enters the blocks is kept, and one block's activations at a time."""
+        samples = task.batch_size // world // task.micro_batches
+        kept, blocks = self._count(task, samples).kept, len(self.model.blocks())
+        if checkpointing and blocks:
+            width = getattr(self.model.config, "hidden_size", 0)
+            entering = blocks * samples * sum(self.tokens(task).values()) * width
+            kept = min(kept, kept / blocks + entering)
+        return kept * value_bytes
+
+    def touched(self, task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return tuple(self._count(task, 1).touched), self._blocks
+
+    def exchanges(self, task: Task, world: int, rounds: int, value_bytes: int) -> list[Exchange]:
+        """The experts' rows, there and back, of all MoE layers."""
+        rows = self._count(task, task.batch_size // world).rows
+        return [Exchange("all_to_all", 2 * rounds * n * width * value_bytes, 2 * rounds) for n, width in rows]
+
+    def compared(self, task: Task) -> list[Exchange]:
+        return []
+
+    @property
+    def _blocks(self) -> tuple[str, ...]:
+        paths = {module: path for path, module in self.model.named_modules()}
+        return tuple(f"{paths[block]}." for block in self.model.blocks())
+
+    def _count(self, task: Task, samples: int) -> Counts:
+        known = (task.name, task.views.model_dump_json(), samples)
+        if known not in self._counts:
+            try:
+                self._counts[known] = count(self.model, self._shapes(self.run, task, samples), self._layers)
+            except (RuntimeError, NotImplementedError, TypeError) as error:
+                raise UserError(
+                    f"the costs of the model cannot be counted on the meta device, for the task {task.name}",
+                    got=str(error).strip().partition("\n")[0], fix="define ModelFamily.cost",
+                ) from error  # fmt: skip
+        return self._counts[known]
+
+
+def count(model: TrainModule, batch: Batch, layers: list[MoELayer]) -> Counts:
+    """Run the forward and the backward of a batch, all on the meta device."""
+    rows, recorder, kept = [], _Recorder(), {}
+    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in known:
+            kept[storage] = (tensor, tensor.numel())  # the tensor with it, so that its storage is not made anew
+        return tensor
+
+    taken = lambda router, inputs, routing: rows.append((len(routing.token_index_N), routing.x_TD.shape[1]))  # noqa: E731
+    hooks = [layer.router.register_forward_hook(taken) for layer in layers]
+    for block in model.blocks():
+        hooks += [block.register_forward_pre_hook(recorder.enter), block.register_forward_hook(recorder.leave)]
+    try:
+        with recorder, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(batch).loss.backward()
+        touched = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    finally:
+        model.zero_grad(set_to_none=True)
+        for hook in hooks:
+            hook.remove()
+    return Counts(recorder.kernels, sum(numel for _, numel in kept.values()), touched, rows)
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes each operation as a kernel. What of the backward is a block's is known by the numbers that autograd gives to the
+    operations of the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels: list[Kernel] = []
+        self._edges: list[int] = []  # numbers at which blocks begin and end, in turn
+        self._inside = False
+
+    def enter(self, *_) -> None:
+        self._inside = True
+        self._edges.append(torch.autograd._get_sequence_nr())
+
+    def leave(self, *_) -> None:
+        self._inside = False
+        self._edges.append(torch.autograd._get_sequence_nr())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = func._overloadpacket
+        if func.is_view or not (tensors := [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]):
+            return out
+        elements = sum(t.numel() for t in [*tensors, *(t for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        name = str(packet)
+        kind = next((kind for kind in _KINDS if kind in name), "copy")
+        flops = width = 0
+        if packet in flop_registry:
+            flops = flop_registry[packet](*args, **kwargs, out_val=out)
+            kind = kind if kind == "attention" else "product"
+            width = min(tensors[-1].shape[-2:]) if kind == "product" else 0
+        node = torch._C._current_autograd_node()  # None: in the forward, with which the backward is one call
+        in_block = self._inside if node is None else bisect_right(self._edges, node._sequence_nr()) % 2 == 1
+        self.kernels.append(Kernel(kind, width, flops, elements, 1 if node is None else 0, in_block))
+        return out
