@@ -35,8 +35,8 @@ class OwnLoss(NamedTuple):
 class TrainModule(nn.Module):
     """A model with all of its losses: the one module that DeepSpeed wraps. It is a PreTrainedModel too, where it is exported.
 
-    last_linears: names, in a block, of the weights of its last linear layer, of which interference is measured; blocks may have one of
-        them each.
+    last_linears: names, in a block, of the weights of its last linear layer, of which interference is measured; a block has one
+        of them.
 
     A family whose losses are means over samples or tokens defines `forward`, and `weight` where it is not the number of samples.
     One whose losses compare samples also defines what GradCache needs: `encode`, `own_loss`, `compare`.
