@@ -202,7 +202,7 @@ def page(encoders: dict, training: dict, inference: dict, options) -> str:
         *training_table(training, options),
         *inference_table(encoders, inference, options),
         "",
-        *verdicts(training, inference, options),
+        *conclusions(training, inference, options),
     ]
     return "\n".join(lines) + "\n"
 
@@ -232,7 +232,7 @@ def against(times: dict, key: tuple, dense: tuple) -> str:
     return f"{1e3 * times[key]:,.1f} ({times[key] / times[dense]:.2f})"
 
 
-def verdicts(training: dict, inference: dict, options) -> list[str]:
+def conclusions(training: dict, inference: dict, options) -> list[str]:
     """The bounds are held at the largest batch: the update passes over all experts, whatever the number of tokens."""
     constant, pairs, sizes = GATES[:3], max(options.batches), (1, *options.batches)
     steps = [training[gate, "step", pairs] / training["dense", "step", pairs] for gate in constant]

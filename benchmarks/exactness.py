@@ -26,8 +26,8 @@ PATHS = [str(ROOT), str(ROOT / "tests" / "distributed")]
 sys.path[:0] = PATHS
 
 from benchmarks.exact import report  # noqa: E402
+from benchmarks.exact.bounds import Result, failures  # noqa: E402
 from benchmarks.exact.cases import Case, matrix, quick, refusal, variants  # noqa: E402
-from benchmarks.exact.verdict import Result, failures  # noqa: E402
 from imp_ds.parallel.launch import free_port  # noqa: E402
 
 WORKER = "benchmarks.exact.worker"

@@ -12,7 +12,7 @@
 #   cut     the cable stays out: within the limit both machines stop and say why; resumed, the run has the same losses
 #   kill    all of the second machine is killed with -9: the first stops and says who is gone; resumed, the same losses
 #   kill0   the same with the first machine, through which the ranks find each other
-# The same losses means: each bit of each step's loss. One verdict line for each scene; exit code 1 if one is bad.
+# The same losses means: each bit of each step's loss. One line for each scene; exit code 1 if one is bad.
 #
 # Needed: root, the programs ip (iproute2), unshare and hostname, and a kernel that permits network namespaces. No other
 # network is touched; namespaces and processes are gone at the end, also when it is interrupted.
@@ -20,7 +20,7 @@
 # Variables:
 #   BLIP      seconds; default 5
 #   LIMIT     train.hang_timeout_s, seconds; default 20
-#   KEEP      a folder for logs and runs that stays; default: a temporary one, kept only after a bad verdict
+#   KEEP      a folder for logs and runs that stays; default: a temporary one, kept only after a bad outcome
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source scripts/simulated_network.sh
@@ -67,8 +67,8 @@ permitted() {
   fix:     take a machine of your own, or a container with the capabilities SYS_ADMIN and NET_ADMIN"
 }
 
-# verdict ok|bad SCENE TEXT
-verdict() {
+# outcome ok|bad SCENE TEXT
+outcome() {
     printf '%-4s %-6s %s\n' "$1" "$2" "$3"
     [[ $1 == ok ]] || bad=1
 }
@@ -101,7 +101,7 @@ come_far() {
     local deadline=$((SECONDS + PATIENCE)) steps=0
     while [[ $steps -lt $FAULT_AT ]]; do
         if [[ $SECONDS -gt $deadline ]] || ! kill -0 "${launchers[@]}" 2>/dev/null; then
-            verdict bad "$1" "the run did not come as far as the fault"
+            outcome bad "$1" "the run did not come as far as the fault"
             return 1
         fi
         sleep 0.05
@@ -133,13 +133,13 @@ compared() {
 stopped() {
     local since=$SECONDS message
     if ! ended "$2" "$3"; then
-        verdict bad "$1" "node$2 still runs after $3 s"
+        outcome bad "$1" "node$2 still runs after $3 s"
         return 1
     elif [[ $code == 0 ]]; then
-        verdict bad "$1" "node$2 ended as if nothing had happened"
+        outcome bad "$1" "node$2 ended as if nothing had happened"
         return 1
     elif ! message=$(grep -m 1 '^error: .*rank [01]' "$folder/$1.node$2.log"); then
-        verdict bad "$1" "node$2 stopped with exit code $code and did not say who is to blame"
+        outcome bad "$1" "node$2 stopped with exit code $code and did not say who is to blame"
         return 1
     fi
     echo "     $1: node$2 ended after $((SECONDS - since)) s, exit code $code: $message"
@@ -150,16 +150,16 @@ resumed() {
     local from
     start "$1" --resume auto
     if ! both_end_well; then
-        verdict bad "$1" "$2; it could not be resumed"
+        outcome bad "$1" "$2; it could not be resumed"
         return
     fi
     from=$(grep -o 'resuming from .*' "$folder/$1.node0.log" | grep -o 'step_[0-9]*' | tail -n 1 || true)
     if [[ -z $from ]]; then
-        verdict bad "$1" "$2; it began again from the start"
+        outcome bad "$1" "$2; it began again from the start"
     elif compared "$1"; then
-        verdict ok "$1" "$2; resumed from $from: $said"
+        outcome ok "$1" "$2; resumed from $from: $said"
     else
-        verdict bad "$1" "$2; resumed from $from: $said"
+        outcome bad "$1" "$2; resumed from $from: $said"
     fi
 }
 
@@ -173,13 +173,13 @@ scene_wire() {
         sleep 0.1
     done
     if ! on_node 0 python -c "$connect" 2>/dev/null; then
-        verdict bad wire "the machines do not see each other"
+        outcome bad wire "the machines do not see each other"
     elif unplug 1 && on_node 0 python -c "$connect" 2>/dev/null; then
-        verdict bad wire "a pulled cable parts nobody"
+        outcome bad wire "a pulled cable parts nobody"
     elif plug 1 && on_node 0 python -c "$connect"; then
-        verdict ok wire "the machines see each other, a pulled cable parts them, plugged in again they meet"
+        outcome ok wire "the machines see each other, a pulled cable parts them, plugged in again they meet"
     else
-        verdict bad wire "the machines do not meet again"
+        outcome bad wire "the machines do not meet again"
     fi
     power_off 1
 }
@@ -187,9 +187,9 @@ scene_wire() {
 scene_clean() {
     start clean
     if both_end_well && compared clean; then
-        verdict ok clean "$STEPS steps on two machines in $((SECONDS - began)) s"
+        outcome ok clean "$STEPS steps on two machines in $((SECONDS - began)) s"
     else
-        verdict bad clean "the undisturbed run did not end well"
+        outcome bad clean "the undisturbed run did not end well"
     fi
 }
 
@@ -204,13 +204,13 @@ scene_blip() {
     after=$(steps_of blip)
     plug 1
     if ! both_end_well; then
-        verdict bad blip "the run did not survive a cable that was out for $BLIP s"
+        outcome bad blip "the run did not survive a cable that was out for $BLIP s"
     elif [[ $before != "$after" || $after -ge $STEPS ]]; then
-        verdict bad blip "the run did not wait while the cable was out: steps $before and $after"
+        outcome bad blip "the run did not wait while the cable was out: steps $before and $after"
     elif compared blip; then
-        verdict ok blip "the cable was out for $BLIP s after step $after: the run waited and went on: $said"
+        outcome ok blip "the cable was out for $BLIP s after step $after: the run waited and went on: $said"
     else
-        verdict bad blip "$said"
+        outcome bad blip "$said"
     fi
 }
 

@@ -6,8 +6,8 @@ import platform
 from collections.abc import Iterable
 from importlib.metadata import version
 
+from benchmarks.exact.bounds import BF16_LOSS, FLOAT32, Result, failures
 from benchmarks.exact.cases import BATCH, CLIP, ROUTERS, STEPS, VARIANTS, Case
-from benchmarks.exact.verdict import BF16_LOSS, FLOAT32, Result, failures
 
 QUANTITIES = {
     "loss": "losses",
@@ -116,7 +116,7 @@ def _router(router: str, results: list[Result]) -> list[str]:
         offload = "both" if len({r.case.offload for r in of}) == 2 else "with" if of[0].case.offload else "without"
         single, half = [r for r in of if not r.case.bf16], [r for r in of if r.case.bf16]
         cells = [_worst(single, quantity) for quantity in QUANTITIES] + [_worst(half, "loss"), _worst(half, "choices")]
-        lines.append(f"| {ranks} | {ep_size} | {stage} | {offload} | {' | '.join(cells)} | {_verdict(of)} |")
+        lines.append(f"| {ranks} | {ep_size} | {stage} | {offload} | {' | '.join(cells)} | {_outcome(of)} |")
     return [*lines, ""]
 
 
@@ -139,7 +139,7 @@ def _variants(results: list[Result]) -> list[str]:
             stages, routers = _listed(r.case.stage for r in of), _listed({r.case.router for r in of})
             routers = "all" if routers == _listed(ROUTERS) else routers
             cells = " | ".join(_worst(of, quantity) for quantity in QUANTITIES)
-            lines.append(f"| {variant} | {ranks} | {stages} | {routers} | {cells} | {_verdict(of)} |")
+            lines.append(f"| {variant} | {ranks} | {stages} | {routers} | {cells} | {_outcome(of)} |")
     return [*lines, ""] if accepted else []
 
 
@@ -167,7 +167,7 @@ def _worst(results: list[Result], quantity: str) -> str:
     return f"{max(values):.0e}" if values else ""
 
 
-def _verdict(results: list[Result]) -> str:
+def _outcome(results: list[Result]) -> str:
     return "ok" if not failures(results) else "**fails**"
 
 

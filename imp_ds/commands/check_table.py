@@ -21,7 +21,7 @@ _MOST = 6  # of a list that is shown
 
 
 def show(report: CheckReport, console: Console) -> None:
-    """Print the report: each source, the tasks' speeds and what a plan wants of them, warnings, and the verdict."""
+    """Print the report: each source, the tasks' speeds and what a plan wants of them, warnings, and the conclusion."""
     for source in report.sources:
         _show_source(source, report, console)
     console.print(_tasks(report))

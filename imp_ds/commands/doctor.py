@@ -1,6 +1,6 @@
 """What this machine has and lacks for training, and whether a hostfile and environment files are fit for the launcher.
 
-Nothing is started, compiled or changed. Only what training cannot do without makes the verdict bad.
+Nothing is started, compiled or changed. Only what training cannot do without makes the result bad.
 """
 
 import importlib.metadata

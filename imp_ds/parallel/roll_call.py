@@ -14,8 +14,8 @@ from imp_ds.errors import UserError
 
 _POLL_S = 0.1
 _SHOWN = 8  # ranks in a message
-_SAY_S = 30.0  # after so long it is said who is waited for
-_FAREWELL_S = 2.0  # rank 0 holds the list: it leaves last
+_LOG_S = 30.0  # after so long the missing ranks are logged
+_LINGER_S = 2.0  # rank 0 holds the list: it leaves last
 _FIX = "the output of a missing rank says why it ended, if it was started at all; --set train.start_timeout_s=... waits longer"
 
 
@@ -51,20 +51,20 @@ def _store(host: str, port: int, rank: int, timeout_s: float) -> dist.TCPStore:
 
 
 def _await(store: dist.TCPStore, name: str, world: int, rank: int, deadline: float) -> None:
-    missing, began, said = list(range(world)), time.monotonic(), False
+    missing, began, logged = list(range(world)), time.monotonic(), False
     while missing := [one for one in missing if not store.check([f"{name}{one}"])]:
         now = time.monotonic()
         if now > deadline:
             there = [one for one in range(world) if one not in missing]
             places = ", ".join(f"rank {one} ({store.get(f'{name}{one}').decode()})" for one in there[:_SHOWN])
             if rank == 0:
-                time.sleep(_FAREWELL_S)
+                time.sleep(_LINGER_S)
             raise UserError(
                 f"{_ranks(missing)} did not start", got=f"started: {places}" + (" ..." if len(there) > _SHOWN else ""),
                 allowed=f"{now - began:.0f} s (train.start_timeout_s)", fix=_FIX,
             )  # fmt: skip
-        if rank == 0 and now > began + _SAY_S and not said:
-            said = True
+        if rank == 0 and now > began + _LOG_S and not logged:
+            logged = True
             print(f"waiting for {_ranks(missing)} to start", flush=True)
         time.sleep(_POLL_S)
 

@@ -1,8 +1,8 @@
 """A rank that dies or hangs ends the others, with one message that names it.
 
-A thread of every rank tells rank 0's, over a TCP connection of its own, where its training stands: step, phase, since
-when, at which line, and whether it waits in a collective operation. Rank 0 judges (verdict.py), says the verdict once, and
-passes it on; then every rank ends. The kernel closes the connection of a process the moment it is gone, wherever it runs,
+A thread of every rank reports to rank 0's, over a TCP connection of its own, where its training is: step, phase, since
+when, at which line, and whether it waits in a collective operation. Rank 0 diagnoses (diagnosis.py), logs the diagnosis once, and
+sends it to all; then every rank ends. The kernel closes the connection of a process the moment it is gone, wherever it runs,
 so a death is known at once and for certain; for all else (stopped, cut off, hanging) there is one bound, `timeout_s`. A rank
 that is only silent may be busy in a library that lets no other thread run: it has as long as its phase may take. The
 process group cannot serve for this: the rank that hangs is the one that does not answer there.
@@ -25,16 +25,25 @@ import torch.distributed as dist
 
 from imp_ds.errors import UserError
 from imp_ds.parallel.connection import Connection, listen
+from imp_ds.parallel.diagnosis import (
+    Diagnosis,
+    RankStatus,
+    diagnose_broken,
+    diagnose_events,
+    diagnose_stillness,
+    died,
+    hanging,
+    is_effect,
+)
 from imp_ds.parallel.groups import on_main, rank, world_size
-from imp_ds.parallel.verdict import Standing, Verdict, died, hanging, is_effect, judge_broken, judge_events, judge_stillness
 from imp_ds.parallel.waits import waits_for
 
 EXIT_CODE = 1
 _CONNECT_S = 60.0  # until all ranks have a connection
-_GRACE_S = 0.5  # between the first sign of an end and the verdict: the cause may be heard after its effects
+_GRACE_S = 0.5  # between the first sign of an end and the diagnosis: the cause may arrive after its effects
 _BROKEN_S = 10.0  # the same while all that is known is that connections broke
-_FAREWELL_S = 2.0
-_SAY_WAIT_S = 10.0  # a wait for a lock or a compiler is said after so long
+_LINGER_S = 2.0  # for the last message
+_LOG_WAIT_S = 10.0  # a wait for a lock or a compiler is logged after so long
 _WAITING = ("torch.distributed", "deepspeed.comm", "imp_ds.parallel")  # modules in which one waits for other ranks
 
 
@@ -44,7 +53,7 @@ class Watchdog:
     Args:
         timeout_s: how long training may stand still in a phase that asks for no more, and a machine be cut off.
         start_timeout_s: the same before training: a model is built, a checkpoint is read.
-        interval_s: between two words of a rank.
+        interval_s: between two reports of a rank.
 
     An exception that leaves the block is reported. On the rank that is to blame it goes on as ever. On the others, where it
     is an effect ("Connection closed by peer"), no traceback is shown: they end with exit code 1 and the one message. One
@@ -57,15 +66,15 @@ class Watchdog:
         self.timeout_s, self.start_timeout_s, self.interval_s = timeout_s, start_timeout_s, interval_s
         self._quiet_s = 10 * interval_s
         self._clock, self._ran = 0.0, time.monotonic()
-        self._failure, self._effect, self._told, self._done = None, False, False, False
-        self._judged = threading.Event()
+        self._failure, self._effect, self._is_user_error, self._done = None, False, False, False
+        self._diagnosed = threading.Event()
         self._connections: dict[int, Connection] = {}  # of rank 0: rank -> its connection; of another: 0 -> rank 0's
-        self._told_wait = None  # what was said last that we wait for
+        self._logged_wait = None  # the wait that was logged last
         self.progress(0, "starting")
 
     def progress(self, step: int, phase: str, *, at_least_s: float = 0.0) -> None:
-        """Say that training goes on: `step` steps are done, and the phase may take timeout_s, or `at_least_s` if longer. Before
-        training, a phase that begins with "starting" may take start_timeout_s."""
+        """Report that training goes on: `step` steps are done, and the phase may take timeout_s, or `at_least_s` if longer.
+        Before training, a phase that begins with "starting" may take start_timeout_s."""
         allowed_s = self.start_timeout_s if phase.startswith("starting") else self.timeout_s
         self._progress = step, phase, max(allowed_s, at_least_s), self._clock
 
@@ -78,8 +87,8 @@ class Watchdog:
         if world_size() > 1:
             places = [None] * world_size()
             dist.all_gather_object(places, mine)
-        self._standings = [Standing(i, host=place[0], pid=place[1]) for i, place in enumerate(places)]
-        self._heard = [0.0] * len(places)  # of each rank, by our clock
+        self._statuses = [RankStatus(i, host=place[0], pid=place[1]) for i, place in enumerate(places)]
+        self._last_report = [0.0] * len(places)  # of each rank, by our clock
         _, _, port, token = places[0]
         on_main(lambda: self._connect(server, port, token), "the ranks cannot watch each other", every_rank=True)
         os.register_at_fork(after_in_child=self._close)  # a loader's process would keep our connections open after our death
@@ -90,13 +99,13 @@ class Watchdog:
     def __exit__(self, kind, error, trace) -> None:
         if error is None or getattr(error, "shared", False):
             self._done = True
-            self._thread.join(_FAREWELL_S + 2 * self.interval_s)
+            self._thread.join(_LINGER_S + 2 * self.interval_s)
             return
         if world_size() > 1:
-            self._effect, self._told = is_effect(error), isinstance(error, UserError)
+            self._effect, self._is_user_error = is_effect(error), isinstance(error, UserError)
             self._failure = " ".join(f"{kind.__name__}: {error}".split())[:300]
             # the thread ends this process if another rank is to blame; the wait is for the time that takes
-            self._judged.wait((_BROKEN_S if self._effect else _GRACE_S) + _FAREWELL_S + 5 * self.interval_s)
+            self._diagnosed.wait((_BROKEN_S if self._effect else _GRACE_S) + _LINGER_S + 5 * self.interval_s)
 
     def _connect(self, server: socket.socket | None, port: int, token: str) -> None:
         """Rank 0 accepts all other ranks; they know the token."""
@@ -139,24 +148,24 @@ class Watchdog:
             if frame.f_back is None:  # none of ours: the innermost
                 frame = frames[self._main]
             waits = waits_for(frames[self._main])
-            if waits != self._told_wait and (waits is None or self._clock - since > _SAY_WAIT_S):
-                self._told_wait = waits
+            if waits != self._logged_wait and (waits is None or self._clock - since > _LOG_WAIT_S):
+                self._logged_wait = waits
                 if waits is not None:
-                    _say(f"rank {rank()} waits for {waits}\n")
+                    _log(f"rank {rank()} waits for {waits}\n")
             place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
             place += f", waits for {waits}" if waits else ""
         return dict(
             step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, place=place, failure=self._failure,
-            effect=self._effect, told=self._told, done=self._done, waiting=module.startswith(_WAITING),
+            effect=self._effect, is_user_error=self._is_user_error, done=self._done, waiting=module.startswith(_WAITING),
         )  # fmt: skip
 
     def _update(self, number: int, report: dict) -> None:
         for name, value in report.items():
-            setattr(self._standings[number], name, value)
-        self._heard[number] = self._clock
+            setattr(self._statuses[number], name, value)
+        self._last_report[number] = self._clock
 
     def _lead(self) -> None:
-        """Rank 0: hear all, judge, and pass the verdict on."""
+        """Rank 0: receive from all, diagnose, and send the diagnosis to all."""
         selector = selectors.DefaultSelector()
         for number, connection in self._connections.items():
             selector.register(connection.socket, selectors.EVENT_READ, number)
@@ -166,101 +175,101 @@ class Watchdog:
             ready = selector.select(self.interval_s / 5)
             self._tick()
             for key, _ in ready:
-                if not self._hear(key.data):
+                if not self._receive(key.data):
                     selector.unregister(key.fileobj)
             self._update(0, self._report())
-            for standing in self._standings:
-                standing.silent_s = self._clock - self._heard[standing.rank]
-                if standing.gone or standing.failure is not None:
-                    events.setdefault(standing.rank, self._clock)
-            if any(standing.blames for standing in self._standings):  # we were stopped, and go on now: all has been said
+            for status in self._statuses:
+                status.silent_s = self._clock - self._last_report[status.rank]
+                if status.gone or status.failure is not None:
+                    events.setdefault(status.rank, self._clock)
+            if any(status.blames for status in self._statuses):  # we were stopped, and go on now: all has been logged
                 return self._leave([0], failed=False)
-            verdict = self._judge(events)
-            if verdict is not None:
-                return self._pronounce(verdict)
+            diagnosis = self._diagnose(events)
+            if diagnosis is not None:
+                return self._report_diagnosis(diagnosis)
             if self._clock >= beat:
                 beat = self._clock + self.interval_s
                 for connection in self._connections.values():
                     connection.send({"report": self._report()})
-        self._dismiss({"farewell": True})
+        self._dismiss({"end": True})
 
-    def _hear(self, number: int) -> bool:
-        """Take in what a rank has said; False when its connection is closed."""
+    def _receive(self, number: int) -> bool:
+        """Read a rank's reports; False when its connection is closed."""
         reports = self._connections[number].receive()
         for report in reports or []:
             self._update(number, report)
         if reports is None:
-            self._standings[number].gone = not self._standings[number].done
+            self._statuses[number].gone = not self._statuses[number].done
         return reports is not None
 
-    def _judge(self, events: dict[int, float]) -> Verdict | None:
+    def _diagnose(self, events: dict[int, float]) -> Diagnosis | None:
         if not events:
-            return judge_stillness(self._standings, self._quiet_s)
-        waited, happened = self._clock - min(events.values()), [self._standings[number] for number in events]
-        verdict = judge_events(happened) if waited >= _GRACE_S else None
-        return judge_broken(happened) if verdict is None and waited >= _BROKEN_S else verdict
+            return diagnose_stillness(self._statuses, self._quiet_s)
+        waited, happened = self._clock - min(events.values()), [self._statuses[number] for number in events]
+        diagnosis = diagnose_events(happened) if waited >= _GRACE_S else None
+        return diagnose_broken(happened) if diagnosis is None and waited >= _BROKEN_S else diagnosis
 
-    def _pronounce(self, verdict: Verdict) -> None:
-        """Say it, tell all, and end."""
-        if verdict.text is not None:
-            _say(f"error: {verdict.text}\n")
-        self._dismiss({"verdict": (verdict.ranks, verdict.failed)})
-        self._leave(verdict.ranks, verdict.failed)
+    def _report_diagnosis(self, diagnosis: Diagnosis) -> None:
+        """Log it, send it to all, and end."""
+        if diagnosis.text is not None:
+            _log(f"error: {diagnosis.text}\n")
+        self._dismiss({"diagnosis": (diagnosis.ranks, diagnosis.failed)})
+        self._leave(diagnosis.ranks, diagnosis.failed)
 
     def _dismiss(self, message: dict) -> None:
-        """The last word to all ranks; what they still say is read, or closing would take our word back."""
+        """The last message to all ranks; what they still send is read, or closing would discard ours."""
         for connection in self._connections.values():
             connection.send(message)
-        deadline = time.monotonic() + _FAREWELL_S
+        deadline = time.monotonic() + _LINGER_S
         for connection in self._connections.values():
             while time.monotonic() < deadline and connection.receive() is not None:
                 pass
         self._close()
 
     def _follow(self) -> None:
-        """Another rank: say where we stand, and hear the verdict."""
+        """Another rank: report our status, and receive the diagnosis."""
         connection, beat = self._connections[0], 0.0
         connection.socket.settimeout(self.interval_s / 5)
-        told = None
+        sent = None
         while not self._done:
-            heard = connection.receive()
+            messages = connection.receive()
             self._tick()
-            for message in heard or []:
+            for message in messages or []:
                 if "report" in message:
                     self._update(0, message["report"])
-                elif "verdict" in message:
-                    return self._leave(*message["verdict"])
+                elif "diagnosis" in message:
+                    return self._leave(*message["diagnosis"])
                 else:
                     return self._close()
-            first = self._standings[0]
-            first.silent_s = self._clock - self._heard[0]
-            if heard is None:
+            first = self._statuses[0]
+            first.silent_s = self._clock - self._last_report[0]
+            if messages is None:
                 return self._leave_by_ourselves(died([first]))
             if first.silent_s > self._quiet_s and first.is_late():
                 connection.send({"blames": True})
                 return self._leave_by_ourselves(hanging([first], self._quiet_s).text)
-            if self._clock >= beat or self._failure != told:
-                beat, told = self._clock + self.interval_s, self._failure
+            if self._clock >= beat or self._failure != sent:
+                beat, sent = self._clock + self.interval_s, self._failure
                 connection.send(self._report())
         connection.send(self._report())
         self._close()
 
     def _leave_by_ourselves(self, text: str) -> None:
-        """Rank 0, who would speak for all, is lost: the lowest other rank of each machine does."""
-        host = self._standings[rank()].host
-        if rank() == min(s.rank for s in self._standings[1:] if s.host == host):
-            _say(f"error: {text}\n")
+        """Rank 0, which would log it for all, is lost: the lowest other rank of each machine does."""
+        host = self._statuses[rank()].host
+        if rank() == min(s.rank for s in self._statuses[1:] if s.host == host):
+            _log(f"error: {text}\n")
         self._leave([0], failed=False)
 
     def _leave(self, ranks, failed: bool) -> None:
         """End this process, unless it is to blame for an error: that goes on its way. One that hangs shows where."""
         self._close()
         if failed and rank() in ranks:
-            self._judged.set()
+            self._diagnosed.set()
             return
         frame = sys._current_frames().get(self._main)
         if rank() in ranks and frame is not None:
-            _say(f"rank {rank()} is ended here:\n{''.join(traceback.format_stack(frame))}")
+            _log(f"rank {rank()} is ended here:\n{''.join(traceback.format_stack(frame))}")
         # the main thread may hold a stream for ever
         flush = threading.Thread(target=lambda: (sys.stdout.flush(), sys.stderr.flush()), daemon=True)
         flush.start()
@@ -268,7 +277,7 @@ class Watchdog:
         os._exit(EXIT_CODE)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     """In one piece, whatever the main thread holds: ranks share the terminal."""
     try:
         os.write(2, text.encode())

@@ -7,8 +7,8 @@ rest against a float64 naive reference, gradient norm and clipping right under e
 import exactness_worker
 import pytest
 
+from benchmarks.exact.bounds import FLOAT32
 from benchmarks.exact.cases import ROUTERS, Case, matrix, refusal, variants
-from benchmarks.exact.verdict import FLOAT32
 from benchmarks.exactness import parse
 from ranks import Ranks, end_well, run_ranks
 

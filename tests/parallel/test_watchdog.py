@@ -8,7 +8,7 @@ import pytest
 import watchdog_worker
 from watchdog_worker import BAD_STEP, TIMEOUT_S
 
-from imp_ds.parallel.verdict import Standing, judge_broken, judge_events, judge_stillness
+from imp_ds.parallel.diagnosis import RankStatus, diagnose_broken, diagnose_events, diagnose_stillness
 from imp_ds.parallel.watchdog import EXIT_CODE
 from ranks import Ended, Ranks
 
@@ -76,7 +76,7 @@ def test_a_rank_that_fails_shows_its_error_and_the_others_none(culprit, tmp_path
     assert output.count("Traceback") == 1 and "Traceback" in end.outputs[culprit]
 
 
-def test_a_rank_that_leaves_the_others_waiting_is_told(tmp_path):
+def test_a_rank_that_leaves_the_others_waiting_is_named(tmp_path):
     end = Ranks(watchdog_worker.loop, "leaving", 1, ranks=RANKS, folder=tmp_path)
     deadline = time.monotonic() + 20
     while end._processes[0].is_alive() and time.monotonic() < deadline:
@@ -99,13 +99,13 @@ def test_what_all_ranks_raise_is_nobodys_fault(tmp_path):
     assert not any("error: " in text for text in end.outputs)
 
 
-def test_what_all_ranks_refuse_is_told_by_them(tmp_path):
+def test_what_all_ranks_refuse_is_logged_by_them(tmp_path):
     end = Ranks(watchdog_worker.refuse_alike, 0.2, ranks=2, folder=tmp_path).wait(20)
     assert end.codes == [1, 1] and all("UserError: this file cannot be used" in text for text in end.outputs), str(end)
     assert not any("error: " in text for text in end.outputs)
 
 
-def test_what_one_rank_refuses_is_told_by_it_alone(tmp_path):
+def test_what_one_rank_refuses_is_logged_by_it_alone(tmp_path):
     end = ended(tmp_path, "refusing", 1)
     assert end.codes == [1] * RANKS, str(end)
     assert [("UserError: this file" in text, "error: " in text) for text in end.outputs] == [
@@ -129,9 +129,9 @@ def test_a_stopped_rank_0_that_goes_on_adds_nothing(tmp_path):
     assert "error: rank 0" in the_message(end) and "rank 0 is ended here" in end.outputs[0]
 
 
-def standings(*changes: dict) -> list[Standing]:
+def statuses(*changes: dict) -> list[RankStatus]:
     usual = dict(step=5, phase="training", allowed_s=10, still_s=1)
-    return [Standing(i, **(usual | change)) for i, change in enumerate(changes)]
+    return [RankStatus(i, **(usual | change)) for i, change in enumerate(changes)]
 
 
 @pytest.mark.parametrize(
@@ -144,16 +144,16 @@ def standings(*changes: dict) -> list[Standing]:
         # of two that do not wait, the one that is behind
         ([{"still_s": 11, "step": 6}, {"still_s": 11, "step": 5}], (1,)),
         ([{"still_s": 11, "waiting": True}, {"still_s": 12, "waiting": True}], (0, 1)),
-        # nothing heard of rank 1 for long: it may have stopped inside of an exchange
+        # no report of rank 1 for long: it may have stopped inside of an exchange
         ([{"still_s": 11, "waiting": True}, {"still_s": 7, "waiting": True, "silent_s": 4}], (1,)),
-        # a long phase, in which a rank may be too busy to say anything
+        # a long phase, in which a rank may be too busy to report anything
         ([{"still_s": 11, "waiting": True}, {"allowed_s": 100, "silent_s": 11}], None),
         ([{"done": True, "still_s": 50}, {}], None),
     ],
 )
 def test_who_hangs(ranks, blamed):
-    verdict = judge_stillness(standings(*ranks), quiet_s=3)
-    assert (verdict and verdict.ranks) == blamed
+    diagnosis = diagnose_stillness(statuses(*ranks), quiet_s=3)
+    assert (diagnosis and diagnosis.ranks) == blamed
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,11 @@ def test_who_hangs(ranks, blamed):
         ([{"failure": "RuntimeError: Connection reset", "effect": True}, {}], None, None),
     ],
 )
-def test_a_cause_is_told_from_its_effects(ranks, blamed, failed):
-    verdict = judge_events(standings(*ranks))
-    assert (verdict and (verdict.ranks, verdict.failed)) == (blamed and (blamed, failed))
+def test_a_cause_is_distinguished_from_its_effects(ranks, blamed, failed):
+    diagnosis = diagnose_events(statuses(*ranks))
+    assert (diagnosis and (diagnosis.ranks, diagnosis.failed)) == (blamed and (blamed, failed))
 
 
-def test_a_connection_that_broke_without_any_other_cause_is_told():
-    verdict = judge_broken(standings({"failure": "RuntimeError: Connection reset", "effect": True}, {}))
-    assert verdict.ranks == (0,) and "rank 0 (process 0 on ) failed: RuntimeError: Connection reset" in verdict.text
+def test_a_connection_that_broke_without_any_other_cause_is_named():
+    diagnosis = diagnose_broken(statuses({"failure": "RuntimeError: Connection reset", "effect": True}, {}))
+    assert diagnosis.ranks == (0,) and "rank 0 (process 0 on ) failed: RuntimeError: Connection reset" in diagnosis.text
