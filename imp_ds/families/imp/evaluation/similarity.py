@@ -33,7 +33,7 @@ class TextEvaluator(Evaluator):
 
     Args:
         record: the evaluation's name, modality and views.
-        batches: returns this rank's batches of the split anew (`imp_ds.data.loading.loader.evaluation_batches`).
+        batches: returns this rank's batches of the split anew (`imp_ds.data.loading.evaluation_batches`).
         tokenizer: makes the prompts' tokens.
         labels: class index of each row of the split, int64 [rows]; needed with `classes`.
         captions: the first caption of each row, by which rows are equal; the batches then have inputs of the target.
