@@ -38,7 +38,7 @@ def missing(text: str) -> list[str]:
 
 
 def test_the_check_tells_what_is_there():
-    text = "`imp_ds.data.samples.Media`, `imp_ds.Task`, imp_ds.config.nothing, imp_ds.nowhere.x, docs/data.md, tests/none.py, docs/*"
+    text = "`imp_ds.data.samples.Media`, `imp_ds.Task`, imp_ds.config.nothing, imp_ds.nowhere.x, README.md, tests/none.py, docs/*"
     assert missing(text) == ["imp_ds.config.nothing", "imp_ds.nowhere.x", "tests/none.py"]
 
 
