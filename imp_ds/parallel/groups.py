@@ -48,20 +48,20 @@ def barrier() -> None:
         dist.barrier()
 
 
-def settle(
+def all_reduce_mean(
     facts: list[bool | torch.Tensor], scalars: dict[str, torch.Tensor]
 ) -> tuple[list[bool], dict[str, float]]:
     """Each fact (a bool, or a tensor of one), true only if it is true on every rank, and each scalar's mean over the ranks.
 
-    One small exchange for all of it, and one wait for the device. Every rank gives the same names.
+    One small all-reduce for all of it, and one wait for the device. Every rank gives the same names.
     """
     values = torch.stack([value.detach().float() for value in scalars.values()])
-    told = torch.cat([torch.stack([torch.as_tensor(fact).to(values) for fact in facts]), values])
+    sums = torch.cat([torch.stack([torch.as_tensor(fact).to(values) for fact in facts]), values])
     if world_size() > 1:
-        dist.all_reduce(told)
-    # whole numbers far below 2**24: exact in float32
-    told = told.tolist()
-    counts, sums = told[: len(facts)], told[len(facts) :]
+        dist.all_reduce(sums)
+    # the facts' sums are whole numbers far below 2**24: exact in float32
+    sums = sums.tolist()
+    counts, sums = sums[: len(facts)], sums[len(facts) :]
     return [count == world_size() for count in counts], {name: x / world_size() for name, x in zip(scalars, sums)}
 
 
@@ -70,9 +70,9 @@ def all_agree(fact: bool) -> bool:
     if world_size() == 1:
         return fact
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    told = torch.tensor(int(fact), device=device)
-    dist.all_reduce(told, op=dist.ReduceOp.MIN)
-    return bool(told)
+    agreed = torch.tensor(int(fact), device=device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return bool(agreed)
 
 
 def any_rank(fact: bool) -> bool:

@@ -28,7 +28,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def settle_environment(environ=os.environ) -> int:
+def init_environment(environ=os.environ) -> int:
     """Make the five variables complete, whoever started this process, and return the world size.
 
     Raises UserError when only some of them are set.

@@ -24,7 +24,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Case:
-    """A run on a machine, before it is settled how experts are spread. `shares` are those of the tasks in the steps."""
+    """A run on a machine, before it is decided how experts are spread. `shares` are those of the tasks in the steps."""
 
     run: RunConfig
     cost: CostModel

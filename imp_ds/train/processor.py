@@ -17,7 +17,7 @@ FOLDER = "processor"
 _RESTORE = "restore the files of the run's processor, or start a new run"
 
 
-def settle_processor(run: RunConfig, readers: dict[str, list[Reader]], output_dir: Path, state: dict | None) -> ProcessorMixin:
+def init_processor(run: RunConfig, readers: dict[str, list[Reader]], output_dir: Path, state: dict | None) -> ProcessorMixin:
     """The run's processor: rank 0 makes and saves it if the run has none yet, and every rank loads it.
 
     state: of the checkpoint that the run goes on from, with which the processor has to agree; None: the run begins.

@@ -23,7 +23,7 @@ from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage
 from imp_ds.evaluation.missing_splits import final_split, told, unscored
 from imp_ds.families import family_of
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
-from imp_ds.parallel.launch import settle_environment
+from imp_ds.parallel.launch import init_environment
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.tasks import Batch
 from imp_ds.train import random_state, run_folder
@@ -35,7 +35,7 @@ from imp_ds.train.guard import MIXTURE, Guard
 from imp_ds.train.interference import InterferenceProbe
 from imp_ds.train.matrix_peak import matrix_peak
 from imp_ds.train.preemption import Preemption
-from imp_ds.train.processor import hashes, settle_processor
+from imp_ds.train.processor import hashes, init_processor
 from imp_ds.train.recording.final_results import peak_rank_gib, write_results
 from imp_ds.train.recording.first_samples import first_samples
 from imp_ds.train.recording.monitor import Monitor
@@ -76,7 +76,7 @@ def train(
     Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then. Raises Preempted
     after a signal and the checkpoint that followed it.
     """
-    world = settle_environment()
+    world = init_environment()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     ds = ds_config.resolve(ds_config.load(ds_path or ds_config.default_path(run.train.ep_size, device_type)), run, world)
     if not int(os.environ["RANK"]) and (waits := ds_config.compiles(ds)):
@@ -132,7 +132,7 @@ class Trainer:
         self.run, self.output_dir, self.preemption, self.watchdog = run, output_dir, preemption, watchdog
         self.before = before
         reader = None if resume is None else find_checkpoint(output_dir, resume, run.train.init_from)
-        self.processor = settle_processor(run, readers, output_dir, None if reader is None else reader.state)
+        self.processor = init_processor(run, readers, output_dir, None if reader is None else reader.state)
         family = family_of(run)
         self.config = family.config(run, self.processor)
         show_ranks(run, family.experts(self.config), device, hostfile)
@@ -222,7 +222,7 @@ class Trainer:
         rate, batch, wait = self.run.learning_rate(self.step), self._batch, self._wait
         mixture = self.schedule.mixture(self.step)
         loss, metrics, reports = self.engine.forward(batch, self.run.task(batch.task).micro_batches)
-        # while the device is busy, fetch the next batch, so that one exchange settles whether every rank will have a next
+        # while the device is busy, fetch the next batch, so that one all-reduce decides whether every rank will have a next
         # step to take part in and whether anyone was told to stop, and gives the means that are judged and recorded
         problem = self._fetch()
         told = {"loss": loss, **metrics, **rank_facts(batch, wait, self.flops[batch.task][batch.report.view])}

@@ -20,7 +20,7 @@ from imp_ds.randomness import derive
 from imp_ds.recipes import get_recipe
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine, start_process_group
-from imp_ds.train.processor import settle_processor
+from imp_ds.train.processor import init_processor
 from imp_ds.train.schedule import build_schedule
 from imp_ds.train.start import open_readers
 
@@ -49,7 +49,7 @@ def train(folder: str, corpus: str, cases: dict[str, dict]) -> None:
     for name, case in cases.items():
         run = make_run(corpus, case.get("ep_size", 1), case.get("checkpointing", False))
         readers = open_readers(run)
-        processor = settle_processor(run, readers, Path(folder), None)
+        processor = init_processor(run, readers, Path(folder), None)
         engine = _engine(run, run.model.to_config(len(processor.tokenizer), run.tasks), case.get("ds", "cpu_zero2.json"), device)
         batches = StepBatches(
             run.tasks, build_schedule("rotation", run.tasks, 0), readers, Collator(processor), seed=run.data.seed, rank=rank(),

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from imp_ds.parallel.groups import settle
+from imp_ds.parallel.groups import all_reduce_mean
 from imp_ds.train.preemption import EXIT_CODE, Preempted, Preemption
 from processes import ROOT, environment
 from ranks import Ranks
@@ -135,7 +135,7 @@ def loop(stop_at: int) -> None:
             if step == stop_at and dist.get_rank() == 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 assert soon(lambda: preemption.requested)
-            (go_on,), _ = settle([not preemption.requested], {"loss": torch.zeros(())})
+            (go_on,), _ = all_reduce_mean([not preemption.requested], {"loss": torch.zeros(())})
             if not go_on:
                 print(preemption.preempted(step, Path("folder")), flush=True)
                 sys.stdout.flush()

@@ -52,7 +52,7 @@ def beam_search(
     )
     for _ in range(longest):
         beams = _grown(beams, next_words(beams.words_BKL), size, end_id, length_penalty)
-        if agree(_settled(beams, longest, length_penalty)):
+        if agree(_finished(beams, longest, length_penalty)):
             break
     score_B, best_B = beams.score_BK(length_penalty).max(1)
     return beams.words_BKL[torch.arange(batch, device=device), best_B], score_B
@@ -75,7 +75,7 @@ def _grown(beams: Beams, log_p_BKV: torch.Tensor, size: int, end_id: int, length
     )  # fmt: skip
 
 
-def _settled(beams: Beams, longest: int, length_penalty: float) -> bool:
+def _finished(beams: Beams, longest: int, length_penalty: float) -> bool:
     """Whether of every example a text has ended that none of the others can beat: log-probabilities are not positive, so a
     beginning's score is at most what its sum so far is worth at the full length."""
     ended_BK = beams.score_BK(length_penalty).where(beams.ended_BK, -torch.inf)

@@ -72,7 +72,7 @@ def resolve(ds: dict, run: RunConfig, world_size: int) -> dict:
     check_keys(ds)
     check_layout(run, world_size, ds)
     for path, value in _owned(run, world_size).items():
-        _settle(ds, path, value)
+        _fill(ds, path, value)
     ds.setdefault("steps_per_print", _NEVER)
     ds.setdefault("zero_allow_untested_optimizer", True)
     if not offloads(ds):
@@ -114,7 +114,7 @@ def _owned(run: RunConfig, world_size: int) -> dict[str, object]:
     }
 
 
-def _settle(ds: dict, path: str, value: object) -> None:
+def _fill(ds: dict, path: str, value: object) -> None:
     """Write `value` at `path` where it is "auto" or absent; refuse anything else."""
     *sections, key = path.split(".")
     place = ds

@@ -27,7 +27,7 @@ from imp_ds.families.train_module import TrainModule
 from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
 from imp_ds.parallel.groups import alone, world_size
-from imp_ds.parallel.launch import settle_environment
+from imp_ds.parallel.launch import init_environment
 from imp_ds.parallel.roll_call import roll_call
 from imp_ds.tasks import Batch
 from imp_ds.train.engine import master_state
@@ -41,7 +41,7 @@ def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800
 
     timeout_s: of the collectives. Raises UserError, naming them, when some ranks have not started within start_timeout_s.
     """
-    settle_environment()
+    init_environment()
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 has replaced: nothing that a user can mend
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if torch.cuda.is_available():

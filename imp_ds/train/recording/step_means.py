@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from imp_ds.parallel.groups import settle, world_size
+from imp_ds.parallel.groups import all_reduce_mean, world_size
 
 
 class StepMeans:
@@ -33,8 +33,8 @@ class StepMeans:
         nothing = values["loss"].new_zeros(())
         told = dict.fromkeys(((other, name) for other in shares for name in self._names[other]), nothing)
         told |= {(task, name): value for name, value in _as_tensors(values).items()}
-        settled, means = settle(facts, told)
-        return settled, {
+        agreed, means = all_reduce_mean(facts, told)
+        return agreed, {
             other: {name: means[other, name] / share for name in self._names[other]} for other, share in shares.items()
         }
 
