@@ -158,7 +158,7 @@ def time_training(models: dict, engines: dict, options) -> dict[tuple, float]:
 
 def inference_models(models: dict) -> dict:
     """By (gate, "experts" or "merged") an encoder in evaluation mode."""
-    from imp_ds.models.imp.merging import merge
+    from imp_ds.families.imp.merging import merge
 
     found = {(gate, "experts"): model.eval().imp for gate, model in models.items()}
     return found | {(gate, "merged"): merge(models[gate]).imp for gate in models if models[gate].config.has_constant_gate}

@@ -6,8 +6,8 @@
 Each task has a made-up batch of the recipe's own shapes: a GPU's share where `--gpus` of them train together. A step is all of
 a step of training, through DeepSpeed, the optimizer included; what the other GPUs would add is left out (their rows in
 contrastive losses, communication). Compiled and plain steps take turns. MFU: FLOPs of matrix products alone
-(`imp_ds/families/imp/flops.py`) against the rate that a large product reaches in the same process. Where timm is installed, a
-step of its ViT-B/16 on as many images of 256 tokens stands beside. On an H200 it should take a few minutes, most of them to
+(`imp_ds/families/imp/costs/flops.py`) against the rate that a large product reaches in the same process. Where timm is installed,
+a step of its ViT-B/16 on as many images of 256 tokens stands beside. On an H200 it should take a few minutes, most of them to
 compile; with --device cpu it proves itself.
 """
 
@@ -91,7 +91,7 @@ def heading(options, device, dtype, peak: float) -> list[str]:
 def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
     """By task (samples, FLOPs of a step, how often it comes), and the seconds of its steps by (task, mode)."""
     from imp_ds.families.build import build_module
-    from imp_ds.families.imp.flops import step_flops
+    from imp_ds.families.imp.costs.flops import step_flops
     from imp_ds.families.imp.pretraining import ImpForPreTraining
     from imp_ds.recipes import get_recipe
     from imp_ds.train.engine import ds_config
@@ -139,8 +139,8 @@ def made_up(run, task, config):
     """A batch of the task's shapes; every sample with a label of its own."""
     import torch
 
-    from imp_ds.families.imp.flops import patch_values
-    from imp_ds.families.imp.tokens import task_tokens
+    from imp_ds.families.imp.costs.flops import patch_values
+    from imp_ds.families.imp.costs.tokens import task_tokens
     from imp_ds.tasks import Batch
 
     samples, inputs, generator = task.batch_size, {}, torch.Generator().manual_seed(0)
@@ -195,7 +195,7 @@ def timm_steps(options, device) -> tuple[dict[str, tuple], dict]:
         optimizer.zero_grad()
 
     width, depth, tokens = 768, 12, 256
-    # as imp_ds/families/imp/flops.py counts: 2 for a multiply-and-add, forward and twice that backward; patches need no gradient
+    # as costs/flops.py counts: 2 for a multiply-and-add, forward and twice that backward; patches need no gradient
     layers = 6 * depth * samples * tokens * (12 * width**2 + 2 * tokens * width)
     flops = layers + 4 * samples * tokens * 768 * width + 6 * samples * width * 1000
     return {"image_class": (samples, flops, 1.0)}, take_turns(options, device, ["image_class"], step)

@@ -115,8 +115,8 @@ def make_batch(run, task, config, rank: int, world: int):
     """A rank's share of a made-up batch of the task's shapes."""
     import torch
 
-    from imp_ds.families.imp.flops import patch_values
-    from imp_ds.families.imp.tokens import task_tokens
+    from imp_ds.families.imp.costs.flops import patch_values
+    from imp_ds.families.imp.costs.tokens import task_tokens
     from imp_ds.tasks import Batch
 
     draw, samples, inputs = torch.Generator().manual_seed(rank), task.batch_size // world, {}

@@ -7,8 +7,8 @@ import pytest
 
 from imp_ds.config import AudioSettings, OptimizerSettings, RunConfig
 from imp_ds.errors import UserError
+from imp_ds.families.imp.costs.tokens import token_counts
 from imp_ds.families.imp.settings import ModelSettings
-from imp_ds.families.imp.tokens import token_counts
 from imp_ds.overrides import parse_record
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import AudioView, TextView, Views, VisionView

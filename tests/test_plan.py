@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from imp_ds.errors import UserError
-from imp_ds.families.imp.cost import ImpCost, count_parameters, parameter_sizes
-from imp_ds.families.imp.memory import activation_bytes
-from imp_ds.families.imp.tokens import token_counts
+from imp_ds.families.imp.costs.cost import ImpCost, count_parameters, parameter_sizes
+from imp_ds.families.imp.costs.memory import activation_bytes
+from imp_ds.families.imp.costs.tokens import token_counts
 from imp_ds.modalities import vision
 from imp_ds.objectives import Classification, MaskedLanguage
 from imp_ds.planning.memory import memory_of_rank

@@ -4,7 +4,7 @@ import pytest
 
 from imp_ds.costs import Kernel
 from imp_ds.errors import UserError
-from imp_ds.families.imp.cost import ImpCost
+from imp_ds.families.imp.costs.cost import ImpCost
 from imp_ds.planning.choice import Choice, advice, best
 from imp_ds.planning.plan import plan
 from imp_ds.planning.rates import EngineRate, Link, Rate, h200

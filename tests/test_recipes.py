@@ -6,9 +6,9 @@ import torch
 
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
-from imp_ds.families.imp.cost import count_parameters, parameter_sizes
+from imp_ds.families.imp.costs.cost import count_parameters, parameter_sizes
+from imp_ds.families.imp.costs.tokens import token_counts
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.families.imp.tokens import token_counts
 from imp_ds.modalities import audio, vision
 from imp_ds.modalities.log_mel import LogMel
 from imp_ds.recipes import RECIPES, get_recipe

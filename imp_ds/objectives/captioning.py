@@ -1,8 +1,9 @@
 """Captioning: the next word of a caption is found among all words of the vocabulary, by the head that all tasks share
 (Uni-Perceiver, arXiv 2112.01522; release, `image_text_pair.py` and `embed_cls_predictor.py`).
 
-Training finds all words in one pass (`imp_ds.models.imp.caption_sequence`), the end of the text among them. The loss is the mean
-over a text's words, then over the texts, as in `imp_ds.objectives.masked_language`. Generation finds them one after another.
+Training finds all words in one pass (`imp_ds.models.imp.generation.caption_sequence`), the end of the text among them. The loss
+is the mean over a text's words, then over the texts, as in `imp_ds.objectives.masked_language`. Generation finds them one after
+another.
 
 Shapes: B samples of this rank, K captions of a sample, T words of a caption, L words so far, C width of the common space, V words
 of the vocabulary.
@@ -16,9 +17,9 @@ from pydantic import Field
 
 from imp_ds.costs import Kernel, Sequences
 from imp_ds.modalities.masking import IGNORED
-from imp_ds.models.imp.beam_search import beam_search
-from imp_ds.models.imp.caption_sequence import Pictured, encode_captions, query_states
 from imp_ds.models.imp.conditions import Sides, segment_attributes
+from imp_ds.models.imp.generation.beam_search import beam_search
+from imp_ds.models.imp.generation.caption_sequence import Pictured, encode_captions, query_states
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.objectives.candidates import Words
 from imp_ds.objectives.likelihood import (

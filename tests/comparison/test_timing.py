@@ -6,8 +6,8 @@ import torch
 from imp_ds import ImpConfig, ImpForPreTraining
 from imp_ds.commands.comparison import timing
 from imp_ds.errors import UserError
+from imp_ds.families.imp.merging import merge
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES
-from imp_ds.models.imp.merging import merge
 from imp_ds.objectives import task_entry
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Batch

@@ -80,7 +80,7 @@ def test_a_router_decides_is_planned_trained_and_saved(tmp_path):
 import my_routers
 from imp_ds.moe.routers.registry import ROUTERS, build_router
 from imp_ds.moe.routing import RoutingContext
-from imp_ds.families.imp.flops_experts import expert_rows
+from imp_ds.families.imp.costs.flops_experts import expert_rows
 
 # by hand: 0.7 needs both of 0.6 and 0.3, and 0.8 alone is enough; the third token is padding
 router = build_router("top_p", 3, 3, {"mass": 0.7})

@@ -13,7 +13,7 @@ from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.captions import bleu4, cider
 from imp_ds.families.imp.evaluation.captioning import CaptioningEvaluator
 from imp_ds.modalities.masking import IGNORED
-from imp_ds.models.imp.caption_sequence import query_states
+from imp_ds.models.imp.generation.caption_sequence import query_states
 from imp_ds.tasks import Batch, Evaluation, Source, TextView, Views, VisionView
 from pictures import CAPTIONS, LENGTH, TASK, TOKENIZER, batch_of, pictures, small_model
 

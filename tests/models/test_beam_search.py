@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.models.imp.beam_search import beam_search
+from imp_ds.models.imp.generation.beam_search import beam_search
 
 END, VOCABULARY, LONGEST = 1, 4, 4
 

@@ -8,8 +8,8 @@ import torch
 from test_modeling import assert_near, clip_inputs, small_model, sound_inputs
 
 from imp_ds.errors import UserError
-from imp_ds.models.imp.caption_sequence import Pictured, caption_mask, encode_captions, query_states
 from imp_ds.models.imp.conditions import ATTRIBUTES
+from imp_ds.models.imp.generation.caption_sequence import Pictured, caption_mask, encode_captions, query_states
 from imp_ds.objectives import task_entry
 
 WORDS, SPE, VOCABULARY = 5, 3, 50

@@ -12,7 +12,7 @@ from test_segments import IMAGE, WORDS, caption, caption_mask
 
 from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
-from imp_ds.models.imp.layers import LINEAR_NOISE, RANDOM_SITES
+from imp_ds.models.imp.encoder.layers import LINEAR_NOISE, RANDOM_SITES
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.conditional import ConditionalLinear, MergedLinear, RoutedLinear
 from imp_ds.randomness import sample_keys

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from imp_ds.models.imp.heads import split_heads_plainly
+from imp_ds.models.imp.encoder.heads import split_heads_plainly
 from triton_kernels_here import DEVICE, INTERPRETED, import_kernels
 
-gpu_heads = import_kernels("imp_ds.models.imp.gpu_heads")
+gpu_heads = import_kernels("imp_ds.models.imp.encoder.gpu_heads")
 EPS = 1e-5
 
 

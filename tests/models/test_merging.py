@@ -9,8 +9,8 @@ from test_segments import IMAGE, WORDS, caption_mask
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial
+from imp_ds.families.imp.merging import merge
 from imp_ds.families.imp.upcycling import upcycle
-from imp_ds.models.imp.merging import merge
 from imp_ds.objectives import task_entry
 
 ALL = ["qkv", "out", "up", "down"]

@@ -9,7 +9,7 @@ from test_modeling import EXPERTS, assert_near, clip_inputs, small_config, small
 
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
-from imp_ds.models.imp.merging import merge
+from imp_ds.families.imp.merging import merge
 from imp_ds.objectives import task_entry
 
 WORDS = text_inputs([5, 3, 1], 6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_modeling import EXPERTS, clip_inputs, small_model, sound_inputs, text_inputs
 
-from imp_ds.models.imp import layers
+from imp_ds.models.imp.encoder import layers
 from imp_ds.randomness import sample_keys
 
 RANDOM = dict(**EXPERTS, hidden_dropout=0.2, router_noise=1.0)

@@ -9,10 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from imp_ds.errors import UserError
-from imp_ds.families.imp.flops import step_flops, step_kernels
-from imp_ds.families.imp.flops_experts import expert_rows
+from imp_ds.families.imp.costs.flops import step_flops, step_kernels
+from imp_ds.families.imp.costs.flops_experts import expert_rows
+from imp_ds.families.imp.costs.tokens import candidate_sequences
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.families.imp.tokens import candidate_sequences
 from imp_ds.moe.kernels import compute
 from imp_ds.objectives import Classification
 from imp_ds.recipes import get_recipe

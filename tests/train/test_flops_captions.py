@@ -7,7 +7,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from imp_ds.families.imp.flops import step_flops
+from imp_ds.families.imp.costs.flops import step_flops
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives import StepShape
 

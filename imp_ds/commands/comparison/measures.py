@@ -7,7 +7,7 @@ from typing import NamedTuple
 from imp_ds.commands.comparison.across import speech_to_images
 from imp_ds.commands.comparison.jobs import AGAIN, INTERFERENCE, Job
 from imp_ds.errors import UserError
-from imp_ds.families.imp.cost import count_parameters, parameter_sizes
+from imp_ds.families.imp.costs.cost import count_parameters, parameter_sizes
 from imp_ds.json_files import read_json
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.trained_run import TrainedRun, open_run

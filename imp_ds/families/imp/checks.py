@@ -3,7 +3,7 @@
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.families.groups import check_groups
-from imp_ds.families.imp.tokens import task_sequences
+from imp_ds.families.imp.costs.tokens import task_sequences
 from imp_ds.models.imp.configuration_imp import ImpConfig
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from imp_ds.families import register_family
 from imp_ds.families.family import ModelFamily
 from imp_ds.families.imp import checks, model_card
-from imp_ds.families.imp.cost import ImpCost
+from imp_ds.families.imp.costs.cost import ImpCost
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
+from imp_ds.families.imp.merging import merge
 from imp_ds.families.imp.model_folder import load_processor, load_weights
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_processor
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.models.imp.conditions import task_conditions
-from imp_ds.models.imp.merging import merge
 from imp_ds.models.imp.processing_imp import ImpProcessor
 
 

@@ -23,7 +23,7 @@ import torch
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES, ImpConfig
-from imp_ds.models.imp.layers import FeedForward
+from imp_ds.models.imp.encoder.layers import FeedForward
 from imp_ds.models.imp.modeling_imp import ImpPreTrainedModel
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.experts import Experts

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import MODALITIES, candidate_tasks, causal_tasks
-from imp_ds.models.imp.prompts import PROMPT_SIDES, SHARED
+from imp_ds.models.imp.encoder.prompts import PROMPT_SIDES, SHARED
 from imp_ds.moe.routers.registry import ROUTERS, default_router, planned_router
 from imp_ds.moe.routers.router import Router
 
@@ -76,9 +76,9 @@ class ImpConfig(PreTrainedConfig):
         router_balance: coefficient of the load-balancing loss of each layer where tokens choose (Switch Transformer: 0.01).
         router_noise: in training, Gaussian noise on the router's logits, in units of 1 / num_experts (V-MoE: 1.0).
         objectives: task name -> the objectives trained on it (see `imp_ds.objectives`); used by ImpForPreTraining.
-        prompt_length: deep prompts of each layer (`imp_ds.models.imp.prompts`); 0: none.
+        prompt_length: deep prompts of each layer (`imp_ds.models.imp.encoder.prompts`); 0: none.
         prompt_sides: "shared", or "separate": what is of the candidates has prompts of its own.
-        merged_conditions: the conditions of a merged model (`imp_ds.models.imp.merging`), which has no experts (num_experts is
+        merged_conditions: the conditions of a merged model (`imp_ds.families.imp.merging`), which has no experts (num_experts is
             0): each of its conditional linear layers is one plain linear layer for each of them.
     """
 

@@ -19,10 +19,10 @@ from imp_ds.modalities import EMBEDDINGS
 from imp_ds.modalities.text import WordTable
 from imp_ds.models.imp.conditions import MODALITIES, build_condition, condition_name, is_target
 from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.encoder.layers import RANDOM_SITES, ImpBlock
+from imp_ds.models.imp.encoder.prompts import SEPARATE
 from imp_ds.models.imp.inputs import by_modality, modality_of
-from imp_ds.models.imp.layers import RANDOM_SITES, ImpBlock
 from imp_ds.models.imp.likelihood import LikelihoodHead
-from imp_ds.models.imp.prompts import SEPARATE
 from imp_ds.models.imp.sequences import count_tokens, join_segments, join_tokens, masked_mean
 from imp_ds.models.initialization import initialize_module
 from imp_ds.moe.conditional import join

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from imp_ds.costs import Kernel, product
-from imp_ds.families.imp.flops import attention
-from imp_ds.families.imp.flops_experts import mixture
+from imp_ds.families.imp.costs.flops import attention
+from imp_ds.families.imp.costs.flops_experts import mixture
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.layer import MoELayer

@@ -18,7 +18,7 @@ from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split, used_views
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.modalities.text import preprocess_captions
-from imp_ds.models.imp.caption_sequence import Pictured, query_states
+from imp_ds.models.imp.generation.caption_sequence import Pictured, query_states
 from imp_ds.objectives.captioning import word_log_probabilities
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import all_agree

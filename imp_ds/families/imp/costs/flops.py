@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from imp_ds.config import AudioSettings
 from imp_ds.costs import FLOAT32, Kernel, passes, product
-from imp_ds.families.imp.flops_experts import conditional_linear, linear_widths, merge_experts, mixture
-from imp_ds.families.imp.tokens import task_candidates, task_sequences, task_tokens
+from imp_ds.families.imp.costs.flops_experts import conditional_linear, linear_widths, merge_experts, mixture
+from imp_ds.families.imp.costs.tokens import task_candidates, task_sequences, task_tokens
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import StepShape
 from imp_ds.tasks import Task, Views

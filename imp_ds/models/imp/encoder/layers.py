@@ -13,8 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
 from imp_ds.models.imp.configuration_imp import LINEAR_PAIRS
-from imp_ds.models.imp.heads import split_heads
-from imp_ds.models.imp.prompts import DeepPrompts, see_prompts
+from imp_ds.models.imp.encoder.heads import split_heads
+from imp_ds.models.imp.encoder.prompts import DeepPrompts, see_prompts
 from imp_ds.moe.conditional import ConditionalLinear, LinearByCondition, MergedLinear, RoutedLinear, SequenceFacts, layer_report
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer

@@ -4,8 +4,8 @@ import torch
 
 from imp_ds.config import RunConfig
 from imp_ds.costs import FLOAT32, Exchange, Kernel, Parameters
-from imp_ds.families.imp import flops, memory, tokens
-from imp_ds.families.imp.flops_experts import expert_rows, linear_widths
+from imp_ds.families.imp.costs import flops, memory, tokens
+from imp_ds.families.imp.costs.flops_experts import expert_rows, linear_widths
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task

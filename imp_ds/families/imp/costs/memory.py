@@ -6,9 +6,9 @@ vocabulary.
 
 from imp_ds.config import AudioSettings
 from imp_ds.costs import FLOAT32
-from imp_ds.families.imp.flops import patch_values
-from imp_ds.families.imp.flops_experts import expert_rows, linear_widths
-from imp_ds.families.imp.tokens import candidate_sequences, task_sequences, task_tokens
+from imp_ds.families.imp.costs.flops import patch_values
+from imp_ds.families.imp.costs.flops_experts import expert_rows, linear_widths
+from imp_ds.families.imp.costs.tokens import candidate_sequences, task_sequences, task_tokens
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import StepShape
 from imp_ds.tasks import Task

@@ -11,7 +11,7 @@ from torch import nn
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import build_condition, task_conditions
 from imp_ds.models.imp.configuration_imp import CONSTANT_GATES, LINEAR_PAIRS, ImpConfig
-from imp_ds.models.imp.layers import ImpBlock
+from imp_ds.models.imp.encoder.layers import ImpBlock
 from imp_ds.moe.conditional import MergedLinear
 from imp_ds.moe.soft_merging import MergeWeights
 

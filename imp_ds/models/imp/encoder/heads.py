@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 try:
-    from imp_ds.models.imp import gpu_heads
+    from imp_ds.models.imp.encoder import gpu_heads
 except ImportError:  # Triton comes with the CUDA builds of torch alone
     gpu_heads = None
 

@@ -1,0 +1,1 @@
+"""What a run of IMP costs, by arithmetic: tokens, FLOPs, memory."""
