@@ -7,7 +7,9 @@ images two to five. The last line says what was found; the exit code is 1 for an
 """
 
 import io
+import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +25,52 @@ from damaged_images import image_files, mutated_image  # noqa: E402
 def _video_files() -> dict[str, bytes]:
     from numbered_videos import KINDS, video_bytes
 
-    return {f"{place}.{name.rpartition('.')[2]}": video_bytes(name) for place, name in enumerate(KINDS)}
+    files = {f"{place}.{name.rpartition('.')[2]}": video_bytes(name) for place, name in enumerate(KINDS)}
+    os.environ.setdefault("SVT_LOG", "0")  # its encoder would report its settings
+    for suffix, codec, width, height, pixels in (
+        ("dv", "dvvideo", 720, 576, "yuv420p"), ("gxf", "mpeg2video", 720, 576, "yuv420p"), ("mov", "png", 64, 64, "rgb24"),
+        ("avi", "ffv1", 64, 64, "yuv420p"), ("mov", "prores_ks", 64, 64, "yuv422p10le"), ("obu", "libsvtav1", 64, 64, "yuv420p"),
+    ):  # fmt: skip
+        files[f"{codec}.{suffix}"] = _frames(suffix, codec, width, height, pixels)
+    return files
+
+
+def _frames(container_format: str, codec: str, width: int, height: int, pixels: str) -> bytes:
+    """A video of four plain frames."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 40 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _tone(container_format: str, codec: str) -> bytes:
+    """A recording of a quarter of a second."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=48000, layout="mono")
+        tone_N = 0.5 * np.sin(np.arange(12000) / 20, dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(tone_N[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+        packer = av.AudioResampler(stream.format, "mono", 48000, frame_size=stream.frame_size or 1152)
+        for part in [*packer.resample(frame), *packer.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def _audio_files() -> dict[str, bytes]:
     import soundfile
-    from numbered_videos import video_bytes
+    from numbered_videos import KINDS, SILENT, video_bytes
 
     noise_NC = 0.3 * np.random.default_rng(0).standard_normal((1600, 2)).clip(-3, 3)
     files = {}
@@ -40,8 +82,11 @@ def _audio_files() -> dict[str, bytes]:
     buffer = io.BytesIO()
     soundfile.write(buffer, noise_NC, 16000, format="OGG", subtype="OPUS")
     files["opus.opus"] = buffer.getvalue()
-    for kind in ("mp4", "mkv", "ts", "wmv", "avi", "flv"):
-        files[f"video.{kind}"] = video_bytes(kind, tone=True)
+    for name in KINDS:
+        if name not in SILENT:
+            files[f"video.{name}"] = video_bytes(name, tone=True)
+    for suffix, codec in {"ac3": "ac3", "eac3": "eac3", "wv": "wavpack", "tta": "tta", "adts": "aac", "mp2": "mp2"}.items():
+        files[f"{codec}.{suffix}"] = _tone(suffix, codec)
     return files
 
 
