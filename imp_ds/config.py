@@ -73,7 +73,7 @@ class TrainSettings(Record):
         None, description="names of the parameters that are trained, with * for anything; None: all"
     )
     init_from: str | None = Field(None, description="folder of an exported model whose weights the run starts from")
-    spike_deviations: float = Field(6.0, ge=0, description="a loss or norm further above its task's mean is skipped; 0: off")
+    spike_deviations: float = Field(6.0, ge=0, description="a loss or norm further above its task's mean skips the step; 0: off")
     max_bad_steps: int = Field(10, ge=1, description="steps skipped since the last checkpoint before the run goes back to it")
     max_rollbacks: int = Field(2, ge=0, description="times the run goes back to its last checkpoint before it stops")
     hang_timeout_s: float = Field(1800.0, gt=0, description="a rank that makes no progress for so long ends the run")

@@ -1,4 +1,4 @@
-"""From text to records: `a.b=c` overrides, unknown keys with a suggestion, and pydantic's complaints as one UserError."""
+"""From text to records: `a.b=c` overrides, unknown keys with a suggestion, and pydantic's errors as one UserError."""
 
 import difflib
 import typing
@@ -25,15 +25,15 @@ def parse_record(kind: type[BaseModel], data: object, origin: str) -> BaseModel:
         raise explain(kind, error, origin) from None
 
 
-def complaint(error: ValidationError) -> dict:
-    """The one of pydantic's complaints that is told: an unknown key before what may be missing for it, else the first."""
+def shown_error(error: ValidationError) -> dict:
+    """The one of pydantic's errors that is shown: an unknown key before what may be missing for it, else the first."""
     found = error.errors()
     return next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
 
 
 def explain(kind: type[BaseModel], error: ValidationError, origin: str) -> UserError:
-    """The `complaint` of pydantic about a `kind` that came from `origin`, in our four lines."""
-    first = complaint(error)
+    """The `shown_error` of pydantic about a `kind` that came from `origin`, as a UserError."""
+    first = shown_error(error)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return cause

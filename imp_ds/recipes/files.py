@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
-from imp_ds.overrides import complaint, explain
+from imp_ds.overrides import explain, shown_error
 
 SUFFIXES = (".json", ".yaml", ".yml")
 _LARGEST = 200_000  # values that a file may hold, an alias counted each time it is used
@@ -31,7 +31,7 @@ def read_run_file(path: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(value)
     except ValidationError as error:
-        line = _line(node, complaint(error)["loc"])
+        line = _line(node, shown_error(error)["loc"])
         raise explain(RunConfig, error, f"{path}" + (f", line {line}" if line else "")) from None
 
 

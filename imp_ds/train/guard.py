@@ -2,8 +2,8 @@
 section 5.1).
 
 A loss or a gradient norm that is not finite, or that lies more than so many deviations above the mean of the last 128 of the
-same task, skips its step. What was skipped is remembered like the rest, so that a level that has really changed is accepted
-after a few steps. Every rank sees the same numbers and so decides the same.
+same task (a spike), skips its step. What was skipped is remembered like the rest, so that a level that has really changed is
+accepted after a few steps. Every rank sees the same numbers and so decides the same.
 """
 
 import math
@@ -24,8 +24,8 @@ class Guard:
         self.deviations = deviations
         self.windows = {key: deque(values, WINDOW) for key, values in (state or {}).items()}
 
-    def complaint(self, task: str, what: str, value: float) -> str | None:
-        """Why the step of `task` must not be taken, in words, or None; remembers the value.
+    def anomaly(self, task: str, what: str, value: float) -> str | None:
+        """The anomaly for which the step of `task` is skipped, in words, or None; remembers the value.
 
         task: or MIXTURE. what: "loss" or "gradient norm".
         """

@@ -232,7 +232,7 @@ class Trainer:
             raise_shared(problem)
         self.step += 1
         self._count_rejected(batch, mixture, means)
-        reason = self._complaint(means)
+        reason = self._anomaly(means)
         if reason is None:
             norm, reason = self._update(batch.task, mixture, rate)
         else:
@@ -254,9 +254,9 @@ class Trainer:
         if new:
             self.monitor.record_rejections(self.step, new, self.rejections.counts)
 
-    def _complaint(self, means: dict[str, dict[str, float]]) -> str | None:
-        """Why some task's loss forbids the step; all are remembered."""
-        found = {task: self.guard.complaint(task, "loss", values["loss"]) for task, values in means.items()}
+    def _anomaly(self, means: dict[str, dict[str, float]]) -> str | None:
+        """The anomalies of the tasks' losses for which the step is skipped, or None; all losses are remembered."""
+        found = {task: self.guard.anomaly(task, "loss", values["loss"]) for task, values in means.items()}
         reasons = [reason if len(means) == 1 else f"in {task} {reason}" for task, reason in found.items() if reason is not None]
         return "; ".join(reasons) or None
 
@@ -279,7 +279,7 @@ class Trainer:
 
         def accept(norm: float) -> bool:
             nonlocal reason
-            reason = self.guard.complaint(whose, "gradient norm", norm)
+            reason = self.guard.anomaly(whose, "gradient norm", norm)
             return reason is None
 
         target_norm = self.run.task(own).gradient_norm if self.run.optimizer.task_normalisation else None
