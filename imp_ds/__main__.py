@@ -1,7 +1,7 @@
 """`python -m imp_ds`, and the command `imp_ds`. The launcher is watched before anything is imported that takes its time."""
 
-from imp_ds.interrupted import leave_interrupted
 from imp_ds.parallel.launcher_watch import watch_launcher
+from imp_ds.terminal.interrupted import leave_interrupted
 
 
 def main() -> None:

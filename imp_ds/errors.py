@@ -1,6 +1,6 @@
 """The error that a user is meant to read."""
 
-from imp_ds.printable import printable
+from imp_ds.terminal.printable import printable
 
 _UNDER = "\n" + " " * 11  # further lines stand under the first, so that no text can pose as another entry
 

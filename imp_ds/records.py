@@ -5,7 +5,7 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from imp_ds.printable import is_text
+from imp_ds.terminal.printable import is_text
 
 LARGEST = 1 << 53  # of a whole number: what every part of the program, and JSON elsewhere, can hold exactly
 LONGEST = 100_000  # characters of a text

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "imp_ds"
 # package or single module of imp_ds -> floor, from the ground up. It imports what is on lower floors; of its own floor
 # only without a circle.
 FLOORS = {
-    "imp_ds": 0, "costs": 0, "printable": 0, "randomness": 0, "interrupted": 0, "errors": 0, "records": 0, "stage_progress": 0,
+    "imp_ds": 0, "costs": 0, "randomness": 0, "terminal": 0, "errors": 0, "records": 0,
     "decoding_settings": 0, "foreign_code": 0, "json_files": 0, "written_files": 0, "overrides": 0, "registry": 0,
     "modalities": 1, "moe": 1, "parallel": 1,
     "models": 2,

@@ -22,7 +22,7 @@ def corpus_digits(
     Example: imp_ds corpus digits data/digits --scale 0.1
     """
     from imp_ds.data.digits import build
-    from imp_ds.stage_progress import StageProgress
+    from imp_ds.terminal.stage_progress import StageProgress
 
     start = time.monotonic()
     with StageProgress() as report:
@@ -52,7 +52,8 @@ def data_check(
 
     Example: imp_ds data check mine.py --all --output found.json
     """
-    from imp_ds.commands.check_command import check
+    from imp_ds.commands.check.command import check
+    from imp_ds.commands.check.request import CheckRequest
     from imp_ds.data.class_names import with_counted_classes
     from imp_ds.planning.check_plan import plan_for_check
     from imp_ds.planning.rates import Rates
@@ -60,7 +61,8 @@ def data_check(
 
     settings = with_counted_classes(get_recipe(recipe).override(set_))
     planned = plan_for_check(settings, nodes, gpus, Rates.load(rates_file) if rates_file else None)
-    if not check(settings, planned, split, None if all_ else samples, processes, run, output):
+    request = CheckRequest(settings, planned, split, None if all_ else samples, processes, run)
+    if not check(request, output):
         raise typer.Exit(1)
 
 

@@ -61,7 +61,7 @@ def export(
     Example: imp_ds export runs/digits model
     """
     from imp_ds.commands.export import export as run_export
-    from imp_ds.stage_progress import StageProgress
+    from imp_ds.terminal.stage_progress import StageProgress
     from imp_ds.written_files import wrote_folder
 
     if task and not merge:

@@ -15,7 +15,7 @@ from imp_ds.evaluation.metric import Metric, by_kind, by_name
 from imp_ds.evaluation.missing_splits import told, unscored
 from imp_ds.evaluation.other_recipe import seen_by
 from imp_ds.families import family_of
-from imp_ds.stage_progress import StageProgress
+from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.written_files import write_result
 
 SPLITS = ("train", "validation", "test")

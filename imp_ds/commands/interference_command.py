@@ -12,7 +12,7 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference
 from imp_ds.evaluation.interference_picture import draw_interference, interference_tables
-from imp_ds.stage_progress import StageProgress
+from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train.interference import BATCH_SIZE, SAMPLES, InterferenceProbe
 from imp_ds.train.trained_run import open_run
 from imp_ds.written_files import write_result

@@ -20,8 +20,8 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
 from imp_ds.families.train_module import TrainModule, likeliest
-from imp_ds.printable import printable
 from imp_ds.tasks import Task, Views
+from imp_ds.terminal.printable import printable
 from imp_ds.written_files import write_result
 
 BATCH = 32

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imp_ds.commands.check_command import processor_of
+from imp_ds.commands.check.command import processor_of
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
@@ -17,9 +17,9 @@ from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.order.subset import spread_over
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
-from imp_ds.printable import printable
-from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Batch, Task, Views
+from imp_ds.terminal.printable import printable
+from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train.recording.first_samples import first_turns
 from imp_ds.train.recording.samples import batch_pictures
 from imp_ds.train.schedule import build_schedule

@@ -16,7 +16,7 @@ from imp_ds.data.samples import Reader
 from imp_ds.data.sources import captions
 from imp_ds.errors import UserError
 from imp_ds.modalities.tokenizers import train_tokenizer
-from imp_ds.stage_progress import StageProgress
+from imp_ds.terminal.stage_progress import StageProgress
 
 _AT_ONCE = 4096  # captions that are counted together: the tokenizer then uses all cores
 _WIDTH = 140  # of a table that goes to a file

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from imp_ds.interrupted import INTERRUPTED
 from imp_ds.parallel import launcher_watch
 from imp_ds.parallel.groups import world_size
+from imp_ds.terminal.interrupted import INTERRUPTED
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -23,8 +23,8 @@ from imp_ds.parallel import rank_grid
 from imp_ds.parallel.groups import is_main, on_main, rank, world_size
 from imp_ds.parallel.hostfile import check_hostfile
 from imp_ds.parallel.watchdog import Watchdog
-from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Batch
+from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train import checkpoint, resume
 from imp_ds.train.engine.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine.engine import Engine

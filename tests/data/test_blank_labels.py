@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from imp_ds.commands.check_report import CheckReport, SourceReport
+from imp_ds.commands.check.report import CheckReport, SourceReport
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.data.class_names import with_class_names
 from imp_ds.data.inspect.check import look

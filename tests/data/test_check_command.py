@@ -13,9 +13,10 @@ from made_corpus import make_run, write_films, write_images, write_rows, write_s
 from rich.console import Console
 
 from imp_ds import cli
-from imp_ds.commands import check_command
-from imp_ds.commands.check_command import examine, processor_of
-from imp_ds.commands.check_table import show
+from imp_ds.commands.check import command as check_command
+from imp_ds.commands.check.command import examine, processor_of
+from imp_ds.commands.check.request import CheckRequest
+from imp_ds.commands.check.table import show
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.inspect import check as looking
 from imp_ds.data.loading.collation import Collator
@@ -45,7 +46,7 @@ def quick(monkeypatch):
 
 
 def report(run, samples=None, processes=0, trained=None):
-    return examine(run, plan(run, 1, 2), "train", samples, processes, trained, lambda *told: None)
+    return examine(CheckRequest(run, plan(run, 1, 2), "train", samples, processes, trained), lambda *told: None)
 
 
 @pytest.fixture

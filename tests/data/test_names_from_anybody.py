@@ -8,8 +8,9 @@ import pytest
 from made_corpus import make_run, picture
 from PIL import Image
 
-from imp_ds.commands import check_command
-from imp_ds.commands.check_command import check
+from imp_ds.commands.check import command as check_command
+from imp_ds.commands.check.command import check
+from imp_ds.commands.check.request import CheckRequest
 from imp_ds.commands.show_command import show as show_page
 from imp_ds.config import DataSettings
 from imp_ds.data.samples import BadSample
@@ -17,9 +18,9 @@ from imp_ds.data.sources import open_reader
 from imp_ds.data.sources.columns.values import captions
 from imp_ds.errors import UserError
 from imp_ds.planning.plan import plan
-from imp_ds.printable import printable
-from imp_ds.stage_progress import StageProgress
 from imp_ds.tasks import Source
+from imp_ds.terminal.printable import printable
+from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train.recording.progress import Progress
 from imp_ds.train.recording.samples import sample_table
 
@@ -83,7 +84,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_check_reads_or_names_them(run, tmp_path, capsys):
-    assert check(run, plan(run, 1, 1), "train", None, 0, None, tmp_path / "found.json")
+    assert check(CheckRequest(run, plan(run, 1, 1), processes=0), tmp_path / "found.json")
     text = capsys.readouterr().out
     text.encode("utf-8")
     assert "cat/\\udcfe.png: unreadable image" in text and "\x1b" not in text and "\nerror" not in text

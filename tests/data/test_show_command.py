@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from media_files import write_film
 from PIL import Image
 
-from imp_ds.commands.check_command import processor_of
+from imp_ds.commands.check.command import processor_of
 from imp_ds.commands.show_command import show
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator

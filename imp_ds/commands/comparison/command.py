@@ -12,7 +12,7 @@ from imp_ds.commands.comparison.timing import time_routers, timing_process
 from imp_ds.data.digits import verify
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
-from imp_ds.stage_progress import StageProgress
+from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.written_files import write_json
 
 

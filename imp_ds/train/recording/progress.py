@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from imp_ds.printable import printable
+from imp_ds.terminal.printable import printable
 
 
 class Progress:

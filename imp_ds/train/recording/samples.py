@@ -11,8 +11,8 @@ import html
 
 import numpy as np
 
-from imp_ds.printable import printable
 from imp_ds.tasks import Batch, Views
+from imp_ds.terminal.printable import printable
 
 GREY = 128
 GAP = 2  # pixels between pictures of one image

@@ -5,8 +5,8 @@ from imp_ds.data.sources.columns.values import shown
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
-from imp_ds.printable import is_text
 from imp_ds.tasks import Source
+from imp_ds.terminal.printable import is_text
 
 
 def class_names(wanted: Wanted, folder: str, found: list[str] | None = None) -> list[str] | None:

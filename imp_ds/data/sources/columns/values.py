@@ -4,7 +4,7 @@ import math
 import unicodedata
 
 from imp_ds.data.samples import BadSample
-from imp_ds.printable import is_text
+from imp_ds.terminal.printable import is_text
 
 _MOST_LABEL = 2**31
 _MOST_DIGITS = 4000  # Python makes no number of more than 4,300

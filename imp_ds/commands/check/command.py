@@ -1,7 +1,6 @@
 """The command `data check`: what a recipe's sources hold, how fast they are read, and how many workers a plan needs."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,50 +8,34 @@ from pathlib import Path
 from rich.console import Console
 from transformers import ProcessorMixin
 
-from imp_ds.commands.check_copies import other_splits, overlaps
-from imp_ds.commands.check_report import CheckReport, SourceReport
-from imp_ds.commands.check_table import show
+from imp_ds.commands.check.copies import other_splits, overlaps
+from imp_ds.commands.check.report import CheckReport, SourceReport
+from imp_ds.commands.check.request import CheckRequest, available_cores
+from imp_ds.commands.check.table import show
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.inspect.check import look
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.worker_speed import worker_speed
-from imp_ds.data.order.subset import Subset, spread_over
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
-from imp_ds.planning.check_plan import NoPlan
 from imp_ds.planning.needed_workers import needs
-from imp_ds.planning.plan import Plan
-from imp_ds.stage_progress import StageProgress
+from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train.processor import FOLDER, load_processor
 from imp_ds.written_files import write_result
 
 _WIDTH = 140  # of a table that goes to a file
 
 
-def check(
-    run: RunConfig,
-    plan: Plan | NoPlan,
-    split: str,
-    samples: int | None,
-    processes: int | None,
-    trained: Path | None,
-    output: Path | None,
-) -> bool:
-    """Look at a recipe's corpus and print what was found; whether a run would bear its broken samples.
-
-    Args:
-        plan: what is to be fed.
-        samples: looked at of each source, spread over it; None for all.
-        processes: that look; None: one for each core; 0: this one.
-        trained: folder of a run whose processor is taken; None makes one.
-        output: file for the same as JSON.
+def check(request: CheckRequest, output: Path | None = None) -> bool:
+    """Look at a recipe's corpus, print what was found, and write the same as JSON to the file `output`; whether a run would bear
+    its broken samples.
 
     Raises UserError for a source that cannot be opened.
     """
     with StageProgress() as progress:
-        report = examine(run, plan, split, samples, processes, trained, progress)
+        report = examine(request, progress)
     show(report, Console() if sys.stdout.isatty() else Console(width=_WIDTH))
     if output is not None:
         write_result(output, json.dumps(report.record(), indent=1) + "\n")
@@ -60,20 +43,11 @@ def check(
     return not report.broken()
 
 
-def examine(
-    run: RunConfig,
-    plan: Plan | NoPlan,
-    split: str,
-    samples: int | None,
-    processes: int | None,
-    trained: Path | None,
-    progress: Callable,
-) -> CheckReport:
-    """As `check`, without printing."""
-    cores = len(os.sched_getaffinity(0))
-    processes = cores if processes is None else processes
-    readers = open_corpus(run, split, progress)
-    subsets = {id(reader): _rows(reader, samples) for of_task in readers.values() for reader in of_task}
+def examine(request: CheckRequest, progress: Callable) -> CheckReport:
+    """What `check` finds. progress: called with (stage, done, total)."""
+    run, trained, processes = request.run, request.trained, request.number_of_processes
+    readers = open_corpus(run, request.split, progress)
+    subsets = {id(reader): request.rows(reader) for of_task in readers.values() for reader in of_task}
     few = {name: [subsets[id(reader)] for reader in of_task] for name, of_task in readers.items()}
     processor = processor_of(run, few, trained)
     sources = []
@@ -89,9 +63,10 @@ def examine(
     own_tokens = (
         trained is not None or run.data.tokenizer is not None or all(len(s.rows) == len(s.reader) for s in subsets.values())
     )
-    others = other_splits(run, split, samples, processes, progress)
-    common = overlaps([(source.subset, source.found) for source in sources] + others)
-    return CheckReport(run, split, sources, needs(plan, speeds), plan, cores, own_tokens, common)
+    common = overlaps([(source.subset, source.found) for source in sources] + other_splits(request, progress))
+    return CheckReport(
+        run, request.split, sources, needs(request.plan, speeds), request.plan, available_cores(), own_tokens, common
+    )
 
 
 def processor_of(run: RunConfig, readers: dict[str, list[Reader]], trained: Path | None) -> ProcessorMixin:
@@ -101,7 +76,3 @@ def processor_of(run: RunConfig, readers: dict[str, list[Reader]], trained: Path
     if not (trained / FOLDER / "processor_config.json").is_file():
         raise UserError("the run has no processor", got=trained, allowed=f"an output folder of train, with {FOLDER}/ in it")
     return load_processor(run, trained)
-
-
-def _rows(reader: Reader, samples: int | None) -> Subset:
-    return spread_over(reader, len(reader) if samples is None else samples)

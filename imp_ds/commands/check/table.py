@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from imp_ds.commands.check_report import CheckReport, SourceReport
+from imp_ds.commands.check.report import CheckReport, SourceReport
 from imp_ds.data.inspect.tallies import Contents
 from imp_ds.planning.check_plan import NoPlan
-from imp_ds.printable import printable
+from imp_ds.terminal.printable import printable
 
 _UNITS = {
     "bytes": "bytes of a file",

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
-from imp_ds.config import RunConfig
+from imp_ds.commands.check.request import CheckRequest
 from imp_ds.data.inspect.check import Findings, look
-from imp_ds.data.order.subset import Subset, spread_over
+from imp_ds.data.order.subset import Subset
 from imp_ds.data.sources import has_split, open_reader
 
 _SPLITS = ("train", "validation", "test")
@@ -54,21 +54,20 @@ def overlaps(looked_at: list[tuple[Subset, Findings]]) -> list[Overlap]:
     return found
 
 
-def other_splits(
-    run: RunConfig, split: str, samples: int | None, processes: int, progress: Callable
-) -> list[tuple[Subset, Findings]]:
-    """The samples of the splits that are there beside `split`, each source once, as far as they are compared.
+def other_splits(request: CheckRequest, progress: Callable) -> list[tuple[Subset, Findings]]:
+    """The samples of the splits that are there beside the one that is asked for, each source once, as far as they are compared.
 
-    Args: as `imp_ds.commands.check_command.check`. Raises UserError for a split that is there and cannot be read.
+    Raises UserError for a split that is there and cannot be read.
     """
+    run, split = request.run, request.split
     sources = {source.model_dump_json(exclude={"weight", "fraction"}): source for task in run.tasks for source in task.sources}
     found = []
     for source in sources.values():
         for other in _SPLITS:
             if other != split and has_split(run.data.root, source, other):
                 reader = open_reader(run.data.root, source, other, run.data, progress)
-                subset = spread_over(reader, len(reader) if samples is None else samples)
-                found.append((subset, look(subset, [], None, processes, progress, run.data.decoding)))
+                subset = request.rows(reader)
+                found.append((subset, look(subset, [], None, request.number_of_processes, progress, run.data.decoding)))
     return found
 
 

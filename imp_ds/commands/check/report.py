@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from imp_ds.commands.check_copies import Overlap, cut_captions, padded_audio
+from imp_ds.commands.check.copies import Overlap, cut_captions, padded_audio
 from imp_ds.config import RunConfig
 from imp_ds.data.inspect.check import Findings
 from imp_ds.data.inspect.tallies import Contents

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from imp_ds.printable import printable
+from imp_ds.terminal.printable import printable
 
 _LINE_S = 30.0  # from one plain line of a stage to the next
 
