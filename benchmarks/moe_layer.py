@@ -315,8 +315,8 @@ def exchange_times(options, width: int, experts: int) -> tuple[list[float], list
 
     from imp_ds.parallel import exchange
 
-    whole = built(options, "imp_ds", width, experts)
-    layer = Spread(whole, options.ranks, dist.get_rank())
+    full = built(options, "imp_ds", width, experts)
+    layer = Spread(full, options.ranks, dist.get_rank())
     x, direction = problem(options, width)
     send, spans, totals, inside = exchange._send, [], [], []
 

@@ -126,8 +126,8 @@ class OptimizerSettings(Record):
         step = step - self.pre_warmup_steps
         if step < self.warmup_steps:
             return self.warmup_rate + (self.peak_rate - self.warmup_rate) * step / self.warmup_steps
-        whole = self.decay_steps if self.decay_steps is not None else total_steps - self.pre_warmup_steps
-        share = min(1.0, (step - self.warmup_steps) / max(1, whole - self.warmup_steps))
+        full = self.decay_steps if self.decay_steps is not None else total_steps - self.pre_warmup_steps
+        share = min(1.0, (step - self.warmup_steps) / max(1, full - self.warmup_steps))
         return self.final_rate + (self.peak_rate - self.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 

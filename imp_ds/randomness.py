@@ -82,7 +82,7 @@ def dropout(x_BLD: torch.Tensor, rate: float, key_B: torch.Tensor | None) -> tor
 def _bits(key_B: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """64 random bits for each element: int64 [B, *shape]."""
     index_N = torch.arange(1, math.prod(shape) + 1, device=key_B.device)
-    # A constant that torch.compile cannot know: it would work out the product of an index and a known one as a whole number
+    # A constant that torch.compile cannot know: it would work out the product of an index and a known one as an integer
     # without end, where this one wraps around.
     step = (key_B.sum() & 0) + _signed(_STEP)
     return _mix(key_B[:, None] + index_N.mul_(step)).view(-1, *shape)

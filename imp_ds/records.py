@@ -7,12 +7,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from imp_ds.terminal.printable import is_text
 
-LARGEST = 1 << 53  # of a whole number: what every part of the program, and JSON elsewhere, can hold exactly
+LARGEST = 1 << 53  # of an integer: what every part of the program, and JSON elsewhere, can hold exactly
 LONGEST = 100_000  # characters of a text
 
 
 class Record(BaseModel):
-    """A record that refuses unknown keys, numbers that are infinite or none, whole numbers that are too large to count with,
+    """A record that refuses unknown keys, numbers that are infinite or none, integers that are too large to count with,
     truth values in place of numbers, and texts with control characters or without end."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
@@ -46,7 +46,7 @@ def _check(value, numbers: bool) -> None:
             raise ValueError("true or false where a number is expected")
     elif isinstance(value, int):
         if abs(value) > LARGEST:
-            raise ValueError(f"a whole number beyond {LARGEST}")
+            raise ValueError(f"an integer beyond {LARGEST}")
     elif isinstance(value, str):
         if len(value) > LONGEST:
             raise ValueError(f"a text of more than {LONGEST} characters")

@@ -116,8 +116,8 @@ def _decode_audio(name: str, data: bytes, rng: np.random.Generator) -> None:
     av.logging.set_level(None)
     media = Media(name, data=data)
     media_facts("audio", media)
-    window, whole = (read_sounds([media], 0.02, [one], MediaCache(0))[0] for one in (rng, None))
-    for result in (window, whole):
+    window, full = (read_sounds([media], 0.02, [one], MediaCache(0))[0] for one in (rng, None))
+    for result in (window, full):
         if isinstance(result, BadSample):
             raise result
 

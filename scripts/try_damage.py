@@ -126,8 +126,8 @@ def kills(work: Path, corpus: Path, trials: int, dice: random.Random) -> Iterato
         log = (work / "kills.log").open("ab")
         return subprocess.Popen([*launcher, *train_line(corpus, out, STEPS)], cwd=ROOT, stdout=log, stderr=log)
 
-    whole, begun = work / "whole", time.monotonic()
-    if start(whole).wait(LIMIT_S):
+    full, begun = work / "full", time.monotonic()
+    if start(full).wait(LIMIT_S):
         raise Fault(f"the run that is compared with: {(work / 'kills.log').read_text()[-2000:]}")
     lasted = time.monotonic() - begun
     for trial in range(trials):
@@ -144,18 +144,18 @@ def kills(work: Path, corpus: Path, trials: int, dice: random.Random) -> Iterato
             process.kill()
         if start(out).wait(LIMIT_S):
             raise Fault(f"not resumed: {said.read_text()[-3000:]}")
-        same = losses(out) == losses(whole) and weights(out) == weights(whole)
+        same = losses(out) == losses(full) and weights(out) == weights(full)
         yield "" if same and not left else f"trial {trial}: same: {same}, left: {left}"
         shutil.rmtree(out)
 
 
 def runs(work: Path, corpus: Path, trials: int, dice: random.Random) -> Iterator[str]:
-    straight, whole = work / "straight", work / "run"
+    straight, full = work / "straight", work / "run"
     check(*forked(train_line(corpus, straight, MORE)), allowed=(0,))
-    check(*forked(train_line(corpus, whole, STEPS)), allowed=(0,))
-    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.name != ".lock")
+    check(*forked(train_line(corpus, full, STEPS)), allowed=(0,))
+    files = sorted(path.relative_to(full) for path in full.rglob("*") if path.is_file() and path.name != ".lock")
     for trial in range(trials):
-        out = shutil.copytree(whole, work / f"run_{trial}", symlinks=True)
+        out = shutil.copytree(full, work / f"run_{trial}", symlinks=True)
         how = damaged(out / files[trial % len(files)], dice)
         code, output = forked(train_line(corpus, out, MORE))
         check(code, f"{how}\n{output}")

@@ -167,7 +167,7 @@ def test_corpus_tells_its_progress_in_lines(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "imp_ds.data.digits", stand_in)
     code, out, _ = command("corpus", "digits", "there", "--seed", "5", "--scale", "0.5")
     assert code == 0 and out.splitlines() == ["films: 3", "there: written in 0 s"]
-    assert "found whole" in command("corpus", "digits", "elsewhere")[1]
+    assert "found complete" in command("corpus", "digits", "elsewhere")[1]
 
 
 def test_wrong_usage_is_told_apart(command):

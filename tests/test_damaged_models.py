@@ -73,7 +73,7 @@ def refusals(commands, folder: Path) -> dict[str, UserError]:
     return found
 
 
-def test_nothing_but_the_unknown_evaluation_is_refused_of_a_whole_model(commands, copy):
+def test_nothing_but_the_unknown_evaluation_is_refused_of_a_complete_model(commands, copy):
     (error,) = refusals(commands, copy).values()
     assert "unknown evaluation" in str(error)
 
@@ -131,8 +131,8 @@ def test_weights_of_another_shape_are_refused(commands, copy):
 
 @pytest.mark.parametrize("name", FILES)
 def test_bytes_that_are_changed_are_one_message_or_nothing(name, commands, copy):
-    whole = (copy / name).read_bytes()
+    full = (copy / name).read_bytes()
     for seed in range(6):
-        (copy / name).write_bytes(mutated(whole, np.random.default_rng(seed)))
+        (copy / name).write_bytes(mutated(full, np.random.default_rng(seed)))
         refusals(commands, copy)
         shutil.rmtree(copy.parent / "upcycled", ignore_errors=True)

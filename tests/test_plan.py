@@ -74,12 +74,12 @@ def test_memory_of_the_zero_stages():
 def test_activations_fall_with_ranks_micro_batches_and_checkpointing():
     run = get_recipe("imp_b")
     config, task, audio = run.model.to_config(32100, run.tasks), run.task("image_class"), run.data.audio
-    whole = activation_bytes(task, config, audio, 8, 2, False)
+    full = activation_bytes(task, config, audio, 8, 2, False)
     # 8192 * 256 tokens over 8 ranks, 2 bytes: 768 raw values of a frame, 6 widths around the blocks, 12 layers of 8 widths and 2
     # hidden ones (no QK-norm), and a width and a hidden one twice on the way back
-    assert whole == 8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
-    assert activation_bytes(task, config, audio, 16, 2, False) == whole / 2
-    assert activation_bytes(task.model_copy(update={"micro_batches": 4}), config, audio, 8, 2, False) == whole / 4
+    assert full == 8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
+    assert activation_bytes(task, config, audio, 16, 2, False) == full / 2
+    assert activation_bytes(task.model_copy(update={"micro_batches": 4}), config, audio, 8, 2, False) == full / 4
     # every layer keeps its input alone, and one of them all
     assert activation_bytes(task, config, audio, 8, 2, True) == (
         8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * 768 + (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
@@ -116,15 +116,15 @@ def test_active_parameters_of_conditional_linears():
     experts."""
     sparse, found = get_recipe("imp_moe_b"), {}
     for name, changes in {
-        "whole": [], "merged": ["model.gate=modality", "model.router=top_k", "model.experts_per_token=4"],
+        "full": [], "merged": ["model.gate=modality", "model.router=top_k", "model.experts_per_token=4"],
         "routed": ['model.conditional_linears=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
     }.items():  # fmt: skip
         config = sparse.override(changes).model.to_config(32100, sparse.tasks)
         found[name] = count_parameters(config, parameter_sizes(config))
     assert all(counted.one_expert == 2 * 768 * 3072 for counted in found.values())
-    assert found["routed"].active - found["whole"].active == 6 * 2 * 768 * 3072
+    assert found["routed"].active - found["full"].active == 6 * 2 * 768 * 3072
     # one expert as under expert choice; the ids of three modalities are embedded, whose router is as large as that of tokens
-    assert found["merged"].active - found["whole"].active == 6 * 3 * 768
+    assert found["merged"].active - found["full"].active == 6 * 3 * 768
 
 
 def test_activations_of_conditional_linears():
@@ -138,12 +138,12 @@ def test_activations_of_conditional_linears():
         config = run.override(changes).model.to_config(32100, run.tasks)
         kept[name] = activation_bytes(task, config, audio, 8, 2, False)
     dense = run.override(["model.num_experts=0", "model.qk_norm=true"]).model.to_config(32100, run.tasks)
-    whole = activation_bytes(task, dense, audio, 8, 2, False)
+    full = activation_bytes(task, dense, audio, 8, 2, False)
     # two bytes, 6 layers, two linear layers: two matrices of experts and their sum; or two rows of both widths for each token,
     # and four
     # values for each of 16 experts where it is decided
-    assert kept["merged"] - whole == 2 * 6 * 2 * 3 * 768 * 3072
-    assert kept["routed"] - whole == 2 * 6 * (2 * 2 * tokens * (768 + 3072) + 4 * tokens * 16)
+    assert kept["merged"] - full == 2 * 6 * 2 * 3 * 768 * 3072
+    assert kept["routed"] - full == 2 * 6 * (2 * 2 * tokens * (768 + 3072) + 4 * tokens * 16)
 
 
 def test_expert_groups_inside_and_across_nodes():

@@ -75,7 +75,7 @@ def test_what_each_zero_stage_sends():
     slow = Network(gpus=4, measured={"all_gather": Link(latency_s=1.0, bytes_per_s=1e9)})
     assert weight_seconds(weights, 3, 2, 4, 2, "float32", slow) == pytest.approx(12 * 2 + 1, abs=1e-3)
     # 4 ranks update a quarter of 120 and half of 40; ZeRO 3 meets the tensors in each modality
-    rate = EngineRate(step_s=1000.0, tensor_s=100.0, whole_s=1.0, owned_s=10.0)
+    rate = EngineRate(step_s=1000.0, tensor_s=100.0, held_s=1.0, owned_s=10.0)
     rates = h200().model_copy(update={"engine": {stage: rate for stage in range(4)}})
     assert engine_seconds(weights, 2, 2, 4, 2, rates) == 1000 + 500 + 160 + 10 * (30 + 20)
     assert engine_seconds(weights, 3, 2, 4, 2, rates) == 1000 + 800 + 160 + 10 * (30 + 20)

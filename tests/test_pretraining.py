@@ -69,9 +69,9 @@ def test_gradients_add_up_as_the_losses_do():
     nce, ce = (part(model.imp, encodings, batch.targets)[0] for part in model.objectives["speech"].parts)
     losses = (nce, ce, model.imp.router_loss(*encodings.values()))
     parts = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
-    (whole,) = torch.autograd.grad(model(batch)[0], weight)
+    (full,) = torch.autograd.grad(model(batch)[0], weight)
     assert all(part.abs().max() > 0 for part in parts)
-    torch.testing.assert_close(whole, 0.5 * parts[0] + 2.0 * parts[1] + parts[2], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(full, 0.5 * parts[0] + 2.0 * parts[1] + parts[2], rtol=1e-4, atol=1e-6)
 
 
 def test_two_objectives_of_one_kind_are_told_apart():

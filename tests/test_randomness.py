@@ -180,12 +180,12 @@ class TestDropout:
 
     def test_a_part_of_a_batch_is_that_part(self):
         x_BLD = torch.randn(8, 3, 20)
-        whole_BLD = dropout(x_BLD, 0.4, sample_keys(1, 2, 0, 8))
+        full_BLD = dropout(x_BLD, 0.4, sample_keys(1, 2, 0, 8))
         for world in (2, 4, 8):
             local = 8 // world
             parts = [x_BLD[r * local :][:local] for r in range(world)]
             spread = [dropout(part, 0.4, sample_keys(1, 2, r * local, local)) for r, part in enumerate(parts)]
-            assert torch.equal(torch.cat(spread), whole_BLD)
+            assert torch.equal(torch.cat(spread), full_BLD)
 
 
 class Noisy(nn.Module):

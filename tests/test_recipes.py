@@ -119,7 +119,7 @@ def test_debug_twins_feed_their_model_and_tokens_are_counted_rightly(name):
     run = get_recipe(name)
     config = run.model.to_config(64, run.tasks)
     model = ImpForPreTraining(config)
-    for task in (seen for whole in run.tasks for seen in whole.variants()):
+    for task in (seen for parent in run.tasks for seen in parent.variants()):
         batch = noise_batch(run, task, config)
         counts = {modality: next(iter(arrays.values())).shape[1] for modality, arrays in batch.inputs.items()}
         assert counts == token_counts(task.views, config, run.data.audio)

@@ -139,7 +139,7 @@ def engine_settings(case: Case) -> dict:
     """DeepSpeed's configuration, before the run's own values are written into it."""
     zero = {"stage": case.stage}
     if case.stage == 3:
-        zero["stage3_param_persistence_threshold"] = 64  # norms stay whole on every rank, all else is partitioned
+        zero["stage3_param_persistence_threshold"] = 64  # norms stay unsharded, all else is partitioned
     ds = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": zero}
     if case.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}

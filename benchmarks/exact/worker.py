@@ -123,10 +123,10 @@ def moments(engine: Engine) -> list[tuple[master_state.Slice, torch.Tensor]]:
     parts = [(part, part.tensors["exp_avg"].clone()) for part in master_state.owned_slices(engine)]
     elements = torch.tensor([sum(part.numel for part, _ in parts)])
     dist.all_reduce(elements)
-    wholes = master_state.whole_parameters(engine.model)
+    full_shapes = master_state.full_parameters(engine.model)
     trained = [name for name, parameter in engine.model.named_parameters() if parameter.requires_grad]
-    whole = {name: torch.Size(wholes[name][0]).numel() for name in trained}
-    assert elements.item() == sum(whole.values()), f"{elements.item()} elements on all ranks, not {sum(whole.values())}"
+    full = {name: torch.Size(full_shapes[name][0]).numel() for name in trained}
+    assert elements.item() == sum(full.values()), f"{elements.item()} elements on all ranks, not {sum(full.values())}"
     return parts
 
 

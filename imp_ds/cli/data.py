@@ -27,7 +27,7 @@ def corpus_digits(
     start = time.monotonic()
     with StageProgress() as report:
         written = build(out, seed, scale=scale, progress=report)
-    typer.echo(f"{out}: written in {time.monotonic() - start:.0f} s" if written else f"{out}: found whole, nothing done")
+    typer.echo(f"{out}: written in {time.monotonic() - start:.0f} s" if written else f"{out}: found complete, nothing done")
 
 
 Split = Annotated[str, typer.Option("--split", help="train, validation or test")]

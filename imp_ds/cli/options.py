@@ -18,7 +18,7 @@ AllowChanges = Annotated[
     typer.Option("--allow_changes", help="with --resume: the learning rate, clipping, batch sizes and intervals may differ"),
 ]
 RESUME = (
-    "go on with the run in the output folder. auto: from its newest whole checkpoint, or from the start when there is none; "
+    "go on with the run in the output folder. auto: from its newest complete checkpoint, or from the start when there is none; "
     "latest: there must be one; a number: from the checkpoint of that step, refused while there are later ones"
 )
 

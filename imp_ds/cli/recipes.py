@@ -25,7 +25,7 @@ def show(
     from imp_ds.commands.recipes import shown
     from imp_ds.recipes import get_recipe
 
-    typer.echo(shown(get_recipe(recipe).override(set_), whole=all_), nl=False)
+    typer.echo(shown(get_recipe(recipe).override(set_), full=all_), nl=False)
 
 
 def copy(

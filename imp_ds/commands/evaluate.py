@@ -43,7 +43,7 @@ def evaluate(
             are measured whose task it has too, with as many classes.
         settings: changes "path=value" of the recipe, or else of the model's run, as `--set` has them.
 
-    Raises UserError when the folder is not a whole exported model, the corpus is missing, or the output cannot be written.
+    Raises UserError when the folder is not a complete exported model, the corpus is missing, or the output cannot be written.
     """
     if split not in SPLITS:
         raise UserError("unknown split", got=split, allowed=", ".join(SPLITS))

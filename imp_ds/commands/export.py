@@ -25,8 +25,8 @@ def export(
 
     Args:
         run_dir: a run's output folder.
-        out: a new or empty folder; written beside itself first, so it is whole or not there.
-        step: the checkpoint of that step; None takes the newest whole one.
+        out: a new or empty folder; written beside itself first, so it is complete or absent.
+        step: the checkpoint of that step; None takes the newest complete one.
         merge_tasks: write the dense model of these tasks' conditions (`ModelFamily.merge`; []: of all tasks); None: the
             model as it is.
         report: called with (stage, done, of how many) while the weights are read.

@@ -26,7 +26,7 @@ def interference(
 
     Args:
         run_dir: a run's output folder.
-        step: the checkpoint of that step; None takes the newest whole one.
+        step: the checkpoint of that step; None takes the newest complete one.
         tasks: names of two or more of the run's; empty: all.
         weights: names of parameters, with * for anything (`imp_ds.train.interference.chosen_weights`).
         samples: gradients of each task; published: 100.

@@ -29,9 +29,9 @@ def _summary(name: str) -> str:
     return (function.__doc__ or "").strip().partition("\n")[0].partition("; see")[0].rstrip(".:")
 
 
-def shown(run: RunConfig, *, whole: bool = False) -> str:
+def shown(run: RunConfig, *, full: bool = False) -> str:
     """A run as YAML: `whole`, or only the fields that differ from their defaults."""
-    values = run.model_dump(mode="json") if whole else _plain(run)
+    values = run.model_dump(mode="json") if full else _plain(run)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 

@@ -44,7 +44,7 @@ class Fit:
 
     @property
     def coverage(self) -> float:
-        """Share of the captions that are known whole."""
+        """Share of the captions that are known in full."""
         return 1 - self.unknown / self.captions
 
     def longer(self, length: int) -> int:
@@ -74,10 +74,10 @@ def train_on_captions(run, out: Path, vocab_size: int | None = None) -> None:
         raise UserError("the tokenizer cannot be written", got=f"{out}: {error.strerror or error}") from error
     fits = {id(reader): measure(tokenizer, captions(reader)) for reader in text_readers(readers)}
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    whole = sum(fits.values(), Fit())
+    full = sum(fits.values(), Fit())
     console.print(f"wrote {out}: {len(tokenizer):,} tokens, for --set data.tokenizer={out}", soft_wrap=True)
     console.print(
-        f"{whole.captions:,} captions: {100 * whole.coverage:.2f} % known whole, {whole.mean_tokens:.1f} tokens on average"
+        f"{full.captions:,} captions: {100 * full.coverage:.2f} % known in full, {full.mean_tokens:.1f} tokens on average"
     )
     console.print(cut_table(run, readers, fits))
 

@@ -24,8 +24,8 @@ def upcycle_folder(model: Path, out: Path, *, slices: int = 1, noise: float = 0.
     """Write the upcycled model, its processor, run configuration and model card to the folder `out`.
 
     Args:
-        model: a folder with an exported dense model, or the output folder of a run, whose newest whole checkpoint is taken.
-        out: a new or empty folder; written beside itself first, so it is whole or not there.
+        model: a folder with an exported dense model, or the output folder of a run, whose newest complete checkpoint is taken.
+        out: a new or empty folder; written beside itself first, so it is complete or absent.
         slices, noise, seed, settings: as `imp_ds.families.imp.upcycling.upcycle` takes them; a setting that is None is left out.
 
     Raises UserError for a folder that holds no dense model, what `upcycle` refuses, and an `out` that cannot be written.

@@ -64,7 +64,7 @@ class ModelFamily(ABC):
     def check(self, run, config: PreTrainedConfig, world_size: int) -> None:
         """Raise UserError for what this family cannot train on so many ranks."""
         cost = self.cost(run)
-        tokens = [(task, cost.tokens(task)) for whole in run.tasks for task in whole.variants()]
+        tokens = [(task, cost.tokens(task)) for parent in run.tasks for task in parent.variants()]
         for layer in _moe_layers(meta_module(self.Model, config)):
             check_groups(tokens, world_size, layer.grouping.tokens, layer.grouping.examples)
         if run.train.gradient_checkpointing and not self.Model.supports_gradient_checkpointing:

@@ -18,12 +18,12 @@ def check_groups(
     for task, lengths in tokens:
         here = task.batch_size // (world_size * task.micro_batches)
         for name, length in lengths.items():
-            whole, part = (examples_per_group(n, length, group_tokens, group_examples) for n in (task.batch_size, here))
-            if whole != part:
-                most = math.gcd(whole, part)
+            full, part = (examples_per_group(n, length, group_tokens, group_examples) for n in (task.batch_size, here))
+            if full != part:
+                most = math.gcd(full, part)
                 raise UserError(
                     f"task {task.name}: the routing groups of {name} would not be those of one rank",
-                    got=f"groups of {part} among {here} samples of a rank at a time, of {whole} among all {task.batch_size}",
-                    allowed="groups that each rank holds whole",
+                    got=f"groups of {part} among {here} samples of a rank at a time, of {full} among all {task.batch_size}",
+                    allowed="groups that each rank holds completely",
                     fix=f"--set model.group_examples={most}, or another batch_size, fewer micro-batches or fewer ranks",
                 )  # fmt: skip

@@ -45,7 +45,7 @@ def file_bytes(source) -> bytes:
 
 
 def opened_picture(source, needed: Size | None = None):
-    """The picture of a file, read whole; anything else as it is.
+    """The picture of a file, read in full; anything else as it is.
 
     needed: (height, width) that it is to have at least, as `decode_smaller` takes it.
 

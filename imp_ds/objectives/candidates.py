@@ -51,8 +51,8 @@ class Candidates:
         part = ("text", inputs, model.condition("text", task, target=True))
         encoding = encode_with_spe(model, [part], keys_n, real_n)
         # a router's losses are means over the groups of this rank, of which those of padding are zeros
-        whole = len(index_n) * world_size() / self.count
-        reports = [r._replace(z_loss=r.z_loss * whole, balance_loss=r.balance_loss * whole) for r in encoding.reports]
+        full = len(index_n) * world_size() / self.count
+        reports = [r._replace(z_loss=r.z_loss * full, balance_loss=r.balance_loss * full) for r in encoding.reports]
         return replace(encoding, reports=reports)
 
     def vectors(self, model: ImpModel, encoding: Encoding) -> torch.Tensor:

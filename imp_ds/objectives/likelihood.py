@@ -89,7 +89,7 @@ class Likelihood(ObjectiveRecord):
         return [[template.replace("{}", name) for name in of_class for template in self.templates] for of_class in several]
 
     @model_validator(mode="after")
-    def _is_whole(self):
+    def _is_complete(self):
         mistake = None
         if isinstance(self.candidates, list) and (len(self.candidates) < 2 or not all(self.candidates)):
             mistake = "candidates lists at least two names, or lists of names, none of them empty"

@@ -14,7 +14,7 @@ from imp_ds.errors import UserError
 _SHOWN = 8  # ranks in a message
 # what the survivors of a dead rank meet in gloo and NCCL: an effect, never the cause
 _BROKEN = re.compile(r"connection|peer|socket|broken pipe|timed out|timeout|nccl|gloo", re.IGNORECASE)
-_RESUME = "--resume auto goes on from the newest whole checkpoint"
+_RESUME = "--resume auto goes on from the newest complete checkpoint"
 
 
 @dataclass

@@ -59,7 +59,7 @@ def all_reduce_mean(
     sums = torch.cat([torch.stack([torch.as_tensor(fact).to(values) for fact in facts]), values])
     if world_size() > 1:
         dist.all_reduce(sums)
-    # the facts' sums are whole numbers far below 2**24: exact in float32
+    # the facts' sums are integers far below 2**24: exact in float32
     sums = sums.tolist()
     counts, sums = sums[: len(facts)], sums[len(facts) :]
     return [count == world_size() for count in counts], {name: x / world_size() for name, x in zip(scalars, sums)}

@@ -1,8 +1,8 @@
 """Memory of a rank: exact for weights, gradients and optimizer states under DeepSpeed's ZeRO stages, counted for activations.
 
 DeepSpeed 0.19.8 gathers gradients for reduction in buffers of reduce_bucket_size values from ZeRO 1 on: as shipped for GPUs two
-of 25 M where communication overlaps (ZeRO 1 and 2), else one of 500 M. A GPU allocates them whole; on a CPU only what is
-written takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay whole through forward and
+of 25 M where communication overlaps (ZeRO 1 and 2), else one of 500 M. A GPU allocates them in full; on a CPU only what is
+written takes memory. ZeRO 3 also gathers weights: up to stage3_max_live_parameters = 1,000 M stay unsharded through forward and
 backward.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-forward width, P values of a patch, V words of the
@@ -38,19 +38,19 @@ def memory_of_rank(rest: int, experts: int, stage: int, world: int, ep_size: int
     replicas, 2 also gradients, 3 also weights; what is not an expert has `world` replicas, an expert world / ep_size. float32
     stands for training on a CPU, bf16 on a GPU, as the shipped configurations have it."""
     own_experts = experts / ep_size
-    whole = rest + own_experts
+    full = rest + own_experts
     shared = rest / world + own_experts / (world / ep_size)
     weights, gradients, optimizer = PRECISIONS[precision]
     if precision == "float32":
-        bucket = min(BUCKET, whole)
+        bucket = min(BUCKET, full)
     else:
         bucket = BUCKET if stage == 3 else OVERLAPPING
-    gathered = min(LIVE, whole) if stage == 3 else 0
+    gathered = min(LIVE, full) if stage == 3 else 0
     return Memory(
         stage,
-        weights * (shared if stage >= 3 else whole),
-        gradients * (shared if stage >= 2 else whole),
-        optimizer * (shared if stage >= 1 else whole),
+        weights * (shared if stage >= 3 else full),
+        gradients * (shared if stage >= 2 else full),
+        optimizer * (shared if stage >= 1 else full),
         (bucket + gathered) * weights if stage >= 1 else 0.0,
         activations,
     )

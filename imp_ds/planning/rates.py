@@ -51,7 +51,7 @@ class EngineRate(Record):
 
     step_s: float = Field(ge=0, description="of a step")
     tensor_s: float = Field(ge=0, description="of a parameter tensor that had a gradient")
-    whole_s: float = Field(ge=0, description="of a parameter that the rank holds: buckets, norm")
+    held_s: float = Field(ge=0, description="of a parameter that the rank holds: buckets, norm")
     owned_s: float = Field(ge=0, description="of a parameter that the rank updates: clipping, AdamW")
 
 
@@ -107,7 +107,7 @@ def h200() -> Rates:
     kernels["attention"] = Rate(overhead_s=2 * start, bytes_per_s=copy, flops_per_s={0: 300e12})
     kernels["routing"] = Rate(overhead_s=40 * start, bytes_per_s=copy)
     # a parameter is read and written in several passes: 2 bytes of weight, 4 of gradient, 12 of master and moments
-    engine = EngineRate(step_s=1e-3, tensor_s=2e-5, whole_s=10 / copy, owned_s=40 / copy)
+    engine = EngineRate(step_s=1e-3, tensor_s=2e-5, held_s=10 / copy, owned_s=40 / copy)
     return Rates(
         machine="NVIDIA H200", precision="bf16", ranks=1, memory_gib=139.0, kernels=kernels,
         engine={stage: engine for stage in range(4)},

@@ -1,7 +1,7 @@
 """The time of a step, predicted from a machine's rates: a sum over what a rank runs and sends, with nothing overlapped.
 
     step = sum over kernels [ calls * overhead + max(flops / flops_per_s(width), bytes / bytes_per_s) ]        compute
-         + step_s + tensors * tensor_s + held * whole_s + updated * owned_s                                     engine
+         + step_s + tensors * tensor_s + held * held_s + updated * owned_s                                     engine
          + sum over collectives [ calls * latency * ceil(log2 n) + traffic / bandwidth ]                        communication
 
 Compute is what the model's family says (`CostModel.kernels`); kernels of blocks count 4/3 where they run forward twice (gradient
@@ -142,7 +142,7 @@ def engine_seconds(weights: Weights, stage: int, calls: int, world: int, ep_size
     held = weights.rest + weights.experts
     updated = weights.rest / world + weights.experts * ep_size / world if stage else held
     tensors = weights.met("tensors", calls if stage == 3 else 1)
-    return rate.step_s + tensors * rate.tensor_s + held * rate.whole_s + updated * rate.owned_s
+    return rate.step_s + tensors * rate.tensor_s + held * rate.held_s + updated * rate.owned_s
 
 
 def gradient_seconds(weights: Weights, stage: int, world: int, ep_size: int, precision: str, network: Network) -> float:

@@ -24,8 +24,8 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
 from imp_ds.evaluation.interference_picture import draw_interference
 from imp_ds.families.train_module import TrainModule
+from imp_ds.parallel.full_parameters import full_parameters
 from imp_ds.parallel.groups import alone, on_main, rank, world_size
-from imp_ds.parallel.whole_parameters import whole_parameters
 from imp_ds.tasks import Batch
 from imp_ds.train.recording.tensorboard import TensorBoard
 from imp_ds.train.schedule import Rotation
@@ -80,8 +80,8 @@ class GradientRounds:
         self.progress = progress or (lambda stage, done, total: None)
         self.weights = {name: model.get_parameter(name) for name in names}
         self.device = next(iter(self.weights.values())).device
-        self.wholes = {name: whole for name, whole in whole_parameters(model).items() if name in self.weights}
-        round_bytes = 4 * tasks * sum(prod(shape) for shape, _ in self.wholes.values())
+        self.full_shapes = {name: full for name, full in full_parameters(model).items() if name in self.weights}
+        round_bytes = 4 * tasks * sum(prod(shape) for shape, _ in self.full_shapes.values())
         self._keeps = samples * round_bytes <= kept_mb << 20
         # beside the model and a batch: the sums over the rounds, and the rounds that are there at a time
         self.held_bytes = round_bytes * (1 + (samples if self._keeps else 1))
@@ -95,7 +95,8 @@ class GradientRounds:
         for number in range(self.samples):
             if number == 0 or self._keeps:
                 room = {
-                    name: torch.empty(self.tasks, prod(shape), device=self.device) for name, (shape, _) in self.wholes.items()
+                    name: torch.empty(self.tasks, prod(shape), device=self.device)
+                    for name, (shape, _) in self.full_shapes.items()
                 }
             self._fill(room, number)
             if self._keeps:
@@ -110,7 +111,7 @@ class GradientRounds:
             with alone() if self.compare_alone else nullcontext():
                 loss, _, _ = self.model(batch)
             parts = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True, materialize_grads=True)
-            for (name, (_, first)), part in zip(self.wholes.items(), parts, strict=True):  # both in the order of the model
+            for (name, (_, first)), part in zip(self.full_shapes.items(), parts, strict=True):  # both in the order of the model
                 room[name][task, first : first + part.numel()] = part.flatten()
             self._done += 1
             self.progress("gradients", self._done, self._total)
@@ -148,7 +149,7 @@ class InterferenceProbe:
         self.names = chosen_weights(model, weights)
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise UserError(
-                "interference cannot be measured in training at ZeRO 3, where no rank has a whole weight",
+                "interference cannot be measured in training at ZeRO 3, where no rank has a full weight",
                 fix="use ZeRO 0, 1 or 2, or measure the checkpoints: imp_ds interference RUN",
             )  # fmt: skip
         examples = max(1, batch_size // world_size()) * world_size()

@@ -1,7 +1,7 @@
 """Which checkpoint a run goes on from: what `--resume` means.
 
-    auto     the newest whole one, or the start when the run has none: what a job says that may be restarted at any time
-    latest   the newest whole one; there must be one
+    auto     the newest complete one, or the start when the run has none: what a job says that may be restarted at any time
+    latest   the newest complete one; there must be one
     STEP     the one of that step; there must be none of a later step
 """
 
@@ -17,7 +17,7 @@ ALLOWED = "auto, latest or the number of a step"
 def find(output_dir: Path, resume: str, warn: Callable[[str], None] = print) -> Path | None:
     """The folder of the checkpoint to go on from, verified; None to start from step 0.
 
-    A damaged checkpoint is named through `warn` and the one before it is taken, but a run of which no checkpoint is whole
+    A damaged checkpoint is named through `warn` and the one before it is taken, but a run of which no checkpoint is complete
     is never started anew. Raises UserError then, and for a checkpoint that is not there.
     """
     steps = checkpoint.steps(output_dir)
@@ -30,7 +30,7 @@ def find(output_dir: Path, resume: str, warn: Callable[[str], None] = print) -> 
     folder = checkpoint.newest(output_dir, warn)
     if folder is None:
         raise UserError(
-            "there is no whole checkpoint to resume from", got=f"{Path(output_dir) / checkpoint.FOLDER}: {_listed(steps)}",
+            "there is no complete checkpoint to resume from", got=f"{Path(output_dir) / checkpoint.FOLDER}: {_listed(steps)}",
             fix="move that folder away, and --resume auto starts from step 0" if steps else "--resume auto, or no --resume",
         )  # fmt: skip
     return folder

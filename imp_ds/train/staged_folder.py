@@ -1,4 +1,4 @@
-"""A folder of a model that is whole or not there."""
+"""A folder of a model that is complete or absent."""
 
 import os
 import re

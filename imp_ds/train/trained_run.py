@@ -33,7 +33,7 @@ class TrainedRun:
 
 
 def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
-    """The run in an output folder, at the checkpoint of a step; None: the newest whole one.
+    """The run in an output folder, at the checkpoint of a step; None: the newest complete one.
 
     Raises UserError when there is no such run or checkpoint, it is damaged, or the weights that it started from and did not
     train are no longer there.
@@ -59,5 +59,5 @@ def _find_checkpoint(run_dir: Path, step: int | None) -> Path:
         return folder
     folder = checkpoint.newest(run_dir)
     if folder is None:
-        raise UserError("the run has no whole checkpoint", got=run_dir, fix="train it longer, or set train.save_every")
+        raise UserError("the run has no complete checkpoint", got=run_dir, fix="train it longer, or set train.save_every")
     return folder

@@ -21,7 +21,7 @@ def test_the_list_has_a_line_for_each_recipe():
 def test_what_is_shown_or_copied_is_the_equal_run(name, tmp_path):
     run = get_recipe(name).override(['data.root=C:\\a "b"\n\u00e4'])
     (tmp_path / "short.yaml").write_text(shown(run), encoding="utf-8")
-    (tmp_path / "long.yaml").write_text(shown(run, whole=True), encoding="utf-8")
+    (tmp_path / "long.yaml").write_text(shown(run, full=True), encoding="utf-8")
     copied(run, name, tmp_path / "mine.py")
     for file in ("short.yaml", "long.yaml", "mine.py"):
         assert get_recipe(str(tmp_path / file)) == run, file

@@ -174,9 +174,9 @@ def test_nobody_else_notices(root):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_what_takes_a_place_does_not_depend_on_the_ranks(root, world):
-    whole = [batch.report.keys for batch in loader(root, 20)]
+    full = [batch.report.keys for batch in loader(root, 20)]
     ranks = [[batch.report.keys for batch in loader(root, 20, rank=rank, world=world)] for rank in range(world)]
-    assert [sum(parts, ()) for parts in zip(*ranks)] == whole
+    assert [sum(parts, ()) for parts in zip(*ranks)] == full
 
 
 def test_memory_stays_flat(root):

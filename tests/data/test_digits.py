@@ -255,7 +255,7 @@ def test_classes_name_every_label_and_prompt_as_captions_do(corpus):
         assert len(prompts & seen) > len(found["templates"])  # prompts of more than one class are captions of training
 
 
-def test_a_whole_corpus_is_left_alone(copy):
+def test_a_complete_corpus_is_left_alone(copy):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     calls = []
     assert digits.build(copy, scale=SCALE, progress=lambda *call: calls.append(call)) is False

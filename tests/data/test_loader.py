@@ -147,8 +147,8 @@ def test_each_step_draws_one_of_the_views(root):
     """Three quarters of the steps see whole pictures of 32 x 32 (16 tokens), a quarter such of 16 x 16 (4 tokens)."""
     views = [Views(vision=VisionView(height=side, width=side), text=TextView(), weight=w) for side, w in ((32, 3.0), (16, 1.0))]
     task = TASKS[0].model_copy(update=dict(views=views[0], additional_views=views[1:]))
-    whole = loader(root, tasks=[task], stop_step=40)
-    tokens = [batch.inputs["vision"]["pixel_values"].shape[1] for batch in whole]
+    full = loader(root, tasks=[task], stop_step=40)
+    tokens = [batch.inputs["vision"]["pixel_values"].shape[1] for batch in full]
     assert set(tokens) == {16, 4} and 22 <= tokens.count(16) <= 38  # 30 of 40 expected, 2.7 the deviation
     assert [16 if batch.report.view == 0 else 4 for batch in loader(root, tasks=[task], stop_step=40)] == tokens
     for rank in (0, 1):
@@ -158,9 +158,9 @@ def test_each_step_draws_one_of_the_views(root):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_global_batch_does_not_depend_on_the_ranks(root, world):
-    whole = list(loader(root))
+    full = list(loader(root))
     ranks = [list(loader(root, rank=rank, world=world)) for rank in range(world)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(full):
         for name, tensor in flat(batch).items():
             joined = torch.cat([flat(rank[step])[name] for rank in ranks])
             torch.testing.assert_close(joined, tensor)
@@ -211,9 +211,9 @@ def test_dropped_tokens_do_not_depend_on_the_ranks(tmp_path, workers):
 
 
 def test_resuming_gives_the_tail(root):
-    whole = list(loader(root))
+    full = list(loader(root))
     for start in (1, 5, STEPS - 1):
-        assert_equal(list(loader(root, start_step=start)), whole[start:])
+        assert_equal(list(loader(root, start_step=start)), full[start:])
     assert list(loader(root, start_step=STEPS)) == []
 
 
@@ -237,12 +237,12 @@ def test_the_seed_changes_the_batches(root):
 
 def test_a_sample_looks_the_same_wherever_it_falls(root):
     # Drawn alone or in a batch of eight, row and epoch fix caption and kept tokens.
-    whole = next(loader(root))
+    full = next(loader(root))
     small = [TASKS[0].model_copy(update=dict(batch_size=1)), TASKS[1]]
     alone = [b for b in loader(root, tasks=small) if b.task == "image_text"][:8]
     for name in ("vision.pixel_positions", "text.input_ids"):
-        torch.testing.assert_close(torch.cat([flat(b)[name] for b in alone]), flat(whole)[name])
-    positions = whole.inputs["vision"]["pixel_positions"]
+        torch.testing.assert_close(torch.cat([flat(b)[name] for b in alone]), flat(full)[name])
+    positions = full.inputs["vision"]["pixel_positions"]
     assert (positions != positions[:1]).any()  # and the samples of a batch draw different tokens
 
 
@@ -254,11 +254,11 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(root):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_is_left_out(tmp_path, workers):
     root = write_corpus(tmp_path, rows=10, splits=("train",))
-    whole = list(loader(root))
+    full = list(loader(root))
     (root / "images/train/1.png").write_bytes(b"not a picture")
     (root / "images/train/2.png").unlink()
     found, rejected = list(loader(root, workers=workers)), []
-    for before, batch in zip(whole, found, strict=True):
+    for before, batch in zip(full, found, strict=True):
         # whoever was not replaced is what it was
         same = [a == b for a, b in zip(before.report.keys, batch.report.keys)]
         rejected += batch.report.rejected
@@ -317,7 +317,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback(root):
 
 
 def test_closing_ends_the_workers_and_may_be_taken_up_again(root):
-    whole = list(loader(root))
+    full = list(loader(root))
     some = loader(root, workers=2)
     first = [next(some) for _ in range(3)]
     workers = some._pool.pids
@@ -326,7 +326,7 @@ def test_closing_ends_the_workers_and_may_be_taken_up_again(root):
     while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
-    assert_equal(first + list(some), whole)
+    assert_equal(first + list(some), full)
 
 
 def test_sounds_of_mixed_rates_meet_in_one_batch():

@@ -83,9 +83,9 @@ def test_a_flipped_bit_in_an_index_is_found_and_the_index_made_anew(read, tmp_pa
     first = read(members, source)
     index, draw = tmp_path / "t" / "train-0.tar.idx", random.Random(0)
     for _ in range(60):
-        whole = bytearray(index.read_bytes())
-        whole[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
-        index.write_bytes(whole)
+        full = bytearray(index.read_bytes())
+        full[draw.randrange(len(full))] ^= 1 << draw.randrange(8)
+        index.write_bytes(full)
         reader = open_reader(tmp_path, source, "train", DataSettings(cache_dir=str(tmp_path / "cache")))
         assert [reader.read(row)["text"] for row in range(len(reader))] == [["a dog"]] * 20
     assert read(members, source) == first
@@ -97,9 +97,9 @@ def test_a_damaged_index_in_the_cache_is_made_anew(tmp_path, capfd):
     source, settings = Source(path="f", text="text"), DataSettings(cache_dir=str(tmp_path / "cache"))
     open_reader(tmp_path, source, "train", settings)
     (index,) = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size]
-    whole = bytearray(index.read_bytes())
-    whole[-12] ^= 4  # where a line begins
-    index.write_bytes(whole)
+    full = bytearray(index.read_bytes())
+    full[-12] ^= 4  # where a line begins
+    index.write_bytes(full)
     reader = open_reader(tmp_path, source, "train", settings)
     assert [reader.read(row)["text"] for row in range(3)] == [["one"], ["two"], ["three"]]
     assert "is damaged" in capfd.readouterr().err

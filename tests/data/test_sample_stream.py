@@ -19,7 +19,7 @@ def test_a_stream_hangs_on_its_numbers_alone():
 
 
 def test_it_is_pcg64_from_a_hash_of_them():
-    """PCG64 by O'Neill's definition (2014, section 6.3; XSL RR 128/64), in whole numbers."""
+    """PCG64 by O'Neill's definition (2014, section 6.3; XSL RR 128/64), in integers."""
     multiplier, mask = 0x2360ED051FC65DA44385DF649FCCF645, 2**128 - 1
     a, b, c, d = struct.unpack("<4Q", blake2b(struct.pack("<7q", *WORDS), digest_size=32).digest())
     increment = ((c << 64 | d) << 1 | 1) & mask

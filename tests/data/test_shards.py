@@ -311,7 +311,7 @@ def four_samples(folder):
     return path
 
 
-def test_a_tar_that_was_cut_has_its_whole_samples(tmp_path, settings):
+def test_a_tar_that_was_cut_has_its_complete_samples(tmp_path, settings):
     path = four_samples(tmp_path)
     with tarfile.open(path) as tar:
         inside = next(m.offset_data + 100 for m in tar if m.name == "folder/0003.png")
@@ -400,10 +400,10 @@ def hub(tmp_path_factory):
         dict(image=datasets.Image(), caption=datasets.Value("string"), label=datasets.ClassLabel(names=["cat", "dog", "owl"]))
     )
     pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(9)]
-    whole = datasets.Dataset.from_list([{**row, "image": one} for row, one in zip(rows(9), pictures)], features)
-    datasets.DatasetDict(train=whole, test=whole.select(range(2))).save_to_disk(folder / "saved")
+    full = datasets.Dataset.from_list([{**row, "image": one} for row, one in zip(rows(9), pictures)], features)
+    datasets.DatasetDict(train=full, test=full.select(range(2))).save_to_disk(folder / "saved")
     (folder / "files").mkdir()
-    whole.to_parquet(folder / "files/train-0.parquet")
+    full.to_parquet(folder / "files/train-0.parquet")
     (folder / "lines").mkdir()
     for part in (0, 1):
         lines = (json.dumps(dict(caption=f"{part} {i}", label=i % 3)) + "\n" for i in range(4 + part))

@@ -102,9 +102,9 @@ def test_pictures_are_those_of_the_files_and_of_the_batch(root, tmp_path):
 
 
 def test_dropped_tokens_are_grey_and_all_others_are_in_their_place(root, tmp_path):
-    whole, dropped = page(root, tmp_path / "page.html", "image_class")
-    assert (whole["title"], dropped["title"]) == ("image_class, view 0", "image_class, view 1")
-    assert "16 tokens, 0% padding" in whole["facts"] and "drop_rate 0.5 (8 tokens, 0% padding)" in dropped["facts"]
+    full, dropped = page(root, tmp_path / "page.html", "image_class")
+    assert (full["title"], dropped["title"]) == ("image_class, view 0", "image_class, view 1")
+    assert "16 tokens, 0% padding" in full["facts"] and "drop_rate 0.5 (8 tokens, 0% padding)" in dropped["facts"]
     for card in dropped["cards"]:
         seen = card["pictures"][0][::6, ::6].reshape(4, 4, 4, 4, 3).swapaxes(1, 2)  # [row, column, 4, 4, 3]
         expected = picture(PIXELS, PIXELS, int(card["key"].removesuffix(".png"))).reshape(4, 4, 4, 4, 3).swapaxes(1, 2)
@@ -167,8 +167,8 @@ def test_captions_are_read_from_the_tokens_and_markup_in_them_is_text(root, tmp_
 
 
 def test_classes_have_their_names(root, tmp_path):
-    [whole, _] = page(root, tmp_path / "page.html", "image_class")
-    for card in whole["cards"]:
+    [full, _] = page(root, tmp_path / "page.html", "image_class")
+    for card in full["cards"]:
         number = int(card["key"].removesuffix(".png")) % 3
         assert card["caption"] == f"class {number}: {IMAGES.label_names[number]}<br>"
 

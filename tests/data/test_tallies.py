@@ -46,11 +46,11 @@ def test_a_spread_of_many_values_stays_small_and_true():
 
 
 def test_spreads_add_up():
-    whole, parts = spread(1, 2, 3, 4), spread(1, 4)
+    full, parts = spread(1, 2, 3, 4), spread(1, 4)
     parts.merge(spread(2, 3))
-    assert parts.summary() == whole.summary()
+    assert parts.summary() == full.summary()
     parts.merge(Spread())
-    assert parts.summary() == whole.summary()
+    assert parts.summary() == full.summary()
 
 
 def test_copies_are_counted_and_shown():
@@ -63,8 +63,8 @@ def test_copies_in_parts_are_those_of_the_whole():
     texts = [str(number % 7) for number in range(30)]
     parts = contents(texts[:11])
     parts.merge(contents(texts[11:], first=11))
-    whole = contents(texts)
-    assert (parts.copies, parts.different) == (whole.copies, whole.different) == (23, 7)
+    full = contents(texts)
+    assert (parts.copies, parts.different) == (full.copies, full.different) == (23, 7)
 
 
 def test_many_contents_are_counted_by_a_known_share(monkeypatch):
@@ -94,7 +94,7 @@ def test_of_a_large_file_both_ends_count(monkeypatch):
     assert file_digest(io.BytesIO(b"1234,,,,5678")) == same
     for other in (b"x234....5678", b"1234....567x", b"1234.....5678"):
         assert file_digest(io.BytesIO(other)) != same
-    assert file_digest(io.BytesIO(b"1234,678")) != file_digest(io.BytesIO(b"1234.678"))  # a small one is read whole
+    assert file_digest(io.BytesIO(b"1234,678")) != file_digest(io.BytesIO(b"1234.678"))  # a small one is read in full
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_the_folder_is_the_tokenizer_of_the_captions_and_the_numbers_are_true(tm
     lengths = [len(tokenizer.tokenize(caption)) for caption in CAPTIONS]
     printed = capsys.readouterr().out
     assert f"{len(tokenizer):,} tokens" in printed
-    assert f"20 captions: 100.00 % known whole, {sum(lengths) / 20:.1f} tokens on average" in printed
+    assert f"20 captions: 100.00 % known in full, {sum(lengths) / 20:.1f} tokens on average" in printed
     # every word is a token: 1, 2, 3 and 7 of them
     assert sorted(set(lengths)) == [1, 2, 3, 7]
     rows = [" ".join(line.replace("│", " ").split()) for line in printed.splitlines() if "│" in line]

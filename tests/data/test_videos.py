@@ -118,13 +118,13 @@ def test_frames_that_an_edit_list_hides_are_not_seen():
 def test_the_audio_of_each_container_is_read(name):
     """Two seconds of 440 Hz; an encoder adds or loses a few frames. A window is what the whole recording has there."""
     media = Media(f"x.{name.rpartition('.')[2]}", data=video_bytes(name, tone=True))
-    whole_N, rate = open_sound(media).samples()
-    assert rate == 48000 and 94000 <= len(whole_N) <= 96000 + 3 * 2048
-    assert np.abs(np.fft.rfft(whole_N[9600:57600])).argmax() == 440  # of one second: bins of 1 Hz
+    full_N, rate = open_sound(media).samples()
+    assert rate == 48000 and 94000 <= len(full_N) <= 96000 + 3 * 2048
+    assert np.abs(np.fft.rfft(full_N[9600:57600])).argmax() == 440  # of one second: bins of 1 Hz
     window_N, _ = open_sound(media).samples(24000, 4800)
     assert len(window_N) == 4800
     # the first packets after a seek may be coded by those before them
-    np.testing.assert_allclose(window_N[2400:], whole_N[26400:28800], atol=0.02)
+    np.testing.assert_allclose(window_N[2400:], full_N[26400:28800], atol=0.02)
     facts = media_facts("audio", media)
     assert facts["samples a second"] == 48000 and facts["channels"] == 1 and 1.7 < facts["sound seconds"] < 2.2
 

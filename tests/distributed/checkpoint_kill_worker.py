@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train"))
 
-from plain_engine import check_whole, fill, make_engine
+from plain_engine import check_complete, fill, make_engine
 
 from imp_ds.errors import UserError
 from imp_ds.parallel.groups import is_main, rank
@@ -24,7 +24,7 @@ def _start(folder: str, **settings) -> tuple[Writer, int]:
     """A writer, and the step to go on from."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     path = checkpoint.newest(Path(folder), warn=lambda line: print(line, flush=True))
-    step = check_whole(path) if path else 0
+    step = check_complete(path) if path else 0
     dist.barrier()
     return Writer(make_engine(ELEMENTS), Path(folder), keep=2, **settings), step
 

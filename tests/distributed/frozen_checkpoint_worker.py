@@ -11,8 +11,8 @@ from small_run import full_parameters, largest_difference, make_batch, make_engi
 
 from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
+from imp_ds.parallel.full_parameters import persistent_buffers
 from imp_ds.parallel.groups import is_main
-from imp_ds.parallel.whole_parameters import persistent_buffers
 from imp_ds.train import checkpoint
 from imp_ds.train.engine.engine import start_process_group
 from imp_ds.train.engine.trainable import freeze_others

@@ -63,7 +63,7 @@ def test_the_task_is_named_and_the_run_stops_on_both_ranks(run):
     assert "error" not in ended.outputs[1] and not any("Traceback" in text for text in ended.outputs), str(ended)
 
 
-def test_what_was_saved_before_is_whole(run):
+def test_what_was_saved_before_is_complete(run):
     _, folder, _ = run
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step_00000010", "step_00000020"]
     state = json.loads((folder / "checkpoints" / "step_00000020" / "state.json").read_text())

@@ -1,4 +1,4 @@
-"""Two ranks save without a pause and are killed at random moments: the newest whole checkpoint is always found."""
+"""Two ranks save without a pause and are killed at random moments: the newest complete checkpoint is always found."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train"))
 
-from plain_engine import check_whole
+from plain_engine import check_complete
 
 from imp_ds.train import checkpoint
 from ranks import Ranks, run_ranks
@@ -48,18 +48,18 @@ def kill_while_saving(folder: Path, logs: Path, victims: tuple[int, ...], delay:
     return max(map(int, re.findall(r"published (\d+)", ended.outputs[0])), default=0)
 
 
-def test_a_run_that_is_killed_while_saving_always_finds_the_newest_whole_one(tmp_path):
+def test_a_run_that_is_killed_while_saving_always_finds_the_newest_complete_one(tmp_path):
     draw, before, torn = random.Random(0), 0, 0
     for kill in range(KILLS):
         victims = ((0, 1), (0,), (1,))[kill % 3]
         published = kill_while_saving(tmp_path, tmp_path / "logs", victims, draw.uniform(0.0, 0.3))
         torn += any(name.startswith(".staging") for name in names(tmp_path))
         path = checkpoint.newest(tmp_path, warn=pytest.fail)
-        step = check_whole(path) if path else 0
+        step = check_complete(path) if path else 0
         assert step >= max(published, before)
         pointer = tmp_path / "checkpoints" / "latest"
         if pointer.exists():  # it never names what is not whole
-            check_whole(pointer.with_name(pointer.read_text().strip()))
+            check_complete(pointer.with_name(pointer.read_text().strip()))
         before = step
     assert before > KILLS  # they did get on
     assert torn > KILLS // 2  # most kills met a save on its way
@@ -80,4 +80,4 @@ def test_a_disk_that_is_full_on_one_rank_fails_that_save_on_all(tmp_path):
         assert "saved" not in output
     assert ended.outputs[0].count("failed, the one before stays") == 2 and "failed" not in ended.outputs[1]
     assert names(tmp_path) == ["latest", "step_00000001", "step_00000004"]
-    assert check_whole(checkpoint.newest(tmp_path)) == 4
+    assert check_complete(checkpoint.newest(tmp_path)) == 4

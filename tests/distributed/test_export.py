@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_not_exported(folder, tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    for step, message in ((14, r"is damaged\n  got: .*model-00001"), (None, "the run has no whole checkpoint")):
+    for step, message in ((14, r"is damaged\n  got: .*model-00001"), (None, "the run has no complete checkpoint")):
         with pytest.raises(UserError, match=message):
             export(run_dir, tmp_path / "out", step)
     assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ def folder(digits_corpus, tmp_path_factory) -> Path:
     """run/: the training run; whole/: its export; merged/: that of two tasks, merged."""
     folder = tmp_path_factory.mktemp("merged")
     run_ranks(train, str(folder / "run"), str(digits_corpus), ranks=2, folder=folder / "logs", limit_s=120)
-    export(folder / "run", folder / "whole")
+    export(folder / "run", folder / "full")
     tasks = [f"--task={task}" for task in TASKS]
     run_ranks(command, "export", str(folder / "run"), str(folder / "merged"), "--merge", *tasks, ranks=1, folder=folder / "logs")
     return folder
@@ -49,9 +49,9 @@ def embeddings(model: ImpModel) -> dict[str, torch.Tensor]:
 
 
 def test_outputs_are_those_of_the_experts(folder):
-    whole, merged = (embeddings(ImpModel.from_pretrained(folder / name)) for name in ("whole", "merged"))
+    full, merged = (embeddings(ImpModel.from_pretrained(folder / name)) for name in ("full", "merged"))
     assert {"image_text/vision_to_text", "image_text/text_to_vision", "speech_text/audio_to_text"} <= merged.keys()
-    assert max((whole[name] - merged[name]).abs().max().item() for name in whole) < 1e-5
+    assert max((full[name] - merged[name]).abs().max().item() for name in full) < 1e-5
     assert all(vectors.isfinite().all() for vectors in merged.values())
 
 
@@ -71,11 +71,11 @@ def test_the_heads_load_too(folder):
     assert not found["missing_keys"] and not found["unexpected_keys"]
 
 
-def test_it_is_evaluated_as_the_whole_model_is(folder):
-    whole, merged = (evaluate(folder / name) for name in ("whole", "merged"))
+def test_it_is_evaluated_as_the_full_model_is(folder):
+    full, merged = (evaluate(folder / name) for name in ("full", "merged"))
     # of the tasks that it serves; rounding may turn a close call of one in a hundred
-    assert merged == pytest.approx({name: whole[name] for name in merged}, abs=0.02)
-    assert all(name.startswith("heads/") for name in whole.keys() - merged.keys())
+    assert merged == pytest.approx({name: full[name] for name in merged}, abs=0.02)
+    assert all(name.startswith("heads/") for name in full.keys() - merged.keys())
     assert {"zero_shot/image/top1", "zero_shot/audio/top1"} <= merged.keys()
 
 

@@ -39,7 +39,7 @@ def results(folder: Path) -> dict[str, float]:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_tuning_learns_and_leaves_a_whole_run(tuned):
+def test_tuning_learns_and_leaves_a_complete_run(tuned):
     found = results(tuned["one"])
     assert 0 < found["before/zero_shot/image/top1"] < 0.5 and 0 < found["tuned/image/top1"] <= 1
     # 0.9 of three pictures of each of ten digits are three

@@ -52,10 +52,10 @@ def test_a_format_is_read_held_out_and_checked(tmp_path, formats):
                 assert np.asarray(Image.open(file))[0, 0, 0] == number and sample["label"] == number % 2
     task = Task(name="kinds", batch_size=2, source=source, views=Views(vision=VisionView(height=8, width=8)),
                 objectives=[Classification(modality="vision", num_classes=2)])  # fmt: skip
-    whole = open_reader(tmp_path, source.model_copy(update={"holdout": {}}), "train", settings)
-    found = look(whole, [task])
+    full = open_reader(tmp_path, source.model_copy(update={"holdout": {}}), "train", settings)
+    found = look(full, [task])
     assert found.rows == 40 and found.left_out["kinds"] == {"unsafe name": 1, "bad JSON": 1}
-    assert sorted(labels(whole).tolist()) == [-1] + [0] * 20 + [1] * 19  # of the one that leads out the label is read
+    assert sorted(labels(full).tolist()) == [-1] + [0] * 20 + [1] * 19  # of the one that leads out the label is read
 
 
 def test_names_and_options_of_formats_are_refused_with_a_suggestion(formats):

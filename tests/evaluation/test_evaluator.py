@@ -76,10 +76,10 @@ def test_results_equal_a_direct_computation():
     model, evaluator = tiny_model(), build()
     results = by_name(evaluate(model.train(), [evaluator]))
     assert model.training
-    (whole,) = split_batches(ROWS)
+    (full,) = split_batches(ROWS)
     with torch.no_grad():
-        z_NC = model.project(model.encode("vision", whole.inputs["vision"]).pooled_BD, "vision", "text").double()
-        t_NC = model.project(model.encode("text", whole.inputs["text"]).pooled_BD, "text", "vision").double()
+        z_NC = model.project(model.encode("vision", full.inputs["vision"]).pooled_BD, "vision", "text").double()
+        t_NC = model.project(model.encode("text", full.inputs["text"]).pooled_BD, "text", "vision").double()
         prompts = tokenizer([t.format(w) for w in WORDS for t in ("{}", "a {}")], "max_length", True, LENGTH, "pt")
         p_PC = model.project(model.encode("text", prompts).pooled_BD, "text", "vision").double()
     class_KC = p_PC.view(7, 2, -1).mean(1)

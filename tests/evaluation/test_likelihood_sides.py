@@ -42,7 +42,7 @@ def build(**changes) -> ImpForPreTraining:
     return ImpForPreTraining(ModelSettings(**SHAPE, **changes).to_config(len(TOKENIZER), TASKS, TOKENIZER)).eval()
 
 
-def whole() -> Batch:
+def full() -> Batch:
     draw = torch.Generator().manual_seed(0)
     inputs = {
         "vision": dict(
@@ -62,7 +62,7 @@ def evaluator(classes: bool = True, captions: bool = False, **fields) -> TextEva
     prompts = ClassPrompts(NAMES, ["{}", "a {}"]) if classes else None
     return TextEvaluator(
         record,
-        lambda: iter([whole()]),
+        lambda: iter([full()]),
         TOKENIZER,
         labels=LABELS,
         classes=prompts,
@@ -93,7 +93,7 @@ ATTRIBUTES = dict(num_experts=4, gate="attribute", moe_layers="all")
 
 @pytest.mark.parametrize("changes, task", [({}, None), (dict(num_experts=4, gate="task", moe_layers="all"), "image_class")])
 def test_classes_and_captions_by_the_head_equal_a_direct_computation(changes, task):
-    model, batch = build(**changes), whole()
+    model, batch = build(**changes), full()
     results = by_name(evaluate(model, [evaluator(captions=True, task=task)]))
     image, class_KC = vectors(model.imp, ["vision"], False, None, task, batch), class_vectors(model.imp, None, task)
     best = (image @ (class_KC / class_KC.norm(dim=1, keepdim=True)).T).argmax(1)
@@ -105,7 +105,7 @@ def test_classes_and_captions_by_the_head_equal_a_direct_computation(changes, ta
 
 def test_a_modality_that_no_task_has_trained_has_a_composed_condition():
     """Sounds, whose bits stand together in no task; the same bits by hand give the same answers, others do not."""
-    model, batch = build(**ATTRIBUTES), whole()
+    model, batch = build(**ATTRIBUTES), full()
     found = evaluator(modality="audio")
     results = by_name(evaluate(model, [found]))
     sides = Sides(frozenset(["audio"]), frozenset(["text"]))
@@ -117,7 +117,7 @@ def test_a_modality_that_no_task_has_trained_has_a_composed_condition():
 
 
 def test_sounds_find_images_that_they_were_never_compared_with():
-    model, batch = build(**ATTRIBUTES), whole()
+    model, batch = build(**ATTRIBUTES), full()
     results = by_name(evaluate(model, [evaluator(classes=False, captions=True, modality="audio", target="vision")]))
     sides = Sides(frozenset(["audio"]), frozenset(["vision"]))
     sound, image = (
@@ -130,7 +130,7 @@ def test_sounds_find_images_that_they_were_never_compared_with():
 
 
 def test_answers_to_questions_are_measured_to_the_letter():
-    model, batch = build(**ATTRIBUTES), whole()
+    model, batch = build(**ATTRIBUTES), full()
     results = by_name(evaluate(model, [evaluator(answer_at="mark")]))
     sides = Sides(frozenset(["vision", "text"]), frozenset(["text"]))
     asked, class_KC = vectors(model.imp, ["vision", "text"], False, sides, None, batch), class_vectors(model.imp, sides, None)

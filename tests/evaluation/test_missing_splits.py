@@ -40,8 +40,8 @@ def make_run(root, sources: dict[str, Source], evaluated: Source | None = None) 
 
 
 def test_tasks_with_heads_whose_sources_lack_the_split_are_named(tmp_path):
-    whole, some = write(tmp_path, "whole", "train", "validation", "test"), write(tmp_path, "some", "train")
-    run = make_run(tmp_path, {"photos": whole, "sounds": some, "films": some})
+    full, some = write(tmp_path, "full", "train", "validation", "test"), write(tmp_path, "some", "train")
+    run = make_run(tmp_path, {"photos": full, "sounds": some, "films": some})
     assert unscored(run, "test") == ["sounds", "films"] and unscored(run, "train") == []
     assert unscored(run, "test", ["photos", "sounds", "pairs"]) == ["sounds"]
     assert told(["sounds", "films"], "test") == "not scored on test: sounds, films (their sources have no test split)"
@@ -50,15 +50,15 @@ def test_tasks_with_heads_whose_sources_lack_the_split_are_named(tmp_path):
 
 
 def test_the_final_scores_are_of_the_test_split_where_all_that_was_scored_has_it(tmp_path):
-    whole, some = write(tmp_path, "whole", "train", "validation", "test"), write(tmp_path, "some", "train")
+    full, some = write(tmp_path, "full", "train", "validation", "test"), write(tmp_path, "some", "train")
     most = write(tmp_path, "most", "train", "validation")
-    assert final_split(make_run(tmp_path, {"photos": whole}, whole)) == ("test", None)
+    assert final_split(make_run(tmp_path, {"photos": full}, full)) == ("test", None)
     line = "not scored on test: sounds (its source has no test split)"
-    assert final_split(make_run(tmp_path, {"photos": whole, "sounds": some}, whole)) == ("test", line)
+    assert final_split(make_run(tmp_path, {"photos": full, "sounds": some}, full)) == ("test", line)
     behind = "; the final scores are those of validation"
-    assert final_split(make_run(tmp_path, {"photos": whole, "sounds": most}, whole)) == ("validation", line + behind)
+    assert final_split(make_run(tmp_path, {"photos": full, "sounds": most}, full)) == ("validation", line + behind)
     line = "not scored on test: scenes (its source has no test split)"
-    assert final_split(make_run(tmp_path, {"photos": whole}, most)) == ("validation", line + behind)
+    assert final_split(make_run(tmp_path, {"photos": full}, most)) == ("validation", line + behind)
 
 
 def test_an_evaluation_of_nothing_says_so(tmp_path, capsys):

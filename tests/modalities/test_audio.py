@@ -68,8 +68,8 @@ def test_normalised_sounds_are_those_of_transformers_whatever_their_loudness():
 def test_what_is_heard_is_normalised_and_silence_stays_silent():
     sound = tone(440, 16000, 2.0)
     sound[16000:] *= 50.0  # not heard, so it counts for nothing
-    whole, half = ([one] for one in (sound, sound[:16000]))
-    found = [audio.preprocess(s, [16000], SHORT, 1.0, (16, 16), do_normalize=True)["input_features"] for s in (whole, half)]
+    full, half = ([one] for one in (sound, sound[:16000]))
+    found = [audio.preprocess(s, [16000], SHORT, 1.0, (16, 16), do_normalize=True)["input_features"] for s in (full, half)]
     np.testing.assert_array_equal(*found)
     silence = audio.preprocess([np.full(8000, 0.3, np.float32)], [16000], SHORT, 1.0, (16, 16), do_normalize=True)
     np.testing.assert_allclose(silence["input_features"], SILENCE, atol=1e-6)
@@ -127,17 +127,18 @@ def test_random_crops_differ_and_repeat_with_the_seed():
 
 def test_drop_token_keeps_true_places_of_each_sound():
     sounds = [tone(440, 16000, 1.0), tone(880, 16000, 1.0)]
-    whole = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16))
+    full = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16))
     rngs = [np.random.default_rng(0), np.random.default_rng(1)]
     part = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rngs=rngs)
     assert part["input_features"].shape == (2, 14, 256)
     for row in range(2):
         kept = np.rint(part["feature_positions"][row] @ [28, 4]).astype(int)  # (step / 7, band / 4) to 4 step + band
-        np.testing.assert_array_equal(part["input_features"][row], whole["input_features"][row][kept])
+        np.testing.assert_array_equal(part["input_features"][row], full["input_features"][row][kept])
 
 
 def test_masks_are_bands_of_the_mean():
-    """With bands of at most half of the time and a quarter of the frequencies, what is masked is 0 in whole rows and columns."""
+    """With bands of at most half of the time and a quarter of the frequencies, what is masked is 0 in whole rows and
+    columns."""
     sounds, masks = [tone(440, 16000, 1.0)], SpecMasks(1, 0.5, 0.25)
     plain = spectrogram(audio.preprocess(sounds, [16000], SHORT, 1.0, (16, 16))["input_features"][0])
     shares = []

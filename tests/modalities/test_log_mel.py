@@ -108,10 +108,10 @@ def test_a_long_batch_equals_its_pieces():
     # 1,200 frames are computed in several pieces; frame i of the whole is frame 0 of the sound from i * hop on
     transform = LogMel(**{**AST, "mel_bins": 40})
     waves = torch.from_numpy(np.stack([sound(12.1, 1), sound(12.1, 2)]))
-    whole = transform(waves)
+    full = transform(waves)
     for frame in (0, 511, 512, 1023, 1024, 1199):
         alone = transform(waves[:, frame * 160 : frame * 160 + 400])
-        torch.testing.assert_close(whole[:, frame], alone[:, 0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(full[:, frame], alone[:, 0], atol=1e-3, rtol=0)
 
 
 def test_a_batch_equals_its_rows():

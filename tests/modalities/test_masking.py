@@ -32,11 +32,11 @@ def unsplit():
 
 
 def t5():
-    whole = Tokenizer(models.Unigram())
-    whole.pre_tokenizer = pre_tokenizers.Metaspace()
+    full = Tokenizer(models.Unigram())
+    full.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
-    whole.train_from_iterator(CORPUS, trainer)
-    return T5Tokenizer(vocab=[tuple(piece) for piece in json.loads(whole.to_str())["model"]["vocab"]])
+    full.train_from_iterator(CORPUS, trainer)
+    return T5Tokenizer(vocab=[tuple(piece) for piece in json.loads(full.to_str())["model"]["vocab"]])
 
 
 def bert():

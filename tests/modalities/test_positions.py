@@ -92,12 +92,12 @@ def test_dropped_tokens_leave_the_others_where_they_were():
     positions = FactoredPositions([16, 32, 32], 8, 1e-6)
     grid = (4, 6, 5)
     values = np.arange(120, dtype=np.float32).reshape(*grid, 1)
-    whole = positions(torch.from_numpy(grid_positions(*grid)).unsqueeze(0))[0]
+    full = positions(torch.from_numpy(grid_positions(*grid)).unsqueeze(0))[0]
     chosen = kept_tokens(120, 120, 0.75, np.random.default_rng(3))
     kept, places = np.empty((30, 1), np.float32), np.empty((30, 3), np.float32)  # (1 - 0.75) * 120
     write_tokens(values, grid, chosen, kept, places)
     survivors = positions(torch.from_numpy(places).unsqueeze(0))[0]
-    assert torch.equal(survivors, whole[kept[:, 0].astype(int)])
+    assert torch.equal(survivors, full[kept[:, 0].astype(int)])
 
 
 def test_a_coordinate_outside_the_table_is_not_read_from_elsewhere():

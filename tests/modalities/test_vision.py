@@ -68,14 +68,14 @@ def test_frames_are_the_middles_of_equal_stretches(total, frames, expected):
 
 def test_drop_token_keeps_the_share_in_order_with_true_coordinates():
     clip = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    whole = one(clip, 4, (64, 64), (4, 16, 16))
+    full = one(clip, 4, (64, 64), (4, 16, 16))
     seen = np.zeros(16)
     for seed in range(200):
         part = one(clip, 4, (64, 64), (4, 16, 16), drop_rate=0.7, rng=np.random.default_rng(seed))
         kept = np.rint(part["pixel_positions"] @ [0, 16, 4]).astype(int)  # coordinates (0, row / 4, column / 4) to 4 row + column
         # int(0.3 * 16) = 4 tokens
         assert len(kept) == 4 and (np.diff(kept) > 0).all()
-        np.testing.assert_array_equal(part["pixel_values"], whole["pixel_values"][kept])
+        np.testing.assert_array_equal(part["pixel_values"], full["pixel_values"][kept])
         seen[kept] += 1
     # each token is kept with probability 1/4: 50 of 200, standard deviation sqrt(200 * 3/16) = 6.1; five of them
     assert np.abs(seen - 50).max() < 31
@@ -120,14 +120,14 @@ def test_a_picture_keeps_its_aspect_ratio_on_a_grid_of_its_own(size, grid):
     assert framing.own_grid(size, (4, 4), (8, 8)) == grid
     rng = np.random.default_rng(0)
     clip = rng.integers(0, 256, (1, *size, 3), dtype=np.uint8)
-    whole = framing.resize(clip, (grid[0] * 8, grid[1] * 8))[0]
+    full = framing.resize(clip, (grid[0] * 8, grid[1] * 8))[0]
     for seed in (None, 3):
         out = one(clip, 1, (32, 32), (1, 8, 8), keep_aspect=True, rng=seed and np.random.default_rng(seed))
         assert out["pixel_values"].shape == (16, 192) and out["pixel_positions"].shape == (16, 3)
         places = np.rint(out["pixel_positions"][:, 1:] * grid).astype(int)
         assert len(set(map(tuple, places.tolist()))) == 16
         for values, (row, column) in zip(out["pixel_values"], places):
-            np.testing.assert_array_equal(values.reshape(8, 8, 3), whole[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8])
+            np.testing.assert_array_equal(values.reshape(8, 8, 3), full[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8])
 
 
 def test_a_grid_stays_within_the_positions():

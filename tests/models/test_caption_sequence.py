@@ -62,13 +62,13 @@ def test_one_pass_equals_a_pass_for_each_word(encoder):
     """Also where several captions stand side by side, as in a beam."""
     model = build(**encoder)
     of, words_BKW = pictured(model), words(captions=2)
-    whole_BKQD = states(model, of, words_BKW)
+    full_BKQD = states(model, of, words_BKW)
     for caption in range(2):
         alone_BKQD = states(model, of, words_BKW[:, caption : caption + 1])
-        assert_near(whole_BKQD[:, caption], alone_BKQD[:, 0])
+        assert_near(full_BKQD[:, caption], alone_BKQD[:, 0])
     for place in range(WORDS):
         step_BKQD = states(model, of, words_BKW[..., :place], range(place, place + 1))
-        assert_near(step_BKQD[:, :, 0], whole_BKQD[:, :, place])
+        assert_near(step_BKQD[:, :, 0], full_BKQD[:, :, place])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)

@@ -115,11 +115,11 @@ def test_segments_of_one_task_share_its_decision():
     model = small_model(**GATED, gate="task", conditional_linears=ALL)
     condition, calls = model.condition("text", "words"), []
     model.blocks[1].feed_forward.up.router.register_forward_hook(lambda *call: calls.append(call))
-    whole = model.encode_segments([("vision", IMAGE, condition), ("text", WORDS, condition)])
+    full = model.encode_segments([("vision", IMAGE, condition), ("text", WORDS, condition)])
     assert len(calls) == 1
     apart = model.encode_segments([("vision", IMAGE, condition), ("text", WORDS, model.condition("text", "words"))])
     assert len(calls) == 3
-    assert_near(whole.tokens_BLD, apart.tokens_BLD)
+    assert_near(full.tokens_BLD, apart.tokens_BLD)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -175,15 +175,15 @@ def test_noise_is_for_training_with_keys_alone(gate):
 
 
 def test_a_slice_of_a_maps_experts_gets_the_weights_of_the_whole():
-    whole = small_model(**GATED, gate="attribute", conditional_linears=ALL)
-    initialize_seeded(whole, 7, 0.02)
+    full = small_model(**GATED, gate="attribute", conditional_linears=ALL)
+    initialize_seeded(full, 7, 0.02)
     for first in (0, 2):
         part = small_model(**GATED, gate="attribute", conditional_linears=ALL)
         for block in part.blocks[1:]:
             for linear in maps_of(block).values():
                 linear.experts = linear.experts.slice(first, 2)
         initialize_seeded(part, 7, 0.02)
-        for mine, all_of_them in zip(part.blocks[1:], whole.blocks[1:]):
+        for mine, all_of_them in zip(part.blocks[1:], full.blocks[1:]):
             for name, linear in maps_of(mine).items():
                 assert torch.equal(linear.experts.w, maps_of(all_of_them)[name].experts.w[first : first + 2])
 

@@ -166,9 +166,9 @@ class TestInputs:
 
     def test_the_z_loss_is_weighted_by_its_coefficient(self):
         inputs = sound_inputs(2)
-        whole, tenth = (small_model(**EXPERTS, router_z_loss=c)(**inputs).router_z_loss for c in (1.0, 0.1))
-        assert_near(tenth, 0.1 * whole)
-        assert whole > 0 and small_model()(**inputs).router_z_loss == 0
+        full, tenth = (small_model(**EXPERTS, router_z_loss=c)(**inputs).router_z_loss for c in (1.0, 0.1))
+        assert_near(tenth, 0.1 * full)
+        assert full > 0 and small_model()(**inputs).router_z_loss == 0
 
     def test_nothing_and_unknown_pairs_are_refused(self):
         with pytest.raises(UserError, match="nothing to encode"):
@@ -249,16 +249,16 @@ class TestOnDisk:
             {"kind": "classification", "modality": "audio", "num_classes": 3},
         ]
         torch.manual_seed(0)
-        whole = ImpForPreTraining(small_config(**EXPERTS, objectives={"speech": task_entry(objectives)})).eval()
-        temperature = whole.objectives["speech"].parts[0].temperatures["audio_text"].value
+        full = ImpForPreTraining(small_config(**EXPERTS, objectives={"speech": task_entry(objectives)})).eval()
+        temperature = full.objectives["speech"].parts[0].temperatures["audio_text"].value
         temperature.data.fill_(0.07)  # learned; must not fall back to its start when loaded
-        whole.save_pretrained(tmp_path)
+        full.save_pretrained(tmp_path)
         for loaded in (ImpModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
-            assert torch.equal(loaded(**sound_inputs(2)).audio_pooled, whole.imp(**sound_inputs(2)).audio_pooled)
+            assert torch.equal(loaded(**sound_inputs(2)).audio_pooled, full.imp(**sound_inputs(2)).audio_pooled)
         _, found = ImpModel.from_pretrained(tmp_path, output_loading_info=True)
         assert not found["missing_keys"] and not found["mismatched_keys"]
         again = ImpForPreTraining.from_pretrained(tmp_path)
-        for (name, weight), other in zip(whole.state_dict().items(), again.state_dict().values()):
+        for (name, weight), other in zip(full.state_dict().items(), again.state_dict().values()):
             assert torch.equal(weight, other), name
 
     def test_new_weights_beside_loaded_ones_leave_those_alone(self, tmp_path):
@@ -300,14 +300,14 @@ class TestSeeds:
 
     def test_a_slice_of_experts_gets_the_weights_of_the_whole(self):
         """Two ranks with two experts each start from the same four experts as one rank."""
-        whole = ImpModel(small_config(**EXPERTS))
-        initialize_seeded(whole, 7, 0.02)
+        full = ImpModel(small_config(**EXPERTS))
+        initialize_seeded(full, 7, 0.02)
         for first in (0, 2):
             part = ImpModel(small_config(**EXPERTS))
             for block in part.blocks[1:]:
                 block.feed_forward.experts = block.feed_forward.experts.slice(first, 2)
             initialize_seeded(part, 7, 0.02)
-            for mine, all_of_them in zip(part.blocks[1:], whole.blocks[1:]):
+            for mine, all_of_them in zip(part.blocks[1:], full.blocks[1:]):
                 for name, weight in mine.feed_forward.experts.named_parameters():
                     assert torch.equal(weight, all_of_them.feed_forward.experts.get_parameter(name)[first : first + 2])
 

@@ -29,7 +29,7 @@ def inputs_of_all() -> dict[str, torch.Tensor]:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of whole numbers and a scale for each output, in the way of most quantizers: `weight` is int8 [O, I]."""
+    """A linear layer of integers and a scale for each output, in the way of most quantizers: `weight` is int8 [O, I]."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -58,9 +58,9 @@ def least_likeness(model, quantized, task) -> float:
     """The least cosine of what both make of the same inputs, over all modalities and projections."""
     inputs = inputs_of_all()
     with torch.no_grad():
-        whole, rough = (m(**inputs, task=task) for m in (model, quantized))
-    pooled = [(whole[f"{m}_pooled"], rough[f"{m}_pooled"]) for m in ("vision", "audio", "text")]
-    pairs = pooled + [(vectors, rough.embeddings[name]) for name, vectors in whole.embeddings.items()]
+        full, rough = (m(**inputs, task=task) for m in (model, quantized))
+    pooled = [(full[f"{m}_pooled"], rough[f"{m}_pooled"]) for m in ("vision", "audio", "text")]
+    pairs = pooled + [(vectors, rough.embeddings[name]) for name, vectors in full.embeddings.items()]
     return min(F.cosine_similarity(a, b.float()).min().item() for a, b in pairs)
 
 

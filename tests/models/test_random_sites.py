@@ -39,10 +39,10 @@ def test_only_training_with_keys_is_random(changes):
 def test_a_sample_draws_the_same_in_any_company(count):
     model = small_model(**RANDOM).train()
     for modality, inputs in INPUTS.items():
-        whole_BD = model.encode(modality, inputs, keys()).pooled_BD
+        full_BD = model.encode(modality, inputs, keys()).pooled_BD
         for first in range(0, 8, count):
             part_BD = model.encode(modality, rows(inputs, first, count), keys(first=first, count=count)).pooled_BD
-            torch.testing.assert_close(part_BD, whole_BD[first : first + count], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(part_BD, full_BD[first : first + count], rtol=1e-5, atol=1e-5)
 
 
 def test_every_site_of_every_sample_has_a_key_of_its_own(monkeypatch):

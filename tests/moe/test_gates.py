@@ -131,7 +131,7 @@ def rows_of(routing) -> dict[tuple[int, int], float]:
 
 
 @pytest.mark.parametrize("gate, name", product(("token", "context"), SELECTIONS))
-@pytest.mark.parametrize("how", ["whole", "padded, causal, noisy"])
+@pytest.mark.parametrize("how", ["full", "padded, causal, noisy"])
 def test_decisions_for_each_token(gate, name, how):
     selection = SELECTIONS[name]
     options = {key: value for key, value in selection.items() if key not in ("kind", "factor")}
@@ -140,7 +140,7 @@ def test_decisions_for_each_token(gate, name, how):
     layer = fill(RoutedLinear(IN_FEATURES, OUT_FEATURES, EXPERTS, router, Grouping(tokens=2 * LENGTH), site=1))
     x_BLI, valid_BL, mask_LL = some_tokens(), torch.ones(BATCH, LENGTH).bool(), torch.ones(LENGTH, LENGTH).bool()
     noise_BLE, facts = torch.zeros(BATCH, LENGTH, EXPERTS), SequenceFacts()
-    if how != "whole":
+    if how != "full":
         key_BS, valid_BL, mask_LL = torch.arange(BATCH * 2).view(BATCH, 2), VALID, CAUSAL
         facts = SequenceFacts(valid_BL, mask_LL, key_BS=key_BS)
         noise_BLE = normal(key_BS[:, 1], LENGTH, EXPERTS) / EXPERTS  # of standard deviation 1 / E
@@ -258,10 +258,10 @@ def test_a_slice_of_the_experts_merges_its_part():
     router = MergeRouter(WIDTH, EXPERTS, experts_per_token=3, ids=3)
     layer = fill(MergedLinear(IN_FEATURES, OUT_FEATURES, EXPERTS, router, site=0))
     merged = layer.router(torch.tensor([1]))
-    whole_IO = layer.experts(merged)
+    full_IO = layer.experts(merged)
     parts = [layer.experts.slice(first, count)(merged) for first, count in ((0, 1), (1, 3))]
-    torch.testing.assert_close(sum(parts), whole_IO)
-    assert all((part - whole_IO).abs().max() > 1e-2 for part in parts)
+    torch.testing.assert_close(sum(parts), full_IO)
+    assert all((part - full_IO).abs().max() > 1e-2 for part in parts)
 
 
 def test_noise_of_a_constant_gate_is_one_draw_of_a_step():

@@ -13,7 +13,7 @@ gpu_router = import_kernels("imp_ds.moe.kernels.gpu_router")
 
 @pytest.fixture(autouse=True)
 def products_of_bfloat16(monkeypatch):
-    """The interpreter holds bfloat16 as 16 bits, and would multiply those as whole numbers."""
+    """The interpreter holds bfloat16 as 16 bits, and would multiply those as integers."""
     if not INTERPRETED:
         return
     import triton.language as tl

@@ -83,11 +83,11 @@ def test_smoothing_shares_a_word_out_as_torch_does():
 def test_the_mean_of_equal_shares_is_the_whole():
     """Though the shares have different numbers of words: so ranks need to tell each other nothing of them."""
     model = small_model().eval()
-    whole = batch_of(range(16))
-    whole.targets["caption"][:8, 4:] = IGNORED
-    halves = [whole.map(lambda x, i=i: x.chunk(2)[i]) for i in range(2)]
+    full = batch_of(range(16))
+    full.targets["caption"][:8, 4:] = IGNORED
+    halves = [full.map(lambda x, i=i: x.chunk(2)[i]) for i in range(2)]
     (a, found_a, _), (b, found_b, _) = (model(half) for half in halves)
-    loss, found, _ = model(whole)
+    loss, found, _ = model(full)
     torch.testing.assert_close(loss, (a + b) / 2)
     torch.testing.assert_close(found["accuracy/caption"], (found_a["accuracy/caption"] + found_b["accuracy/caption"]) / 2)
 

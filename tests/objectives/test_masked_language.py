@@ -114,10 +114,10 @@ def test_the_mean_of_equal_shares_is_the_whole():
     """So ranks and micro-batches need to exchange nothing."""
     objective, model = build()
     tokens_BLD = torch.randn(4, LENGTH, WIDTH)
-    whole = run(objective, model, tokens_BLD, HIDDEN)
+    full = run(objective, model, tokens_BLD, HIDDEN)
     parts = [run(objective, model, tokens_BLD[rows], HIDDEN[rows]) for rows in (slice(0, 2), slice(2, 4))]
-    torch.testing.assert_close(whole[0], (parts[0][0] + parts[1][0]) / 2)
-    torch.testing.assert_close(*(sum(m["accuracy/masked_language"] for _, m in of) / len(of) for of in ([whole], parts)))
+    torch.testing.assert_close(full[0], (parts[0][0] + parts[1][0]) / 2)
+    torch.testing.assert_close(*(sum(m["accuracy/masked_language"] for _, m in of) / len(of) for of in ([full], parts)))
 
 
 def test_a_fixed_number_of_tokens_is_computed():

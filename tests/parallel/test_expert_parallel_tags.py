@@ -24,10 +24,10 @@ EXPERTS, EP_SIZE = 4, 2
 
 def make_layer(ep_rank: int = 1, activation: str = "geglu") -> tuple[MoELayer, ExpertParallelMoE]:
     torch.manual_seed(0)
-    whole = MoELayer(8, 12, EXPERTS, activation=activation, group_tokens=64, group_examples=2)
-    for parameter in whole.parameters():
+    full = MoELayer(8, 12, EXPERTS, activation=activation, group_tokens=64, group_examples=2)
+    for parameter in full.parameters():
         parameter.data.normal_()
-    return whole, ExpertParallelMoE(copy.deepcopy(whole), EP_SIZE, ep_rank)
+    return full, ExpertParallelMoE(copy.deepcopy(full), EP_SIZE, ep_rank)
 
 
 def test_written_for_the_pinned_version():
@@ -36,9 +36,9 @@ def test_written_for_the_pinned_version():
 
 def test_deepspeed_recognises_the_layer():
     """By its class; a layer of any other class would train wrongly in silence."""
-    whole, layer = make_layer()
+    full, layer = make_layer()
     assert isinstance(layer, AutoEPMoELayer) and isinstance(layer, MoELayer)
-    assert not isinstance(whole, AutoEPMoELayer)
+    assert not isinstance(full, AutoEPMoELayer)
     assert type(layer).forward is MoELayer.forward  # what computes is ours, not theirs
 
 
@@ -81,18 +81,18 @@ def test_tags_of_the_experts_weights(activation, names):
 
 
 def test_everything_else_is_shared():
-    whole, layer = make_layer()
+    full, layer = make_layer()
     others = [p for name, p in layer.named_parameters() if not name.startswith("experts.")]
     assert len(others) == 1 and not is_moe_param(others[0]) and not hasattr(others[0], "group_name")
-    assert torch.equal(others[0], whole.router.weight)
+    assert torch.equal(others[0], full.router.weight)
 
 
 def test_each_rank_holds_its_own_consecutive_experts():
     for ep_rank in range(EP_SIZE):
-        whole, layer = make_layer(ep_rank)
+        full, layer = make_layer(ep_rank)
         assert layer.experts.first == 2 * ep_rank
         for name, weight in layer.experts.named_parameters():
-            assert torch.equal(weight, whole.experts.get_parameter(name)[2 * ep_rank : 2 * ep_rank + 2])
+            assert torch.equal(weight, full.experts.get_parameter(name)[2 * ep_rank : 2 * ep_rank + 2])
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def fill(engine, step: int) -> None:
                 engine.deepspeed.basic_optimizer.state[parameter][key].fill_(step + OFFSETS[f"{key}/"])
 
 
-def check_whole(folder: Path) -> int:
+def check_complete(folder: Path) -> int:
     """The step of a checkpoint all of whose elements tell that step; AssertionError otherwise."""
     checkpoint.verify(folder)
     reader = checkpoint.Reader(folder)

@@ -1,4 +1,4 @@
-"""Checkpoints: go on under any layout, bit for bit under the same; damage is named and the last whole one is used."""
+"""Checkpoints: go on under any layout, bit for bit under the same; damage is named and the last complete one is used."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def found(run_dir: Path) -> tuple[str | None, list[str]]:
     return None if path is None else path.name, warnings
 
 
-def test_a_whole_checkpoint_is_found_without_a_word(run_dir):
+def test_a_complete_checkpoint_is_found_without_a_word(run_dir):
     assert found(run_dir) == ("step_00000005", [])
 
 
@@ -100,7 +100,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage, named", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_is_named_and_the_last_whole_one_is_used(run_dir, damage, named):
+def test_damage_is_named_and_the_last_complete_one_is_used(run_dir, damage, named):
     damage(run_dir / "checkpoints" / "step_00000005")
     name, warnings = found(run_dir)
     assert name == "step_00000003"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_engine import check_whole, fill, make_engine
+from plain_engine import check_complete, fill, make_engine
 from safetensors.torch import load_file, save_file
 
 from imp_ds.errors import UserError
@@ -54,7 +54,7 @@ def test_it_saves_the_state_of_its_call_while_training_goes_on(engine, tmp_path,
     assert writer.poll() is None and names(tmp_path) == [f".staging-step_00000001-{writer._token}-1"]
     gate.opened.set()
     assert writer.wait() == tmp_path / "checkpoints" / "step_00000001"
-    assert check_whole(writer.wait()) == 1
+    assert check_complete(writer.wait()) == 1
     assert writer.poll() is None  # told once
     assert capsys.readouterr().out.count("checkpoint step_00000001: written in") == 1
 
@@ -66,7 +66,7 @@ def test_a_snapshot_of_a_gpu_is_pinned_and_done_when_the_call_returns(tmp_path):
     assert all(buffer.is_pinned() for buffer in writer._snapshot._buffers.values())
     save(writer, 1)
     fill(engine, 2)
-    assert check_whole(writer.wait()) == 1
+    assert check_complete(writer.wait()) == 1
 
 
 def test_a_second_save_waits_for_the_first(engine, tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_second_save_waits_for_the_first(engine, tmp_path, monkeypatch):
     save(writer, 2)
     assert writer._job.waited_s > 0.2
     writer.wait()
-    assert [check_whole(tmp_path / "checkpoints" / name) for name in names(tmp_path)[1:]] == [1, 2]
+    assert [check_complete(tmp_path / "checkpoints" / name) for name in names(tmp_path)[1:]] == [1, 2]
 
 
 def test_files_are_safetensors_of_ranges(engine, tmp_path):
@@ -129,10 +129,10 @@ def test_saving_a_step_again_never_leaves_the_run_without_it(engine, tmp_path, m
     save(writer, 5)
     with pytest.raises(UserError, match="killed here"):
         writer.wait()
-    assert check_whole(checkpoint.newest(tmp_path)) == 5
+    assert check_complete(checkpoint.newest(tmp_path)) == 5
     monkeypatch.undo()
     save(writer, 5)
-    assert check_whole(writer.wait()) == 5
+    assert check_complete(writer.wait()) == 5
     assert names(tmp_path) == ["latest", "step_00000005"] and checkpoint.steps(tmp_path) == [5]
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_line_and_training_goes_on(engine, tmp_path, capsys):
     with pytest.raises(UserError, match="the checkpoint could not be written\n  got: .*step_00000002: .*File too large"):
         writer.wait()
     save(writer, 3)
-    assert check_whole(writer.wait()) == 3 and names(tmp_path) == ["latest", "step_00000001", "step_00000003"]
+    assert check_complete(writer.wait()) == 3 and names(tmp_path) == ["latest", "step_00000001", "step_00000003"]
 
 
 def test_a_disk_that_hangs_holds_nobody_for_longer_than_its_time(engine, tmp_path, monkeypatch, capsys):
@@ -169,7 +169,7 @@ def test_a_disk_that_hangs_holds_nobody_for_longer_than_its_time(engine, tmp_pat
     writer.timeout_s = 20.0
     save(writer, 2)  # its snapshot takes the memory that the hung thread still reads
     gate.opened.set()
-    assert check_whole(writer.wait()) == 2
+    assert check_complete(writer.wait()) == 2
     hung.join(20)
     assert names(tmp_path) == ["latest", "step_00000002"]  # what hung was not published when it went on
 
@@ -182,7 +182,7 @@ def test_a_late_failure_of_any_kind_does_not_reach_training(engine, tmp_path, mo
     save(writer, 2)
     writer._job.wait()
     assert writer.poll().problem == "ZeroDivisionError: division by zero"
-    assert check_whole(checkpoint.newest(tmp_path)) == 1 and names(tmp_path) == ["latest", "step_00000001"]
+    assert check_complete(checkpoint.newest(tmp_path)) == 1 and names(tmp_path) == ["latest", "step_00000001"]
 
 
 def test_a_new_start_removes_what_killed_saves_left(engine, tmp_path):
@@ -200,7 +200,7 @@ def test_the_pointer_is_for_people(engine, tmp_path):
     save(writer := Writer(engine, tmp_path, keep=2), 1)
     writer.wait()
     (tmp_path / "checkpoints" / "latest").write_text("step_00000099\n")
-    assert check_whole(checkpoint.newest(tmp_path)) == 1
+    assert check_complete(checkpoint.newest(tmp_path)) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_refused_at_the_start(engine, tmp_path):

@@ -1,4 +1,4 @@
-"""Disks without room: records wait for it and none is cut, what is made as a whole is whole or not there."""
+"""Disks without room: records wait for it and none is cut, what is made as a whole is complete or absent."""
 
 import errno
 import json

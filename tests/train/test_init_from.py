@@ -84,8 +84,8 @@ def test_a_rank_takes_its_own_experts(source):
         model = fresh_model(ep_rank=rank, **SPARSE)
         load_initial(model, source)
         for name, value in values(model).items():
-            whole = stored[name]
-            assert torch.equal(value, whole[2 * rank : 2 * rank + 2] if ".experts." in name else whole), name
+            full = stored[name]
+            assert torch.equal(value, full[2 * rank : 2 * rank + 2] if ".experts." in name else full), name
     w1 = stored["imp.blocks.1.feed_forward.experts.w1"]
     assert (w1[:2] - w1[2:]).abs().max() > 0.1  # the halves differ
 

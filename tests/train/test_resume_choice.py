@@ -1,4 +1,4 @@
-"""What --resume takes: the newest whole checkpoint, or none, or the one of a step; never a start over what is there."""
+"""What --resume takes: the newest complete checkpoint, or none, or the one of a step; never a start over what is there."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from imp_ds.errors import UserError
 from imp_ds.train import checkpoint, resume
 
 
-def put(run, step: int, whole: bool = True):
+def put(run, step: int, full: bool = True):
     """A checkpoint of which nothing but the manifest is real."""
     folder = run / checkpoint.FOLDER / checkpoint.folder_name(step)
     folder.mkdir(parents=True)
@@ -18,19 +18,19 @@ def put(run, step: int, whole: bool = True):
         (folder / name).write_text(text)
         listed[name] = {"size": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(listed))
-    if not whole:
+    if not full:
         (folder / "state.json").write_text("[]")
     return folder
 
 
 def test_a_new_run_starts(tmp_path):
     assert resume.find(tmp_path / "run", "auto") is None
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no complete checkpoint"):
         resume.find(tmp_path / "run", "latest")
 
 
 @pytest.mark.parametrize("where", ["auto", "latest"])
-def test_the_newest_whole_one_is_taken(where, tmp_path):
+def test_the_newest_complete_one_is_taken(where, tmp_path):
     put(tmp_path, 4)
     middle, last, warned = put(tmp_path, 8), put(tmp_path, 12), []
     assert resume.find(tmp_path, where) == last
@@ -40,8 +40,8 @@ def test_the_newest_whole_one_is_taken(where, tmp_path):
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(tmp_path):
-    put(tmp_path, 4, whole=False)
-    with pytest.raises(UserError, match="no whole checkpoint.*\n.*: 4\n.*move that folder away"):
+    put(tmp_path, 4, full=False)
+    with pytest.raises(UserError, match="no complete checkpoint.*\n.*: 4\n.*move that folder away"):
         resume.find(tmp_path, "auto", lambda message: None)
 
 
@@ -62,7 +62,7 @@ def test_one_step_is_taken_when_it_is_the_last(tmp_path):
 
 
 def test_a_damaged_one_is_named(tmp_path):
-    put(tmp_path, 4, whole=False)
+    put(tmp_path, 4, full=False)
     with pytest.raises(UserError, match="step_00000004/state.json"):
         resume.find(tmp_path, "4")
 

@@ -127,11 +127,11 @@ def test_a_merged_model_and_attribute_gates_are_tuned(digits_corpus, tmp_path):
     run = digits_run(digits_corpus, **gated)
     for record, task in zip(run.evaluations, ("image_text", "film_text", "speech_text")):
         record.task = task
-    whole, dense = export_untrained(run, tmp_path / "whole"), tmp_path / "dense"
-    shutil.copytree(whole, dense)
-    merge(ImpForPreTraining.from_pretrained(whole)).save_pretrained(dense)
+    full, dense = export_untrained(run, tmp_path / "full"), tmp_path / "dense"
+    shutil.copytree(full, dense)
+    merge(ImpForPreTraining.from_pretrained(full)).save_pretrained(dense)
     losses = []
-    for folder in (whole, dense):
+    for folder in (full, dense):
         tuned = make(folder, prompt_length=3, **ALL)
         assert tuned.tasks[0].name == "image_text"
         model = build(tuned, folder)

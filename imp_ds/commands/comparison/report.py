@@ -37,8 +37,8 @@ def machine() -> str:
 
 def write_table(out: Path, told: dict, values: dict[str, list[dict[str, float]]], details: dict) -> None:
     """table.json: what the numbers hang on, {router: the numbers of each seed}, and details beside them."""
-    whole = {"facts": told, "routers": values, "details": details}
-    write_json(out / TABLE, _finite(whole))
+    full = {"facts": told, "routers": values, "details": details}
+    write_json(out / TABLE, _finite(full))
 
 
 def write_page(out: Path, told: dict, values: dict[str, list[dict[str, float]]], notes: list[str]) -> None:

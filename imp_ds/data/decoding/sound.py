@@ -47,19 +47,19 @@ def _heard(seconds: float, speed: float, cache: MediaCache, settings: DecodingSe
     key = (media.name, "sound") if rng is None else (media.name, "sound", seconds)
     sound = None if key in cache else open_sound(media, settings)
     if rng is None:
-        return _whole(sound, key, cache)
+        return _complete(sound, key, cache)
     factor = 1.0 if not speed else 1.0 + round(rng.uniform(-speed, speed) * _SPEEDS) / _SPEEDS
     window, place = seconds * factor, rng.random()
     if sound is not None and sound.length is not None and sound.length > 2 * seconds * (1 + speed) * sound.rate:
         wanted = round(window * sound.rate)
         samples_N, rate = sound.samples(int(place * (sound.length - wanted + 1)), wanted)
     else:
-        samples_N, rate = _whole(sound, key, cache)
+        samples_N, rate = _complete(sound, key, cache)
         if len(samples_N) > (wanted := round(window * rate)):
             start = int(place * (len(samples_N) - wanted + 1))
             samples_N = samples_N[start : start + wanted]
     return samples_N, max(1, round(rate * factor))
 
 
-def _whole(sound: OpenSound | None, key: tuple, cache: MediaCache) -> Sound:
+def _complete(sound: OpenSound | None, key: tuple, cache: MediaCache) -> Sound:
     return cache.get(key, lambda: sound.samples())

@@ -1,4 +1,4 @@
-"""Recordings by libsndfile, or else, and of videos, by FFmpeg, whatever their names end in: opened, then read whole or in part.
+"""Recordings by libsndfile, or else, and of videos, by FFmpeg, whatever their names end in: opened, then read in full or in part.
 
 Shapes: C channels, N samples.
 """

@@ -21,7 +21,7 @@ _IMAGES, _SPEECH, _FILMS = 2, 3, 4
 
 
 def build(out: str | Path, seed: int = 0, *, scale: float = 1.0, progress: Progress | None = None) -> bool:
-    """Make the corpus in the folder `out`; True when it was made, False when it was found there, whole.
+    """Make the corpus in the folder `out`; True when it was made, False when it was found there, complete.
 
     The same seed and scale give the same bytes.
 

@@ -110,9 +110,9 @@ def _lines(text: BinaryIO) -> Iterator[tuple[np.ndarray, int]]:
         if len(pieces) < len(starts):
             filled = np.append(filled, False)  # the block ends with a line
         filled[0] |= not blank
-        whole = np.concatenate([[begin], at + ends])
-        yield whole[:-1][filled[:-1]], at + len(block)
-        begin, blank, at = int(whole[-1]), not filled[-1], at + len(block)
+        full = np.concatenate([[begin], at + ends])
+        yield full[:-1][filled[:-1]], at + len(block)
+        begin, blank, at = int(full[-1]), not filled[-1], at + len(block)
     if not blank:
         yield np.array([begin]), at
 

@@ -1,6 +1,6 @@
 """Files that can be made again, kept in one folder up to a bound: copies of remote files, indexes, unpacked shards.
 
-Several processes share the folder, those of other runs too. A file gets its name only when it is whole. What was not opened
+Several processes share the folder, those of other runs too. A file gets its name only when it is complete. What was not opened
 for longest goes first; a file that somebody has open stays readable after it went.
 """
 

@@ -1,6 +1,6 @@
 """Where files lie: on this machine, or at an address of any file system that fsspec knows (s3://, gs://, hf://, memory://).
 
-A local file is opened where it is. A remote one is copied whole, once, to a cache of bounded size; what fails is tried again
+A local file is opened where it is. A remote one is copied in full, once, to a cache of bounded size; what fails is tried again
 after a while. Addresses come from the recipe: those inside data are never followed.
 """
 

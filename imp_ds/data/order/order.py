@@ -76,8 +76,8 @@ class SourceOrder:
     def _window(self, epoch: int, number: int) -> np.ndarray:
         """The order inside a window. The last one of an epoch is shorter, and ends with the last row of all, also where the
         epoch is cut: then other rows are left out in each epoch."""
-        whole = int(self.start_S[-1])
-        size = min(self.window, whole - number * self.window)
+        full = int(self.start_S[-1])
+        size = min(self.window, full - number * self.window)
         make = lambda: np.random.default_rng([_WINDOW, *self.seed, epoch, number]).permutation(size)  # noqa: E731
         return _kept(self._windows, (epoch, number), make)
 

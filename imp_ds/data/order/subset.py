@@ -49,7 +49,7 @@ def spread_over(reader: Reader, most: int) -> Subset:
 
 
 def class_fraction(reader: Reader, label_N: np.ndarray, fraction: float, seed: int, names: list[str] | None = None) -> Subset:
-    """`fraction` of the rows of each class, to the nearest whole number, in their order: a pure function of the seed, and a
+    """`fraction` of the rows of each class, to the nearest integer, in their order: a pure function of the seed, and a
     larger fraction holds all rows of a smaller one.
 
     Args:

@@ -19,7 +19,7 @@ from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.upcycling import ENCODER_SETTINGS
 from imp_ds.modalities.tokenizers import load_tokenizer
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.parallel.whole_parameters import persistent_buffers, whole_parameters
+from imp_ds.parallel.full_parameters import full_parameters, persistent_buffers
 
 # "moe_layer_indices" is compared, and called by the name of its setting
 _SETTINGS = (
@@ -80,8 +80,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 def sources_of(model: ImpForPreTraining, folder: str | Path) -> dict[str, tuple[Path, str]]:
     """Parameter -> the file that `load_initial` copied it from, and its key there. Raises UserError as it does."""
-    stored, wholes = _stored(Path(folder)), whole_parameters(model)
-    taken = [name for name, (shape, _) in wholes.items() if _fits(stored, name, shape)]
+    stored, full_shapes = _stored(Path(folder)), full_parameters(model)
+    taken = [name for name, (shape, _) in full_shapes.items() if _fits(stored, name, shape)]
     return {name: (stored[name][2], stored[name][1]) for name in taken}
 
 
@@ -109,8 +109,8 @@ def _stored(folder: Path) -> dict[str, tuple]:
 
 @torch.no_grad()
 def _load(model: ImpForPreTraining, folder: Path, stored: dict[str, tuple]) -> list[str]:
-    wholes, loaded, fresh = whole_parameters(model), [], []
-    for name, (shape, _) in wholes.items():
+    full_shapes, loaded, fresh = full_parameters(model), [], []
+    for name, (shape, _) in full_shapes.items():
         if _fits(stored, name, shape):
             loaded.append(name)
         elif name.startswith(_HEADS) or _PROMPTS in name:
@@ -121,7 +121,7 @@ def _load(model: ImpForPreTraining, folder: Path, stored: dict[str, tuple]) -> l
                 allowed=f"shape {list(shape)}", fix="export that model again; its weights do not fit its config.json",
             )  # fmt: skip
     for name in loaded:
-        parameter, (shape, start) = model.get_parameter(name), wholes[name]
+        parameter, (shape, start) = model.get_parameter(name), full_shapes[name]
         first = start // prod(shape[1:])  # of the experts that are held here
         parameter.copy_(_view(stored[name])[first : first + len(parameter)])
     buffers = {name: b for name, b in persistent_buffers(model).items() if _fits(stored, name, tuple(b.shape))}

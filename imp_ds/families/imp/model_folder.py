@@ -1,4 +1,4 @@
-"""The folder of an exported model: its parts are loaded whole, or refused in one message, whatever is in its files.
+"""The folder of an exported model: its parts are all loaded, or refused in one message, whatever is in its files.
 
 safetensors only: nothing is unpickled. Code in the folder does not run (`imp_ds.foreign_code`).
 """

@@ -6,7 +6,7 @@ without the bias, renormalised to 1 for k > 1. After each step the bias of an ex
 than the mean expert, and falls by as much if more did: over all tokens of the step, of all micro-batches and ranks, before any
 are dropped. Nothing about it is differentiated, and outside of training it stays as it is.
 
-The state is how often each bias was raised more than lowered, a whole number: exact whatever the model's type is, and the same on
+The state is how often each bias was raised more than lowered, an integer: exact whatever the model's type is, and the same on
 any number of ranks.
 
 Shapes: G groups, S tokens of a group, E experts, K experts of a token.
@@ -71,5 +71,5 @@ class BalancedTopKRouter(TopKRouter):
         return self.chosen_E
 
     def after_step(self, counts: torch.Tensor) -> None:
-        # below the mean: sum / E - count > 0, in whole numbers
+        # below the mean: sum / E - count > 0, in integers
         self.raises_E += (counts.sum() - counts * self.num_experts).sign()

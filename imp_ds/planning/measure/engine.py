@@ -49,8 +49,8 @@ def engine_rate(stage: int, device: torch.device, dtype: torch.dtype, links: dic
     tensor_s = max(0.0, (many - base) / (tensors_b - tensors_a))  # the parameters of such small layers cost nothing
     parameter_s = max(0.0, (large - base) / (held_c - held_a))
     owned_s = min(update_seconds(device), parameter_s * (world_size() if stage else 1))
-    whole_s = parameter_s - owned_s / (world_size() if stage else 1)
-    return EngineRate(step_s=max(0.0, base - tensors_a * tensor_s), tensor_s=tensor_s, whole_s=max(0.0, whole_s), owned_s=owned_s)
+    held_s = parameter_s - owned_s / (world_size() if stage else 1)
+    return EngineRate(step_s=max(0.0, base - tensors_a * tensor_s), tensor_s=tensor_s, held_s=max(0.0, held_s), owned_s=owned_s)
 
 
 def _added(stage: int, tensors: int, width: int, device: torch.device, dtype: torch.dtype, links: dict[str, Link]) -> float:
@@ -69,13 +69,13 @@ def _added(stage: int, tensors: int, width: int, device: torch.device, dtype: to
         engine.forward(row)
         engine.update(1e-4)
 
-    whole = seconds_of(step, device, 0.8)
+    full = seconds_of(step, device, 0.8)
     ranks, held = world_size(), tensors * width**2
     weights, network = Weights(held, 0, held, 0, tensors, tensors, held, tensors, tensors), Network(gpus=ranks, measured=links)
     precision = next(name for name, kind in DTYPES.items() if kind == dtype)
     sent = gradient_seconds(weights, stage, ranks, 1, precision, network)
     sent += weight_seconds(weights, stage, 1, ranks, 1, precision, network)
-    return max(0.0, whole - without - sent)
+    return max(0.0, full - without - sent)
 
 
 def update_seconds(device: torch.device) -> float:

@@ -168,8 +168,8 @@ class KernelTimer:
             spread(layer)
             kernel = next(k for k in mixture(config, samples, length, self.size) if k.kind == "routing")
             rows = max(EXPERTS, samples * length)
-            whole = self._seconds(layer, self._tensor(samples, length, 384))
-            return max(whole - self._seconds(layer.experts, self._tensor(rows, 384)), 0.05 * whole), kernel.bytes
+            full = self._seconds(layer, self._tensor(samples, length, 384))
+            return max(full - self._seconds(layer.experts, self._tensor(rows, 384)), 0.05 * full), kernel.bytes
 
         (short, little), (long, much) = measure(1, FEW), measure(MANY // 256, 256)
         rate = bytes_per_second(much - little, short, long)
@@ -210,12 +210,12 @@ def _mean_after_work(function: Callable, device: torch.device) -> float:
 
 
 def _collective(name: str, numel: int, device: torch.device) -> Callable:
-    whole, part = torch.zeros(numel, device=device), torch.zeros(numel // world_size(), device=device)
+    full, part = torch.zeros(numel, device=device), torch.zeros(numel // world_size(), device=device)
     calls = {
-        "all_reduce": lambda: dist.all_reduce(whole),
-        "all_gather": lambda: dist.all_gather_into_tensor(whole, part),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole),
-        "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole),
+        "all_reduce": lambda: dist.all_reduce(full),
+        "all_gather": lambda: dist.all_gather_into_tensor(full, part),
+        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, full),
+        "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(full), full),
     }
     return calls[name]
 

@@ -1,16 +1,16 @@
-"""Checkpoints that are whole or not there, that training does not wait for, and that do not know how many ranks wrote them.
+"""Checkpoints that are complete or absent, that training does not wait for, and that do not know how many ranks wrote them.
 
     checkpoints/step_00001000/   of each rank model-00000, optimizer-00000, random-00000.safetensors; buffers-00000;
                                  index.json, state.json, references.json, manifest.json
     checkpoints/frozen/          what the run does not train and was loaded from no file, each file under its hash
-    checkpoints/latest           the name of the newest whole one
+    checkpoints/latest           the name of the newest complete one
 
 A rank writes the ranges of weights and moments that its optimizer holds, as float32 safetensors by parameter name; the index
 says which file has which elements of a parameter, so any number of ranks, ep_size and ZeRO stage can read them. DeepSpeed's
 own format is a pickle, is published before all ranks have written, and wants three matrices in an expert. What is not trained is
 referred to, by path and sha256; persistent buffers are written as they are; a rank's random state serves as many ranks again.
 
-`Writer` saves in the background; `newest` finds a whole one; `Reader` reads it, and needs no DeepSpeed.
+`Writer` saves in the background; `newest` finds a complete one; `Reader` reads it, and needs no DeepSpeed.
 """
 
 from pathlib import Path

@@ -19,7 +19,7 @@ INDEX, STATE, MANIFEST, LATEST = "index.json", "state.json", "manifest.json", "l
 REFERENCES = "references.json"  # files beside the checkpoint that hold what is not trained: name -> path, size, sha256
 FROZEN = "frozen"  # their folder, of those that the run wrote itself
 STAGING, DELETED = ".staging-", ".deleted-"
-REPLACED = ".replaced"  # ends the name of a whole one whose step is being saved again
+REPLACED = ".replaced"  # ends the name of a complete one whose step is being saved again
 CHUNK = 16 * 2**20  # bytes written and hashed at a time, without Python's lock
 
 _DTYPES = {
@@ -90,7 +90,7 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: dict) -> dict:
-    """Write JSON, whole or not at all; returns its entry for the manifest."""
+    """Write JSON, complete or not at all; returns its entry for the manifest."""
     text = json.dumps(value, indent=1, sort_keys=True) + "\n"
     write_file(path, text)
     return {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}

@@ -17,7 +17,7 @@ from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.parallel.groups import on_main, rank, world_size
 from imp_ds.train.checkpoint import files
-from imp_ds.train.engine.master_state import whole_parameters
+from imp_ds.train.engine.master_state import full_parameters
 
 _NAME = 16  # characters of a hash that make the name of a reference
 
@@ -45,7 +45,7 @@ def refer_to_frozen(model: nn.Module, output_dir: Path, ep_size: int = 1, source
 
     Raises UserError, on every rank, when a source cannot be read or there is no room.
     """
-    wholes = whole_parameters(model)
+    full_shapes = full_parameters(model)
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     found = Frozen()
     if reader is not None:
@@ -58,11 +58,11 @@ def refer_to_frozen(model: nn.Module, output_dir: Path, ep_size: int = 1, source
     names, references = shared[0]
     found.references.update(references)
     for name, (path, key) in loaded.items():
-        shape = wholes[name][0]
+        shape = full_shapes[name][0]
         found.index[name] = {"shape": shape, "parts": [[0, prod(shape), names[str(path)]]], "key": key}
     left = {name: value for name, value in frozen.items() if name not in found.index}
     if left:
-        _write_once(found, left, wholes, Path(output_dir) / files.FOLDER, ep_size)
+        _write_once(found, left, full_shapes, Path(output_dir) / files.FOLDER, ep_size)
     return found
 
 
@@ -91,24 +91,25 @@ def _join(found: Frozen, path: str, size: int, sha256: str) -> str:
     return name
 
 
-def _write_once(found: Frozen, left: dict[str, torch.Tensor], wholes: dict, root: Path, ep_size: int) -> None:
+def _write_once(found: Frozen, left: dict[str, torch.Tensor], full_shapes: dict, root: Path, ep_size: int) -> None:
     """The ranks of the first expert group write what they hold: rank 0 all, the others their experts."""
 
     def held() -> dict[str, torch.Tensor]:
-        return {name: value for name, value in left.items() if rank() == 0 or value.numel() < prod(wholes[name][0])}
+        return {name: value for name, value in left.items() if rank() == 0 or value.numel() < prod(full_shapes[name][0])}
 
     mine = held() if rank() < ep_size else {}
-    part = on_main(lambda: _write(mine, wholes, root) if mine else None, "what is not trained cannot be written", every_rank=True)
+    problem = "what is not trained cannot be written"
+    part = on_main(lambda: _write(mine, full_shapes, root) if mine else None, problem, every_rank=True)
     parts = [part] * world_size()
     if world_size() > 1:
         dist.all_gather_object(parts, part)
     for size, sha256, ranges in filter(None, parts):
         file = _join(found, f"{files.FROZEN}/{sha256}.safetensors", size, sha256)
         for name, (start, stop) in ranges.items():
-            found.index.setdefault(name, {"shape": wholes[name][0], "parts": []})["parts"].append([start, stop, file])
+            found.index.setdefault(name, {"shape": full_shapes[name][0], "parts": []})["parts"].append([start, stop, file])
 
 
-def _write(mine: dict[str, torch.Tensor], wholes: dict, root: Path) -> tuple[int, str, dict[str, tuple[int, int]]]:
+def _write(mine: dict[str, torch.Tensor], full_shapes: dict, root: Path) -> tuple[int, str, dict[str, tuple[int, int]]]:
     """Size and hash of the file, and which elements of each parameter are in it."""
     (root / files.FROZEN).mkdir(parents=True, exist_ok=True)
     staging = root / f"{files.STAGING}frozen-{uuid4().hex[:8]}"
@@ -119,7 +120,7 @@ def _write(mine: dict[str, torch.Tensor], wholes: dict, root: Path) -> tuple[int
         files.flush(root / files.FROZEN)
     finally:
         staging.unlink(missing_ok=True)
-    ranges = {name: (wholes[name][1], wholes[name][1] + value.numel()) for name, value in mine.items()}
+    ranges = {name: (full_shapes[name][1], full_shapes[name][1] + value.numel()) for name, value in mine.items()}
     return written["size"], written["sha256"], ranges
 
 

@@ -1,6 +1,6 @@
 """Rank 0's part of a save: wait for every rank's files, list them, and give the folder its name.
 
-The order is what makes a checkpoint whole or not there: files and manifest are on the disk before the folder is renamed,
+The order is what makes a checkpoint complete or absent: files and manifest are on the disk before the folder is renamed,
 `latest` is moved after that, and only then older checkpoints go.
 """
 

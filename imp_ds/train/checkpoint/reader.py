@@ -1,4 +1,4 @@
-"""Find a whole checkpoint, and read any range of any parameter from it, whoever wrote it.
+"""Find a complete checkpoint, and read any range of any parameter from it, whoever wrote it.
 
 JSON and safetensors are all that is read: nothing in a checkpoint can be executed.
 """
@@ -13,8 +13,8 @@ from torch import nn
 
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
+from imp_ds.parallel.full_parameters import full_parameters, persistent_buffers
 from imp_ds.parallel.groups import barrier, rank, world_size
-from imp_ds.parallel.whole_parameters import persistent_buffers, whole_parameters
 from imp_ds.train.checkpoint import files
 from imp_ds.train.checkpoint.snapshot import BUFFER, RANDOM
 from imp_ds.train.engine import master_state
@@ -97,7 +97,7 @@ def _check_references(folder: Path, references: dict) -> None:
 
 
 def newest(output_dir: Path, warn=print) -> Path | None:
-    """The newest whole checkpoint of a run, or None; a damaged one is named through `warn` and passed over."""
+    """The newest complete checkpoint of a run, or None; a damaged one is named through `warn` and passed over."""
     for folder in reversed(files.published(Path(output_dir) / files.FOLDER)):
         try:
             verify(folder)
@@ -183,7 +183,7 @@ class Reader:
                 raise UserError("a file of a checkpoint is damaged", got=f"{self._path(name)}: {error}", fix=_ANOTHER) from None
         return self._open[name]
 
-    def _whole(self, name: str, key: str) -> torch.Tensor:
+    def _complete(self, name: str, key: str) -> torch.Tensor:
         """A small tensor as it was saved, its type and shape too."""
         try:
             return self._file(name).get_tensor(key)
@@ -193,7 +193,7 @@ class Reader:
     def check(self, model: nn.Module) -> None:
         """Raise UserError unless the checkpoint holds exactly this model's parameters (its experts may lie on other ranks) and
         persistent buffers."""
-        wanted = {name: shape for name, (shape, _) in whole_parameters(model).items()}
+        wanted = {name: shape for name, (shape, _) in full_parameters(model).items()}
         wanted |= {BUFFER + name: tuple(buffer.shape) for name, buffer in persistent_buffers(model).items()}
         moments = tuple(f"{kind}/" for kind in master_state.MOMENTS)
         held = {name: tuple(entry["shape"]) for name, entry in self.index.items() if not name.startswith(moments)}
@@ -217,10 +217,10 @@ class Reader:
         self.load_buffers(model)
 
     def _load_parameters(self, model: nn.Module, names: list[str], report: Callable[[str, int, int], None] | None = None) -> None:
-        wholes = whole_parameters(model)
+        full_shapes = full_parameters(model)
         with torch.no_grad():
             for done, name in enumerate(names, 1):
-                parameter, first = model.get_parameter(name), wholes[name][1]
+                parameter, first = model.get_parameter(name), full_shapes[name][1]
                 parameter.copy_(self.read(name, first, first + parameter.numel()).view(parameter.shape))
                 if report is not None:
                     report("parameters", done, len(names))
@@ -229,7 +229,7 @@ class Reader:
         """Copy the persistent buffers, bit for bit."""
         with torch.no_grad():
             for name, buffer in persistent_buffers(model).items():
-                saved = self._whole(self.index[BUFFER + name]["parts"][0][2], BUFFER + name)
+                saved = self._complete(self.index[BUFFER + name]["parts"][0][2], BUFFER + name)
                 if saved.shape != buffer.shape or saved.dtype != buffer.dtype:
                     got, allowed = (f"{one.dtype} {list(one.shape)}" for one in (saved, buffer))
                     raise UserError("a buffer of the checkpoint is of another kind", got=f"{name}: {got}", allowed=allowed)
@@ -242,7 +242,7 @@ class Reader:
         if writers != world_size():
             return None
         keys = set(self._file(name).keys())
-        return {key: self._whole(name, key) for key in keys} if ("cuda" in keys) == (device.type == "cuda") else None
+        return {key: self._complete(name, key) for key in keys} if ("cuda" in keys) == (device.type == "cuda") else None
 
     def load_optimizer(self, engine) -> None:
         """Set master weights, moments and the step count of an engine whose model already has the weights.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from imp_ds.parallel.full_parameters import persistent_buffers
 from imp_ds.parallel.groups import is_main
-from imp_ds.parallel.whole_parameters import persistent_buffers
 from imp_ds.train import random_state
 from imp_ds.train.engine.master_state import WEIGHT, owned_slices
 

@@ -77,7 +77,7 @@ class Engine:
     The gradient of a step is that of sum(loss * weight) / sum(weight) over its micro-batches and ranks.
 
     mixed: whether ranks may train different tasks in one step, but for those that share experts. Then the step's gradient is the
-    mean of the ranks' own, each of which is held whole, and no rank's samples are compared with another's.
+    mean of the ranks' own, each of which is held in full, and no rank's samples are compared with another's.
     """
 
     def __init__(self, model: TrainModule, ds: dict, *, weight_decay: float, device: torch.device, mixed: bool = False):

@@ -138,7 +138,7 @@ def _check_steps(run: RunConfig, ds: dict) -> None:
     every = run.train.interference_every
     if every and stage == 3:
         raise UserError(
-            "interference cannot be measured in training at ZeRO 3, where no rank has a whole weight",
+            "interference cannot be measured in training at ZeRO 3, where no rank has a full weight",
             got=f"train.interference_every = {every}, zero_optimization.stage = 3", allowed="ZeRO 0, 1 or 2",
             fix="--set train.interference_every=0, and measure the checkpoints: imp_ds interference RUN",
         )  # fmt: skip

@@ -11,8 +11,8 @@ from math import prod
 import torch
 from torch import nn
 
+from imp_ds.parallel.full_parameters import full_parameters
 from imp_ds.parallel.groups import rank, world_size
-from imp_ds.parallel.whole_parameters import whole_parameters
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,11 +42,11 @@ class Slice:
 
 def slices(engine) -> list[Slice]:
     """All that this rank's optimizer holds, by parameter. At ZeRO 0 replicas hold the same."""
-    wholes, found = whole_parameters(engine.model), []
+    full_shapes, found = full_parameters(engine.model), []
     for name, parameter in engine.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        shape, first = wholes[name]
+        shape, first = full_shapes[name]
         start, tensors = _held(engine, parameter)
         if tensors:
             found.append(Slice(name, shape, first + start, tensors))

@@ -85,8 +85,8 @@ class MicroBatches:
 
     def _through_loss(self, model: TrainModule, micro_batch: Batch, i: int) -> torch.Tensor:
         encodings = model.encode(micro_batch)
-        whole = {m: torch.cat([*self._pooled[m][:i], encoding.pooled_BD]) for m, encoding in encodings.items()}
-        loss, _ = model.compare(micro_batch.task, whole, self.batch.targets)
+        full = {m: torch.cat([*self._pooled[m][:i], encoding.pooled_BD]) for m, encoding in encodings.items()}
+        loss, _ = model.compare(micro_batch.task, full, self.batch.targets)
         return loss + self._share(model, micro_batch, encodings, i)
 
     def _share(self, model: TrainModule, micro_batch: Batch, encodings: dict, i: int) -> torch.Tensor:

@@ -30,7 +30,7 @@ def cut_lines(path: Path, last_step: int, read: Callable[[dict], object] = lambd
     """The lines of a file up to `last_step`; what lies beyond is removed from it.
 
     A last line without its end is what a killed process leaves, and is removed too. Raises UserError when it is damaged: a line
-    is no JSON object with a whole number as its step, or `read` raises KeyError, TypeError, AttributeError or ValueError for it.
+    is no JSON object with an integer as its step, or `read` raises KeyError, TypeError, AttributeError or ValueError for it.
     """
     if not path.exists():
         return []
@@ -40,7 +40,7 @@ def cut_lines(path: Path, last_step: int, read: Callable[[dict], object] = lambd
         try:
             entry = parse_json(line, path.name, dict)
             if not isinstance(entry["step"], int):
-                raise TypeError("the step is no whole number")
+                raise TypeError("the step is no integer")
             read(entry)
         except (ValueError, KeyError, TypeError, AttributeError):  # a UserError is a ValueError
             where = f"{path}, line {number}"

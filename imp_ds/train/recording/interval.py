@@ -93,7 +93,7 @@ def _to_host(tensors: list[torch.Tensor]):
 
 
 def _steps(values: list[tuple[float, dict]]) -> int | float:
-    """How many steps of all ranks these (share, values) make; a whole number where all ranks trained the task each time."""
+    """How many steps of all ranks these (share, values) make; an integer where all ranks trained the task each time."""
     steps = sum(share for share, _ in values)
     return round(steps) if steps.is_integer() else steps
 

@@ -10,7 +10,7 @@ _AT_ONCE = 1 << 16  # bytes of records that are written, and taken back, togethe
 
 
 class RecordFile:
-    """Appends whole records to a file, which is made with the first one.
+    """Appends complete records to a file, which is made with the first one.
 
     A write that fails is taken back, so that no part of a record stays in the file, and its records wait in memory for the next
     `flush`. This is said once for all files of the process, on standard error, and once when all of them are written again.
@@ -23,7 +23,7 @@ class RecordFile:
         self._records: deque[bytes] = deque()
         self._bytes = 0
         self._file: int | None = None
-        self._size = 0  # of the file, as far as its records are whole
+        self._size = 0  # of the file, as far as its records are complete
 
     def add(self, record: bytes) -> None:
         """A record to be written with the next `flush`."""

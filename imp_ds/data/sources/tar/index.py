@@ -80,11 +80,11 @@ class TarIndex:
     @property
     def damage(self) -> str | None:
         """What is wrong with a shard that cannot be read to its end."""
-        whole = len(self) - 1
-        last = self.sample(whole) if len(self) else None
+        full = len(self) - 1
+        last = self.sample(full) if len(self) else None
         if last is None or last.state != CUT:
             return f"several samples side by side are called {self.repeated}; each is read" if self.repeated else None
-        return f"cut off after {whole:,} samples ({last.key}); what came after them is lost, so get this shard again"
+        return f"cut off after {full:,} samples ({last.key}); what came after them is lost, so get this shard again"
 
     def sample(self, number: int) -> TarSample:
         if number:

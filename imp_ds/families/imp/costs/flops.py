@@ -56,9 +56,9 @@ def step_kernels(
 
 def patch_values(views: Views, config: ImpConfig) -> dict[str, int]:
     """Raw values that become one token, by modality; 0 for a text, which has none. A patch of an image has one frame."""
-    whole = config.num_channels * math.prod(config.vision_patch)
+    full = config.num_channels * math.prod(config.vision_patch)
     image = views.vision is not None and views.vision.frames == 1
-    return {"vision": whole // config.vision_patch[0] if image else whole, "audio": math.prod(config.audio_patch), "text": 0}
+    return {"vision": full // config.vision_patch[0] if image else full, "audio": math.prod(config.audio_patch), "text": 0}
 
 
 def _encoder(

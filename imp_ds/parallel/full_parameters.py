@@ -8,7 +8,7 @@ from torch import nn
 from imp_ds.moe.experts import ExpertWeights
 
 
-def whole_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
+def full_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
     """Parameter name -> its shape with the experts of all ranks, and the flat position of the first element held here."""
     # ds_shape: ZeRO 3 leaves a parameter empty between its uses
     found = {name: (tuple(getattr(p, "ds_shape", p.shape)), 0) for name, p in model.named_parameters()}
