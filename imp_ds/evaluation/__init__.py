@@ -13,12 +13,12 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, RETRIEVAL, Metric, Panel, Shown, by_name, checked
 from imp_ds.evaluation.missing_splits import has_sources, serving
-from imp_ds.evaluation.split import KeptBatches, Report, Split
+from imp_ds.evaluation.split import CachedBatches, Report, Split
 from imp_ds.registry import EVALUATORS
 from imp_ds.tasks import Evaluation
 
 __all__ = [
-    "ACCURACY", "Evaluator", "KeptBatches", "Metric", "Panel", "Projection", "RETRIEVAL", "Shown", "Split", "build_evaluators",
+    "ACCURACY", "CachedBatches", "Evaluator", "Metric", "Panel", "Projection", "RETRIEVAL", "Shown", "Split", "build_evaluators",
     "evaluate", "expert_usage", "register_evaluator", "by_name",
 ]  # fmt: skip
 

@@ -19,7 +19,7 @@ from imp_ds.registry import EVALUATORS
 from imp_ds.tasks import Batch, Evaluation, Source, Views
 
 Report = Callable[[str, int, int], None]
-KEPT_MB = 256
+CACHE_MB = 256
 
 
 class Split:
@@ -83,10 +83,10 @@ class Split:
         return self._evaluators[kind, record.name]
 
 
-class KeptBatches:
-    """Batches that are made once and then kept, as long as they take at most `most_mb` megabytes together."""
+class CachedBatches:
+    """Batches that are made once and cached while they take at most `most_mb` megabytes together."""
 
-    def __init__(self, make: Callable[[], Iterable[Batch]], most_mb: int = KEPT_MB):
+    def __init__(self, make: Callable[[], Iterable[Batch]], most_mb: int = CACHE_MB):
         self.make, self.most_bytes = make, most_mb << 20
         self._kept: list[Batch] | None = None
 

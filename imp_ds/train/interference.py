@@ -32,7 +32,7 @@ from imp_ds.train.schedule import Rotation
 
 SAMPLES = 100  # as published
 BATCH_SIZE = 32  # of all ranks: the noise of a gradient is that of this many examples
-KEPT_MB = 1024
+CACHE_MB = 1024
 PICTURE = "interference.png"
 
 
@@ -61,8 +61,8 @@ def chosen_weights(model: TrainModule, patterns: list[str] = ()) -> list[str]:
 class GradientRounds:
     """N rounds of gradients, one of each task, {name of the weight: float32 [K, P]}; every iteration gives the same.
 
-    They are kept from the first iteration to the next while they take at most `kept_mb`; else they are computed again, each round
-    in the place of the one before.
+    They are kept from the first iteration to the next while they take at most `cache_mb`; else they are computed again, each
+    round in the place of the one before.
 
     Args:
         batch_of: (place of the task, number of the round) -> this rank's batch.
@@ -73,7 +73,7 @@ class GradientRounds:
 
     def __init__(
         self, model: TrainModule, batch_of: Callable[[int, int], Batch], tasks: int, samples: int, names: list[str],
-        kept_mb: int = KEPT_MB, progress: Callable[[str, int, int], None] | None = None, compare_alone: bool = False,
+        cache_mb: int = CACHE_MB, progress: Callable[[str, int, int], None] | None = None, compare_alone: bool = False,
     ):  # fmt: skip
         self.compare_alone = compare_alone
         self.model, self.batch_of, self.tasks, self.samples = model, batch_of, tasks, samples
@@ -82,7 +82,7 @@ class GradientRounds:
         self.device = next(iter(self.weights.values())).device
         self.full_shapes = {name: full for name, full in full_parameters(model).items() if name in self.weights}
         round_bytes = 4 * tasks * sum(prod(shape) for shape, _ in self.full_shapes.values())
-        self._keeps = samples * round_bytes <= kept_mb << 20
+        self._keeps = samples * round_bytes <= cache_mb << 20
         # beside the model and a batch: the sums over the rounds, and the rounds that are there at a time
         self.held_bytes = round_bytes * (1 + (samples if self._keeps else 1))
         self._kept: list[dict[str, torch.Tensor]] = []
@@ -138,14 +138,14 @@ class InterferenceProbe:
 
     def __init__(
         self, run: RunConfig, model: TrainModule, readers: dict[str, list[Reader]], processor, *, weights: list[str] = (),
-        samples: int = SAMPLES, batch_size: int = BATCH_SIZE, kept_mb: int = KEPT_MB,
+        samples: int = SAMPLES, batch_size: int = BATCH_SIZE, cache_mb: int = CACHE_MB,
     ):  # fmt: skip
         if samples < 2:
             raise UserError("interference needs several gradients of each task", got=samples, allowed="2 or more; published: 100")
         self.tasks = [task.name for task in run.tasks]
         if len(self.tasks) < 2:
             raise UserError("interference is between tasks", got=f"{self.tasks[0]} alone", allowed="two or more")
-        self.model, self.samples, self.kept_mb, self.mixed = model, samples, kept_mb, run.train.mixed
+        self.model, self.samples, self.cache_mb, self.mixed = model, samples, cache_mb, run.train.mixed
         self.names = chosen_weights(model, weights)
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise UserError(
@@ -180,7 +180,7 @@ class InterferenceProbe:
 
     def _rounds(self, progress: Callable[[str, int, int], None] | None) -> GradientRounds:
         return GradientRounds(
-            self.model, self._batch, len(self.tasks), self.samples, self.names, self.kept_mb, progress, self.mixed
+            self.model, self._batch, len(self.tasks), self.samples, self.names, self.cache_mb, progress, self.mixed
         )
 
     def _batch(self, task: int, number: int) -> Batch:

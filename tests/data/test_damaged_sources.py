@@ -6,7 +6,7 @@ import pytest
 
 from damaged_sources import NAMES, parquet_files, picture
 from imp_ds.config import DataSettings
-from imp_ds.data.files.kept_files import KeptFiles
+from imp_ds.data.files.file_cache import FileCache
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import labels, open_reader, parquet
 from imp_ds.errors import UserError
@@ -83,10 +83,10 @@ def test_texts_of_parquet_that_are_not_utf8_leave_their_group_out(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"label_names": None}, {"holdout": {"test": 0.5}}])
 def test_what_is_made_of_unpacked_rows_waits_for_no_lock_of_its_own(tmp_path, monkeypatch, changes):
-    """Class names and held-out shares are kept, and are made of kept row groups: which share a lock when their names happen to
-    begin alike, here always."""
-    path = KeptFiles._path
-    monkeypatch.setattr(KeptFiles, "_path", lambda self, key: path(self, key).parent.parent / "00" / path(self, key).name)
+    """Class names and held-out shares are cached, and are made of cached row groups, which share a lock when their names happen
+    to begin alike, here always."""
+    path = FileCache._path
+    monkeypatch.setattr(FileCache, "_path", lambda self, key: path(self, key).parent.parent / "00" / path(self, key).name)
     pq.write_table(rows(8), written(tmp_path, b"") / "t/train-0.parquet", row_group_size=2)
     reader = opened(tmp_path, PARQUET.model_copy(update=changes))
     assert reader.class_names == NAMES and 0 < len(reader) <= 8

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate, expert_usage
 from imp_ds.evaluation.embedding import prompt_batches
-from imp_ds.evaluation.split import KeptBatches
+from imp_ds.evaluation.split import CachedBatches
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.models.imp.configuration_imp import ImpConfig
@@ -178,7 +178,7 @@ def test_batches_over_the_limit_are_not_kept():
 
     for limit, runs in ((1, 1), (0, 2)):
         made.clear()
-        kept = KeptBatches(make, limit)
+        kept = CachedBatches(make, limit)
         assert len(list(kept)) == len(list(kept)) == 1 and len(made) == runs
 
 

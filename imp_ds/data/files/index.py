@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from imp_ds.data.files.kept_files import KeptFiles
+from imp_ds.data.files.file_cache import FileCache
 from imp_ds.errors import UserError
 
 _NAMES = {"int64": "I64", "int32": "I32", "uint16": "U16", "uint8": "U8"}
@@ -73,16 +73,16 @@ def _sum(file: BinaryIO, header: int) -> int:
     return found
 
 
-def kept_index(kept: KeptFiles, key: str, make: Callable[[Path], None], of_others: bool = False) -> "Index":
-    """The index of `key` in a cache; one that is damaged is made anew. Arguments and errors as of `KeptFiles.open`."""
+def cached_index(cache: FileCache, key: str, make: Callable[[Path], None], of_others: bool = False) -> "Index":
+    """The index of `key` in a cache; one that is damaged is made anew. Arguments and errors as of `FileCache.open`."""
     try:
-        return Index(kept.open(key, make, of_others))
+        return Index(cache.open(key, make, of_others))
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        print(f"an index in {kept.folder} is damaged ({error}): it is made anew", file=sys.stderr, flush=True)
-        kept.remove(key)
-        return Index(kept.open(key, make, of_others))
+        print(f"an index in {cache.folder} is damaged ({error}): it is made anew", file=sys.stderr, flush=True)
+        cache.remove(key)
+        return Index(cache.open(key, make, of_others))
 
 
 class Column:

@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from imp_ds.data.files.index import IndexWriter, kept_index
+from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.files.storage import File, Storage
 from imp_ds.data.files.text_encoding import announced, check_utf8, write_utf8
 from imp_ds.data.samples import BadSample
@@ -65,7 +65,8 @@ class Lines:
     def _open(self, progress: Callable | None) -> None:
         self._text = self._utf8()
         make = partial(_write_index, self._text, self.kind, self.file, self.delimiter, progress)
-        index = kept_index(self.storage.kept, f"{self.kind} 3 {self.delimiter} {self.file.address} {self.file.stamp}", make)
+        key = f"{self.kind} 3 {self.delimiter} {self.file.address} {self.file.stamp}"
+        index = cached_index(self.storage.file_cache, key, make)
         self._begin = index.columns["begin"]
 
 
@@ -77,7 +78,7 @@ class Lines:
             return text
         write = partial(write_utf8, text, encoding, address)
         with text:
-            return self.storage.kept.open(f"as UTF-8 {address} {self.file.stamp}", write)
+            return self.storage.file_cache.open(f"as UTF-8 {address} {self.file.stamp}", write)
 
 
 def _write_index(text: BinaryIO, kind: str, file: File, delimiter: str, progress: Callable | None, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import fsspec
 
-from imp_ds.data.files.kept_files import KeptFiles
+from imp_ds.data.files.file_cache import FileCache
 from imp_ds.errors import UserError
 
 DEFAULT_ROOT = "data/digits"  # of a run that sets none, and so need not have one
@@ -58,7 +58,7 @@ class Storage:
 
     def __init__(self, cache_dir: str | None = None, cache_gb: float = 50.0, retries: int = 5):
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imp_ds" if cache_dir is None else Path(cache_dir)
-        self.kept = KeptFiles(base.expanduser().absolute() / "files", int(cache_gb * 2**30))
+        self.file_cache = FileCache(base.expanduser().absolute() / "files", int(cache_gb * 2**30))
         self.retries = retries
 
     def files(self, pattern: str) -> list[File]:
@@ -91,7 +91,7 @@ class Storage:
         path = local_path(file.address)
         if path is not None:
             return open_regular(path)
-        return self.kept.open(f"copy {file.address} {file.stamp}", partial(self._copy, file))
+        return self.file_cache.open(f"copy {file.address} {file.stamp}", partial(self._copy, file))
 
     def read(self, address: str, stamp: str) -> bytes:
         """All bytes of a file that a row names. `stamp` is that of the file the row stands in. Raises as `open`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imp_ds.data.files.index import IndexWriter, kept_index
+from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.order.subset import Subset
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader
@@ -29,7 +29,7 @@ def held_out(reader: RowReader, wanted: Wanted) -> Subset:
     source, split = wanted.source, wanted.split
     make = partial(_write, reader, wanted.progress)
     key = f"holdout 2 {wanted.address} {source.model_dump_json()} {_stamp(reader)}"
-    hash_N = kept_index(wanted.storage.kept, key, make, of_others=True).columns["hash"][:]
+    hash_N = cached_index(wanted.storage.file_cache, key, make, of_others=True).columns["hash"][:]
     begin, end = _range(source, split)
     rows = np.flatnonzero((hash_N >= begin * _UNIT) & (hash_N < end * _UNIT))
     if not len(rows):

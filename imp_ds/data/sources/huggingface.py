@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from imp_ds.data.files.recent import Recent
+from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import DEFAULT_ROOT, local_path, place
 from imp_ds.data.samples import Media
 from imp_ds.data.sources.columns.classes import class_names
@@ -88,7 +88,7 @@ class StreamReader(RowReader):
         self.storage, self.features = wanted.storage, rows.features
         source = wanted.source
         self._what = f"stream {wanted.address} {source.path} {source.subset} {source.revision} {wanted.called} {source.roles()}"
-        self.rows, self._shards = _undecoded(rows, source), Recent(_MAPPED)
+        self.rows, self._shards = _undecoded(rows, source), LruCache(_MAPPED)
         counts = []
         for shard in range(rows.num_shards):
             counts.append(self._count(shard))
@@ -114,12 +114,12 @@ class StreamReader(RowReader):
         def write(path: Path) -> None:
             path.write_text(str(sum(1 for _ in _part(self.rows, shard))))
 
-        with self.storage.kept.open(f"count {shard} of {self._what}", write) as file:
+        with self.storage.file_cache.open(f"count {shard} of {self._what}", write) as file:
             return int(file.read())
 
     def _unpacked(self, shard: int) -> pa.Table:
         write = partial(_unpack, self.rows, shard)
-        return mapped_table(self.storage.kept.open(f"unpacked {shard} of {self._what}", write))
+        return mapped_table(self.storage.file_cache.open(f"unpacked {shard} of {self._what}", write))
 
 
 def _unpack(rows: datasets.IterableDataset, shard: int, path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imp_ds.data.files.recent import Recent
+from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import File
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.columns.classes import class_names
@@ -65,7 +65,7 @@ class ParquetReader(RowReader):
         self._start_G = np.concatenate([[0], np.cumsum(self.shard_rows)])
         first_F = np.searchsorted(self._file_G, np.arange(len(files)))
         self._start_F = self._start_G[first_F]  # the first row of each file
-        self._groups = Recent(_MAPPED)
+        self._groups = LruCache(_MAPPED)
         self._named = [wanted.named_files(file) for file in files]
 
     def key(self, row: int) -> str:
@@ -96,12 +96,12 @@ class ParquetReader(RowReader):
         try:
             with self.storage.open(file) as packed:
                 write = partial(_unpack, packed, number, columns, int(self.shard_rows[group]))
-                kept = self.storage.kept.open(f"unpacked {file.address} {file.stamp} {number} {columns}", write)
+                file = self.storage.file_cache.open(f"unpacked {file.address} {file.stamp} {number} {columns}", write)
         except _Damaged as error:
             return BadSample("damaged", f"{file.address}, row group {number}: {error}")
         except OSError as error:
             raise BadSample("unreachable", f"{file.address}, row group {number}: {error}") from error
-        return mapped_table(kept)
+        return mapped_table(file)
 
 
 class _Damaged(Exception):

@@ -8,10 +8,10 @@ import pyarrow as pa
 from imp_ds.data.samples import BadSample
 
 
-def mapped_table(kept: BinaryIO) -> pa.Table:
+def mapped_table(file: BinaryIO) -> pa.Table:
     """The table of an Arrow file, mapped; the file is closed."""
-    with kept:
-        mapped = mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ)
+    with file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imp_ds.data.files.recent import Recent
+from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import File
 from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.columns.classes import class_names
@@ -58,7 +58,7 @@ class TarReader(RowReader):
 
     def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
         self.storage, self.files, self._names = wanted.storage, files, [file.name for file in files]
-        self._shards, self._indexes = Recent(_OPEN), Recent(_OPEN)
+        self._shards, self._indexes = LruCache(_OPEN), LruCache(_OPEN)
         self._last: tuple[int, _Found] | None = None
         indexes = [(len(index), index.damage, index.torn) for index in map(self._index, range(len(files)))]
         super().__init__(wanted, [samples for samples, _, _ in indexes], class_names)

@@ -23,7 +23,7 @@ def names_in(reader: RowReader, storage: Storage) -> list[str] | None:
     if not stamps:
         return _names(reader)
     key = f"names of classes {stamps} {reader.source.label} {reader.source.delimiter}"
-    with storage.kept.open(key, partial(_write, reader), of_others=True) as file:
+    with storage.file_cache.open(key, partial(_write, reader), of_others=True) as file:
         return parse_json(file.read(), "the class names in the cache", (list, type(None)))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imp_ds.data.files.index import IndexWriter, kept_index
+from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.files.index_names import COLUMNS, append_names, name_at
 from imp_ds.data.files.storage import Storage, local_path
 from imp_ds.data.samples import Media
@@ -53,7 +53,7 @@ class ClassFolderReader(RowReader):
 
     def _open(self, progress: Callable | None) -> None:
         make = partial(_write_index, self.storage, self.folder, self.classes, progress)
-        self._index = kept_index(self.storage.kept, f"class folders 2 {self.folder} {self.stamp}", make).columns
+        self._index = cached_index(self.storage.file_cache, f"class folders 2 {self.folder} {self.stamp}", make).columns
 
 
 def _stamp(storage: Storage, folder: str, classes: list[str]) -> str:

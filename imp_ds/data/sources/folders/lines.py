@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from imp_ds.data.files.index_lines import Lines
-from imp_ds.data.files.recent import Recent
+from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import File
 from imp_ds.data.files.text_encoding import decoded
 from imp_ds.data.samples import BadSample, Media
@@ -33,7 +33,7 @@ class LineReader(RowReader):
     def __init__(self, wanted: Wanted, files: list[File], class_names: list[str] | None):
         self.storage, self.files, self._given_delimiter = wanted.storage, files, wanted.source.delimiter
         self._columns_read = wanted.columns
-        self._lines, self.headers, rows_F = Recent(_OPEN), [], []
+        self._lines, self.headers, rows_F = LruCache(_OPEN), [], []
         for place, file in enumerate(files):
             lines = self._open(place, wanted.progress)
             self.headers.append(self._header(lines, file) if _is_table(file) else None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from imp_ds.data.files.index import IndexWriter, kept_index
+from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.files.index_names import COLUMNS, append_names, name_at
 from imp_ds.data.files.storage import File, Storage, local_path
 from imp_ds.data.files.text_encoding import decoded
@@ -70,7 +70,7 @@ class PairReader(RowReader):
 
     def _open(self, names: list[str] | None) -> None:
         make = partial(_write_index, names or [])
-        self._index = kept_index(self.storage.kept, f"pairs {self.folder} {self.stamp}", make).columns
+        self._index = cached_index(self.storage.file_cache, f"pairs {self.folder} {self.stamp}", make).columns
 
 
 def _media(storage: Storage, folder: str, paired: bool, below: str = "") -> Iterator[str]:

@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from imp_ds.data.files.index import Index, IndexWriter, kept_index
+from imp_ds.data.files.index import Index, IndexWriter, cached_index
 from imp_ds.data.files.storage import File, Storage, local_path
 from imp_ds.data.samples import BadSample
 from imp_ds.data.sources.named_files import check_name
@@ -109,7 +109,7 @@ def open_index(storage: Storage, file: File) -> TarIndex:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
                 raise
     with storage.open(file) as shard:
-        return TarIndex(kept_index(storage.kept, _key(file), partial(write_index, shard, file)))
+        return TarIndex(cached_index(storage.file_cache, _key(file), partial(write_index, shard, file)))
 
 
 def make_indexes(storage: Storage, files: list[File], stage: str, progress: Callable | None) -> None:
@@ -131,7 +131,7 @@ def make_indexes(storage: Storage, files: list[File], stage: str, progress: Call
 
 def _is_there(storage: Storage, file: File) -> bool:
     beside = _beside(file)
-    return beside is not None and _read(beside, file) is not None or storage.kept.has(_key(file))
+    return beside is not None and _read(beside, file) is not None or storage.file_cache.has(_key(file))
 
 
 def _key(file: File) -> str:

@@ -14,7 +14,7 @@ from imp_ds.evaluation.captions import bleu4, cider
 from imp_ds.evaluation.embedding import in_step
 from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import Metric, Shown
-from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split, used_views
+from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, used_views
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.modalities.text import preprocess_captions
@@ -39,7 +39,7 @@ class CaptioningEvaluator(Evaluator):
         batches: returns this rank's batches of the split anew (`imp_ds.data.loading.evaluation_batches`).
         references: the captions of each row.
         tokenizer: of the model.
-        keep_mb: batches are kept for the next run while they take at most this much.
+        cache_mb: batches are cached for the next run while they take at most this much.
 
     A row that cannot be used or has no caption is left out, and counted as left_out/{name} where there are any. Of a row with
     several entries (the windows of a long recording) the caption that scores best is taken, and the words of each are counted.
@@ -54,11 +54,11 @@ class CaptioningEvaluator(Evaluator):
 
     def __init__(
         self, record: Evaluation, task: Task, batches: Callable[[], Iterable[Batch]], references: list[list[str]], tokenizer, *,
-        keep_mb: int = KEPT_MB,
+        cache_mb: int = CACHE_MB,
     ):  # fmt: skip
         _check(record, task, references)
         self.record, self.task, self.references, self.tokenizer = record, task, references, tokenizer
-        self._batches = KeptBatches(lambda: map(self._with_caption, batches()), keep_mb)
+        self._batches = CachedBatches(lambda: map(self._with_caption, batches()), cache_mb)
         self.said: list[tuple[int, str]] = []
         self._first: Batch | None = None
 

@@ -11,7 +11,7 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation.embedding import embed_by
 from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
-from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split
+from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split
 from imp_ds.evaluation.task_heads import heads, labels_of_head
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives.objective import ClassObjective
@@ -61,7 +61,7 @@ class HeadEvaluator(Evaluator):
             views = Views(**{objective.modality: getattr(task.views, objective.modality)})
             make = [split.batches(source, views, f"head {name}") for source in task.sources]
             labels_R = [labels_of_head(label_R, known, objective.names) for label_R, known in zip(labels, names)]
-            parts = [(KeptBatches(batches, KEPT_MB // len(make)), label_R) for batches, label_R in zip(make, labels_R)]
+            parts = [(CachedBatches(batches, CACHE_MB // len(make)), label_R) for batches, label_R in zip(make, labels_R)]
             found.append(cls(task, place, parts, name))
         return found
 

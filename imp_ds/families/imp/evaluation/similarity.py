@@ -16,7 +16,7 @@ from imp_ds.evaluation.embedding import Embedded, embed_by, prompt_batches
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
 from imp_ds.evaluation.retrieval import both_directions
-from imp_ds.evaluation.split import KEPT_MB, KeptBatches, Split, class_prompts, used_views
+from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, class_prompts, used_views
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
 from imp_ds.families.imp.evaluation.sides import both, build_sides
 from imp_ds.parallel.groups import rank, world_size
@@ -38,7 +38,7 @@ class TextEvaluator(Evaluator):
         labels: class index of each row of the split, int64 [rows]; needed with `classes`.
         captions: the first caption of each row, by which rows are equal; the batches then have inputs of the target.
         frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
-        keep_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
+        cache_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
 
     A row that cannot be used is left out, and counted as left_out/{name} where there are any.
 
@@ -61,12 +61,12 @@ class TextEvaluator(Evaluator):
         captions: list[str] | None = None,
         batch_size: int = 64,
         frames: Callable[[int], np.ndarray] | None = None,
-        keep_mb: int = KEPT_MB,
+        cache_mb: int = CACHE_MB,
     ):
         self.record, self.tokenizer, self.batch_size = record, tokenizer, batch_size
         self.labels, self.classes, self.captions = labels, classes, captions
         self._frames, self._sides = frames, build_sides(record)
-        self.batches = KeptBatches(batches, keep_mb)
+        self.batches = CachedBatches(batches, cache_mb)
         self.vectors_NC: torch.Tensor | None = None
         self.usage: dict[str, list[list[float]]] = {}
         _check(record, labels, classes, captions)

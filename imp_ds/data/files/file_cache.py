@@ -1,4 +1,4 @@
-"""Files that can be made again, kept in one folder up to a bound: copies of remote files, indexes, unpacked shards.
+"""A file cache: one folder of files that can be made again, up to a bound: copies of remote files, indexes, unpacked shards.
 
 Several processes share the folder, those of other runs too. A file gets its name only when it is complete. What was not opened
 for longest goes first; a file that somebody has open stays readable after it went.
@@ -22,8 +22,8 @@ _SLACK = 16  # room is made down to 15 / 16 of the bound, and looked after again
 _ABANDONED_S = 3600.0  # an unfinished file that nobody wrote to for so long is of a process that died
 
 
-class KeptFiles:
-    """One folder of such files.
+class FileCache:
+    """One folder of such files; the least recently used go first.
 
     Args:
         folder: made when it is not there.
@@ -37,7 +37,7 @@ class KeptFiles:
     def open(self, key: str, make: Callable[[Path], None], of_others: bool = False) -> BinaryIO:
         """The file of `key`, for reading; `make(path)` writes it when it is not there, in one process while others wait.
 
-        of_others: `make` asks for other kept files, for which this is not so. Without, it may ask for none.
+        of_others: `make` asks for other cached files, for which this is not so. Without, it may ask for none.
 
         Raises what `make` raises, and UserError when the folder cannot be written, is full, or the file is larger than the bound.
         """

@@ -1,10 +1,10 @@
-"""What was used last, up to a bound."""
+"""A cache of the values that were used last, up to a bound."""
 
 from collections.abc import Callable, Hashable
 
 
-class Recent:
-    """Values by key, of which the ones used last are kept; a copy in another process starts with none.
+class LruCache:
+    """Values by key; the least recently used go first. A copy in another process starts empty.
 
     Args:
         most: bound on the costs of all together; the value asked for last is kept whatever it costs.

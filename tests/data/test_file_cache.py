@@ -1,4 +1,4 @@
-"""Files that are kept up to a bound, by several processes."""
+"""The file cache: its bound, and several processes that share it."""
 
 import multiprocessing
 import os
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from imp_ds.data.files.kept_files import KeptFiles
+from imp_ds.data.files.file_cache import FileCache
 from imp_ds.errors import UserError
 
 KIB = 1024
@@ -25,71 +25,71 @@ def sizes(folder):
     return sorted(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != "lock")
 
 
-def use(kept, key, size, when):
+def use(cache, key, size, when):
     """Open `key`, as if at the second `when`."""
-    with kept.open(key, writes(size)) as file:
+    with cache.open(key, writes(size)) as file:
         os.utime(file.fileno(), (when, when))
 
 
 def test_a_file_is_made_once(tmp_path):
-    kept, calls = KeptFiles(tmp_path / "kept", 100 * KIB), []
+    cache, calls = FileCache(tmp_path / "cache", 100 * KIB), []
     for _ in range(2):
-        with kept.open("a", writes(5, calls)) as file:
+        with cache.open("a", writes(5, calls)) as file:
             assert file.read() == b"xxxxx"
-    with kept.open("b", writes(6, calls)) as file:
+    with cache.open("b", writes(6, calls)) as file:
         assert len(file.read()) == 6
     assert calls == [5, 6]
 
 
 def test_what_was_not_used_for_longest_goes(tmp_path):
-    kept = KeptFiles(tmp_path / "kept", 100 * KIB)
-    use(kept, "a", 40 * KIB, 1000)
-    use(kept, "b", 30 * KIB, 2000)
-    use(kept, "a", 40 * KIB, 3000)
-    held = kept.open("b", writes(1))
+    cache = FileCache(tmp_path / "cache", 100 * KIB)
+    use(cache, "a", 40 * KIB, 1000)
+    use(cache, "b", 30 * KIB, 2000)
+    use(cache, "a", 40 * KIB, 3000)
+    held = cache.open("b", writes(1))
     os.utime(held.fileno(), (2000, 2000))
-    kept.open("c", writes(50 * KIB)).close()  # 120 KiB would be too many: b goes, which was used before a
+    cache.open("c", writes(50 * KIB)).close()  # 120 KiB would be too many: b goes, which was used before a
     assert sizes(tmp_path) == [40 * KIB, 50 * KIB]
     assert len(held.read()) == 30 * KIB  # who had it open goes on
     held.close()
 
 
 def test_a_file_larger_than_the_bound_is_refused(tmp_path):
-    kept = KeptFiles(tmp_path / "kept", 100 * KIB)
+    cache = FileCache(tmp_path / "cache", 100 * KIB)
     with pytest.raises(UserError, match="data.cache_gb"):
-        kept.open("a", writes(101 * KIB))
+        cache.open("a", writes(101 * KIB))
     assert sizes(tmp_path) == []
 
 
 def test_nothing_is_left_of_a_file_that_failed(tmp_path):
-    kept = KeptFiles(tmp_path / "kept", 100 * KIB)
+    cache = FileCache(tmp_path / "cache", 100 * KIB)
 
     def fails(path):
         path.write_bytes(b"half")
         raise ConnectionError("cut")
 
     with pytest.raises(ConnectionError):
-        kept.open("a", fails)
+        cache.open("a", fails)
     assert sizes(tmp_path) == []
-    with kept.open("a", writes(3)) as file:
+    with cache.open("a", writes(3)) as file:
         assert len(file.read()) == 3
 
 
 def test_what_a_dead_process_left_goes_and_what_another_writes_stays(tmp_path):
-    kept = KeptFiles(tmp_path / "kept", 100 * KIB)
-    use(kept, "a", 10 * KIB, time.time())
-    folder = next(p for p in (tmp_path / "kept").iterdir() if p.is_dir())
+    cache = FileCache(tmp_path / "cache", 100 * KIB)
+    use(cache, "a", 10 * KIB, time.time())
+    folder = next(p for p in (tmp_path / "cache").iterdir() if p.is_dir())
     for name, age in (("dead.part", 7200), ("alive.part", 60)):
         (folder / name).write_bytes(b"x" * 45 * KIB)
         os.utime(folder / name, (time.time() - age,) * 2)
-    kept.open("b", writes(20 * KIB)).close()
+    cache.open("b", writes(20 * KIB)).close()
     assert sizes(tmp_path) == [10 * KIB, 20 * KIB, 45 * KIB] and (folder / "alive.part").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="data.cache_dir"):
-        KeptFiles(tmp_path / "file" / "kept", KIB).open("a", writes(1))
+        FileCache(tmp_path / "file" / "cache", KIB).open("a", writes(1))
 
 
 def test_a_full_disk_is_named(tmp_path):
@@ -97,7 +97,7 @@ def test_a_full_disk_is_named(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left"):
-        KeptFiles(tmp_path / "kept", KIB).open("a", full)
+        FileCache(tmp_path / "cache", KIB).open("a", full)
 
 
 def _one_of_many(folder, start, made):
@@ -108,14 +108,14 @@ def _one_of_many(folder, start, made):
         path.write_bytes(b"y" * 10)
 
     start.wait(30)
-    with KeptFiles(folder, 100 * KIB).open("a", make) as file:
+    with FileCache(folder, 100 * KIB).open("a", make) as file:
         assert file.read() == b"y" * 10
 
 
 def test_processes_make_a_file_once(tmp_path):
     context = multiprocessing.get_context("fork")
     start, made = context.Event(), context.Value("i", 0)
-    workers = [context.Process(target=_one_of_many, args=(tmp_path / "kept", start, made)) for _ in range(4)]
+    workers = [context.Process(target=_one_of_many, args=(tmp_path / "cache", start, made)) for _ in range(4)]
     for worker in workers:
         worker.start()
     start.set()
