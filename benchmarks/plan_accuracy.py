@@ -2,8 +2,8 @@
 
     python benchmarks/plan_accuracy.py [--out benchmarks/results/plan_accuracy.md] [--ranks 1 2]
 
-For each number of ranks it measures this machine's rates, then trains each case below in fresh launches (torchrun, float32 on
-a CPU, bf16 on a GPU) on made-up batches of three alternating tasks, and compares. Some minutes on two quiet cores.
+For each number of ranks it measures this machine's hardware profile, then trains each case below in fresh launches (torchrun,
+float32 on a CPU, bf16 on a GPU) on made-up batches of three alternating tasks, and compares. Some minutes on two quiet cores.
 
 Step time is the mean over tasks of the medians. Growth of memory is the highest resident (GPU: allocated) size during a step
 above that before the model was built, when a tiny model had been trained so that libraries were loaded. Communication is timed
@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         what, case, file = options.worker
-        if what == "rates":
+        if what == "profile":
             from imp_ds.planning.measure.engine import command
 
             command(Path(file))
@@ -58,8 +58,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for ranks in options.ranks:
-            rates = Path(folder) / f"rates_{ranks}.json"
-            launch(ranks, "rates", 0, rates)
+            profile = Path(folder) / f"profile_{ranks}.json"
+            launch(ranks, "profile", 0, profile)
             for number, case in enumerate(CASES):
                 if case[0] == ranks:
                     found = {}
@@ -67,7 +67,7 @@ def main() -> None:
                         file = Path(folder) / f"{what}_{number}.json"
                         launch(ranks, what, number, file)
                         found |= json.loads(file.read_text())
-                    rows.append((case, predict(case, rates), found))
+                    rows.append((case, predict(case, profile), found))
                     print(*compare(*rows[-1]), flush=True)
     text = table(rows)
     print(text)
@@ -134,13 +134,13 @@ def make_batch(run, task, config, rank: int, world: int):
     return Batch(task.name, inputs, {"label": torch.randint(0, 100, (samples,), generator=draw)})
 
 
-def predict(case: tuple, rates: Path) -> dict:
+def predict(case: tuple, profile: Path) -> dict:
     """The plan's figures for a case."""
+    from imp_ds.planning.hardware_profile import HardwareProfile
     from imp_ds.planning.plan import plan
-    from imp_ds.planning.rates import Rates
 
     ranks, _, _, _, stage = case
-    found = plan(make_run(case), 1, ranks, rates=Rates.load(rates), stage=stage)
+    found = plan(make_run(case), 1, ranks, profile=HardwareProfile.load(profile), stage=stage)
     return {
         "seconds": statistics.mean(time.seconds for time in found.times),
         "bytes": found.memory[stage].total,

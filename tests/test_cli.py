@@ -48,7 +48,7 @@ def command(monkeypatch, capsys):
 def test_help_lists_the_commands(command):
     code, out, _ = command("--help")
     assert code == 0 and "local" not in out
-    for name in ("train", "eval", "export", "upcycle", "tune", "plan", "rates", "doctor", "corpus"):
+    for name in ("train", "eval", "export", "upcycle", "tune", "plan", "profile", "doctor", "corpus"):
         assert f"\n  {name} " in out
 
 

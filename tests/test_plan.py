@@ -12,9 +12,9 @@ from imp_ds.families.imp.costs.memory import activation_bytes
 from imp_ds.families.imp.costs.tokens import token_counts
 from imp_ds.modalities import vision
 from imp_ds.objectives import Classification, MaskedLanguage
+from imp_ds.planning.hardware_profile import h200
 from imp_ds.planning.memory import memory_of_rank
 from imp_ds.planning.plan import expert_groups, plan, plan_tasks
-from imp_ds.planning.rates import h200
 from imp_ds.planning.table import show
 from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Source, Task, TextView, Views, VisionView
@@ -162,8 +162,8 @@ def test_plan_refuses_what_cannot_be_trained():
         plan(get_recipe("imp_moe_b").override(["train.ep_size=8"]), 1, 4)
     with pytest.raises(UserError, match="precision"):
         plan(get_recipe("digits"), 1, 1, "fp8")
-    with pytest.raises(UserError, match="rates are of another precision"):
-        plan(get_recipe("digits"), 1, 1, "float32", rates=h200())
+    with pytest.raises(UserError, match="hardware profile is of another precision"):
+        plan(get_recipe("digits"), 1, 1, "float32", profile=h200())
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -179,4 +179,4 @@ def test_every_plan_is_shown(name):
 def test_without_rates_there_are_no_times():
     out = io.StringIO()
     show(plan(get_recipe("digits"), 1, 2, "float32"), Console(file=out, width=140))
-    assert "no times: no rates are known for float32" in out.getvalue() and "is best" not in out.getvalue()
+    assert "no times: no hardware profile is known for float32" in out.getvalue() and "is best" not in out.getvalue()

@@ -6,8 +6,8 @@ from imp_ds.costs import Kernel
 from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.cost import ImpCost
 from imp_ds.planning.choice import Choice, advice, best
+from imp_ds.planning.hardware_profile import EngineRate, KernelRate, Link, h200
 from imp_ds.planning.plan import plan
-from imp_ds.planning.rates import EngineRate, Link, Rate, h200
 from imp_ds.planning.time import (
     Network,
     Weights,
@@ -23,12 +23,12 @@ NETWORK = Network(gpus=4, gpu_link=100.0, node_link=10.0, latency_s=0.0)
 
 
 def test_roofline_takes_the_longer_of_computing_and_moving():
-    rate = Rate(overhead_s=0.5, bytes_per_s=10.0, flops_per_s={100: 50.0, 400: 100.0})
+    rate = KernelRate(overhead_s=0.5, bytes_per_s=10.0, flops_per_s={100: 50.0, 400: 100.0})
     assert rate.seconds(Kernel("product", 100, 500.0, 50.0, 2)) == 2 * 0.5 + 500 / 50  # moving would take 5
     assert rate.seconds(Kernel("product", 100, 500.0, 200.0, 2)) == 2 * 0.5 + 200 / 10
     assert rate.flops_at(200) == pytest.approx(75)  # half way from 100 to 400 in the logarithm
     assert (rate.flops_at(10), rate.flops_at(1000)) == (50, 100)
-    assert Rate(overhead_s=0.5, bytes_per_s=10.0).seconds(Kernel("copy", 0, 0.0, 50.0, 3)) == 1.5 + 5
+    assert KernelRate(overhead_s=0.5, bytes_per_s=10.0).seconds(Kernel("copy", 0, 0.0, 50.0, 3)) == 1.5 + 5
 
 
 def test_collectives_inside_a_node():
@@ -76,10 +76,10 @@ def test_what_each_zero_stage_sends():
     assert weight_seconds(weights, 3, 2, 4, 2, "float32", slow) == pytest.approx(12 * 2 + 1, abs=1e-3)
     # 4 ranks update a quarter of 120 and half of 40; ZeRO 3 meets the tensors in each modality
     rate = EngineRate(step_s=1000.0, tensor_s=100.0, held_s=1.0, owned_s=10.0)
-    rates = h200().model_copy(update={"engine": {stage: rate for stage in range(4)}})
-    assert engine_seconds(weights, 2, 2, 4, 2, rates) == 1000 + 500 + 160 + 10 * (30 + 20)
-    assert engine_seconds(weights, 3, 2, 4, 2, rates) == 1000 + 800 + 160 + 10 * (30 + 20)
-    assert engine_seconds(weights, 0, 2, 4, 2, rates) == 1000 + 500 + 160 + 10 * 160
+    profile = h200().model_copy(update={"engine": {stage: rate for stage in range(4)}})
+    assert engine_seconds(weights, 2, 2, 4, 2, profile) == 1000 + 500 + 160 + 10 * (30 + 20)
+    assert engine_seconds(weights, 3, 2, 4, 2, profile) == 1000 + 800 + 160 + 10 * (30 + 20)
+    assert engine_seconds(weights, 0, 2, 4, 2, profile) == 1000 + 500 + 160 + 10 * 160
 
 
 def test_what_a_task_touches():

@@ -37,7 +37,7 @@ for name, function in (
     ("upcycle", models.upcycle),
     ("tune", training.tune),
     ("plan", machines.plan),
-    ("rates", machines.rates),
+    ("profile", machines.profile),
     ("interference", studies.interference),
     ("compare-routers", studies.compare_routers),
     ("doctor", machines.doctor),

@@ -42,7 +42,7 @@ def data_check(
     processes: Annotated[int | None, typer.Option("--processes", min=0, help="that look; default: one for each core")] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="of the plan whose workers are counted")] = 1,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="ranks of a node of that plan")] = 1,
-    rates_file: Annotated[Path | None, typer.Option("--rates", help="what the command rates wrote; default: one H200")] = None,
+    profile_file: Annotated[Path | None, typer.Option("--profile", help="file of the command profile; default: one H200")] = None,
     run: Run = None,
     output: Annotated[Path | None, typer.Option("--output", help="write what was found as JSON to this file")] = None,
     set_: Set = [],
@@ -56,11 +56,11 @@ def data_check(
     from imp_ds.commands.check.request import CheckRequest
     from imp_ds.data.class_names import with_counted_classes
     from imp_ds.planning.check_plan import plan_for_check
-    from imp_ds.planning.rates import Rates
+    from imp_ds.planning.hardware_profile import HardwareProfile
     from imp_ds.recipes import get_recipe
 
     settings = with_counted_classes(get_recipe(recipe).override(set_))
-    planned = plan_for_check(settings, nodes, gpus, Rates.load(rates_file) if rates_file else None)
+    planned = plan_for_check(settings, nodes, gpus, HardwareProfile.load(profile_file) if profile_file else None)
     request = CheckRequest(settings, planned, split, None if all_ else samples, processes, run)
     if not check(request, output):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Commands about machines and what a run costs on them: plan, rates, doctor.
+"""Commands about machines and what a run costs on them: plan, profile, doctor.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
@@ -17,9 +17,9 @@ def plan(
     recipe: Recipe,
     nodes: Annotated[int, typer.Option("--nodes", min=1)] = 1,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="ranks of a node")] = 1,
-    precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: that of the rates")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: that of the profile")] = None,
     zero: Annotated[int, typer.Option("--zero", min=0, max=3, help="ZeRO stage")] = 2,
-    rates_file: Annotated[Path | None, typer.Option("--rates", help="what the command rates wrote; default: one H200")] = None,
+    profile_file: Annotated[Path | None, typer.Option("--profile", help="file of the command profile; default: one H200")] = None,
     gpu_link_gbs: Annotated[float, typer.Option("--gpu_link_gbs", min=0.001, help="GB/s of a rank inside its node")] = 450.0,
     node_link_gbs: Annotated[float, typer.Option("--node_link_gbs", min=0.001, help="GB/s of a rank to other nodes")] = 50.0,
     set_: Set = [],
@@ -31,27 +31,27 @@ def plan(
     from rich.console import Console
 
     from imp_ds.data.class_names import with_counted_classes
+    from imp_ds.planning.hardware_profile import HardwareProfile
     from imp_ds.planning.plan import plan as make_plan
-    from imp_ds.planning.rates import Rates
     from imp_ds.planning.table import show
     from imp_ds.recipes import get_recipe
 
     # a file has no width; tables are not cut there
     console = Console() if sys.stdout.isatty() else Console(width=140)
     links = dict(gpu_link_gbs=gpu_link_gbs, node_link_gbs=node_link_gbs)
-    measured = Rates.load(rates_file) if rates_file else None
+    measured = HardwareProfile.load(profile_file) if profile_file else None
     run = with_counted_classes(get_recipe(recipe).override(set_))
-    show(make_plan(run, nodes, gpus, precision, stage=zero, rates=measured, **links), console)
+    show(make_plan(run, nodes, gpus, precision, stage=zero, profile=measured, **links), console)
 
 
-def rates(
-    out: Annotated[Path, typer.Argument(help="JSON file to write, for plan --rates")],
+def profile(
+    out: Annotated[Path, typer.Argument(help="JSON file to write, for plan --profile")],
     precision: Annotated[str | None, typer.Option("--precision", help="bf16 or float32; default: bf16 on a GPU")] = None,
     local_rank: LocalRank = None,
 ):
     """Measure how fast this machine is, in about a minute; under a launcher also the links between its ranks.
 
-    Example: imp_ds rates rates.json
+    Example: imp_ds profile profile.json
     """
     from imp_ds.planning.measure.engine import command
 

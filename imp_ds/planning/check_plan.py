@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.planning.hardware_profile import HardwareProfile
 from imp_ds.planning.plan import Plan, plan, view_shares
-from imp_ds.planning.rates import Rates
 
 
 class TaskShare(NamedTuple):
@@ -25,7 +25,7 @@ class NoPlan:
     gpus: int
     tasks: list[TaskShare]
     why: str
-    rates: None = None
+    profile: None = None
     precision: None = None
     times: tuple = ()
 
@@ -34,10 +34,10 @@ class NoPlan:
         return f"no plan of {self.nodes} node(s) x {self.gpus} rank(s), which --nodes and --gpus choose: {self.why}"
 
 
-def plan_for_check(run: RunConfig, nodes: int, gpus: int, rates: Rates | None) -> Plan | NoPlan:
+def plan_for_check(run: RunConfig, nodes: int, gpus: int, profile: HardwareProfile | None) -> Plan | NoPlan:
     """The plan of a run, or what is known without it where it is refused. Raises UserError for a schedule that is none."""
     try:
-        return plan(run, nodes, gpus, rates=rates)
+        return plan(run, nodes, gpus, profile=profile)
     except UserError as error:
         tasks = [TaskShare(name, seen.batch_size, share) for name, seen, share in view_shares(run)]
         return NoPlan(nodes, gpus, tasks, error.one_line)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from imp_ds.config import RunConfig
 from imp_ds.families.family import CostModel
+from imp_ds.planning.hardware_profile import HardwareProfile
 from imp_ds.planning.memory import Memory, memory_of_rank
-from imp_ds.planning.rates import Rates
 from imp_ds.planning.time import VALUE_BYTES, Network, TaskTime, task_time
 
 GIB = 2**30
@@ -31,7 +31,7 @@ class Case:
     sizes: dict[str, int]
     world: int
     precision: str
-    rates: Rates | None
+    profile: HardwareProfile | None
     network: Network
     shares: tuple[float, ...]
 
@@ -45,7 +45,7 @@ class Case:
 
     def times(self, ep_size: int, stage: int) -> list[TaskTime]:
         """Of each task, in the run's order."""
-        layout = dict(world=self.world, ep_size=ep_size, stage=stage, rates=self.rates, network=self.network)
+        layout = dict(world=self.world, ep_size=ep_size, stage=stage, profile=self.profile, network=self.network)
         return [task_time(self.run, self.cost, self.sizes, task, **layout) for task in self.run.tasks]
 
     def choices(self, stage: int) -> list[Choice]:

@@ -1,6 +1,6 @@
 """What a run costs, by arithmetic alone: parameters, tokens, memory and time of a rank, who holds which experts.
 
-Parameters are counted on the meta device, where nothing is allocated. Time is predicted from a machine's measured rates.
+Parameters are counted on the meta device, where nothing is allocated. Time is predicted from a machine's hardware profile.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.family import CostModel
 from imp_ds.planning.choice import Case, Choice
+from imp_ds.planning.hardware_profile import HardwareProfile, h200
 from imp_ds.planning.memory import PRECISIONS, Memory
-from imp_ds.planning.rates import Rates, h200
 from imp_ds.planning.time import Network, TaskTime
 from imp_ds.tasks import Task
 from imp_ds.train.engine.layout import check_layout
@@ -43,7 +43,7 @@ class ExpertGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run on `nodes` x `gpus` ranks. `times` and `choices` are empty where no rates are known."""
+    """The plan of a run on `nodes` x `gpus` ranks. `times` and `choices` are empty where no hardware profile is known."""
 
     name: str
     nodes: int
@@ -55,7 +55,7 @@ class Plan:
     tasks: list[TaskPlan]
     memory: list[Memory]
     groups: list[ExpertGroup]
-    rates: Rates | None
+    profile: HardwareProfile | None
     times: list[TaskTime]
     choices: list[Choice]
     warnings: list[str] = field(default_factory=list)
@@ -67,37 +67,39 @@ class Plan:
 
 
 def plan(
-    run: RunConfig, nodes: int, gpus: int, precision: str | None = None, *, stage: int = 2, rates: Rates | None = None,
+    run: RunConfig, nodes: int, gpus: int, precision: str | None = None, *, stage: int = 2,
+    profile: HardwareProfile | None = None,
     gpu_link_gbs: float = 450.0, node_link_gbs: float = 50.0,
 ) -> Plan:  # fmt: skip
     """The plan of `run` on `nodes` nodes of `gpus` ranks each.
 
     Args:
-        precision: "bf16" or "float32"; None takes that of the rates.
+        precision: "bf16" or "float32"; None takes that of the profile.
         stage: ZeRO stage that times and expert groups are planned for.
-        rates: of the machine; None takes those of an H200 for bf16, and plans no times for float32.
-        gpu_link_gbs, node_link_gbs: GB/s of one rank to the others of its node (unless the rates have measured that), and to
+        profile: of the machine; None takes that of an H200 for bf16, and plans no times for float32.
+        gpu_link_gbs, node_link_gbs: GB/s of one rank to the others of its node (unless the profile has measured that), and to
             other nodes.
 
     Raises UserError for what could not be trained at all.
     """
-    precision = precision or (rates.precision if rates else "bf16")
+    precision = precision or (profile.precision if profile else "bf16")
     if precision not in PRECISIONS:
         raise UserError("unknown precision", got=precision, allowed=", ".join(PRECISIONS))
-    if rates is not None and rates.precision != precision:
-        raise UserError("the rates are of another precision", got=f"{rates.precision} of {rates.machine}", allowed=precision)
+    if profile is not None and profile.precision != precision:
+        got = f"{profile.precision} of {profile.machine}"
+        raise UserError("the hardware profile is of another precision", got=got, allowed=precision)
     world = nodes * gpus
     check_layout(run, world, {"zero_optimization": {"stage": stage}})
-    rates = h200() if rates is None and precision == "bf16" else rates
+    profile = h200() if profile is None and precision == "bf16" else profile
     cost = family_of(run).cost(run)
     sizes, tasks, ep_size = cost.sizes(), plan_tasks(run, cost), run.train.ep_size
-    network = Network(gpus, gpu_link_gbs * 1e9, node_link_gbs * 1e9, rates.links if rates else None)
-    case = Case(seen_run(run), cost, sizes, world, precision, rates, network, tuple(task.share_of_steps for task in tasks))
+    network = Network(gpus, gpu_link_gbs * 1e9, node_link_gbs * 1e9, profile.links if profile else None)
+    case = Case(seen_run(run), cost, sizes, world, precision, profile, network, tuple(task.share_of_steps for task in tasks))
     groups = expert_groups(cost.experts, ep_size, world, gpus) if cost.experts else []
     return Plan(
         run.name, nodes, gpus, ep_size, stage, precision, cost.parameters(sizes), tasks,
-        [case.memory(ep_size, stage) for stage in range(4)], groups, rates,
-        case.times(ep_size, stage) if rates else [], case.choices(stage) if rates and cost.experts else [],
+        [case.memory(ep_size, stage) for stage in range(4)], groups, profile,
+        case.times(ep_size, stage) if profile else [], case.choices(stage) if profile and cost.experts else [],
         _warnings(run, cost, groups, gpus),
     )  # fmt: skip
 

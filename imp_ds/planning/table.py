@@ -15,14 +15,15 @@ def show(plan: Plan, console: Console) -> None:
         console.print(table)
     if plan.times:
         console.print(_times(plan))
-        console.print(f"rates of {plan.rates.machine}, {plan.rates.precision}, {plan.rates.ranks} rank(s); nothing overlaps")
-        if plan.rates.assumed:
-            console.print(f"assumed, not measured (--rates FILE replaces all rates): {'; '.join(plan.rates.assumed)}")
+        known = plan.profile
+        console.print(f"profile of {known.machine}, {known.precision}, {known.ranks} rank(s); nothing overlaps")
+        if plan.profile.assumed:
+            console.print(f"assumed, not measured (--profile FILE replaces all of it): {'; '.join(plan.profile.assumed)}")
     else:
-        console.print(f"no times: no rates are known for {plan.precision}; imp_ds rates FILE measures them")
+        console.print(f"no times: no hardware profile is known for {plan.precision}; imp_ds profile FILE measures them")
     if plan.choices:
         console.print(_choices(plan))
-        console.print(advice(plan.choices, plan.rates.memory_gib))
+        console.print(advice(plan.choices, plan.profile.memory_gib))
     if plan.groups:
         console.print(_groups(plan))
     for warning in plan.warnings:

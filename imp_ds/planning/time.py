@@ -1,4 +1,5 @@
-"""The time of a step, predicted from a machine's rates: a sum over what a rank runs and sends, with nothing overlapped.
+"""The time of a step, predicted from a machine's hardware profile: a sum over what a rank runs and sends, with nothing
+overlapped.
 
     step = sum over kernels [ calls * overhead + max(flops / flops_per_s(width), bytes / bytes_per_s) ]        compute
          + step_s + tensors * tensor_s + held * held_s + updated * owned_s                                     engine
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from imp_ds.config import RunConfig
 from imp_ds.costs import Exchange
 from imp_ds.families.family import CostModel
-from imp_ds.planning.rates import Link, Rates
+from imp_ds.planning.hardware_profile import HardwareProfile, Link
 from imp_ds.tasks import Task
 
 VALUE_BYTES = {"bf16": 2, "float32": 4}
@@ -117,28 +118,28 @@ def task_weights(sizes: dict[str, int], touched_by: tuple[str, ...], shared: tup
 
 def task_time(
     run: RunConfig, cost: CostModel, sizes: dict[str, int], task: Task, *,
-    world: int, ep_size: int, stage: int, rates: Rates, network: Network,
+    world: int, ep_size: int, stage: int, profile: HardwareProfile, network: Network,
 ) -> TaskTime:  # fmt: skip
     """The prediction for one task on `world` ranks with `ep_size` ranks to a set of experts, under a ZeRO stage."""
     again = run.train.gradient_checkpointing or task.micro_batches > 1
-    size = VALUE_BYTES[rates.precision]
+    size = VALUE_BYTES[profile.precision]
     kernels = cost.kernels(task, world, size, ep_size)
-    compute = sum(rates.kernels[k.kind].seconds(k) * (4 / 3 if again and k.in_block else 1) for k in kernels)
+    compute = sum(profile.kernels[k.kind].seconds(k) * (4 / 3 if again and k.in_block else 1) for k in kernels)
     weights, calls = task_weights(sizes, *cost.touched(task), ep_size), cost.encodings(task)
     communication = {
-        "gradients": gradient_seconds(weights, stage, world, ep_size, rates.precision, network),
-        "weights": weight_seconds(weights, stage, calls, world, ep_size, rates.precision, network),
+        "gradients": gradient_seconds(weights, stage, world, ep_size, profile.precision, network),
+        "weights": weight_seconds(weights, stage, calls, world, ep_size, profile.precision, network),
         "tokens to experts": exchange_seconds(cost.exchanges(task, world, 3 if again else 2, size), ep_size, network),
         "contrastive": exchange_seconds(cost.compared(task), world, network),
         "control": network.seconds("all_reduce", 0.0, CONTROL_CALLS, world),
     }
-    engine = engine_seconds(weights, stage, calls, world, ep_size, rates)
+    engine = engine_seconds(weights, stage, calls, world, ep_size, profile)
     return TaskTime(task.name, compute, engine, communication, cost.flops(task, world))
 
 
-def engine_seconds(weights: Weights, stage: int, calls: int, world: int, ep_size: int, rates: Rates) -> float:
+def engine_seconds(weights: Weights, stage: int, calls: int, world: int, ep_size: int, profile: HardwareProfile) -> float:
     """What DeepSpeed and the optimizer do beside communicating; ZeRO 3 meets every tensor again in each of `calls` encodings."""
-    rate = rates.engine[stage]
+    rate = profile.engine[stage]
     held = weights.rest + weights.experts
     updated = weights.rest / world + weights.experts * ep_size / world if stage else held
     tensors = weights.met("tensors", calls if stage == 3 else 1)

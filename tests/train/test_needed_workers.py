@@ -36,5 +36,5 @@ def test_needs_of_a_plan():
     assert [need.name for need in found] == [task.name for task in made.tasks]
     assert [need.samples for need in found] == [task.batch_size / 8 for task in made.tasks]
     assert [need.wanted for need in found] == [task.batch_size / 8 / time.seconds for task, time in zip(made.tasks, made.times)]
-    without = needs(plan(run, 1, 1, "float32"), [None] * rows)  # no rates are known: no times
+    without = needs(plan(run, 1, 1, "float32"), [None] * rows)  # no hardware profile is known: no times
     assert needed_workers(without) is None and without[0].wanted is None

@@ -104,7 +104,7 @@ class CheckReport:
             "tokens_of_the_run": self.own_tokens,
             "tasks": [_need_record(need) for need in self.needs],
             "plan": {
-                "nodes": plan.nodes, "gpus": plan.gpus, "machine": plan.rates.machine if plan.rates else None,
+                "nodes": plan.nodes, "gpus": plan.gpus, "machine": plan.profile.machine if plan.profile else None,
                 "precision": plan.precision, "workers_of_a_rank": self.workers,
             },
             "too_many_left_out": [source.name for source in self.broken()], "warnings": self.warnings(),

@@ -135,12 +135,12 @@ def _workers(report: CheckReport) -> str:
         return f"workers for {where}: not known, there is no such plan (see the last warning)"
     if workers is None:
         why = (
-            "no times are known: imp_ds rates FILE, then --rates FILE"
+            "no times are known: imp_ds profile FILE, then --profile FILE"
             if not plan.times
             else "a task has no sample to be timed"
         )
         return f"workers for {where}: not known, {why}"
-    machine = plan.rates.machine + (", of which some rates are assumed" if plan.rates.assumed else "")
+    machine = plan.profile.machine + (", of which some figures are assumed" if plan.profile.assumed else "")
     wanted = f"data.workers = {workers}, {workers * plan.gpus} on each node"
     here = f"this machine has {report.cores} core(s), the run has data.workers = {report.run.data.workers}"
     return f"workers for {where} ({machine}, {plan.precision}): {wanted}; {here}"

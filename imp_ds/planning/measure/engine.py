@@ -1,4 +1,4 @@
-"""Measuring what DeepSpeed and the optimizer add to a step, and the whole of `imp_ds rates OUT.json`."""
+"""Measuring what DeepSpeed and the optimizer add to a step, and the whole of `imp_ds profile OUT.json`."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,8 @@ from torch import nn
 
 from imp_ds.families.train_module import StepOutput, TrainModule
 from imp_ds.parallel.groups import is_main, on_main, world_size
+from imp_ds.planning.hardware_profile import EngineRate, HardwareProfile, Link
 from imp_ds.planning.measure.kernels import DTYPES, KernelTimer, machine_name, measure_links, seconds_of
-from imp_ds.planning.rates import EngineRate, Link, Rates
 from imp_ds.planning.time import Network, Weights, gradient_seconds, weight_seconds
 from imp_ds.train.engine.engine import Engine, start_process_group
 
@@ -87,13 +87,13 @@ def update_seconds(device: torch.device) -> float:
     return seconds_of(optimizer.step, device) / numel
 
 
-def measure(device: torch.device, precision: str) -> Rates:
-    """All rates of this machine, measured on all ranks at once; every rank calls it, and rank 0's figures count."""
+def measure(device: torch.device, precision: str) -> HardwareProfile:
+    """The hardware profile of this machine, measured on all ranks at once; every rank calls it, and rank 0's figures count."""
     dtype, links = DTYPES[precision], measure_links(device)
-    kernels = KernelTimer(device, dtype).rates()
+    kernels = KernelTimer(device, dtype).kernel_rates()
     hot = measure_links(device, after_work=False)  # a chain of small linear layers is little but collectives
     engine = {stage: engine_rate(stage, device, dtype, hot) for stage in range(4)}
-    return Rates(
+    return HardwareProfile(
         machine=machine_name(device), precision=precision, ranks=world_size(), memory_gib=memory_gib(device), kernels=kernels,
         engine=engine, links=links,
     )  # fmt: skip
@@ -110,7 +110,7 @@ def memory_gib(device: torch.device) -> float:
 def command(out: Path, precision: str | None = None) -> None:
     """Measure and write `out`. Precision: bf16 on a GPU and float32 on a CPU, unless given."""
     device = start_process_group()
-    rates = measure(device, precision or ("bf16" if device.type == "cuda" else "float32"))
-    on_main(lambda: rates.save(out), "the rates cannot be written")
+    profile = measure(device, precision or ("bf16" if device.type == "cuda" else "float32"))
+    on_main(lambda: profile.save(out), "the hardware profile cannot be written")
     if is_main():
-        print(f"wrote {out}: {rates.machine}, {rates.precision}, {rates.ranks} rank(s)")
+        print(f"wrote {out}: {profile.machine}, {profile.precision}, {profile.ranks} rank(s)")

@@ -1,4 +1,5 @@
-"""Measuring a machine's rates: kernels as training runs them, forward and backward through autograd, each at two sizes.
+"""Measuring a machine's hardware profile: kernels as training runs them, forward and backward through autograd, each at two
+sizes.
 
 Under a launcher all ranks measure at once, since they share a machine's memory and cores, and the links between them are
 measured too. Of several repetitions the median counts; of collectives in a step the mean, since it waits for the slow ones too.
@@ -23,7 +24,7 @@ from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.parallel.groups import barrier, world_size
-from imp_ds.planning.rates import Link, Rate
+from imp_ds.planning.hardware_profile import KernelRate, Link
 from imp_ds.train.matrix_peak import times_of, wait_for
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -82,7 +83,7 @@ class KernelTimer:
     def __init__(self, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype, self.size = device, dtype, dtype.itemsize
 
-    def rates(self) -> dict[str, Rate]:
+    def kernel_rates(self) -> dict[str, KernelRate]:
         """By kind. The bytes a second of products are those of a copy: no product here is bound by them."""
         found = {kind: self._passes(*arguments) for kind, arguments in self._elementwise().items()}
         copy = found["copy"].bytes_per_s
@@ -98,13 +99,13 @@ class KernelTimer:
     def _seconds(self, module: Callable, *inputs: torch.Tensor) -> float:
         return seconds_of(training(module, *inputs), self.device)
 
-    def _products(self, measure: Callable, copy: float) -> Rate:
+    def _products(self, measure: Callable, copy: float) -> KernelRate:
         """`measure(tokens, width)` gives (seconds, kernel): many tokens show the FLOPs a second, few the start."""
         flops = {}
         for width in WIDTHS:
             seconds, kernel = measure(MANY, width)
             flops[width] = kernel.flops / seconds
-        rate = Rate(overhead_s=0.0, bytes_per_s=copy, flops_per_s=flops)
+        rate = KernelRate(overhead_s=0.0, bytes_per_s=copy, flops_per_s=flops)
         seconds, kernel = measure(FEW, WIDTHS[0])
         return rate.model_copy(update={"overhead_s": max(0.0, seconds - rate.seconds(kernel))})
 
@@ -116,7 +117,7 @@ class KernelTimer:
             seconds.append(self._seconds(layer, self._tensor(tokens, in_features)))
         return statistics.mean(seconds), product(tokens, width, 4 * width, self.size)
 
-    def _experts(self, gelu: Rate) -> Callable:
+    def _experts(self, gelu: KernelRate) -> Callable:
         """The experts' feed-forwards without what their activation would take as a kernel of its own."""
 
         def measure(tokens: int, width: int) -> tuple[float, Kernel]:
@@ -139,13 +140,13 @@ class KernelTimer:
             "copy": (lambda x: x + x.clone(), width, 10, 2),
         }
 
-    def _passes(self, module: Callable, width: int, number: int, calls: int) -> Rate:
+    def _passes(self, module: Callable, width: int, number: int, calls: int) -> KernelRate:
         """`number` passes over a tensor in `calls` kernels."""
         short, long = (self._seconds(module, self._tensor(tokens, width)) for tokens in (FEW, LARGE))
         rate = bytes_per_second(number * (LARGE - FEW) * width * self.size, short, long)
-        return Rate(overhead_s=max(0.0, short - number * FEW * width * self.size / rate) / calls, bytes_per_s=rate)
+        return KernelRate(overhead_s=max(0.0, short - number * FEW * width * self.size / rate) / calls, bytes_per_s=rate)
 
-    def _attention(self) -> Rate:
+    def _attention(self) -> KernelRate:
         """Short sequences are bound by what they move, long ones by their products."""
         config = shapes(384)
 
@@ -157,9 +158,10 @@ class KernelTimer:
         (start, least), (short, moving), (long, computing) = measure(1, 16), measure(128, 16), measure(8, 256)
         bandwidth = bytes_per_second(moving.bytes - least.bytes, start, short)
         overhead = max(0.0, start - least.bytes / bandwidth)
-        return Rate(overhead_s=overhead, bytes_per_s=bandwidth, flops_per_s={0: computing.flops / max(long - overhead, 1e-9)})
+        flops = computing.flops / max(long - overhead, 1e-9)
+        return KernelRate(overhead_s=overhead, bytes_per_s=bandwidth, flops_per_s={0: flops})
 
-    def _routing(self) -> Rate:
+    def _routing(self) -> KernelRate:
         """A MoE layer of narrow experts without its experts."""
         config = shapes(384, intermediate_size=64, num_experts=EXPERTS)
 
@@ -173,7 +175,7 @@ class KernelTimer:
 
         (short, little), (long, much) = measure(1, FEW), measure(MANY // 256, 256)
         rate = bytes_per_second(much - little, short, long)
-        return Rate(overhead_s=max(0.0, short - little / rate), bytes_per_s=rate)
+        return KernelRate(overhead_s=max(0.0, short - little / rate), bytes_per_s=rate)
 
 
 def measure_links(device: torch.device, after_work: bool = True) -> dict[str, Link]:
@@ -221,7 +223,7 @@ def _collective(name: str, numel: int, device: torch.device) -> Callable:
 
 
 def machine_name(device: torch.device) -> str:
-    """What the rates belong to."""
+    """What the profile belongs to."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s) a rank"

@@ -1,4 +1,4 @@
-"""One rank of tests/train/test_rates.py: what two ranks measure of the links between them, and of DeepSpeed."""
+"""One rank of tests/train/test_hardware_profile.py: what two ranks measure of the links between them, and of DeepSpeed."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""How fast a machine is, in the few numbers from which the time of a step is predicted, and the file that keeps them.
+"""The hardware profile: how fast a machine is, in the few numbers from which the time of a step is predicted, and the file that
+keeps them.
 
 Every kind of kernel has a rate: what one start of it costs, what it reads and writes a second, and, for matrix products,
 what it computes a second, by the narrow side of the product. `planning.measure` measures them; without a measurement
@@ -22,7 +23,7 @@ KINDS = ("product", "experts", "attention", "routing", "norm", "gelu", "copy")
 OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 
 
-class Rate(Record):
+class KernelRate(Record):
     """Of one kind of kernel; `flops_per_s` by the narrow side of the product, one entry at 0 where that does not matter."""
 
     overhead_s: float = Field(ge=0, description="of one start, forward and backward together")
@@ -70,14 +71,14 @@ class Link(Record):
         return short / self.short_bytes_per_s + (traffic - short) / self.bytes_per_s
 
 
-class Rates(Record):
-    """All rates of a machine. `ranks` ran at once when they were measured; `links` are those among them."""
+class HardwareProfile(Record):
+    """The hardware profile of a machine. `ranks` ran at once when they were measured; `links` are those among them."""
 
     machine: str
     precision: str
     ranks: int = Field(ge=1)
     memory_gib: float = Field(gt=0, description="of the device, for one rank")
-    kernels: dict[str, Rate]
+    kernels: dict[str, KernelRate]
     engine: dict[int, EngineRate] = Field(description="by ZeRO stage")
     links: dict[str, Link] = {}
     assumed: list[str] = Field([], description="what is no measurement")
@@ -86,29 +87,29 @@ class Rates(Record):
         write_result(path, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Rates":
+    def load(cls, path: str | Path) -> "HardwareProfile":
         """Read what `save` wrote. Raises UserError for a file that is missing, damaged or incomplete."""
-        fix = "measure this machine: imp_ds rates FILE"
-        rates = parse_record(cls, read_json(path, dict, fix), str(path))
-        missing = sorted(set(KINDS) - set(rates.kernels)) + [f"engine.{s}" for s in range(4) if s not in rates.engine]
+        fix = "measure this machine: imp_ds profile FILE"
+        profile = parse_record(cls, read_json(path, dict, fix), str(path))
+        missing = sorted(set(KINDS) - set(profile.kernels)) + [f"engine.{s}" for s in range(4) if s not in profile.engine]
         if missing:
-            raise UserError("the rates are incomplete", got=f"{path}: no {', '.join(missing)}", fix=fix)
-        return rates
+            raise UserError("the hardware profile is incomplete", got=f"{path}: no {', '.join(missing)}", fix=fix)
+        return profile
 
 
-def h200() -> Rates:
+def h200() -> HardwareProfile:
     """One H200 in bf16. Measured: 780e12 FLOPs a second in large products, 4.3e12 bytes a second in a copy (benchmark notes of
     the project); all else is assumed, and `assumed` says so."""
     products, copy, start = {0: 780e12}, 4.3e12, 5e-6
-    passing = Rate(overhead_s=start, bytes_per_s=copy)
+    passing = KernelRate(overhead_s=start, bytes_per_s=copy)
     kernels = {kind: passing for kind in KINDS}
-    kernels["product"] = Rate(overhead_s=3 * start, bytes_per_s=copy, flops_per_s=products)
-    kernels["experts"] = Rate(overhead_s=6 * start, bytes_per_s=copy, flops_per_s=products)
-    kernels["attention"] = Rate(overhead_s=2 * start, bytes_per_s=copy, flops_per_s={0: 300e12})
-    kernels["routing"] = Rate(overhead_s=40 * start, bytes_per_s=copy)
+    kernels["product"] = KernelRate(overhead_s=3 * start, bytes_per_s=copy, flops_per_s=products)
+    kernels["experts"] = KernelRate(overhead_s=6 * start, bytes_per_s=copy, flops_per_s=products)
+    kernels["attention"] = KernelRate(overhead_s=2 * start, bytes_per_s=copy, flops_per_s={0: 300e12})
+    kernels["routing"] = KernelRate(overhead_s=40 * start, bytes_per_s=copy)
     # a parameter is read and written in several passes: 2 bytes of weight, 4 of gradient, 12 of master and moments
     engine = EngineRate(step_s=1e-3, tensor_s=2e-5, held_s=10 / copy, owned_s=40 / copy)
-    return Rates(
+    return HardwareProfile(
         machine="NVIDIA H200", precision="bf16", ranks=1, memory_gib=139.0, kernels=kernels,
         engine={stage: engine for stage in range(4)},
         assumed=[

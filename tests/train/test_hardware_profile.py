@@ -1,48 +1,48 @@
-"""Rates: what the file keeps and refuses, and that measuring gives figures of this machine."""
+"""Hardware profiles: what the file keeps and refuses, and that measuring gives figures of this machine."""
 
 import json
 import time
 
+import profile_worker
 import pytest
-import rates_worker
 import torch
 
 from imp_ds.errors import UserError
+from imp_ds.planning.hardware_profile import OPERATIONS, HardwareProfile, h200
 from imp_ds.planning.measure.kernels import KernelTimer, bytes_per_second, measure_links, seconds_of
-from imp_ds.planning.rates import OPERATIONS, Rates, h200
 from imp_ds.train.matrix_peak import matrix_peak
 from ranks import run_ranks
 
 CPU = torch.device("cpu")
 
 
-def test_rates_are_read_as_they_were_written(tmp_path):
-    h200().save(tmp_path / "rates.json")
-    assert Rates.load(tmp_path / "rates.json") == h200()
+def test_a_profile_is_read_as_it_was_written(tmp_path):
+    h200().save(tmp_path / "profile.json")
+    assert HardwareProfile.load(tmp_path / "profile.json") == h200()
 
 
-def test_rates_that_cannot_be_used_are_named(tmp_path):
-    path = tmp_path / "rates.json"
+def test_a_profile_that_cannot_be_used_is_named(tmp_path):
+    path = tmp_path / "profile.json"
     with pytest.raises(UserError, match="cannot be read"):
-        Rates.load(path)
+        HardwareProfile.load(path)
     path.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
-        Rates.load(path)
+        HardwareProfile.load(path)
     data = h200().model_dump(mode="json")
     path.write_text(json.dumps(data | {"ranks": 0}))
     with pytest.raises(UserError, match="ranks"):
-        Rates.load(path)
+        HardwareProfile.load(path)
     del data["kernels"]["gelu"], data["engine"]["3"]
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="incomplete") as error:
-        Rates.load(path)
+        HardwareProfile.load(path)
     assert "gelu" in str(error.value) and "engine.3" in str(error.value)
 
 
 def test_figures_of_the_h200_say_what_is_assumed():
-    rates = h200()
-    assert rates.kernels["product"].flops_at(768) == 780e12 and rates.kernels["copy"].bytes_per_s == 4.3e12
-    assert len(rates.assumed) >= 5
+    profile = h200()
+    assert profile.kernels["product"].flops_at(768) == 780e12 and profile.kernels["copy"].bytes_per_s == 4.3e12
+    assert len(profile.assumed) >= 5
 
 
 def test_seconds_of_a_call_are_its_median():
@@ -70,7 +70,7 @@ def test_every_kind_of_kernel_is_measured(monkeypatch):
     monkeypatch.setattr("imp_ds.planning.measure.kernels.WIDTHS", (64,))
     short = lambda function, device: seconds_of(function, device, 0.01)  # noqa: E731
     monkeypatch.setattr("imp_ds.planning.measure.kernels.seconds_of", short)
-    found = KernelTimer(CPU, torch.float32).rates()
+    found = KernelTimer(CPU, torch.float32).kernel_rates()
     assert found.keys() == h200().kernels.keys()
     assert found["product"].flops_per_s.keys() == found["experts"].flops_per_s.keys() == {64}
     for rate in found.values():
@@ -82,7 +82,7 @@ def test_every_kind_of_kernel_is_measured(monkeypatch):
 @pytest.mark.distributed
 def test_two_ranks_measure_links_and_engine_together(tmp_path):
     out = tmp_path / "found.json"
-    run_ranks(rates_worker.measure_all, str(out), ranks=2, folder=tmp_path, limit_s=200)
+    run_ranks(profile_worker.measure_all, str(out), ranks=2, folder=tmp_path, limit_s=200)
     found = json.loads(out.read_text())
     assert found["links"].keys() == set(OPERATIONS)
     assert all(1e5 < link["bytes_per_s"] < 1e12 and link["latency_s"] < 1 for link in found["links"].values())
