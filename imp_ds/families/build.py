@@ -1,6 +1,7 @@
 """A family's module to train, made without weights and then filled."""
 
 import torch
+from torch import nn
 
 from imp_ds.families.train_module import TrainModule
 from imp_ds.models.initialization import initialize_module, initialize_seeded
@@ -32,10 +33,18 @@ def empty_module(kind: type[TrainModule], config) -> TrainModule:
     """The module with all experts on the CPU, to be filled from a checkpoint; what no checkpoint has is filled."""
     model = meta_module(kind, config)
     model.to_empty(device="cpu")
-    for module in model.modules():
-        if module._non_persistent_buffers_set:
-            initialize_module(module, _std(config))
+    held = [module for module in model.modules() if module._non_persistent_buffers_set]
+    before = _unsaved_versions(held)
+    for module in held:
+        initialize_module(module, _std(config))
+    if any(new == old for new, old in zip(_unsaved_versions(held), before)):  # the rule is that of a module around it
+        initialize_seeded(model, 0, _std(config))
     return model
+
+
+def _unsaved_versions(modules: list[nn.Module]) -> list[int]:
+    """Of each buffer that no checkpoint has how often it has been written to."""
+    return [getattr(module, name)._version for module in modules for name in sorted(module._non_persistent_buffers_set)]
 
 
 def _std(config) -> float:

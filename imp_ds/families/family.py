@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, ProcessorMixin
+from transformers.utils import logging as transformers_logging
 
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
@@ -90,6 +91,7 @@ class ModelFamily(ABC):
 
     def load_export(self, folder: Path) -> tuple[TrainModule, ProcessorMixin]:
         """Model and processor of an exported folder, on the CPU. Raises UserError."""
+        transformers_logging.disable_progress_bar()
         parts = {"model": self.Model, "processor": self.Processor}
         load = lambda name, kind: foreign_code.load(  # noqa: E731
             kind, folder, f"the {name} cannot be loaded", fix=_AGAIN, local_files_only=True

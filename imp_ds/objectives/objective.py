@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from imp_ds.costs import Kernel, Sequences
+from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
@@ -158,6 +159,27 @@ class ObjectiveRecord(Record, ABC):
         """Whose scale the model's likelihood head compares with; None: it does not use that head."""
         return None
 
+
+
+class ModelObjective(ObjectiveRecord):
+    """An objective that models of a family compute themselves, as language models do the next token: its costs are counted with
+    theirs, and other families refuse it. What is left to say is `needs` and `describe`."""
+
+    def sides(self):
+        return Sides(self.needs().modalities, frozenset())
+
+    def kernels(self, shape):
+        return []
+
+    def loss_values(self, shape):
+        return 0
+
+    def build(self, config, known):
+        what = f"models of {type(config).__name__} do not compute the objective {self.kind}"
+        raise UserError(what, fix="choose a family that does: model.family")
+
+    def check_model(self, config, task):
+        self.build(config, {})
 
 
 class Objective(nn.Module):

@@ -1,4 +1,4 @@
-"""A second kind of model for the engine: a two-layer causal MoE language model, whose loss is a mean over tokens.
+"""A second kind of model: a two-layer causal MoE language model, whose loss is a mean over tokens.
 
 Its embedding is frozen, and its logits are scaled by a persistent buffer. Shapes: B texts, L tokens, D width, V words.
 """
@@ -6,15 +6,23 @@ Its embedding is frozen, and its logits are scaled by a persistent buffer. Shape
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from imp_ds.families.build import build_module
 from imp_ds.families.train_module import StepOutput, TrainModule
-from imp_ds.models.initialization import initialize_seeded
+from imp_ds.models.initialization import initialize_module
 from imp_ds.moe.layer import MoELayer
-from imp_ds.parallel.expert_parallel import spread_experts
-from imp_ds.parallel.groups import rank
 from imp_ds.tasks import Batch
 
 WORDS, WIDTH, HEADS, EXPERTS, LENGTH, IGNORED = 20, 16, 2, 4, 10, -100
+
+
+class CausalConfig(PreTrainedConfig):
+    model_type = "causal_moe"
+
+    def __init__(self, vocab_size: int = WORDS, drop_tokens: bool = False, **settings):
+        self.vocab_size, self.drop_tokens, self.initializer_range = vocab_size, drop_tokens, 0.02
+        super().__init__(**settings)
 
 
 class CausalBlock(nn.Module):
@@ -34,52 +42,67 @@ class CausalBlock(nn.Module):
         return x_BLD + routed, report
 
 
-class CausalModel(TrainModule):
-    """targets["labels"], int64 [B, L]: the next token, -100 where none is asked for."""
+class CausalModel(PreTrainedModel, TrainModule):
+    """Its targets are the texts themselves, each token from those before it."""
 
-    def __init__(self, drop_tokens: bool):
-        super().__init__()
-        self.embedding = nn.Embedding(WORDS, WIDTH)
-        self.layers = nn.ModuleList(CausalBlock(drop_tokens) for _ in range(2))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WORDS, bias=False)
+    config_class = CausalConfig
+    last_linears = ("experts.experts.w2",)
+
+    def __init__(self, config: CausalConfig):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, WIDTH)
+        self.layers = nn.ModuleList(CausalBlock(config.drop_tokens) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, config.vocab_size, bias=False)
         self.register_buffer("logit_scale", torch.ones(()))
+        self.embedding.weight.requires_grad_(False)
+        self.post_init()
+
+    def _init_weights(self, module):
+        initialize_module(module, self.config.initializer_range)
 
     def initialize_parameters(self) -> None:
         self.logit_scale.fill_(0.5)
 
+    def logits(self, input_ids, attention_mask):
+        """[B, L, V], and the reports of the routers."""
+        x_BLD, reports = self.embedding(input_ids), []
+        for layer in self.layers:
+            x_BLD, report = layer(x_BLD, attention_mask.bool())
+            reports.append(report)
+        return self.head(self.norm(x_BLD)) * self.logit_scale, reports
+
     def forward(self, batch, fn=None):
         if fn is not None:
             return fn(self, batch)
-        ids_BL, valid_BL = batch.inputs["text"]["input_ids"], batch.inputs["text"]["attention_mask"].bool()
-        x_BLD, reports = self.embedding(ids_BL), []
-        for layer in self.layers:
-            x_BLD, report = layer(x_BLD, valid_BL)
-            reports.append(report)
-        logits_BLV = self.head(self.norm(x_BLD)) * self.logit_scale
-        asked = dict(ignore_index=IGNORED, reduction="sum")
-        total = F.cross_entropy(logits_BLV.flatten(0, 1), batch.targets["labels"].flatten(), **asked)
-        loss = total / self.weight(batch).clamp(min=1)
+        logits_BLV, reports = self.logits(**batch.inputs["text"])
+        loss = token_losses(logits_BLV, batch).sum() / self.weight(batch).clamp(min=1)
         return StepOutput(loss, {"loss/tokens": loss.detach()}, {"text": reports})
 
     def weights_differ(self, batch):
         return True
 
     def weight(self, batch):
-        return (batch.targets["labels"] != IGNORED).sum()
+        return (labels(batch) != IGNORED).sum()
 
     def blocks(self):
         return list(self.layers)
 
 
+def labels(batch: Batch) -> torch.Tensor:
+    """The next token in each place, int64 [B, L], -100 where none is asked for."""
+    if "labels" in batch.targets:
+        return batch.targets["labels"]
+    ids_BL, valid_BL = batch.inputs["text"]["input_ids"], batch.inputs["text"]["attention_mask"].bool()
+    return F.pad(ids_BL.where(valid_BL, IGNORED)[:, 1:], (0, 1), value=IGNORED)
+
+
+def token_losses(logits_BLV: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Of each place, [B, L]; 0 where nothing is asked for."""
+    return F.cross_entropy(logits_BLV.transpose(1, 2).float(), labels(batch), ignore_index=IGNORED, reduction="none")
+
+
 def build_causal(seed: int, ep_size: int, drop_tokens: bool) -> CausalModel:
-    with torch.device("meta"):
-        model = CausalModel(drop_tokens)
-    if ep_size > 1:
-        spread_experts(model, ep_size, rank())
-    model.to_empty(device="cpu")
-    initialize_seeded(model, seed, 0.02)
-    model.embedding.weight.requires_grad_(False)
-    return model
+    return build_module(CausalModel, CausalConfig(drop_tokens=drop_tokens), seed, ep_size)
 
 
 def text_batch(step: int, size: int = 8) -> Batch:
