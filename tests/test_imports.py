@@ -6,12 +6,10 @@ Units are the packages and single modules that lie in imp_ds itself, each whole.
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "imp_ds"
+from helpers.source_tree import MODULES, ROOT, imported, imports_of, room_of
 
 # package or single module of imp_ds -> floor, from the ground up. It imports what is on lower floors; of its own floor
 # only without a circle.
@@ -50,29 +48,6 @@ NOT_NEEDED = (
 )  # fmt: skip
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-def imported(source: str, module: str, is_package: bool, known) -> set[str]:
-    """The modules that a source imports, wherever in it: full names, `from package import module` resolved by `known`."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = module.split(".") if is_package else module.split(".")[:-1]
-            base = parents[: len(parents) - node.level + 1] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            below = {f"{origin}.{alias.name}" for alias in node.names}
-            names.update(name if name in known else origin for name in below)
-    return names
-
-
 def unit_of(module: str) -> str:
     """The package or module of imp_ds itself that holds the module."""
     unit = (module.split(".")[1:] or ["imp_ds"])[0]
@@ -83,8 +58,8 @@ def unit_of(module: str) -> str:
 def edges() -> dict[tuple[str, str], str]:
     """(importing unit, imported unit) -> one import that makes it, over all of imp_ds."""
     found = {}
-    for module, path in MODULES.items():
-        for name in imported(path.read_text(), module, path.name == "__init__.py", MODULES):
+    for module in MODULES:
+        for name in imports_of(module):
             if name.split(".")[0] == "imp_ds":
                 pair = (unit_of(module), unit_of(name))
                 if pair[0] != pair[1]:
@@ -125,16 +100,11 @@ def test_no_two_units_import_each_other():
     assert ring is None, [found[pair] for pair in zip(ring, [*ring[1:], ring[0]])]
 
 
-def room_of(module: str) -> str:
-    """The package that a module lies in; a package is its own."""
-    return module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
-
-
 def test_no_two_rooms_import_each_other_at_any_depth():
     """Rooms that lie in one another do not count: what a package says of itself in its `__init__.py` may stand on its rooms."""
     found = {}
-    for module, path in MODULES.items():
-        for name in imported(path.read_text(), module, path.name == "__init__.py", MODULES) & MODULES.keys():
+    for module in MODULES:
+        for name in imports_of(module) & MODULES.keys():
             one, other = room_of(module), room_of(name)
             if not f"{one}.".startswith(f"{other}.") and not f"{other}.".startswith(f"{one}."):
                 found[one, other] = f"{module} imports {name}"
@@ -144,9 +114,8 @@ def test_no_two_rooms_import_each_other_at_any_depth():
 
 def test_no_modules_import_each_other():
     pairs = []
-    for module, path in MODULES.items():
-        names = imported(path.read_text(), module, path.name == "__init__.py", MODULES)
-        pairs += [(module, name) for name in names if name in MODULES and not module.startswith(name + ".")]
+    for module in MODULES:
+        pairs += [(module, name) for name in imports_of(module) if name in MODULES and not module.startswith(name + ".")]
     assert circle(pairs) is None
 
 
@@ -157,9 +126,8 @@ def test_every_floor_is_used():
 @pytest.mark.parametrize("dependency", OWNERS)
 def test_heavy_dependencies_stay_with_their_owners(dependency):
     users = set()
-    for module, path in MODULES.items():
-        names = imported(path.read_text(), module, path.name == "__init__.py", MODULES)
-        if any(name.split(".")[0] == dependency or name == f"torch.utils.{dependency}" for name in names):
+    for module in MODULES:
+        if any(name.split(".")[0] == dependency or name == f"torch.utils.{dependency}" for name in imports_of(module)):
             users.add(module)
     owners = tuple(f"imp_ds.{owner}" for owner in OWNERS[dependency])
     assert all(f"{user}.".startswith(tuple(f"{owner}." for owner in owners)) for user in users), users
@@ -169,8 +137,8 @@ def test_the_parser_sees_every_way_to_import():
     source = "import imp_ds.a\ndef f():\n    from imp_ds.b import c, name\n    from . import d\n    from ..moe.x import y\n"
     known = {"imp_ds.a", "imp_ds.b", "imp_ds.b.c", "imp_ds.train.d", "imp_ds.moe.x"}
     expected = {"imp_ds.a", "imp_ds.b.c", "imp_ds.b", "imp_ds.train.d", "imp_ds.moe.x"}
-    assert imported(source, "imp_ds.train.z", False, known) == expected
-    assert imported("from . import d", "imp_ds.train", True, known) == {"imp_ds.train.d"}
+    assert imported(ast.parse(source), "imp_ds.train.z", False, known) == expected
+    assert imported(ast.parse("from . import d"), "imp_ds.train", True, known) == {"imp_ds.train.d"}
 
 
 def test_circles_are_found():

@@ -4,14 +4,12 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
+from helpers.source_tree import PACKAGE, text_of, tree_of
 from imp_ds.evaluation import Evaluator
 from imp_ds.moe.routers.registry import ROUTERS
 from imp_ds.objectives.registry import OBJECTIVES
 from imp_ds.registry import EVALUATORS, FORMATS
 
-PACKAGE = Path(__file__).parents[1] / "imp_ds"
 KINDS = "zero_shot|retrieval|captioning|masked_language|heads|tuned|answers"
 METRIC = re.compile(rf"(^|[^\w])({KINDS})/|/(top\d|R@|bleu4|cider|perplexity)|^left_out/")
 
@@ -28,7 +26,7 @@ def compared_constants(tree: ast.AST, attribute: str) -> list[str]:
 
 def code(path: Path) -> ast.AST:
     """A module without its docstrings and the descriptions of fields."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(text_of(path))
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             node.body = [line for line in node.body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
@@ -51,9 +49,10 @@ def test_the_check_sees_both_spellings():
     assert compared_constants(tree, "kind") == ["contrastive", "captioning", "likelihood"]
 
 
-@pytest.mark.parametrize("path", modules_outside("objectives"), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_module_outside_of_objectives_branches_on_a_kind(path):
-    assert not set(compared_constants(ast.parse(path.read_text()), "kind")) & OBJECTIVES.keys()
+def test_no_module_outside_of_objectives_branches_on_a_kind():
+    outside = modules_outside("objectives")
+    compared = {path: set(compared_constants(tree_of(path), "kind")) & OBJECTIVES.keys() for path in outside}
+    assert {str(path): names for path, names in compared.items() if names} == {}
 
 
 def test_each_objective_is_one_file_and_its_line():
@@ -63,7 +62,7 @@ def test_each_objective_is_one_file_and_its_line():
         home = record.__module__.removeprefix("imp_ds.").replace(".", "/") + ".py"
         named = set()
         for path in PACKAGE.rglob("*.py"):
-            names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+            names = {node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)}
             if record.__name__ in names:
                 named.add(path.relative_to(PACKAGE).as_posix())
         assert {name for name in named - makers if not name.startswith(("recipes/", "objectives/"))} == set(), home
@@ -71,7 +70,7 @@ def test_each_objective_is_one_file_and_its_line():
 
 def test_no_module_branches_on_a_format_and_each_is_one_file_and_its_line():
     for path in PACKAGE.rglob("*.py"):
-        assert not set(compared_constants(ast.parse(path.read_text()), "format")) & set(FORMATS.homes), path
+        assert not set(compared_constants(tree_of(path), "format")) & set(FORMATS.homes), path
     for kind, home in FORMATS.homes.items():
         assert FORMATS[kind].__module__ == home
 
@@ -94,16 +93,16 @@ def test_the_check_of_metrics_sees_them():
     assert all(METRIC.search(text) for text in ("zero_shot/", "/top1", "retrieval/x/R@1", "/perplexity", "left_out/"))
 
 
-@pytest.mark.parametrize("path", modules_outside("moe"), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_module_outside_of_moe_branches_on_a_router(path):
-    assert not set(compared_constants(ast.parse(path.read_text()), "router")) & set(ROUTERS.homes)
+def test_no_module_outside_of_moe_branches_on_a_router():
+    compared = {path: set(compared_constants(tree_of(path), "router")) & set(ROUTERS.homes) for path in modules_outside("moe")}
+    assert {str(path): names for path, names in compared.items() if names} == {}
 
 
 def test_each_router_is_one_file_and_its_line():
     for kind, home in ROUTERS.homes.items():
         router = ROUTERS[kind]
         assert router.__module__ == home and router.kind == kind
-        source = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+        source = {path: text_of(path) for path in PACKAGE.rglob("*.py")}
         named = {path.relative_to(PACKAGE).as_posix() for path, text in source.items() if f'"{kind}"' in text}
         assert {name for name in named if not name.startswith(("moe/", "recipes/"))} == set(), kind
         classes = {path.relative_to(PACKAGE).parts[0] for path, text in source.items() if router.__name__ in text}
@@ -117,7 +116,7 @@ def test_no_module_outside_of_the_rooms_of_models_names_a_model():
         room = path.relative_to(PACKAGE).parts[0]
         if room in ("models", "families", "objectives"):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             named |= {str(path): module for module in modules if module.startswith("imp_ds.models")}

@@ -23,7 +23,7 @@ from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import RouterReport
 from imp_ds.tasks import Batch
-from imp_ds.train.engine.trainable import freeze_others
+from imp_ds.train.start import freeze_others
 
 GRADIENT_STEPS = 3  # the first step of each task
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from types import FrameType
 
 import torch.distributed as dist
 
@@ -36,7 +37,6 @@ from imp_ds.parallel.diagnosis import (
     is_effect,
 )
 from imp_ds.parallel.groups import on_main, rank, world_size
-from imp_ds.parallel.waits import waits_for
 
 EXIT_CODE = 1
 _CONNECT_S = 60.0  # until all ranks have a connection
@@ -283,3 +283,18 @@ def _log(text: str) -> None:
         os.write(2, text.encode())
     except OSError:  # nobody reads it any more; that keeps no rank alive
         pass
+
+
+def waits_for(frame: FrameType | None) -> str | None:
+    """What the thread of this innermost frame waits for outside of the run, where its stack shows it (a lock, a compiler), in
+    words; None where nothing known stands there."""
+    # a frame that ends while it is looked at from another thread may be gone, and its place hold anything else
+    while isinstance(frame, FrameType):
+        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if module == "torch.utils.file_baton" and function == "wait":
+            path = getattr(frame.f_locals.get("self"), "lock_file_path", "of torch's extensions")
+            return f"the lock {path}, of a process that compiles, or of one that was killed: delete it when none does"
+        if module == "torch.utils.cpp_extension" and function == "_run_ninja_build":
+            return f"the compiler of an extension, in {frame.f_locals.get('build_directory', 'a build folder')}"
+        frame = frame.f_back
+    return None

@@ -4,11 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch import nn
 from transformers import PreTrainedConfig
 
 from imp_ds.config import RunConfig
@@ -28,7 +30,6 @@ from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train import checkpoint, resume
 from imp_ds.train.engine.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine.engine import Engine
-from imp_ds.train.engine.trainable import freeze_others
 from imp_ds.train.recording.first_samples import first_turns
 from imp_ds.train.schedule import build_schedule
 
@@ -174,3 +175,20 @@ def _few(batches: StepBatches, step: int, view: int) -> Batch:
     if isinstance(batch, UserError):
         raise batch
     return batch
+
+
+def freeze_others(model: nn.Module, patterns: list[str] | None) -> None:
+    """`train.trainable`: leave trainable what a pattern matches, names of parameters where * stands for anything; None:
+    everything. The others keep their values, and no optimizer knows them.
+
+    Raises UserError for a pattern that nothing matches.
+    """
+    if patterns is None:
+        return
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            allowed = "names of parameters, where * stands for anything, for example *norm* or objectives.*"
+            raise UserError("train.trainable: the model has no such parameter", got=pattern, allowed=allowed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))

@@ -15,7 +15,7 @@ from imp_ds.parallel.full_parameters import persistent_buffers
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
 from imp_ds.train.engine.engine import start_process_group
-from imp_ds.train.engine.trainable import freeze_others
+from imp_ds.train.start import freeze_others
 
 STEPS = 3  # of each part of a run: every task once
 RATE = 1e-3

@@ -19,7 +19,7 @@ from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine
-from imp_ds.train.engine.trainable import freeze_others
+from imp_ds.train.start import freeze_others
 
 VOCABULARY = 50
 MARKS = SimpleNamespace(mask_token_id=VOCABULARY - 1, eos_token_id=VOCABULARY - 2)  # what of a tokenizer a model has to know

@@ -3,7 +3,7 @@
 import pytest
 
 from imp_ds.errors import UserError
-from imp_ds.evaluation.answers import exact_match, normalised
+from imp_ds.evaluation.captions import exact_match, normalised
 
 
 @pytest.mark.parametrize("answer, expected", [

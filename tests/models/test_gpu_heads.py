@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from imp_ds.models.imp.encoder.heads import split_heads_plainly
+from imp_ds.models.imp.encoder.layers import split_heads_plainly
 from triton_kernels_here import DEVICE, INTERPRETED, import_kernels
 
 gpu_heads = import_kernels("imp_ds.models.imp.encoder.gpu_heads")

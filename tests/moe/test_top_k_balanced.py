@@ -16,7 +16,7 @@ import torch
 from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routers.top_k_balanced import BalancedTopKRouter
 from imp_ds.moe.routing import RoutingContext
-from imp_ds.train.engine.counts import finish_counts
+from imp_ds.train.engine.engine import finish_counts
 
 SCORES_TE = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.5, 0.2], [0.7, 0.65, 0.3], [0.6, 0.55, 0.5]])
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from imp_ds.errors import UserError
 from imp_ds.parallel.roll_call import roll_call
-from imp_ds.parallel.waits import waits_for
+from imp_ds.parallel.watchdog import waits_for
 from ranks import Ranks
 
 

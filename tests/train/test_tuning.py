@@ -17,7 +17,7 @@ from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.merging import merge
 from imp_ds.objectives import Classification, Likelihood
 from imp_ds.train.engine.engine import parameter_groups
-from imp_ds.train.engine.trainable import freeze_others
+from imp_ds.train.start import freeze_others
 from tunable import digits_run, export_untrained
 
 ALL = dict(fraction=1.0)

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+from imp_ds.config import RunConfig
+from imp_ds.errors import UserError
 from imp_ds.families import register_family
 from imp_ds.families.family import ModelFamily
-from imp_ds.families.imp import checks, model_card
+from imp_ds.families.groups import check_groups
+from imp_ds.families.imp import model_card
 from imp_ds.families.imp.costs.cost import ImpCost
+from imp_ds.families.imp.costs.tokens import task_sequences
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
 from imp_ds.families.imp.merging import merge
 from imp_ds.families.imp.model_folder import load_processor, load_weights
@@ -13,6 +17,7 @@ from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_processor
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.models.imp.conditions import task_conditions
+from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.processing_imp import ImpProcessor
 
 
@@ -33,7 +38,7 @@ class ImpFamily(ModelFamily):
         return config.moe_layer_indices
 
     def check(self, run, config, world_size):
-        checks.check(run, config, world_size)
+        _check(run, config, world_size)
 
     def load_initial(self, model, folder: Path, processor):
         return load_initial(model, folder, processor.tokenizer), sources_of(model, folder)
@@ -53,3 +58,27 @@ class ImpFamily(ModelFamily):
 
     def card(self, run, config, results, folder):
         return model_card.card(run, config, results, folder)
+
+
+def _check(run: RunConfig, config: ImpConfig, world_size: int) -> None:
+    """Raise UserError for sequences that do not fit, routing groups that hang on the ranks, and gates that lack a task."""
+    seen = [(task, task_sequences(task, config, run.data.audio)) for parent in run.tasks for task in parent.variants()]
+    if config.routes_tokens:
+        lengths = [(task, {name: found.length for name, found in sequences.items()}) for task, sequences in seen]
+        check_groups(lengths, world_size, config.group_tokens, config.group_examples)
+    if config.num_experts and config.gate in ("task", "attribute"):
+        _check_evaluations(run, config)
+
+
+def _check_evaluations(run: RunConfig, config: ImpConfig) -> None:
+    """Gates that ask for the task have to be told it by evaluations too; those of texts and captions name one already."""
+    for evaluation in run.evaluations:
+        composed = config.gate == "attribute" and evaluation.head == "likelihood" and evaluation.task is None
+        named = evaluation.captioner is not None or evaluation.modality == "text" and evaluation.head == "pair"
+        told = named or composed
+        if not told and evaluation.task not in config.objectives:
+            raise UserError(
+                f"evaluation {evaluation.name}: the encoder's {config.gate} gates have to be told a task of the run",
+                got=evaluation.task or "no task", allowed=", ".join(config.objectives),
+                fix=f"--set evaluations.{evaluation.name}.task={next(iter(config.objectives))}",
+            )  # fmt: skip

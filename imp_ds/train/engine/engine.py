@@ -31,7 +31,6 @@ from imp_ds.parallel.launch import init_environment
 from imp_ds.parallel.roll_call import roll_call
 from imp_ds.tasks import Batch
 from imp_ds.train.engine import master_state
-from imp_ds.train.engine.counts import finish_counts
 from imp_ds.train.engine.micro_batches import MicroBatches, split
 from imp_ds.train.engine.surrogate_loss import own_gradients, rescale_to_norm, surrogate_loss
 
@@ -295,3 +294,23 @@ def _norm_of(norm) -> float:
     """DeepSpeed's norm as a number; its -1 stands for one that is not finite."""
     norm = float(norm)
     return norm if norm >= 0 else math.inf
+
+
+@torch.no_grad()
+def finish_counts(routers: list[Router], taken: bool) -> None:
+    """What routers count in a step (`Router.counts`): begin to count anew, after each router was given the sum over ranks where
+    the step was `taken`. All ranks call it alike.
+
+    routers: in the same order on all ranks; of those that count, one message for all of them together.
+    """
+    if not routers:
+        return
+    counts = [router.counts() for router in routers]
+    if taken:
+        total = torch.cat([count.flatten() for count in counts])
+        if world_size() > 1:
+            dist.all_reduce(total)
+        for router, count, summed in zip(routers, counts, total.split([count.numel() for count in counts])):
+            router.after_step(summed.view_as(count))
+    for count in counts:
+        count.zero_()

@@ -23,7 +23,7 @@ _PARTS = 1024
 def gpu_split_heads(
     qkv_BLX: Tensor, heads: int, query_weight_D: Tensor | None, key_weight_D: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `imp_ds.models.imp.encoder.heads.split_heads`, with the weights of the two norms, or None for no norm."""
+    """As `imp_ds.models.imp.encoder.layers.split_heads`, with the weights of the two norms, or None for no norm."""
     return _SplitHeads.apply(qkv_BLX.contiguous(), heads, query_weight_D, key_weight_D, eps)
 
 

@@ -13,7 +13,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
 from imp_ds.models.imp.configuration_imp import LINEAR_PAIRS
-from imp_ds.models.imp.encoder.heads import split_heads
 from imp_ds.models.imp.encoder.prompts import DeepPrompts, see_prompts
 from imp_ds.moe.conditional import ConditionalLinear, LinearByCondition, MergedLinear, RoutedLinear, SequenceFacts, layer_report
 from imp_ds.moe.grouping import Grouping
@@ -23,6 +22,11 @@ from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Counted, RouterReport, Segment
 from imp_ds.moe.soft_merging import MergeRouter
 from imp_ds.randomness import dropout
+
+try:
+    from imp_ds.models.imp.encoder import gpu_heads
+except ImportError:  # Triton comes with the CUDA builds of torch alone
+    gpu_heads = None
 
 # where something may be random in a block: dropout after the attention and after the feed-forward, the noise of routers
 ATTENTION_DROPOUT, FEED_FORWARD_DROPOUT, EXPERTS_NOISE = range(3)
@@ -58,6 +62,28 @@ def answer(linear: nn.Module, x_BLI: torch.Tensor, facts: SequenceFacts, decisio
     if isinstance(linear, ConditionalLinear):
         return linear(x_BLI, facts, decision)
     return linear(x_BLI), None, None
+
+
+def split_heads(
+    qkv_BLX: torch.Tensor, heads: int, query_norm: nn.Module, key_norm: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[B, L, 3 H W] -> queries, keys and values, [B, H, L, W] each. The norms: nn.LayerNorm(W, bias=False), or nn.Identity.
+
+    CUDA with Triton has one pass over memory for it in each direction (gpu_heads.py): what autograd makes of the plain form lays
+    the three gradients side by side by a copy of its own, and takes as long as the layer's largest matrix product.
+    """
+    if gpu_heads is not None and qkv_BLX.is_cuda and not torch.compiler.is_exporting():
+        weights = [getattr(norm, "weight", None) for norm in (query_norm, key_norm)]
+        return gpu_heads.gpu_split_heads(qkv_BLX, heads, *weights, getattr(query_norm, "eps", 0.0))
+    return split_heads_plainly(qkv_BLX, heads, query_norm, key_norm)
+
+
+def split_heads_plainly(
+    qkv_BLX: torch.Tensor, heads: int, query_norm: nn.Module, key_norm: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`split_heads` on any device, differentiated by autograd."""
+    query, key, value = qkv_BLX.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return query_norm(query), key_norm(key), value
 
 
 def attend(
