@@ -83,7 +83,7 @@ class Source(Record):
     streaming: bool = Field(False, description="huggingface: read from where it lies instead of downloading all of it first")
     vision: str | None = Field(None, description="column of the image or film: bytes, or the name of a file")
     audio: str | None = Field(None, description="column of the sound, or of a film with sound")
-    text: str | None = Field(None, description="column of a caption or a list of captions (one drawn per visit)")
+    text: str | None = Field(None, description="column of a caption or a list of captions (one drawn per occurrence)")
     label: str | None = Field(None, description="column of the class: an index, or a name among label_names")
     label_names: list[str] | str | None = Field(
         None, description="class names in the order of the indices, or the JSON file that lists them, beside the data"
@@ -152,7 +152,7 @@ class Task(Record):
     augment: Augmentation = Field(Augmentation(), description="what training changes at random")
     objectives: list[AnyObjective] = Field(min_length=1, description="what is learned; their losses are combined")
     reduction: Literal["sum", "mean"] = Field("sum", description="how several objectives on one batch are combined")
-    interval: int = Field(1, ge=1, description="rotation: the task trains on every interval-th visit")
+    interval: int = Field(1, ge=1, description="rotation: the task trains in every interval-th round")
     weight: float = Field(1.0, ge=0, description="sampling: relative probability of the task")
     gradient_norm: float = Field(1.0, gt=0, description="with optimizer.task_normalisation: norm to rescale its gradient to")
     batch_size: int = Field(ge=1, description="samples of one optimizer step, over all ranks")
@@ -171,11 +171,12 @@ class Task(Record):
         """The views that a step may draw, one or several."""
         return [self.views, *self.additional_views]
 
-    def draw_view(self, seed: int, visit: int) -> int:
-        """Which of `all_views` the task's step number `visit`, from 0, takes: a pure function, so all ranks draw the same."""
+    def draw_view(self, seed: int, occurrence: int) -> int:
+        """Which of `all_views` the task's step number `occurrence`, from 0, takes: a pure function, so all ranks draw the
+        same."""
         if not self.additional_views:
             return 0
-        draw = np.random.default_rng([_VIEWS, seed, zlib.crc32(self.name.encode()), visit]).random()
+        draw = np.random.default_rng([_VIEWS, seed, zlib.crc32(self.name.encode()), occurrence]).random()
         edges = np.cumsum([view.weight for view in self.all_views])
         return int(np.searchsorted(edges / edges[-1], draw, side="right"))
 

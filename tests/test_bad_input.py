@@ -169,8 +169,8 @@ def image_of_rank_1_only(corpus: Path) -> tuple[str, int]:
             batches = StepBatches(run.tasks, schedule, readers, None, seed=run.data.seed, rank=rank, world=2, cache_mb=0)
             reader = readers[schedule.at(step).name][0]
             if reader.source.path == "images":
-                for spot in batches.spots(step):
-                    first.setdefault(reader.key(spot.row), (step, rank))
+                for index in batches.sample_indices(step):
+                    first.setdefault(reader.key(index.row), (step, rank))
     return next((key, step) for key, (step, rank) in first.items() if 5 <= step < 11 and rank == 1)
 
 
@@ -267,13 +267,13 @@ def test_the_checkpoint_of_another_model_is_named_by_what_differs(earlier, digit
     assert before.keys() == after.keys()
 
 
-@pytest.mark.parametrize("place", ["/dev/null/run", "file/run", "file", "locked/run", "locked"])
-def test_a_folder_that_cannot_be_written_is_named(place, digits_corpus, tmp_path):
-    if place.startswith("locked") and os.geteuid() == 0:
+@pytest.mark.parametrize("output", ["/dev/null/run", "file/run", "file", "locked/run", "locked"])
+def test_a_folder_that_cannot_be_written_is_named(output, digits_corpus, tmp_path):
+    if output.startswith("locked") and os.geteuid() == 0:
         pytest.skip("the superuser may write everywhere")
     (tmp_path / "file").write_text("a file, not a folder")
     (tmp_path / "locked").mkdir(mode=0o555)
     before = snapshot(tmp_path)
-    message = refused(train_line(tmp_path / place, digits_corpus), tmp_path / "logs")
-    assert "the output folder" in message and place in message and "--output_dir DIR" in message
+    message = refused(train_line(tmp_path / output, digits_corpus), tmp_path / "logs")
+    assert "the output folder" in message and output in message and "--output_dir DIR" in message
     assert {p: h for p, h in snapshot(tmp_path).items() if not p.startswith("logs")} == before

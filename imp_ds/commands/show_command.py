@@ -20,7 +20,7 @@ from imp_ds.errors import UserError
 from imp_ds.tasks import Batch, Task, Views
 from imp_ds.terminal.printable import printable
 from imp_ds.terminal.stage_progress import StageProgress
-from imp_ds.train.recording.first_samples import first_turns
+from imp_ds.train.recording.first_samples import first_occurrences
 from imp_ds.train.recording.samples import batch_pictures
 from imp_ds.train.schedule import build_schedule
 from imp_ds.written_files import write_result
@@ -59,7 +59,7 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
     shape = dict(seed=run.data.seed, window=run.data.window, cache_mb=0, decoding=run.data.decoding)
     batches = StepBatches(run.tasks, schedule, readers, Collator(processor), **shape)
     sections = []
-    for name, step in first_turns(batches).items():
+    for name, step in first_occurrences(batches).items():
         task = run.task(name)
         for view in range(len(task.all_views)):
             sections.append(_section(batches, processor, task, view, step, samples))
@@ -82,9 +82,9 @@ def _section(batches: StepBatches, processor, task: Task, view: int, step: int, 
     count = len(batch.report.keys)
     sounds = [None] * count
     if views.audio is not None:
-        sounds = [one.sample["audio"] for one in batches.usable(task, views).at(batches.spots(step)[:samples])]
+        sounds = [one.sample["audio"] for one in batches.usable(task, views).at(batches.sample_indices(step)[:samples])]
     readers = batches.readers[task.name]
-    cards = [_card(batch, place, views, processor, readers, sounds[place]) for place in range(count)]
+    cards = [_card(batch, position, views, processor, readers, sounds[position]) for position in range(count)]
     number = f", view {view}" if len(task.all_views) > 1 else ""
     facts = [f"{modality}: {_described(modality, views, batch)}" for modality in views.names()]
     if batch.report.rejected:
@@ -99,8 +99,8 @@ def _described(modality: str, views: Views, batch: Batch) -> str:
     return f"{changed or 'as by default'} ({tokens} tokens, {batch.report.padding[modality]:.0%} padding)"
 
 
-def _card(batch: Batch, place: int, views: Views, processor, readers: list[Reader], sound) -> str:
-    one = batch.map(lambda x: x[place : place + 1])
+def _card(batch: Batch, position: int, views: Views, processor, readers: list[Reader], sound) -> str:
+    one = batch.map(lambda x: x[position : position + 1])
     parts = [_picture(picture) for picture in batch_pictures(one, views, processor, 1).values()]
     if sound is not None:
         parts.append(_sound(*sound))
@@ -108,7 +108,7 @@ def _card(batch: Batch, place: int, views: Views, processor, readers: list[Reade
     if "label" in one.targets and one.targets["label"].dim() == 1:
         label, names = int(one.targets["label"]), readers[0].class_names
         lines.append(f"class {label}" + (f": {_safe(names[label])}" if names and label < len(names) else ""))
-    lines.append(f"<small>{_safe(batch.report.keys[place])}</small>")
+    lines.append(f"<small>{_safe(batch.report.keys[position])}</small>")
     return f"<figure>{''.join(parts)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
 
 

@@ -162,10 +162,10 @@ def trained_temperature(folder: Path, config: PreTrainedConfig, record: Evaluati
     """
     modality = record.modality
     for task in sorted(config.objectives, key=lambda name: name != record.task):
-        for place, spec in enumerate(config.objectives[task]["objectives"]):
+        for position, spec in enumerate(config.objectives[task]["objectives"]):
             found = split_spec(spec)[0].trained_temperature(modality)
             if isinstance(found, str):
-                value = stored_weight(folder, f"objectives.{task}.parts.{place}.{found}")
+                value = stored_weight(folder, f"objectives.{task}.parts.{position}.{found}")
                 return max(float(value), 0.0) + 1e-6  # as the objective uses it
             if found is not None:
                 return found

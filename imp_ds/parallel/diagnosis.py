@@ -30,7 +30,7 @@ class RankStatus:
     pid: int = 0
     step: int = 0
     phase: str = "starting"
-    place: str = ""
+    location: str = ""
     still_s: float = 0.0
     allowed_s: float = float("inf")
     waiting: bool = False
@@ -49,7 +49,7 @@ class RankStatus:
         return self.still_s + self.silent_s > self.allowed_s
 
     def where(self) -> str:
-        where = f"step {self.step}, {self.phase}" + (f", at {self.place}" if self.place else "")
+        where = f"step {self.step}, {self.phase}" + (f", at {self.location}" if self.location else "")
         return f"{where} ({self.silent_s:.0f} s ago)" if self.silent_s >= 2 else where
 
 
@@ -129,11 +129,11 @@ def _deadlock(statuses: Sequence[RankStatus]) -> Diagnosis:
     still = min(s.still_s for s in running)
     if len(running) == 1:
         return hanging(running, quiet_s=float("inf"))
-    places = [f"rank {s.rank}: " + ("has ended" if s.done else s.where()) for s in statuses[:_SHOWN]]
+    locations = [f"rank {s.rank}: " + ("has ended" if s.done else s.where()) for s in statuses[:_SHOWN]]
     if len(statuses) > _SHOWN:
-        places.append(f"and {len(statuses) - _SHOWN} more")
+        locations.append(f"and {len(statuses) - _SHOWN} more")
     text = UserError(
-        f"all ranks wait for each other for {still:.0f} s", got="\n           ".join(places),
+        f"all ranks wait for each other for {still:.0f} s", got="\n           ".join(locations),
         allowed=_limit(running),
         fix="those that do not wait where the others do took another way; their stacks stand in their own outputs; " + _RESUME,
     )  # fmt: skip

@@ -56,11 +56,11 @@ def _await(store: dist.TCPStore, name: str, world: int, rank: int, deadline: flo
         now = time.monotonic()
         if now > deadline:
             there = [one for one in range(world) if one not in missing]
-            places = ", ".join(f"rank {one} ({store.get(f'{name}{one}').decode()})" for one in there[:_SHOWN])
+            locations = ", ".join(f"rank {one} ({store.get(f'{name}{one}').decode()})" for one in there[:_SHOWN])
             if rank == 0:
                 time.sleep(_LINGER_S)
             raise UserError(
-                f"{_ranks(missing)} did not start", got=f"started: {places}" + (" ..." if len(there) > _SHOWN else ""),
+                f"{_ranks(missing)} did not start", got=f"started: {locations}" + (" ..." if len(there) > _SHOWN else ""),
                 allowed=f"{now - began:.0f} s (train.start_timeout_s)", fix=_FIX,
             )  # fmt: skip
         if rank == 0 and now > began + _LOG_S and not logged:

@@ -83,13 +83,13 @@ class Watchdog:
         server = listen(world_size()) if rank() == 0 and world_size() > 1 else None
         token = secrets.token_hex(16)  # the port is open to all; only our ranks know this
         mine = socket.gethostname(), os.getpid(), server and server.getsockname()[1], token
-        places = [mine]
+        locations = [mine]
         if world_size() > 1:
-            places = [None] * world_size()
-            dist.all_gather_object(places, mine)
-        self._statuses = [RankStatus(i, host=place[0], pid=place[1]) for i, place in enumerate(places)]
-        self._last_report = [0.0] * len(places)  # of each rank, by our clock
-        _, _, port, token = places[0]
+            locations = [None] * world_size()
+            dist.all_gather_object(locations, mine)
+        self._statuses = [RankStatus(i, host=location[0], pid=location[1]) for i, location in enumerate(locations)]
+        self._last_report = [0.0] * len(locations)  # of each rank, by our clock
+        _, _, port, token = locations[0]
         on_main(lambda: self._connect(server, port, token), "the ranks cannot watch each other", every_rank=True)
         os.register_at_fork(after_in_child=self._close)  # a loader's process would keep our connections open after our death
         self._thread = threading.Thread(target=self._lead if rank() == 0 else self._follow, name="watchdog", daemon=True)
@@ -140,7 +140,7 @@ class Watchdog:
         step, phase, allowed_s, since = self._progress
         frames = sys._current_frames()
         frame = frames.get(self._main)
-        module, place = "", ""
+        module, location = "", ""
         if frame is not None:
             module = frame.f_globals.get("__name__", "")
             while frame.f_back is not None and not frame.f_globals.get("__name__", "").startswith("imp_ds."):
@@ -152,10 +152,10 @@ class Watchdog:
                 self._logged_wait = waits
                 if waits is not None:
                     _log(f"rank {rank()} waits for {waits}\n")
-            place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
-            place += f", waits for {waits}" if waits else ""
+            location = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
+            location += f", waits for {waits}" if waits else ""
         return dict(
-            step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, place=place, failure=self._failure,
+            step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, location=location, failure=self._failure,
             effect=self._effect, is_user_error=self._is_user_error, done=self._done, waiting=module.startswith(_WAITING),
         )  # fmt: skip
 

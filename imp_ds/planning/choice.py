@@ -77,8 +77,8 @@ def best(choices: list[Choice], memory_gib: float) -> Choice:
 def advice(choices: list[Choice], memory_gib: float) -> str:
     """One sentence: which size, and what it saves and pays against the next smaller and the next larger one."""
     chosen = best(choices, memory_gib)
-    place = choices.index(chosen)
-    reasons = [_against(chosen, choices[i]) for i in (place - 1, place + 1) if 0 <= i < len(choices)]
+    position = choices.index(chosen)
+    reasons = [_against(chosen, choices[i]) for i in (position - 1, position + 1) if 0 <= i < len(choices)]
     if chosen.memory > memory_gib * GIB:
         reasons.insert(0, f"no size fits into {memory_gib:,.0f} GiB, and it needs least")
     return f"ep_size {chosen.ep_size} is best: " + ("; ".join(reasons) if reasons else "no other size is possible here")

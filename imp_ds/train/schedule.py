@@ -1,13 +1,13 @@
 """Which task trains at a step: a pure function of the step, so every rank and every resumed run agrees without talking.
 
 Alternating gradient descent gives each optimizer step to one task. `Rotation` is the rule of the released IMP trainer
-(`execution/executors.py`): visit the tasks in a fixed order; every visit adds 1 to that task's counter, and it trains
+(`execution/executors.py`): go round the tasks in a fixed order; each round adds 1 to a task's counter, and it trains
 when the counter is a multiple of its interval. `Sampling` is the paper's wording (arXiv 2305.06324, figure 1): a task
 is drawn at random at each step. Drawn for each group of ranks instead, the tasks are mixed across the ranks, never inside a
 batch (Uni-Perceiver-MoE; release, `datasets/batch_sampler.py`).
 
-Every schedule knows `at(step)`, the turn of this rank; `mixture(step)`, {task: share of the ranks that train it}, in the order of
-the tasks; and `shares()`, the mixture in the long run.
+Every schedule knows `at(step)`, of which task it is an occurrence on this rank; `mixture(step)`, {task: share of the ranks that
+train it}, in the order of the tasks; and `shares()`, the mixture in the long run.
 
 Shapes: S steps of a block, G groups of ranks, K tasks.
 """
@@ -22,12 +22,12 @@ SCHEDULES = ("rotation", "sampling", "sampling_per_rank")
 _KEPT = 4  # blocks of draws that are kept: whoever asks comes back to the last few only
 
 
-class Turn(NamedTuple):
+class Occurrence(NamedTuple):
     """The task that trains at a step, and how many batches of it came before: those of earlier steps, and of groups of ranks that
     come before this rank's in the same step."""
 
     name: str
-    visit: int
+    number: int
 
 
 class Rotation:
@@ -37,7 +37,7 @@ class Rotation:
     steps, and a binary search finds the sweep of any step without walking there.
 
     Args:
-        intervals: task name -> interval, in the order of the visits.
+        intervals: task name -> interval, in their order.
     """
 
     def __init__(self, intervals: dict[str, int]):
@@ -52,10 +52,10 @@ class Rotation:
         """Steps trained in the first `sweeps` sweeps."""
         return sum(sweeps // interval for interval in self.intervals.values())
 
-    def at(self, step: int) -> Turn:
-        """The turn of a step, counted from 0."""
+    def at(self, step: int) -> Occurrence:
+        """The occurrence at a step, counted from 0."""
         assert step >= 0
-        low, high = 1, (step + 1) * min(self.intervals.values())  # after `high` sweeps one task alone has had step + 1 turns
+        low, high = 1, (step + 1) * min(self.intervals.values())  # after `high` sweeps one task alone has had step + 1 steps
         while low < high:
             middle = (low + high) // 2
             if self._steps(middle) > step:
@@ -64,7 +64,7 @@ class Rotation:
                 low = middle + 1
         due = [name for name, interval in self.intervals.items() if low % interval == 0]
         name = due[step - self._steps(low - 1)]
-        return Turn(name, low // self.intervals[name] - 1)
+        return Occurrence(name, low // self.intervals[name] - 1)
 
     def mixture(self, step: int) -> dict[str, float]:
         """All ranks train one task."""
@@ -82,7 +82,7 @@ class _Draws(NamedTuple):
     group, [S]."""
 
     task_SG: np.ndarray
-    visit_S: np.ndarray
+    number_S: np.ndarray
 
 
 class Sampling:
@@ -91,14 +91,14 @@ class Sampling:
     A group is made of the ranks that share experts, whatever their gates: tokens travel among them, or, where gates are constant,
     parts of a merged matrix, which is of one condition. A rank that holds all experts is a group by itself.
 
-    Draws come from Philox keyed by (seed, block of steps), which gives the same numbers on every machine. The visits need the
-    draws of all earlier steps, of all groups; they are counted a block at a time.
+    Draws come from Philox keyed by (seed, block of steps), which gives the same numbers on every machine. The numbers
+    of occurrences need the draws of all earlier steps, of all groups; they are counted a block at a time.
 
     Args:
         weights: task name -> relative probability; 0 never trains.
         seed: of the draws.
         groups: that draw a task each; 1: all ranks train the same.
-        group: whose turns `at` tells.
+        group: whose occurrences `at` gives.
     """
 
     _BLOCK = 4096
@@ -118,15 +118,15 @@ class Sampling:
         self._before_K = [np.zeros(len(values), dtype=np.int64)]  # batches of each task before block 0, 1, ...
         self._draws: dict[int, _Draws] = {}
 
-    def at(self, step: int) -> Turn:
-        """The turn of a step, counted from 0, of the own group."""
-        draws, place = self._of(step)
-        return Turn(self._names[draws.task_SG[place, self.group]], int(draws.visit_S[place]))
+    def at(self, step: int) -> Occurrence:
+        """The occurrence at a step, counted from 0, of the own group."""
+        draws, position = self._of(step)
+        return Occurrence(self._names[draws.task_SG[position, self.group]], int(draws.number_S[position]))
 
     def mixture(self, step: int) -> dict[str, float]:
         """The share of the groups that train each task at a step."""
-        draws, place = self._of(step)
-        count_K = np.bincount(draws.task_SG[place], minlength=len(self._names))
+        draws, position = self._of(step)
+        count_K = np.bincount(draws.task_SG[position], minlength=len(self._names))
         return {name: int(count) / self.groups for name, count in zip(self._names, count_K) if count}
 
     def shares(self) -> dict[str, float]:
@@ -135,9 +135,9 @@ class Sampling:
         return {name: weight / total for name, weight in self.weights.items()}
 
     def _of(self, step: int) -> tuple[_Draws, int]:
-        """The draws of a step's block, and the step's place in it."""
+        """The draws of a step's block, and the step's position in it."""
         assert step >= 0
-        block, place = divmod(step, self._BLOCK)
+        block, position = divmod(step, self._BLOCK)
         while len(self._before_K) <= block:
             last = len(self._before_K) - 1
             self._before_K.append(self._before_K[last] + np.bincount(self._drawn(last).ravel(), minlength=len(self._names)))
@@ -145,22 +145,22 @@ class Sampling:
             while len(self._draws) >= _KEPT:
                 self._draws.pop(next(iter(self._draws)))
             task_SG = self._drawn(block)
-            self._draws[block] = _Draws(task_SG, self._visits(task_SG, self._before_K[block]))
-        return self._draws[block], place
+            self._draws[block] = _Draws(task_SG, self._numbers(task_SG, self._before_K[block]))
+        return self._draws[block], position
 
     def _drawn(self, block: int) -> np.ndarray:
         draw_SG = np.random.Generator(np.random.Philox(key=[self.seed, block])).random((self._BLOCK, self.groups))
         return np.searchsorted(self._edges, draw_SG, side="right").astype(np.int32)
 
-    def _visits(self, task_SG: np.ndarray, before_K: np.ndarray) -> np.ndarray:
+    def _numbers(self, task_SG: np.ndarray, before_K: np.ndarray) -> np.ndarray:
         """Groups come one after another within a step."""
-        visit_S = np.empty(self._BLOCK, dtype=np.int64)
+        number_S = np.empty(self._BLOCK, dtype=np.int64)
         own_S = task_SG[:, self.group]
         for task, before in enumerate(before_K):
             is_task_SG = task_SG == task
             earlier_S = np.cumsum(is_task_SG).reshape(task_SG.shape)[:, self.group] - 1  # without itself, where it is of the task
-            visit_S[own_S == task] = before + earlier_S[own_S == task]
-        return visit_S
+            number_S[own_S == task] = before + earlier_S[own_S == task]
+        return number_S
 
 
 def build_schedule(kind: str, tasks, seed: int, groups: int = 1, group: int = 0) -> Rotation | Sampling:

@@ -30,7 +30,7 @@ from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train import checkpoint, resume
 from imp_ds.train.engine.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine.engine import Engine
-from imp_ds.train.recording.first_samples import first_turns
+from imp_ds.train.recording.first_samples import first_occurrences
 from imp_ds.train.schedule import build_schedule
 
 _COLUMNS = 140  # of a grid that goes to a file
@@ -43,8 +43,8 @@ def open_readers(run: RunConfig, watchdog: Watchdog | None = None) -> dict[str, 
     ranks find them.
     """
     first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
-    for turn in (is_main(), first_of_node):
-        opening = lambda turn=turn: _open_with_progress(run, watchdog) if turn else None  # noqa: E731
+    for opens in (is_main(), first_of_node):
+        opening = lambda opens=opens: _open_with_progress(run, watchdog) if opens else None  # noqa: E731
         on_main(opening, "the corpus cannot be read", every_rank=True)
     readers = on_main(lambda: open_corpus(run), "the corpus cannot be read", every_rank=True)
     if is_main():
@@ -72,11 +72,11 @@ def _open_with_progress(run: RunConfig, watchdog: Watchdog | None) -> None:
 
 def show_ranks(run: RunConfig, experts: int, device: torch.device, hostfile: Path | None) -> None:
     """Print who computes where with which experts, and what of it is unfit or not as in the hostfile. All ranks call it."""
-    places = rank_grid.gather_places(device)
+    locations = rank_grid.gather_places(device)
     hosts = on_main(lambda: check_hostfile(hostfile) if hostfile else None, "the hostfile cannot be read")
-    if is_main() and len(places) > 1:
+    if is_main() and len(locations) > 1:
         console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
-        rank_grid.show(rank_grid.rank_grid(places, run.train.ep_size, experts, hosts), console)
+        rank_grid.show(rank_grid.rank_grid(locations, run.train.ep_size, experts, hosts), console)
 
 
 def find_checkpoint(output_dir: Path, where: str, base: str | None = None) -> checkpoint.Reader | None:
@@ -133,14 +133,14 @@ def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Col
     ep_size, groups = run.train.ep_size, world_size() // run.train.ep_size
     group, member = divmod(rank(), ep_size)
     schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed, groups, group)
-    tasks, place = run.tasks, dict(rank=rank(), world=world_size())
+    tasks, share = run.tasks, dict(rank=rank(), world=world_size())
     if run.train.mixed:
         tasks = [task.model_copy(update={"batch_size": task.batch_size // groups}) for task in tasks]
-        place = dict(rank=member, world=ep_size, first_key=group * max(task.batch_size for task in tasks))
+        share = dict(rank=member, world=ep_size, first_key=group * max(task.batch_size for task in tasks))
     settings = run.data
     return StepBatches(
         tasks, schedule, readers, collator, seed=settings.seed, window=settings.window, cache_mb=settings.cache_mb,
-        decoding=settings.decoding, **place
+        decoding=settings.decoding, **share
     )
 
 
@@ -155,9 +155,9 @@ def _load_initial(run: RunConfig, model: TrainModule, processor) -> dict[str, tu
 
 def compile_model(run: RunConfig, engine: Engine, batches: StepBatches, watchdog: Watchdog, step: int) -> CompiledBlocks:
     """Compile the encoder's blocks for every task's shapes, which takes minutes; `step` are done. All ranks call it."""
-    turns = first_turns(batches)
-    shapes = [(turn, view) for name, turn in turns.items() for view in range(len(run.task(name).all_views))]
-    read = lambda: [_few(batches, turn, view) for turn, view in shapes]  # noqa: E731
+    first_steps = first_occurrences(batches)
+    shapes = [(step, view) for name, step in first_steps.items() for view in range(len(run.task(name).all_views))]
+    read = lambda: [_few(batches, step, view) for step, view in shapes]  # noqa: E731
     few = on_main(read, "a task cannot be compiled for", every_rank=True)
 
     def tiled() -> Iterator[Batch]:
@@ -166,7 +166,7 @@ def compile_model(run: RunConfig, engine: Engine, batches: StepBatches, watchdog
             yield tile(batch, run.task(batch.task).batch_size // world_size()).to(engine.device)
 
     blocks = CompiledBlocks(engine.model, shapes=3 * len(shapes))
-    blocks.warm(engine, tiled(), {name: run.task(name).micro_batches for name in turns}, len(shapes))
+    blocks.warm(engine, tiled(), {name: run.task(name).micro_batches for name in first_steps}, len(shapes))
     return blocks
 
 

@@ -155,21 +155,21 @@ def test_what_is_broken_is_told_exactly_and_the_run_goes_on(root, workers):
 
 
 def test_nobody_else_notices(root):
-    """Every sample that is used is what it is alone, and every place whose own sample is sound has that one."""
+    """Every sample that is used is what it is alone, and every index whose own sample is sound has that one."""
     batches = loader(root, 20).batches
     for step in range(20):
         batch, task = batches[step], batches.tasks[batches.schedule.at(step).name]
         (reader,) = batches.readers[task.name]
         bad = {rejection.key for rejection in batch.report.rejected}
-        for place, spot in enumerate(batches.spots(step)):
-            own = reader.key(spot.row)
-            assert (batch.report.keys[place] == own) == (own not in bad)
+        for position, index in enumerate(batches.sample_indices(step)):
+            own = reader.key(index.row)
+            assert (batch.report.keys[position] == own) == (own not in bad)
             if own not in bad:
-                ((sample, rng, _),) = batches.usable(task, task.views).at([spot])
+                ((sample, rng, _),) = batches.usable(task, task.views).at([index])
                 alone = batches.collator(task.name, task.views, [sample], [rng])
                 for modality, inputs in alone.inputs.items():
                     for name, tensor in inputs.items():
-                        assert torch.equal(tensor[0], batch.inputs[modality][name][place])
+                        assert torch.equal(tensor[0], batch.inputs[modality][name][position])
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -16,7 +16,7 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.evaluation_batches import evaluation_batches
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.loading.step_batches import StepBatches
-from imp_ds.data.order.order import Spot
+from imp_ds.data.order.order import SampleIndex
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.modalities.tokenizers import train_tokenizer
@@ -107,29 +107,29 @@ def test_batches_hold_what_the_task_asks_for(root):
 
 def test_an_epoch_shows_every_row_once_and_orders_differ(root):
     batches = loader(root).batches
-    # image_text trains at steps 0, 1, 3, 4, 6, ... with 8 of 20 rows: 5 visits are 40 places, two whole epochs.
-    seen = [spot for step in (0, 1, 3, 4, 6) for spot in batches.spots(step)]
-    assert [spot.epoch for spot in seen] == [0] * 20 + [1] * 20  # the third batch spans both
-    orders = [[spot.row for spot in seen if spot.epoch == epoch] for epoch in (0, 1)]
+    # image_text trains at steps 0, 1, 3, 4, 6, ... with 8 of 20 rows: 5 occurrences are 40 samples, two whole epochs.
+    seen = [index for step in (0, 1, 3, 4, 6) for index in batches.sample_indices(step)]
+    assert [index.epoch for index in seen] == [0] * 20 + [1] * 20  # the third batch spans both
+    orders = [[index.row for index in seen if index.epoch == epoch] for epoch in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(20))
     assert orders[0] != orders[1] and orders[0] != list(range(20))
-    speech = [spot.row for step in (2, 5, 8, 11) for spot in batches.spots(step)]
+    speech = [index.row for step in (2, 5, 8, 11) for index in batches.sample_indices(step)]
     assert speech != orders[0][:16]  # each task has its own order
 
 
 def test_a_batch_larger_than_its_source(root):
     task = TASKS[1].model_copy(update=dict(batch_size=50, interval=1))
-    # 50 places of 20 rows: two epochs and a half.
-    spots = loader(root, tasks=[task]).batches.spots(0)
-    assert [sum(spot.epoch == epoch for spot in spots) for epoch in range(3)] == [20, 20, 10]
-    assert len(set(spots)) == 50
+    # 50 positions of 20 rows: two epochs and a half.
+    sample_indices = loader(root, tasks=[task]).batches.sample_indices(0)
+    assert [sum(index.epoch == epoch for index in sample_indices) for epoch in range(3)] == [20, 20, 10]
+    assert len(set(sample_indices)) == 50
 
 
 def test_only_whole_batches_of_an_epoch_where_asked(root):
     task = TASKS[1].model_copy(update=dict(batch_size=8, interval=1, drop_last=True))
     # 20 rows hold two batches of 8; the third is the first of the next epoch
     batches = loader(root, tasks=[task]).batches
-    assert [{spot.epoch for spot in batches.spots(step)} for step in range(4)] == [{0}, {0}, {1}, {1}]
+    assert [{index.epoch for index in batches.sample_indices(step)} for step in range(4)] == [{0}, {0}, {1}, {1}]
     with pytest.raises(UserError, match="less than one batch"):
         loader(root, tasks=[task.model_copy(update=dict(batch_size=24))])
 
@@ -138,9 +138,9 @@ def test_a_task_may_mix_sources(root):
     other = IMAGES.model_copy(update=dict(weight=3.0))
     task = TASKS[0].model_copy(update=dict(additional_sources=[other]))
     batches = loader(root, tasks=[task]).batches
-    sources = [spot.source for step in range(512) for spot in batches.spots(step)]
-    assert np.bincount(sources).tolist() == [1024, 3072]  # 1 : 3 of 4096 places
-    assert batches[0].report.keys == tuple(f"{spot.row}.png" for spot in batches.spots(0))
+    sources = [index.source for step in range(512) for index in batches.sample_indices(step)]
+    assert np.bincount(sources).tolist() == [1024, 3072]  # 1 : 3 of 4096 positions
+    assert batches[0].report.keys == tuple(f"{index.row}.png" for index in batches.sample_indices(0))
 
 
 def test_each_step_draws_one_of_the_views(root):
@@ -181,9 +181,9 @@ POSITIONS = {"image": "pixel_positions", "sound": "feature_positions"}
 def kept_tokens(batches) -> dict[tuple, list]:
     """(step, row) -> the positions of the tokens that were not dropped. The label of a corpus of ten rows is the row."""
     return {
-        (step, int(label)): places.tolist()
+        (step, int(label)): positions.tolist()
         for step, batch in enumerate(batches)
-        for label, places in zip(batch.targets["label"], next(iter(batch.inputs.values()))[POSITIONS[batch.task]])
+        for label, positions in zip(batch.targets["label"], next(iter(batch.inputs.values()))[POSITIONS[batch.task]])
     }
 
 
@@ -202,7 +202,7 @@ def test_dropped_tokens_do_not_depend_on_the_ranks(tmp_path, workers):
     for world in (1, 2, 4):
         ranks = [loader(root, tasks=tasks, rank=r, world=world, workers=workers, stop_step=8) for r in range(world)]
         parts = [kept_tokens(rank) for rank in ranks]
-        found[world] = {place: kept for part in parts for place, kept in part.items()}
+        found[world] = {position: kept for part in parts for position, kept in part.items()}
         assert len(found[world]) == sum(map(len, parts)) == 8 * 4  # each sample on one rank
     assert found[1] == found[2] == found[4]
     assert {len(kept) for kept in found[1].values()} == {8, 2}
@@ -404,4 +404,4 @@ def test_step_batches_can_be_sent_to_a_process(root):
     batches.collator = None
     copy = pickle.loads(pickle.dumps(batches))
     assert isinstance(copy, StepBatches)
-    assert copy.spots(4) == batches.spots(4) and isinstance(copy.spots(4)[0], Spot)
+    assert copy.sample_indices(4) == batches.sample_indices(4) and isinstance(copy.sample_indices(4)[0], SampleIndex)

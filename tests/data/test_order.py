@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from imp_ds.data.order.order import SourceOrder, Spot, TaskOrder
+from imp_ds.data.order.order import SampleIndex, SourceOrder, TaskOrder
 from imp_ds.errors import UserError
 
 
@@ -17,18 +17,19 @@ def epoch(order, number):
 def test_every_row_comes_once_in_each_epoch(shard_rows, window):
     order, rows = SourceOrder(shard_rows, [7], window), sum(shard_rows)
     seen = [epoch(order, number) for number in range(3)]
-    for number, places in enumerate(seen):
-        assert {e for e, _ in places} == {number}
-        assert sorted(row for _, row in places) == list(range(rows))
-    assert len({tuple(row for _, row in places) for places in seen}) == 3  # no epoch repeats the order of another
+    for number, positions in enumerate(seen):
+        assert {e for e, _ in positions} == {number}
+        assert sorted(row for _, row in positions) == list(range(rows))
+    assert len({tuple(row for _, row in positions) for positions in seen}) == 3  # no epoch repeats the order of another
 
 
-def test_a_place_can_be_asked_for_in_any_order():
-    one = lambda order, place: order.at(range(place, place + 1))  # noqa: E731
-    expected = sum((one(SourceOrder([30, 10, 20], [1], 8), place) for place in range(200)), [])  # fresh ones: nothing came before
+def test_a_position_can_be_asked_for_in_any_order():
+    one = lambda order, position: order.at(range(position, position + 1))  # noqa: E731
+    # fresh ones: nothing came before
+    expected = sum((one(SourceOrder([30, 10, 20], [1], 8), position) for position in range(200)), [])
     order = SourceOrder([30, 10, 20], [1], 8)
     assert order.at(range(200)) == expected and order.at(range(50, 70)) == expected[50:70] and order.at(range(3, 3)) == []
-    assert sum((one(order, place) for place in reversed(range(200))), []) == expected[::-1]
+    assert sum((one(order, position) for position in reversed(range(200))), []) == expected[::-1]
 
 
 def test_shards_are_read_close_in_time():
@@ -65,18 +66,18 @@ def test_a_mixture_has_its_shares():
     # 3 : 1 : 4 of 4096 are 1536, 512 and 2048, in each block.
     order = mixture([3.0, 1.0, 4.0])
     for block in (0, 1, 7):
-        sources = [spot.source for spot in order.at(range(block * 4096, (block + 1) * 4096))]
+        sources = [index.source for index in order.at(range(block * 4096, (block + 1) * 4096))]
         assert np.bincount(sources).tolist() == [1536, 512, 2048]
         assert len(set(map(tuple, np.reshape(sources, (64, 64))))) == 64  # drawn, not in stripes
 
 
 def test_each_source_of_a_mixture_walks_through_its_own_epochs():
     order = mixture([2.0, 1.0])
-    spots = order.at(range(3 * 4096))
-    assert [spots[5]] == mixture([2.0, 1.0]).at(range(5, 6)) and isinstance(spots[5], Spot)
-    assert spots[4000:4200] == mixture([2.0, 1.0]).at(range(4000, 4200))  # of two blocks
+    sample_indices = order.at(range(3 * 4096))
+    assert [sample_indices[5]] == mixture([2.0, 1.0]).at(range(5, 6)) and isinstance(sample_indices[5], SampleIndex)
+    assert sample_indices[4000:4200] == mixture([2.0, 1.0]).at(range(4000, 4200))  # of two blocks
     for source in (0, 1):
-        own = [(spot.epoch, spot.row) for spot in spots if spot.source == source]
+        own = [(index.epoch, index.row) for index in sample_indices if index.source == source]
         assert len(set(own)) == len(own)  # no row twice in an epoch
         for number in range(own[-1][0]):
             assert sorted(row for epoch, row in own if epoch == number) == list(range(100))
@@ -93,8 +94,8 @@ def test_memory_does_not_grow_with_the_rows(rows):
     shards = np.full(max(1, rows // 4096), 4096)
     tracemalloc.start()
     order = SourceOrder(shards, [0], 65536)
-    for place in np.linspace(0, order.rows - 1, 50).astype(int).tolist():
-        order.at(range(place, place + 1))
+    for position in np.linspace(0, order.rows - 1, 50).astype(int).tolist():
+        order.at(range(position, position + 1))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # four windows of 65,536 int64 are 2 MiB, a permutation being made another two

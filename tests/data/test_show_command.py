@@ -19,7 +19,7 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.train.recording.first_samples import first_turns
+from imp_ds.train.recording.first_samples import first_occurrences
 from imp_ds.train.schedule import build_schedule
 
 CAPTIONS = ["<b>bold</b> & red", "a cat", "two dogs", "no end"]
@@ -75,12 +75,12 @@ def played(data: bytes) -> tuple[np.ndarray, int]:
 
 
 def fed(root, name: str, view: int = 0, samples: int = 8):
-    """The batch that the loader makes of a task's first turn."""
+    """The batch that the loader makes of a task's first occurrence."""
     run = make_run(root, "image_text", name)
     readers = open_corpus(run)
     processor, schedule = processor_of(run, readers, None), build_schedule("rotation", run.tasks, 0)
     batches = StepBatches(run.tasks, schedule, readers, Collator(processor), seed=0, cache_mb=0)
-    return batches.first_of(first_turns(batches)[name], samples, view), processor
+    return batches.first_of(first_occurrences(batches)[name], samples, view), processor
 
 
 def times(picture_HW3: np.ndarray, n: int) -> np.ndarray:
@@ -91,13 +91,13 @@ def test_pictures_are_those_of_the_files_and_of_the_batch(root, tmp_path):
     [shown] = page(root, tmp_path / "page.html", "image_text")
     batch, _ = fed(root, "image_text")
     assert [card["key"] for card in shown["cards"]] == list(batch.report.keys) and len(shown["cards"]) == 2
-    for place, card in enumerate(shown["cards"]):
+    for position, card in enumerate(shown["cards"]):
         [seen] = card["pictures"]
         number = int(card["key"].removesuffix(".png"))
         assert np.array_equal(seen, times(picture(PIXELS, PIXELS, number), 6))  # 16 pixels are enlarged to 96
         for token in range(16):  # [row, column, channel] of a patch: an image has one frame
             row, column = 4 * (token // 4), 4 * (token % 4)
-            patch = batch.inputs["vision"]["pixel_values"][place, token].reshape(4, 4, 3).numpy()
+            patch = batch.inputs["vision"]["pixel_values"][position, token].reshape(4, 4, 3).numpy()
             assert np.array_equal(patch, seen[::6, ::6][row : row + 4, column : column + 4])
 
 
@@ -129,13 +129,13 @@ def test_spectrograms_are_those_of_the_batch(root, tmp_path):
     batch, processor = fed(root, "sound_class", samples=3)
     bins, brightest = processor.feature_extractor.feature_size, {}
     features, positions = batch.inputs["audio"]["input_features"].float().numpy(), batch.inputs["audio"]["feature_positions"]
-    for place, card in enumerate(shown["cards"]):
+    for position, card in enumerate(shown["cards"]):
         bands = bins // 16
         steps = features.shape[1] // bands
         mel_FM = np.zeros((steps * 8, bins), np.float32)
-        for token, (at, band) in enumerate(positions[place].numpy()):
+        for token, (at, band) in enumerate(positions[position].numpy()):
             row, column = round(float(at) * steps) * 8, round(float(band) * bands) * 16
-            mel_FM[row : row + 8, column : column + 16] = features[place, token].reshape(8, 16)
+            mel_FM[row : row + 8, column : column + 16] = features[position, token].reshape(8, 16)
         scaled = (mel_FM - mel_FM.min()) / (mel_FM.max() - mel_FM.min())
         expected = (colormaps["magma"](scaled)[..., :3] * 255).astype(np.uint8).transpose(1, 0, 2)[::-1]  # low tones below
         [seen] = card["pictures"]
@@ -178,10 +178,10 @@ def test_hidden_words_are_shown_as_hidden_and_told_beside(root, tmp_path):
     batch, processor = fed(root, "words")
     masks = (batch.inputs["text"]["input_ids"] == processor.tokenizer.mask_token_id).sum(1).tolist()
     assert sum(masks) > 0
-    for place, card in enumerate(shown["cards"]):
+    for position, card in enumerate(shown["cards"]):
         said, hidden = card["caption"].split("<br>hidden: ")
-        assert said.count("<b>▒</b>") == masks[place]
-        target = batch.targets["words"][place]
+        assert said.count("<b>▒</b>") == masks[position]
+        target = batch.targets["words"][position]
         assert hidden == f"<b>{html.escape(processor.tokenizer.decode(target[target >= 0].tolist()))}</b><br>"
 
 

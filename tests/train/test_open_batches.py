@@ -46,15 +46,15 @@ def test_ranks_that_draw_take_every_sample_of_an_epoch_once(monkeypatch, ep_size
         assert all(len(set(names[first : first + ep_size])) == 1 for first in range(0, 4, ep_size))
         mixed |= len(set(names)) > 1
         for name, batches in zip(names, ranks):
-            spots = batches.spots(step)
-            assert len(spots) == {"image_text": 8, "speech_text": 4, "image_class": 8}[name] // 4
-            taken[name] += spots
+            sample_indices = batches.sample_indices(step)
+            assert len(sample_indices) == {"image_text": 8, "speech_text": 4, "image_class": 8}[name] // 4
+            taken[name] += sample_indices
     assert mixed
-    for name, spots in taken.items():
-        assert len(spots) > ROWS, "more than an epoch of each task"
-        for epoch in range(len(spots) // ROWS):
-            part = spots[epoch * ROWS : (epoch + 1) * ROWS]
-            assert {spot.epoch for spot in part} == {epoch} and sorted(spot.row for spot in part) == list(range(ROWS))
+    for name, sample_indices in taken.items():
+        assert len(sample_indices) > ROWS, "more than an epoch of each task"
+        for epoch in range(len(sample_indices) // ROWS):
+            part = sample_indices[epoch * ROWS : (epoch + 1) * ROWS]
+            assert {index.epoch for index in part} == {epoch} and sorted(index.row for index in part) == list(range(ROWS))
 
 
 def test_ranks_that_draw_have_random_keys_of_their_own(monkeypatch):

@@ -70,16 +70,16 @@ def test_each_sample_is_written_once(tmp_path):
 
 def test_a_step_counts_for_each_source_by_its_share_and_for_what_took_the_places(tmp_path):
     found = make(tmp_path, most=1.0)
-    add(found, 1, "mixed", (bad(1), bad(2)), True)  # 100 places, 3 : 1, and two more rows of the web were tried
+    add(found, 1, "mixed", (bad(1), bad(2)), True)  # 100 samples, 3 : 1, and two more rows of the web were tried
     add(found, 2, "web_only", (), False)
-    assert found.state() == {"visits": {"photos[train]": 75.0, "web[train]": 25.0 + 2 + 40}, "left_out": {"web[train]": 2}}
+    assert found.state() == {"drawn": {"photos[train]": 75.0, "web[train]": 25.0 + 2 + 40}, "left_out": {"web[train]": 2}}
 
 
 def test_too_many_of_one_source_end_the_run_and_name_it(tmp_path):
     found = make(tmp_path, most=0.05)
     for step in range(1, 5):  # 160 samples: too few to be judged, however many of them are bad
         add(found, step, "web_only", (bad(step), bad(-step), bad(step + 100)), True)
-    # 5 * 40 places and 16 rows that were tried for others: 16 of 216 are more than 5 %
+    # 5 * 40 samples and 16 rows that were tried for others: 16 of 216 are more than 5 %
     with pytest.raises(UserError) as error:
         add(found, 5, "web_only", (bad(5), bad(6), bad(7), bad(8, reason="empty")), True)
     assert error.value.shared
@@ -131,18 +131,18 @@ def test_ranks_with_different_tasks_count_and_name_their_own(tmp_path, monkeypat
     new = found.add(1, {"mixed": 0.75, "web_only": 0.25}, "web_only", (bad(3),), True)
     assert new == [bad(3), bad(1), bad(2, "photos[train]")]
     assert [(line["task"], line["key"]) for line in lines(tmp_path)] == [("web_only", "3"), ("mixed", "1"), ("mixed", "2")]
-    assert found.state()["visits"] == {"photos[train]": 0.75 * 75 + 1, "web[train]": 0.75 * 25 + 0.25 * 40 + 2}
+    assert found.state()["drawn"] == {"photos[train]": 0.75 * 75 + 1, "web[train]": 0.75 * 25 + 0.25 * 40 + 2}
 
 
 def test_every_rank_stops_at_the_same_step(tmp_path, monkeypatch):
-    places = [(), (bad(1), bad(2)), (bad(3),), tuple(bad(number) for number in range(10, 30))]
+    positions = [(), (bad(1), bad(2)), (bad(3),), tuple(bad(number) for number in range(10, 30))]
     for rank in range(4):
-        ranks(monkeypatch, *places[:rank], *places[rank + 1 :])
+        ranks(monkeypatch, *positions[:rank], *positions[rank + 1 :])
         found = make(tmp_path, most=0.2, writes=False)
-        for step in range(1, 4):  # 3 * 40 places and 23 rows each time
-            add(found, step, "web_only", places[rank], True)
+        for step in range(1, 4):  # 3 * 40 samples and 23 rows each time
+            add(found, step, "web_only", positions[rank], True)
         with pytest.raises(UserError, match="92 of 252"):
-            add(found, 4, "web_only", places[rank], True)
+            add(found, 4, "web_only", positions[rank], True)
 
 
 def test_nothing_is_exchanged_where_no_rank_left_anything_out(tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_nothing_is_exchanged_where_no_rank_left_anything_out(tmp_path, monkeypa
     exchanges, found = [], make(tmp_path)
     monkeypatch.setattr(dist, "all_gather_object", lambda *given: exchanges.append(given))
     assert add(found, 1, "web_only", (), False) == [] and exchanges == []
-    assert found.state() == {"visits": {"web[train]": 40}, "left_out": {}} and lines(tmp_path) == []
+    assert found.state() == {"drawn": {"web[train]": 40}, "left_out": {}} and lines(tmp_path) == []
 
 
 def test_a_resumed_run_goes_on_counting_and_forgets_what_it_will_do_again(tmp_path):
@@ -163,7 +163,7 @@ def test_a_resumed_run_goes_on_counting_and_forgets_what_it_will_do_again(tmp_pa
     assert [line["key"] for line in lines(tmp_path)] == ["1"] and again.counts == {"web[train]": {"unreadable image": 1}}
     assert add(again, 2, "web_only", (bad(2), bad(1), bad(3, reason="empty")), True) == [bad(2), bad(3, reason="empty")]
     assert [line["key"] for line in lines(tmp_path)] == ["1", "2", "3"]
-    assert again.state() == {"visits": {"web[train]": 40 + 1 + 40 + 3}, "left_out": {"web[train]": 4}}
+    assert again.state() == {"drawn": {"web[train]": 40 + 1 + 40 + 3}, "left_out": {"web[train]": 4}}
 
 
 def test_what_is_remembered_is_bounded(tmp_path, monkeypatch):

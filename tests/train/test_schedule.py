@@ -10,20 +10,20 @@ from imp_ds.train.schedule import Rotation, Sampling, build_schedule
 
 
 def released_loop(intervals, total_steps):
-    """The released trainer, word for word: fixed order, each visit counts, multiples of the interval train."""
+    """The released trainer, word for word: fixed order, each round counts, multiples of the interval train."""
     counters = {name: 0 for name in intervals}
-    turns, trained = [], {name: 0 for name in intervals}
+    occurrences, trained = [], {name: 0 for name in intervals}
     global_step = 0
     while global_step < total_steps:
         for name, interval in intervals.items():
             counters[name] += 1
             if counters[name] % interval == 0:
-                turns.append((name, trained[name]))
+                occurrences.append((name, trained[name]))
                 trained[name] += 1
                 global_step += 1
                 if global_step == total_steps:
                     break
-    return turns
+    return occurrences
 
 
 def test_rotation_by_hand():
@@ -49,7 +49,7 @@ def test_rotation_equals_the_released_loop_for_random_intervals():
 
 
 def test_rotation_far_away_and_with_long_periods():
-    # 10**12 sweeps of two tasks at 1 and 10**9: 10**12 + 10**3 steps; the last of them is the slow task's 1000th turn.
+    # 10**12 sweeps of two tasks at 1 and 10**9: 10**12 + 10**3 steps; the last of them is the slow task's 1000th occurrence.
     schedule = Rotation({"fast": 1, "slow": 10**9})
     assert tuple(schedule.at(10**12 + 10**3 - 1)) == ("slow", 999)
     assert tuple(schedule.at(10**12 + 10**3)) == ("fast", 10**12)
@@ -79,8 +79,8 @@ def test_sampling_visits_count_the_turns_across_blocks():
     schedule = Sampling({"a": 1.0, "b": 2.0, "c": 0.5}, seed=1)
     trained = {"a": 0, "b": 0, "c": 0}
     for step in range(3 * Sampling._BLOCK + 17):
-        name, visit = schedule.at(step)
-        assert visit == trained[name]
+        name, occurrence = schedule.at(step)
+        assert occurrence == trained[name]
         trained[name] += 1
 
 
@@ -98,7 +98,7 @@ def test_the_draws_of_a_step_are_those_of_philox():
     draws = np.random.Generator(np.random.Philox(key=[7, 1])).random((4096, 3))
     for group in range(3):
         schedule = Sampling({"a": 1.0, "b": 3.0}, 7, 3, group)
-        assert [schedule.at(4096 + place).name for place in range(50)] == ["ab"[int(d >= 0.25)] for d in draws[:50, group]]
+        assert [schedule.at(4096 + position).name for position in range(50)] == ["ab"[int(d >= 0.25)] for d in draws[:50, group]]
     # one group draws what a schedule without groups drew in earlier versions
     draws = np.random.Generator(np.random.Philox(key=[7, 0])).random(4096)
     alone = Sampling({"a": 1.0, "b": 3.0}, 7)
@@ -110,16 +110,16 @@ def test_groups_take_the_batches_of_a_task_one_after_another():
     groups = [Sampling({"a": 1.0, "b": 2.0, "c": 0.5}, 1, 3, group) for group in range(3)]
     taken = {"a": 0, "b": 0, "c": 0}
     for step in range(Sampling._BLOCK + 100):
-        turns = [schedule.at(step) for schedule in groups]
-        for name, visit in turns:
-            assert visit == taken[name]
+        occurrences = [schedule.at(step) for schedule in groups]
+        for name, occurrence in occurrences:
+            assert occurrence == taken[name]
             taken[name] += 1
-        names = [turn.name for turn in turns]
+        names = [occurrence.name for occurrence in occurrences]
         shares = {name: names.count(name) / 3 for name in "abc" if name in names}
         assert all(schedule.mixture(step) == shares for schedule in groups)
         assert list(groups[0].mixture(step)) == list(shares)
     again = Sampling({"a": 1.0, "b": 2.0, "c": 0.5}, 1, 3, 2)  # a resumed run
-    assert again.at(Sampling._BLOCK + 99) == turns[2]
+    assert again.at(Sampling._BLOCK + 99) == occurrences[2]
     assert again.at(17) == groups[2].at(17)
 
 

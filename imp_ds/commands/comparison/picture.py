@@ -49,9 +49,9 @@ def _draw_panel(axes, measure: Measure, found: dict[str, dict[str, Spread]], *, 
     finite = [(mean, error) for mean, error in zip(means, errors) if math.isfinite(mean)]
     low, high = min([0.0, *(m - e for m, e in finite)]), max([0.0, *(m + e for m, e in finite)])
     room = (high - low) or 1.0
-    for place, (value, mean, error) in enumerate(zip(values, means, errors)):
+    for position, (value, mean, error) in enumerate(zip(values, means, errors)):
         end = max(0.0, mean + error) if math.isfinite(mean) else 0.0
-        axes.text(end + 0.02 * room, place, cell(measure, value), va="center", fontsize=8, color="#222222")
+        axes.text(end + 0.02 * room, position, cell(measure, value), va="center", fontsize=8, color="#222222")
     axes.set_xlim(low - 0.02 * room if low < 0 else 0.0, high + 0.42 * room)  # room for the numbers
     axes.set_yticks(range(len(routers)), routers if named else [""] * len(routers))
     axes.invert_yaxis()

@@ -136,10 +136,10 @@ def _media(role: str, samples: list[dict | BadSample], raws: Sequence[RawSample 
 
 def _with(role: str, samples: list[dict | BadSample], values: list) -> list[dict | BadSample]:
     """The samples with one more entry; a BadSample among the values, which stands there for one in `samples` too, takes the
-    sample's place."""
-    for place, value in enumerate(values):
+    sample's position."""
+    for position, value in enumerate(values):
         if type(value) is BadSample:
-            samples[place] = value
+            samples[position] = value
         else:
-            samples[place][role] = value
+            samples[position][role] = value
     return samples

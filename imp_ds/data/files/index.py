@@ -64,10 +64,10 @@ class IndexWriter:
 
 
 def _sum(file: BinaryIO, header: int) -> int:
-    """CRC-32 of an index with a header of that length, whose own place in it counts as zeros."""
+    """CRC-32 of an index with a header of that length, whose own position in it counts as zeros."""
     text = os.pread(file.fileno(), 8 + header, 0)
-    place = text.find(f'"{_SUM}": "'.encode()) + len(_SUM) + 5
-    found, at = zlib.crc32(text[:place] + _NO_SUM.encode() + text[place + len(_NO_SUM) :]), 8 + header
+    position = text.find(f'"{_SUM}": "'.encode()) + len(_SUM) + 5
+    found, at = zlib.crc32(text[:position] + _NO_SUM.encode() + text[position + len(_NO_SUM) :]), 8 + header
     while block := os.pread(file.fileno(), 1 << 20, at):
         found, at = zlib.crc32(block, found), at + len(block)
     return found
@@ -88,7 +88,7 @@ def cached_index(cache: FileCache, key: str, make: Callable[[Path], None], of_ot
 class Column:
     """One array of an index, of which no more is read than is asked for: `column[n]` and `column[m:n]`.
 
-    Read rather than mapped: around each place that is touched the kernel would map a stretch of the file, which counts as memory
+    Read rather than mapped: around each byte that is touched the kernel would map a part of the file, which counts as memory
     of the process, and with a few thousand random samples that is all of a large index.
     """
 
@@ -114,13 +114,13 @@ class Column:
             raise OSError(f"an index became shorter while it was read: {self._file.name}")
         return data
 
-    def __getitem__(self, place: int | slice) -> np.ndarray | np.generic:
-        if isinstance(place, slice):
-            begin, end, _ = place.indices(self._count)
+    def __getitem__(self, position: int | slice) -> np.ndarray | np.generic:
+        if isinstance(position, slice):
+            begin, end, _ = position.indices(self._count)
             return np.frombuffer(self.raw(begin, max(0, end - begin)), self._dtype)
-        if not 0 <= place < self._count:
-            raise IndexError(place)
-        return np.frombuffer(self.raw(int(place), 1), self._dtype)[0]
+        if not 0 <= position < self._count:
+            raise IndexError(position)
+        return np.frombuffer(self.raw(int(position), 1), self._dtype)[0]
 
 
 class _Held(Column):

@@ -12,7 +12,7 @@ import numpy as np
 from imp_ds.data.decoding import Wanted
 from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.order import SourceOrder, Spot, TaskOrder
+from imp_ds.data.order.order import SampleIndex, SourceOrder, TaskOrder
 from imp_ds.data.order.usable_samples import UsableSamples
 from imp_ds.data.samples import Reader
 from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
@@ -27,7 +27,7 @@ class StepBatches:
 
     Args:
         tasks: the tasks; batch sizes are over all ranks.
-        schedule: `at(step)` gives (task name, visit).
+        schedule: `at(step)` gives (task name, number of its occurrence).
         readers: task name -> the readers of its sources.
         collator: makes the batches.
         seed: of the order, the views, what training draws, and the samples' keys.
@@ -53,12 +53,12 @@ class StepBatches:
                 raise UserError(f"task {task.name}: the batch cannot be shared by {world} ranks", got=task.batch_size,
                                 allowed=f"a multiple of {world}")  # fmt: skip
 
-    def spots(self, step: int) -> list[Spot]:
-        """Where each sample of this rank at a step is, before any is found to be unusable."""
-        name, visit = self.schedule.at(step)
+    def sample_indices(self, step: int) -> list[SampleIndex]:
+        """The index of each sample of this rank at a step, before any is found to be unusable."""
+        name, occurrence = self.schedule.at(step)
         task = self.tasks[name]
         local = task.batch_size // self.world
-        first = visit * task.batch_size + self.rank * local
+        first = occurrence * task.batch_size + self.rank * local
         return self.orders[name].at(range(first, first + local))
 
     def __getitem__(self, step: int) -> Batch | UserError:
@@ -69,13 +69,13 @@ class StepBatches:
     ) -> Batch | UserError:
         """The batch of a step, or as much of it as its first `most` samples, in its own view or in the one of that number.
         `empty` makes its large arrays, as `numpy.empty` does."""
-        name, visit = self.schedule.at(step)
+        name, occurrence = self.schedule.at(step)
         task = self.tasks[name]
-        view = task.draw_view(self.seed, visit) if view is None else view
+        view = task.draw_view(self.seed, occurrence) if view is None else view
         views = task.all_views[view]
         usable = self.usable(task, views)
         try:
-            samples, rngs, keys = zip(*usable.at(self.spots(step)[:most]))
+            samples, rngs, keys = zip(*usable.at(self.sample_indices(step)[:most]))
             batch = self.collator(
                 name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.needs.mask_rate,
                 marked=task.needs.mask_at_answer, says_captions=task.needs.target_ids, empty=empty,

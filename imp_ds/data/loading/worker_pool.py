@@ -22,7 +22,7 @@ from multiprocessing.synchronize import Semaphore
 from typing import NamedTuple
 
 _LOOK_S = 5.0  # how often a waiting worker looks whether it is still wanted
-_NOTHING = -1  # the place of no part
+_NOTHING = -1  # the position of no part
 _END_S = 5.0  # that a worker has for its end before it is killed
 
 
@@ -42,7 +42,7 @@ class _Worker(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What the workers share: how many parts may still be begun, the place of the next part, and of the one that each of them
+    """What the workers share: how many parts may still be begun, the position of the next part, and of the one that each of them
     has begun last."""
 
     asked: Semaphore
@@ -59,7 +59,7 @@ class WorkerPool:
         workers: processes, at least one.
         ahead: parts for each worker that all together make before they are asked for more.
         prepare: called in each process with its number, before anything else.
-        dumps: pickles a message, (place of the part, None, what was made) or (place, traceback, None), in the worker.
+        dumps: pickles a message, (position of the part, None, what was made) or (position, traceback, None), in the worker.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class WorkerPool:
     def _receive(self, worker: _Worker) -> None:
         try:
             # of shared memory, only a handle comes, which a worker that died cannot give
-            place, failure, made = worker.connection.recv()
+            position, failure, made = worker.connection.recv()
         except (EOFError, OSError) as error:
             begun = self._shared.begun[worker.number]
             # another number: it had not begun its first, or had made its last
-            place = begun if begun in range(len(self._parts)) else self._taken
-            raise WorkerLost(_how_it_ended(worker.process), self._parts[place]) from error
-        self._made[place] = worker, failure, made
+            position = begun if begun in range(len(self._parts)) else self._taken
+            raise WorkerLost(_how_it_ended(worker.process), self._parts[position]) from error
+        self._made[position] = worker, failure, made
 
     def _maker(self) -> str:
         """Who makes the part that is taken next."""
@@ -132,25 +132,25 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that takes the parts, which then ends its workers
     if prepare is not None:
         prepare(worker)
-    while (place := _begin(shared, worker, parent)) is not None and place < len(parts):
+    while (position := _begin(shared, worker, parent)) is not None and position < len(parts):
         try:
-            connection.send_bytes(dumps((place, None, make(parts[place]))))
+            connection.send_bytes(dumps((position, None, make(parts[position]))))
         except BrokenPipeError:
             return
         except Exception:  # also of what cannot be pickled, of which nothing has been sent
-            connection.send_bytes(dumps((place, traceback.format_exc(), None)))
+            connection.send_bytes(dumps((position, traceback.format_exc(), None)))
     while _wanted(shared.asked, parent):  # shared memory that was sent may not have been opened yet
         pass
 
 
 def _begin(shared: _Shared, worker: int, parent: int) -> int | None:
-    """The place of the next part, once one is asked for; None when the process that takes them is gone."""
+    """The position of the next part, once one is asked for; None when the process that takes them is gone."""
     if not _wanted(shared.asked, parent):
         return None
     with shared.next.get_lock():
-        place = shared.begun[worker] = shared.next.value
+        position = shared.begun[worker] = shared.next.value
         shared.next.value += 1
-    return place
+    return position
 
 
 def _wanted(asked: Semaphore, parent: int) -> bool:

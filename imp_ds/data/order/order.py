@@ -1,13 +1,13 @@
-"""Which sample stands at which place of a task: a pure function of (seed, epoch), computed from nothing that came before.
+"""Which sample stands at which position of a task: a pure function of (seed, epoch), computed from nothing that came before.
 
 In each epoch the shards of a source are put in a new order, and the sequence of their rows is cut into windows, inside which
 the rows are shuffled. So neighbours in a shard are read close in time, while memory holds one window's order, whatever the
 number of samples; ranks, workers and resuming do not come in.
 
-A task with several sources takes from each in proportion to its weight, exactly so in every block of places. Each source
+A task with several sources takes from each in proportion to its weight, exactly so in every block of positions. Each source
 has epochs of its own.
 
-Shapes: S shards, W places of a window, P places that are asked for together.
+Shapes: S shards, W positions of a window, P positions that are asked for together.
 """
 
 import math
@@ -21,11 +21,11 @@ from imp_ds.errors import UserError
 # What a random generator is for: with the seed, the first words of its own, so that no two uses share a stream.
 _SHARDS, _WINDOW, _MIXTURE = 1, 4, 5
 _KEPT = 4  # windows, or blocks, whose order is kept: workers come back to the last few only
-_BLOCK = 4096  # places in which the sources of a mixture have exactly their share
+_BLOCK = 4096  # positions in which the sources of a mixture have exactly their share
 
 
-class Spot(NamedTuple):
-    """Where a sample is: which source of its task, in which epoch of that source, which row."""
+class SampleIndex(NamedTuple):
+    """The index of a sample: which source of its task, in which epoch of that source, which row."""
 
     source: int
     epoch: int
@@ -48,18 +48,18 @@ class SourceOrder:
         self.rows = int(self.start_S[-1]) // multiple * multiple
         self._shards, self._windows = {}, {}
 
-    def at(self, places: range) -> list[tuple[int, int]]:
-        """(epoch, row) of successive places, from 0 without end."""
-        found, place = [], places.start
-        while place < places.stop:
-            epoch, inside = divmod(place, self.rows)
+    def at(self, positions: range) -> list[tuple[int, int]]:
+        """(epoch, row) of successive positions, from 0 without end."""
+        found, position = [], positions.start
+        while position < positions.stop:
+            epoch, inside = divmod(position, self.rows)
             number, begin = divmod(inside, self.window)
-            end = begin + min(places.stop - place, self.rows - inside, self.window - begin)
+            end = begin + min(positions.stop - position, self.rows - inside, self.window - begin)
             position_P = number * self.window + self._window(epoch, number)[begin:end]
             begin_S, shift_S = self._shard_order(epoch)
             row_P = position_P + shift_S[np.searchsorted(begin_S, position_P, side="right") - 1]
             found += [(epoch, row) for row in row_P.tolist()]
-            place += end - begin
+            position += end - begin
         return found
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,33 +105,34 @@ class TaskOrder:
         self._edges = [*(float(edge) for edge in edges[:-1]), 1.0]
         self._blocks = {}
 
-    def at(self, places: range) -> list[Spot]:
-        """The samples of successive places, from 0 without end."""
+    def at(self, positions: range) -> list[SampleIndex]:
+        """The samples of successive positions, from 0 without end."""
         if len(self.sources) == 1:
-            return [Spot(0, *found) for found in self.sources[0].at(places)]
-        spots = []
-        for number in range(places.start // _BLOCK, -(-places.stop // _BLOCK)):
+            return [SampleIndex(0, *found) for found in self.sources[0].at(positions)]
+        sample_indices = []
+        for number in range(positions.start // _BLOCK, -(-positions.stop // _BLOCK)):
             first = number * _BLOCK
-            inside = slice(max(0, places.start - first), places.stop - first)
-            spots += self._of_block(number, inside)
-        return spots
+            inside = slice(max(0, positions.start - first), positions.stop - first)
+            sample_indices += self._of_block(number, inside)
+        return sample_indices
 
-    def _of_block(self, number: int, inside: slice) -> list[Spot]:
-        """Those of some places of a block, of which each source has successive ones of its own."""
+    def _of_block(self, number: int, inside: slice) -> list[SampleIndex]:
+        """Those of some positions of a block; each source has successive positions of its own."""
         source_P, rank_P, before = self._block(number)
         source_P, rank_P, own = source_P[inside], rank_P[inside], {}
         for source in set(source_P.tolist()):
             rank = rank_P[source_P == source]
             own[source] = iter(self.sources[source].at(range(before[source] + int(rank[0]), before[source] + int(rank[-1]) + 1)))
-        return [Spot(source, *next(own[source])) for source in source_P.tolist()]
+        return [SampleIndex(source, *next(own[source])) for source in source_P.tolist()]
 
-    def _taken(self, places: int) -> list[int]:
-        """How many of the first `places` places each source has; their sum is `places`."""
-        ends = [math.floor(places * edge) for edge in self._edges]
+    def _taken(self, positions: int) -> list[int]:
+        """How many of the first `positions` positions each source has; their sum is `positions`."""
+        ends = [math.floor(positions * edge) for edge in self._edges]
         return [end - begin for begin, end in zip([0, *ends], ends)]
 
     def _block(self, number: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """For each place of a block its source and how many of that source came before it in the block; and before the block."""
+        """For each position of a block its source and how many of that source came before it in the block; and before the
+        block."""
 
         def make():
             before, after = self._taken(number * _BLOCK), self._taken((number + 1) * _BLOCK)

@@ -1,4 +1,4 @@
-"""The samples that stand at given places, or others where those cannot be used.
+"""The samples at given indices, or others where those cannot be used.
 
 A sample that cannot be used is left out on its rank alone: another row of its source, drawn from the sample's own random
 stream, takes its place, so that neither the other samples nor the other ranks notice.
@@ -15,7 +15,7 @@ from numpy.random.bit_generator import ISeedSequence
 
 from imp_ds.data.decoding import Wanted, decode_all
 from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.order.order import Spot
+from imp_ds.data.order.order import SampleIndex
 from imp_ds.data.samples import BadSample, Media, RawSample, Reader
 from imp_ds.errors import UserError
 from imp_ds.tasks import Rejection, Task, Views
@@ -36,9 +36,9 @@ class Usable(NamedTuple):
 
 
 class _Tried(NamedTuple):
-    """A row that may be the sample of a spot, not decoded yet: its key, what the reader gives of it, the spot's generator."""
+    """A row that may be the sample of an index, not decoded yet: its key, what the reader gives of it, the index's generator."""
 
-    spot: Spot
+    index: SampleIndex
     key: str
     raw: RawSample | BadSample
     rng: np.random.Generator
@@ -72,24 +72,24 @@ class UsableSamples:
         self.rejected: list[Rejection] = []
         self._stream = seed, zlib.crc32(task.name.encode())
 
-    def at(self, spots: Sequence[Spot]) -> list[Usable]:
-        """A sample for each spot: its own, or the first usable one of those that may take its place. Raises UserError where a
+    def at(self, sample_indices: Sequence[SampleIndex]) -> list[Usable]:
+        """A sample for each index: its own, or the first usable one of those that may take its place. Raises UserError where a
         hundred one after another cannot be used."""
         found, tried, held = [], [], 0
-        for end, spot in enumerate(spots, start=1):
-            tried.append(self._look_up(spot, spot.row, 0))
+        for end, index in enumerate(sample_indices, start=1):
+            tried.append(self._look_up(index, index.row, 0))
             held += tried[-1].held
-            if end == len(spots) or len(tried) == _TOGETHER or held > _HELD:
+            if end == len(sample_indices) or len(tried) == _TOGETHER or held > _HELD:
                 found += self._usable(tried)
                 tried, held = [], 0
         return found
 
-    def _look_up(self, spot: Spot, row: int, attempt: int) -> _Tried:
-        reader, rng = self.readers[spot.source], sample_stream(_SAMPLE, *self._stream, *spot, attempt)
+    def _look_up(self, index: SampleIndex, row: int, attempt: int) -> _Tried:
+        reader, rng = self.readers[index.source], sample_stream(_SAMPLE, *self._stream, *index, attempt)
         try:
-            return _Tried(spot, reader.key(row), reader.read(row), rng)
+            return _Tried(index, reader.key(row), reader.read(row), rng)
         except BadSample as bad:
-            return _Tried(spot, reader.key(row), bad.told(), rng)
+            return _Tried(index, reader.key(row), bad.told(), rng)
 
     def _usable(self, tried: list[_Tried]) -> list[Usable]:
         decoded = zip(tried, self._decoded(tried))
@@ -104,11 +104,11 @@ class UsableSamples:
 
     def _substitute(self, tried: _Tried, bad: BadSample) -> Usable:
         """What takes the place of a sample whose own row is bad."""
-        reader = self.readers[tried.spot.source]
+        reader = self.readers[tried.index.source]
         for attempt in range(_ATTEMPTS):
             self.rejected.append(Rejection(reader.name, tried.key, bad.reason, bad.detail))
-            row = int(sample_stream(_SUBSTITUTE, *self._stream, *tried.spot, attempt).integers(len(reader)))
-            tried = self._look_up(tried.spot, row, attempt + 1)
+            row = int(sample_stream(_SUBSTITUTE, *self._stream, *tried.index, attempt).integers(len(reader)))
+            tried = self._look_up(tried.index, row, attempt + 1)
             (sample,) = self._decoded([tried])
             if not isinstance(sample, BadSample):
                 return Usable(sample, tried.rng, tried.key)

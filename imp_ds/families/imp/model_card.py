@@ -106,18 +106,18 @@ def _comparing(run: RunConfig, config: ImpConfig) -> str:
 
 
 def _objectives(run: RunConfig) -> list[tuple[str, int, ObjectiveRecord]]:
-    """Of each objective its task, its place there, and itself."""
-    return [(task.name, place, objective) for task in run.tasks for place, objective in enumerate(task.objectives)]
+    """Of each objective its task, its position there, and itself."""
+    return [(task.name, position, objective) for task in run.tasks for position, objective in enumerate(task.objectives)]
 
 
 def _answering(run: RunConfig) -> list[str]:
     """How to have a class named, where a task of one modality does it; of several by the first one."""
     inputs = {"vision": "images=[image]", "audio": "audio=[sound], sampling_rate=rate", "text": 'text=["a text"]'}
-    for task, place, objective in _objectives(run):
+    for task, position, objective in _objectives(run):
         answers = objective.answers()
         if answers is not None and len(answers.inputs) == 1 and not objective.needs().mask_at_answer:
             (read,) = answers.inputs
-            return [_ANSWERING.format(task=task, number=place, inputs=inputs[read], names=answers.field)]
+            return [_ANSWERING.format(task=task, number=position, inputs=inputs[read], names=answers.field)]
     return []
 
 

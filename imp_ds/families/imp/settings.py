@@ -94,4 +94,4 @@ def _class_names(tasks: list[Task]) -> dict:
     names = next((o.names for o in labelled), None)
     if names is None:
         return {}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: position for position, name in enumerate(names)}}

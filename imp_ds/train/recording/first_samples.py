@@ -6,16 +6,16 @@ from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.tasks import Batch
 
-_HORIZON = 10_000  # steps in which a task's first turn is looked for
+_HORIZON = 10_000  # steps in which a task's first occurrence is looked for
 
 
 def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], dict[str, list[tuple[np.ndarray, int]]]]:
-    """Of each task the first `most` samples of its first turn, and their sounds as (samples, rate) where it hears.
+    """Of each task the first `most` samples of its first occurrence, and their sounds as (samples, rate) where it hears.
 
-    A task without a turn in the first steps is left out. Raises UserError for a sample that cannot be read.
+    A task without an occurrence in the first steps is left out. Raises UserError for a sample that cannot be read.
     """
     samples, sounds = {}, {}
-    for name, step in first_turns(batches).items():
+    for name, step in first_occurrences(batches).items():
         batch = batches.first_of(step, most)
         if isinstance(batch, UserError):
             raise batch
@@ -23,17 +23,17 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
         task = batches.tasks[name]
         views = task.all_views[batch.report.view]
         if views.audio is not None:
-            heard = [one.sample["audio"] for one in batches.usable(task, views).at(batches.spots(step)[:most])]
+            heard = [one.sample["audio"] for one in batches.usable(task, views).at(batches.sample_indices(step)[:most])]
             sounds[name] = heard
     return samples, sounds
 
 
-def first_turns(batches: StepBatches) -> dict[str, int]:
-    """The step of each task's first turn, in the order of the tasks, which is the same on all ranks where their turns are not; a
-    task without one in the first steps is left out."""
-    turns = {}
+def first_occurrences(batches: StepBatches) -> dict[str, int]:
+    """The step of each task's first occurrence, in the order of the tasks: all ranks have the same order, whatever their steps.
+    A task without one in the first steps is left out."""
+    steps = {}
     for step in range(_HORIZON):
-        turns.setdefault(batches.schedule.at(step).name, step)
-        if len(turns) == len(batches.tasks):
+        steps.setdefault(batches.schedule.at(step).name, step)
+        if len(steps) == len(batches.tasks):
             break
-    return {name: turns[name] for name in batches.tasks if name in turns}
+    return {name: steps[name] for name in batches.tasks if name in steps}

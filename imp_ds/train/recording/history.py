@@ -35,7 +35,7 @@ def cut_lines(path: Path, last_step: int, read: Callable[[dict], object] = lambd
     if not path.exists():
         return []
     content = path.read_bytes()
-    kept, places, end = [], [], 0
+    kept, spans, end = [], [], 0
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             entry = parse_json(line, path.name, dict)
@@ -47,11 +47,11 @@ def cut_lines(path: Path, last_step: int, read: Callable[[dict], object] = lambd
             raise UserError(f"a line of {path.name} cannot be read", got=where, fix="delete the line") from None
         if entry["step"] <= last_step:
             kept.append(entry)
-            places.append((end, end + len(line) + 1))
+            spans.append((end, end + len(line) + 1))
         end += len(line) + 1
-    if places == [] or places[-1][1] == sum(stop - start for start, stop in places):  # they come first: this needs no room
-        if len(content) > (size := places[-1][1] if places else 0):
+    if spans == [] or spans[-1][1] == sum(stop - start for start, stop in spans):  # they come first: this needs no room
+        if len(content) > (size := spans[-1][1] if spans else 0):
             os.truncate(path, size)
     else:
-        write_file(path, b"".join(content[start:stop] for start, stop in places))
+        write_file(path, b"".join(content[start:stop] for start, stop in spans))
     return kept

@@ -49,7 +49,7 @@ class Monitor:
         if not enabled:
             return
         self.history = cut_lines(self.output_dir / HISTORY, start_step, _read_line)
-        self._visits = _visits(self.history)
+        self._steps_of_tasks = _steps_of_tasks(self.history)
         self._lines = LineFile(self.output_dir / HISTORY)
         self._interval = Interval()
         self._told: set[tuple[str, str]] = set()
@@ -182,9 +182,9 @@ class Monitor:
     def _log(self, step: int, learning_rate: float) -> None:
         found = self._interval.summary(self.peak_flops)
         for task, values in found["tasks"].items():
-            self._visits[task] = self._visits.get(task, 0) + values["steps"]
-        total = sum(self._visits.values())
-        found["shares"] = {task: self._visits.get(task, 0) / total for task in sorted(self._visits)}
+            self._steps_of_tasks[task] = self._steps_of_tasks.get(task, 0) + values["steps"]
+        total = sum(self._steps_of_tasks.values())
+        found["shares"] = {task: self._steps_of_tasks.get(task, 0) / total for task in sorted(self._steps_of_tasks)}
         found["learning_rate"], found["memory_gib"] = learning_rate, memory_gib()
         self._write({"kind": "train", "step": step, **found})
         tags = train_scalars(found)
@@ -229,8 +229,8 @@ def expert_scalars(experts: dict[str, list[dict]], moe_layers: list[int]) -> tup
     """Scalars of each MoE layer, and the charts that show the experts of a layer and modality together."""
     tags, charts, z_losses = {}, {}, {}
     for modality, layers in experts.items():
-        for place, values in enumerate(layers):
-            layer = f"moe/layer{moe_layers[place] if moe_layers else place}"
+        for position, values in enumerate(layers):
+            layer = f"moe/layer{moe_layers[position] if moe_layers else position}"
             usage = {f"{layer}/usage_expert{e}_{modality}": share for e, share in enumerate(values["usage"])}
             charts[f"{layer.removeprefix('moe/')}, {modality}"] = list(usage)
             tags |= usage
@@ -259,18 +259,18 @@ def hyperparameters(run) -> dict:
     return found
 
 
-def _visits(history: list[dict]) -> dict[str, int]:
+def _steps_of_tasks(history: list[dict]) -> dict[str, int]:
     """How often each task has trained according to the history."""
-    visits = {}
+    steps = {}
     for line in history:
         for task, values in line.get("tasks", {}).items():
-            visits[task] = visits.get(task, 0) + values["steps"]
-    return visits
+            steps[task] = steps.get(task, 0) + values["steps"]
+    return steps
 
 
 def _read_line(line: dict) -> None:
     """Raise an error for a line that is not as this file writes it."""
-    _visits([line])
+    _steps_of_tasks([line])
     if line["kind"] == "evaluation":
         [read_metric(name, value, line["metrics"][name]) for name, value in line["results"].items()], line["usage"].items()
     elif line["kind"] == "train":

@@ -36,8 +36,8 @@ class Rejections:
         self.most, self.writes, self.path = most, writes, Path(folder) / FILE
         self._shares = {task.name: _shares(task, readers[task.name]) for task in tasks}
         self._batch_sizes = {task.name: task.batch_size for task in tasks}
-        # visits count a sample each time that an epoch comes to it; all ranks have the same numbers
-        self._visits, self._left_out = ((state or {}).get(name, {}) for name in ("visits", "left_out"))
+        # a sample is counted each time that it is drawn; all ranks have the same numbers
+        self._drawn, self._left_out = ((state or {}).get(name, {}) for name in ("drawn", "left_out"))
         self.counts: dict[str, dict[str, int]] = {}
         self._known: set[tuple[str, str]] = set()
         if writes:
@@ -47,7 +47,7 @@ class Rejections:
 
     def state(self) -> dict:
         """What a checkpoint keeps of it; it grows with the sources alone."""
-        return {"visits": self._visits, "left_out": self._left_out}
+        return {"drawn": self._drawn, "left_out": self._left_out}
 
     def add(
         self, step: int, mixture: dict[str, float], task: str, mine: tuple[Rejection, ...], any_rank: bool
@@ -59,7 +59,7 @@ class Rejections:
         """
         for trained, part in mixture.items():
             for source, share in self._shares[trained].items():
-                self._visits[source] = self._visits.get(source, 0.0) + part * share * self._batch_sizes[trained]
+                self._drawn[source] = self._drawn.get(source, 0.0) + part * share * self._batch_sizes[trained]
         if not any_rank:
             return []
         everyone = [(task, mine)] * world_size()
@@ -67,7 +67,7 @@ class Rejections:
             dist.all_gather_object(everyone, (task, mine))
         found = [(of_rank, rejection) for of_rank, of_it in everyone for rejection in of_it]
         for _, rejection in found:
-            self._visits[rejection.source] += 1
+            self._drawn[rejection.source] += 1
             self._left_out[rejection.source] = self._left_out.get(rejection.source, 0) + 1
         new = self._write(step, found) if self.writes else []
         self._judge([rejection for _, rejection in found])
@@ -96,10 +96,10 @@ class Rejections:
 
     def _judge(self, found: list[Rejection]) -> None:
         for rejection in found:
-            left_out, visits = self._left_out[rejection.source], self._visits[rejection.source]
-            if visits >= _JUDGED_FROM and left_out > self.most * visits:
+            left_out, drawn = self._left_out[rejection.source], self._drawn[rejection.source]
+            if drawn >= _JUDGED_FROM and left_out > self.most * drawn:
                 raise UserError(
-                    f"too many samples of {rejection.source} cannot be used", got=f"{left_out} of {visits:.0f}, the last one "
+                    f"too many samples of {rejection.source} cannot be used", got=f"{left_out} of {drawn:.0f}, the last one "
                     f"{rejection.key}: {rejection.reason} ({rejection.detail})",
                     allowed=f"data.max_rejected = {self.most:g} of a source's samples",
                     fix=f"{self.path} names them; repair the source, or --set data.max_rejected=...", shared=True,

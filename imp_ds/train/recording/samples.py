@@ -51,8 +51,8 @@ def spectrograms_BFM(inputs: dict, patch: list[int], mel_bins: int) -> np.ndarra
 
 def _steps(coordinates: np.ndarray) -> int:
     """Steps of an axis: coordinates are index / steps, so the smallest distance between two tells."""
-    places = np.unique(coordinates)
-    return round(1 / np.diff(places).min()) if len(places) > 1 else 1
+    positions = np.unique(coordinates)
+    return round(1 / np.diff(positions).min()) if len(positions) > 1 else 1
 
 
 def coloured(spectrogram_FM: np.ndarray) -> np.ndarray:

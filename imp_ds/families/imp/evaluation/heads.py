@@ -31,7 +31,7 @@ class HeadEvaluator(Evaluator):
 
     Args:
         task: whose head it is; its first view is used, without anything random.
-        place: of the objective among the task's.
+        position: of the objective among the task's.
         parts: for each source of the task this rank's batches of the split (`imp_ds.data.loading.evaluation_batches`), to be had
             again at each run, and the label of each of its rows, int64 [rows].
         name: what the head is called in the results.
@@ -41,8 +41,8 @@ class HeadEvaluator(Evaluator):
     family = "imp"
     reads_heads = True
 
-    def __init__(self, task: Task, place: int, parts: list[tuple[Iterable[Batch], torch.Tensor]], name: str):
-        self.task, self.name, self._place, self._parts = task, name, place, parts
+    def __init__(self, task: Task, position: int, parts: list[tuple[Iterable[Batch], torch.Tensor]], name: str):
+        self.task, self.name, self._position, self._parts = task, name, position, parts
 
     @classmethod
     def build(cls, split: Split, record: Evaluation) -> "HeadEvaluator":
@@ -57,17 +57,17 @@ class HeadEvaluator(Evaluator):
     def build_for_task(cls, split: Split, task: Task) -> "list[Evaluator]":
         found, labels = [], [split.labels(source) for source in task.sources]
         names = [split.reader(source).class_names for source in task.sources]
-        for place, objective, name in heads(task):
+        for position, objective, name in heads(task):
             views = Views(**{objective.modality: getattr(task.views, objective.modality)})
             make = [split.batches(source, views, f"head {name}") for source in task.sources]
             labels_R = [labels_of_head(label_R, known, objective.names) for label_R, known in zip(labels, names)]
             parts = [(CachedBatches(batches, CACHE_MB // len(make)), label_R) for batches, label_R in zip(make, labels_R)]
-            found.append(cls(task, place, parts, name))
+            found.append(cls(task, position, parts, name))
         return found
 
     def run(self, model: ImpForPreTraining) -> Iterator[Metric]:
         """All ranks call this together and get the same values."""
-        objective: ClassObjective = model.objectives[self.task.name].parts[self._place]
+        objective: ClassObjective = model.objectives[self.task.name].parts[self._position]
         probabilities_NK, label_N, left_out = self._probabilities(model, objective)
         if left_out:
             yield Metric(f"left_out/{self.name}", float(left_out), "count")

@@ -68,9 +68,9 @@ class MaskedLanguageEvaluator(Evaluator):
         kept = {}  # the words are encoded once
         device = next(model.parameters()).device
         sums = torch.zeros(3, dtype=torch.float64, device=device)
-        for turn in range(-(-len(self._rows) // (self.batch_size * world_size()))):
+        for number in range(-(-len(self._rows) // (self.batch_size * world_size()))):
             # a rank that cannot make its batch tells the others, which would wait for it in the next exchange
-            batch = on_main(partial(self._batch, turn), "a batch cannot be made", every_rank=True).to(device)
+            batch = on_main(partial(self._batch, number), "a batch cannot be made", every_rank=True).to(device)
             encodings = model.encode(batch, kept)
             kept = {name: encoding for name, encoding in encodings.items() if name == Words.name}
             loss_BK, found_BK, hidden_BK = objective.answers(model.imp, encodings, batch.targets["words"])
@@ -87,14 +87,14 @@ class MaskedLanguageEvaluator(Evaluator):
         yield Metric(f"masked_language/{name}/accuracy", (found / hidden).item(), "share", "higher", shown[0])
         yield Metric(f"masked_language/{name}/perplexity", (loss / hidden).exp().item(), "", "lower", shown[1])
 
-    def _batch(self, turn: int) -> Batch:
-        """This rank's texts of a turn. What fills the last batch up is the last text, of which nothing is to be found."""
-        first = (turn * world_size() + rank()) * self.batch_size
-        places = np.arange(first, first + self.batch_size)
-        rows, texts = zip(*(self._rows[min(place, len(self._rows) - 1)] for place in places))
+    def _batch(self, number: int) -> Batch:
+        """This rank's texts of a batch. What fills the last batch up is the last text, of which nothing is to be found."""
+        first = (number * world_size() + rank()) * self.batch_size
+        positions = np.arange(first, first + self.batch_size)
+        rows, texts = zip(*(self._rows[min(position, len(self._rows) - 1)] for position in positions))
         rngs = [np.random.default_rng([_SEED, row]) for row in rows]
         made = text.preprocess_masked(list(texts), self.tokenizer, self.record.views.text.length, self.task.needs.mask_rate, rngs)
-        made["words"][places >= len(self._rows)] = IGNORED
+        made["words"][positions >= len(self._rows)] = IGNORED
         made = {name: torch.from_numpy(values) for name, values in made.items()}
         return Batch(self.task.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"words": made["words"]})
 

@@ -35,7 +35,7 @@ class NamedClassesEvaluator(Evaluator):
     reads_heads = True
 
     def __init__(self, by_names: TextEvaluator, task: Task):
-        self._place = next(place for place, objective in enumerate(task.objectives) if objective.is_tuned)
+        self._position = next(position for position, objective in enumerate(task.objectives) if objective.is_tuned)
         self.record = by_names.record
         self._batches, self._labels = by_names.batches, by_names.labels
 
@@ -53,7 +53,7 @@ class NamedClassesEvaluator(Evaluator):
     def run(self, model: ImpForPreTraining) -> Iterator[Metric]:
         """All ranks call this together and get the same values."""
         task, modality = self.record.task, self.record.modality
-        objective = model.objectives[task].parts[self._place]
+        objective = model.objectives[task].parts[self._position]
         kept = {}  # the names are encoded once
 
         def logits(batch: Batch):
