@@ -38,13 +38,13 @@ def fields(run: RunConfig) -> list[tuple]:
 def attempt(run: RunConfig, path: tuple, text: str) -> list[bool]:
     """Give a field the value by --set, and in a file where it is JSON: for each whether it is taken. Raises whatever is no
     UserError, and AssertionError for a message that nobody would read."""
-    ways = [lambda: run.override([".".join(map(str, path)) + f"={text}"])]
+    fns = [lambda: run.override([".".join(map(str, path)) + f"={text}"])]
     try:
         data = _with(run.model_dump(mode="json"), path, json.loads(text))
-        ways.append(lambda: parse_record(RunConfig, data, "my_run.json"))
+        fns.append(lambda: parse_record(RunConfig, data, "my_run.json"))
     except ValueError:  # YAML and --set take it as a text
         pass
-    return [_taken(way) for way in ways]
+    return [_taken(fn) for fn in fns]
 
 
 def _with(data: dict, path: tuple, value) -> dict:

@@ -1,4 +1,5 @@
-"""What an evaluator measures: a value with its unit, which way it is better, and where it is shown; written for people.
+"""What an evaluator measures: a value with its unit, whether higher or lower is better, and where it is shown; written for
+people.
 
 Tables, the model card, TensorBoard, the console's line and the picture of the results take all of it from here: no metric is
 known to them by name.
@@ -54,7 +55,7 @@ class Metric(NamedTuple):
 
     name: flat, KIND/OF/.../MEASURE, as "retrieval/image/image_to_text/R@1"; unique in a run.
     unit: "share" (from 0 to 1, written in percent), "count", "nats", "" (a number without a unit), or another one, such as "ms".
-    better: which way; None: neither, as of a count. What has a direction is a score.
+    better: higher or lower; None: neither, as of a count. What has a direction is a score.
     shown: None: in tables and curves alone.
     """
 

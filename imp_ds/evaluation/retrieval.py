@@ -46,8 +46,8 @@ def both_directions(
     """`retrieval/{name}/{name}_to_text/R@k` and `retrieval/{name}/text_to_{name}/R@k` of rows that belong together. `target`:
     what it is, if not a text, that belongs to the media."""
     group_N = caption_groups(captions).to(media_NC.device)
-    ways = {f"{name}_to_{target}": (media_NC, text_NC), f"{target}_to_{name}": (text_NC, media_NC)}
-    for way, (query, candidate) in ways.items():
+    directions = {f"{name}_to_{target}": (media_NC, text_NC), f"{target}_to_{name}": (text_NC, media_NC)}
+    for direction, (query, candidate) in directions.items():
         for k, value in recall(query, candidate, group_N, group_N).items():
             shown = Shown("retrieval R@1", panel=RETRIEVAL) if k == 1 else None
-            yield Metric(f"retrieval/{name}/{way}/R@{k}", value, "share", "higher", shown)
+            yield Metric(f"retrieval/{name}/{direction}/R@{k}", value, "share", "higher", shown)

@@ -1,4 +1,4 @@
-"""Where the experts of a layer are, and what that means for the way of a token: here, nothing.
+"""Where the experts of a layer are, and what that means for the path of a token: here, nothing.
 
 The other dispatcher, for experts that are spread over ranks, is `imp_ds.parallel.expert_parallel`.
 

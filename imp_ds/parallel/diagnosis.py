@@ -115,7 +115,7 @@ def hanging(late: Sequence[RankStatus], quiet_s: float) -> Diagnosis:
         fix = "look whether its process is stopped and its machine can be reached; "
     else:
         what = f"hangs: no progress for {max(s.still_s + s.silent_s for s in late):.0f} s"
-        fix = "its stack stands in its own output; "
+        fix = "its stack is in its own output; "
     return Diagnosis(tuple(s.rank for s in late), False, _message(late, what, fix + _RESUME, _limit(late)))
 
 
@@ -135,7 +135,7 @@ def _deadlock(statuses: Sequence[RankStatus]) -> Diagnosis:
     text = UserError(
         f"all ranks wait for each other for {still:.0f} s", got="\n           ".join(locations),
         allowed=_limit(running),
-        fix="those that do not wait where the others do took another way; their stacks stand in their own outputs; " + _RESUME,
+        fix="those that do not wait where the others do took another path; their stacks are in their own outputs; " + _RESUME,
     )  # fmt: skip
     return Diagnosis(tuple(s.rank for s in running), False, str(text))
 

@@ -3,8 +3,8 @@ else is computed while rows travel.
 
     travelling = start(x, group);  ...;  rows = arrive(travelling, group)
 
-The gradient goes the opposite way by the same halves: backward through `arrive` starts the exchange of the gradient, backward
-through `start` waits for it. So what overlaps in the forward overlaps in the backward too. The collectives are torch's
+The gradient goes in the opposite direction by the same halves: backward through `arrive` starts the exchange of the gradient,
+backward through `start` waits for it. So what overlaps in the forward overlaps in the backward too. The collectives are torch's
 functional ones, which torch.compile keeps inside a graph. Every rank of the group has to make the same calls in the same order.
 
 Shapes: the leading dimension is rows.
@@ -69,12 +69,12 @@ class _Sum(torch.autograd.Function):
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, group, sent, received):
-        ctx.way_back = group, received, sent
+        ctx.reverse = group, received, sent
         return _wait(_send(x, group, sent, received))
 
     @staticmethod
     def backward(ctx, grad):
-        return _wait(_send(grad, *ctx.way_back)), None, None, None
+        return _wait(_send(grad, *ctx.reverse)), None, None, None
 
 
 class _Start(torch.autograd.Function):
@@ -90,9 +90,9 @@ class _Start(torch.autograd.Function):
 class _Arrive(torch.autograd.Function):
     @staticmethod
     def forward(ctx, travelling, group, parts):
-        ctx.way_back = group, parts, parts
+        ctx.reverse = group, parts, parts
         return _wait(travelling)
 
     @staticmethod
     def backward(ctx, grad):
-        return _send(grad, *ctx.way_back), None, None
+        return _send(grad, *ctx.reverse), None, None

@@ -57,8 +57,8 @@ class AllToAllDispatcher:
         self.group = None  # set by DeepSpeed through set_deepspeed_parallelism, once groups exist
 
     def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts | LinearExperts) -> torch.Tensor:
-        way = self._equal if routing.count_E is None else self._uneven
-        y_ND, token_index_N, weight_N = way(x_TD, routing, experts)
+        fn = self._equal if routing.count_E is None else self._uneven
+        y_ND, token_index_N, weight_N = fn(x_TD, routing, experts)
         return sum_rows(y_ND * weight_N.to(y_ND.dtype).unsqueeze(-1), token_index_N, len(x_TD))
 
     def _equal(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

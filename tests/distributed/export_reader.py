@@ -49,7 +49,7 @@ def main(folder: str, out: str) -> None:
     expected = embed(model, inputs)
     save_file(expected, out)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    ways = {
+    cases = {
         "class": (imp_ds.ImpModel, {}),
         "cpu": (AutoModel, dict(device_map="cpu")),
         "auto": (AutoModel, dict(device_map="auto")),
@@ -65,7 +65,7 @@ def main(folder: str, out: str) -> None:
         "differences": {},
         "devices": {},
     }
-    for name, (kind, settings) in ways.items():
+    for name, (kind, settings) in cases.items():
         loaded = kind.from_pretrained(folder, **settings)
         found = embed(loaded, inputs)
         facts["differences"][name] = max((found[key] - expected[key]).abs().max().item() for key in expected)

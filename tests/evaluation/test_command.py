@@ -80,7 +80,7 @@ def test_results_are_printed_written_and_returned(exported, tmp_path, capsys):
     results = evaluate(folder, None, "test", 4, tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert set(results) == {"zero_shot/image/top1"} | {
-        f"retrieval/image/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+        f"retrieval/image/{direction}/R@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)
     }
     # The untrained model sees three pictures and three captions: each colour is right or wrong as a whole. Of 11 rows 4 are
     # red, 4 green, 3 blue.

@@ -92,10 +92,10 @@ def test_results_equal_a_direct_computation():
     expected = {}
     for k in (1, 5):
         expected[f"zero_shot/image/top{k}"] = sum(i % 7 in order["zero"][i, :k].tolist() for i in range(ROWS)) / ROWS
-    for way in ("image_to_text", "text_to_image"):
+    for direction in ("image_to_text", "text_to_image"):
         for k in (1, 5, 10):
-            hits = [names[i] in [names[j] for j in order[way][i, :k].tolist()] for i in range(ROWS)]
-            expected[f"retrieval/image/{way}/R@{k}"] = sum(hits) / ROWS
+            hits = [names[i] in [names[j] for j in order[direction][i, :k].tolist()] for i in range(ROWS)]
+            expected[f"retrieval/image/{direction}/R@{k}"] = sum(hits) / ROWS
     assert results == pytest.approx(expected, abs=1e-9) and list(results) == list(expected)
     torch.testing.assert_close(evaluator.vectors_NC.double(), z_NC, atol=1e-5, rtol=0)
     usage = expert_usage([evaluator])

@@ -124,9 +124,9 @@ def test_sounds_find_images_that_they_were_never_compared_with():
         vectors(model.imp, ["audio"], False, sides, None, batch),
         vectors(model.imp, ["vision"], True, sides, None, batch),
     )
-    for way, scores in (("x_to_vision", sound @ image.T), ("vision_to_x", image @ sound.T)):
+    for direction, scores in (("x_to_vision", sound @ image.T), ("vision_to_x", image @ sound.T)):
         expected = (scores.argmax(1) == torch.arange(6)).double().mean().item()
-        assert results[f"retrieval/x/{way}/R@1"] == pytest.approx(expected)
+        assert results[f"retrieval/x/{direction}/R@1"] == pytest.approx(expected)
 
 
 def test_answers_to_questions_are_measured_to_the_letter():

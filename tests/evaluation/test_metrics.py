@@ -64,11 +64,11 @@ def test_recall_in_pieces_equals_brute_force_with_repeated_captions(monkeypatch)
     media = unit(rng, 230)
     text = media + 0.9 * unit(rng, 230)  # so that recalls are neither 0 nor 1
     expected = {}
-    for way, query, candidate in (("film_to_text", media, text), ("text_to_film", text, media)):
+    for direction, query, candidate in (("film_to_text", media, text), ("text_to_film", text, media)):
         order = np.argsort(-(query @ candidate.T), axis=1)
         for k in RECALLS:
             hits = [any(captions[j] == captions[i] for j in order[i, :k]) for i in range(230)]
-            expected[f"retrieval/film/{way}/R@{k}"] = np.mean(hits)
+            expected[f"retrieval/film/{direction}/R@{k}"] = np.mean(hits)
     found = by_name(both_directions("film", torch.tensor(media), torch.tensor(text), captions))
     assert found == pytest.approx(expected, abs=1e-12) and 0.2 < found["retrieval/film/film_to_text/R@1"] < 0.99
 

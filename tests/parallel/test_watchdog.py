@@ -16,8 +16,8 @@ pytestmark = pytest.mark.distributed
 RANKS = 3
 
 
-def ended(folder, way: str, culprit: int, limit_s: float = 20, stopped: bool = False) -> Ended:
-    ranks = Ranks(watchdog_worker.loop, way, culprit, ranks=RANKS, folder=folder)
+def ended(folder, fault: str, culprit: int, limit_s: float = 20, stopped: bool = False) -> Ended:
+    ranks = Ranks(watchdog_worker.loop, fault, culprit, ranks=RANKS, folder=folder)
     if stopped:  # it cannot end itself: a launcher kills it when the others are gone, and so does this
         others = [process for i, process in enumerate(ranks._processes) if i != culprit]
         deadline = time.monotonic() + limit_s

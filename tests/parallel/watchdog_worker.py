@@ -45,23 +45,23 @@ def _leaving(watchdog):
     time.sleep(1000)
 
 
-WAYS = {
+FAULTS = {
     "killed": _killed, "stopped": _stopped, "sleeping": _sleeping, "failing": _failing, "refusing": _refusing, "slow": _slow,
     "leaving": _leaving,
 }  # fmt: skip
 
 
-def loop(way: str, culprit: int) -> None:
+def loop(fault: str, culprit: int) -> None:
     """Six steps, each with an exchange in the midst of it."""
     dist.init_process_group("gloo")
     with Watchdog(TIMEOUT_S, interval_s=INTERVAL_S) as watchdog:
         for step in range(6):
             # all ranks meet the long phase together
-            watchdog.progress(step, "training", at_least_s=30 if (way, step) == ("slow", BAD_STEP) else 0)
+            watchdog.progress(step, "training", at_least_s=30 if (fault, step) == ("slow", BAD_STEP) else 0)
             dist.all_reduce(torch.ones(4))
             if step == BAD_STEP and dist.get_rank() == culprit:
                 time.sleep(3 * INTERVAL_S)  # so that the others have heard of this step
-                WAYS[way](watchdog)
+                FAULTS[fault](watchdog)
             dist.all_reduce(torch.ones(4))
     print("done", flush=True)
     dist.destroy_process_group()

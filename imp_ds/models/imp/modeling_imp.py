@@ -32,7 +32,7 @@ from imp_ds.randomness import derive, step_key
 
 @dataclass
 class Encoding:
-    """One modality's way through the encoder.
+    """One modality's path through the encoder.
 
     tokens_BLD: the tokens after the last norm and the modality's own projection; valid_BL: False at padding, or None;
     pooled_BD: their mean over valid tokens; reports: one RouterReport for each MoE layer, in order; lengths: tokens of each

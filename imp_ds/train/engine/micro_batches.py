@@ -65,8 +65,8 @@ class MicroBatches:
         for i, part in enumerate(self.parts):
             random_state.restore(self._random[i], self._device)
             # no gradient: no objective compares samples
-            way = self._through_loss if self._gradient and i == self.count - 1 else self._through_gradient
-            yield self.module(part, lambda model, micro_batch, way=way, i=i: way(model, micro_batch, i))
+            fn = self._through_loss if self._gradient and i == self.count - 1 else self._through_gradient
+            yield self.module(part, lambda model, micro_batch, fn=fn, i=i: fn(model, micro_batch, i))
 
     def _loss_and_gradient(self, model: TrainModule, batch: Batch):
         if not model.compares_samples(batch.task):
