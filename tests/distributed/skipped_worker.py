@@ -43,7 +43,7 @@ def compare(engine: Engine, unspoilt: Engine) -> dict[str, bool | list]:
     for fn in (refuse, skip, spoil_rank_1):
         before = state(engine)
         told[fn.__name__] = fn(engine)
-        found[way.__name__] = same(before, state(engine))
+        found[fn.__name__] = same(before, state(engine))
     losses = [[step_engine(other, make_batch(step), RATE) for step in AFTER] for other in (engine, unspoilt)]
     return found | {"told": told, "losses": losses, "same": same(state(engine), state(unspoilt))}
 
