@@ -6,7 +6,7 @@ overlapped.
          + sum over collectives [ calls * latency * ceil(log2 n) + traffic / bandwidth ]                        communication
 
 Compute is what the model's family says (`CostModel.kernels`); kernels of blocks count 4/3 where they run forward twice (gradient
-checkpointing, micro-batches). Traffic of one rank in a group of n, for S bytes of the joined tensor: all-reduce
+checkpointing, GradCache). Traffic of one rank in a group of n, for S bytes of the joined tensor: all-reduce
 2 S (n-1)/n, all-gather and reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. What DeepSpeed 0.19.8
 sends in a step:
 
@@ -121,7 +121,8 @@ def task_time(
     world: int, ep_size: int, stage: int, profile: HardwareProfile, network: Network,
 ) -> TaskTime:  # fmt: skip
     """The prediction for one task on `world` ranks with `ep_size` ranks to a set of experts, under a ZeRO stage."""
-    again = run.train.gradient_checkpointing or task.micro_batches > 1
+    compares = run.train.mixed or any(objective.compared_vectors() for objective in task.objectives)
+    again = run.train.gradient_checkpointing or task.micro_batches > 1 and compares  # GradCache runs the forward twice
     size = VALUE_BYTES[profile.precision]
     kernels = cost.kernels(task, world, size, ep_size)
     compute = sum(profile.kernels[k.kind].seconds(k) * (4 / 3 if again and k.in_block else 1) for k in kernels)

@@ -1,9 +1,10 @@
 """Training by alternating gradient descent: every optimizer step takes one task's batch (IMP; release, `executors.py`).
 
-    task = schedule[step];  batch = loader.next();  engine.step(batch);  monitor.record(...)
+    mixture = schedule.mixture(step);  batch = loader.next();  output = engine.forward(batch);  engine.update();  record
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage
 from imp_ds.evaluation.missing_splits import final_split, told, unscored
 from imp_ds.families import family_of
+from imp_ds.families.train_module import StepOutput
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
 from imp_ds.parallel.launch import init_environment
 from imp_ds.parallel.watchdog import Watchdog
@@ -54,6 +56,7 @@ from imp_ds.train.start import (
 )
 
 BEFORE = "before"
+Means = dict[str, dict[str, float]]  # task -> name of a loss, metric or fact -> mean over the ranks that trained the task
 SHOWN_SAMPLES = 6
 
 
@@ -218,43 +221,46 @@ class Trainer:
                 self.save()
 
     def _one_step(self) -> None:
+        """One optimizer step: the batch of the step's task, forward, update, record."""
         start = time.perf_counter()
-        rate, batch, wait = self.run.learning_rate(self.step), self._batch, self._wait
-        mixture = self.schedule.mixture(self.step)
-        loss, metrics, reports = self.engine.forward(batch, self.run.task(batch.task).micro_batches)
-        # while the device is busy, fetch the next batch, so that one all-reduce decides whether every rank will have a next
-        # step to take part in and whether anyone was told to stop, and gives the means that are judged and recorded
-        problem = self._fetch()
-        told = {"loss": loss, **metrics, **rank_facts(batch, wait, self.flops[batch.task][batch.report.view])}
-        facts = [problem is None, not self.preemption.requested]
-        (fed, wanted), means = self.step_means(self.step, batch.task, facts, told)
-        if not fed:
-            raise_shared(problem)
+        mixture = self.schedule.mixture(self.step)  # the tasks of the step: one, unless each rank draws its own
+        batch, wait = self._batch, self._wait  # a pure function of (seed, step, rank), fetched during the step before
+        output = self.engine.forward(batch, self.run.task(batch.task).micro_batches)
+        means, goes_on = self._exchange(batch, wait, mixture, output)
+        norm, reason = self._update(batch.task, mixture, means)
         self.step += 1
-        self._count_rejected(batch, mixture, means)
-        reason = self._anomaly(means)
         if reason is None:
-            norm, reason = self._update(batch.task, mixture, rate)
-        else:
-            self.engine.skip()
-        if reason is None:
-            seconds = time.perf_counter() - start
-            self.adam_steps, self.seconds = self.adam_steps + 1, self.seconds + seconds
-            records = step_records(self.run.tasks, mixture, means, batch.task, reports, grad_norm=norm, seconds=seconds)
-            self.monitor.record_step(self.step, records, rate)
+            self._record(batch.task, mixture, means, output.reports, norm, time.perf_counter() - start)
         else:
             self._skipped(", ".join(mixture), reason)
-        if not wanted:
+        if not goes_on:
             self.save()
             raise self.preemption.preempted(self.step, self.writer.wait())
 
-    def _count_rejected(self, batch: Batch, mixture: dict[str, float], means: dict[str, dict[str, float]]) -> None:
-        anywhere = any(found["rejected"] > 0 for found in means.values())
-        new = self.rejections.add(self.step, mixture, batch.task, batch.report.rejected, anywhere)
-        if new:
-            self.monitor.record_rejections(self.step, new, self.rejections.counts)
+    def _exchange(self, batch: Batch, wait: float, mixture: dict[str, float], output: StepOutput) -> tuple[Means, bool]:
+        """By one all-reduce the means over the ranks, by task, and whether the run goes on, which it does not after a signal. The
+        next batch is fetched first, while the device is busy: so all know whether every rank has a next step to take part in."""
+        problem = self._fetch()
+        told = {"loss": output.loss, **output.metrics, **rank_facts(batch, wait, self.flops[batch.task][batch.report.view])}
+        facts = [problem is None, not self.preemption.requested]
+        (fed, goes_on), means = self.step_means(self.step, batch.task, facts, told)
+        if not fed:
+            raise_shared(problem)
+        self._count_rejected(batch, mixture, means)
+        return means, goes_on
 
-    def _anomaly(self, means: dict[str, dict[str, float]]) -> str | None:
+    def _record(self, own: str, mixture: dict[str, float], means: Means, reports: dict, norm: float, seconds: float) -> None:
+        self.adam_steps, self.seconds = self.adam_steps + 1, self.seconds + seconds
+        records = step_records(self.run.tasks, mixture, means, own, reports, grad_norm=norm, seconds=seconds)
+        self.monitor.record_step(self.step, records, self.run.learning_rate(self.step - 1))
+
+    def _count_rejected(self, batch: Batch, mixture: dict[str, float], means: Means) -> None:
+        anywhere = any(found["rejected"] > 0 for found in means.values())
+        new = self.rejections.add(self.step + 1, mixture, batch.task, batch.report.rejected, anywhere)
+        if new:
+            self.monitor.record_rejections(self.step + 1, new, self.rejections.counts)
+
+    def _anomaly(self, means: Means) -> str | None:
         """The anomalies of the tasks' losses for which the step is skipped, or None; all losses are remembered."""
         found = {task: self.guard.anomaly(task, "loss", values["loss"]) for task, values in means.items()}
         reasons = [reason if len(means) == 1 else f"in {task} {reason}" for task, reason in found.items() if reason is not None]
@@ -271,9 +277,13 @@ class Trainer:
             return None if self.preemption.requested else error
         return None
 
-    def _update(self, own: str, mixture: dict[str, float], rate: float) -> tuple[float, str | None]:
-        """Take the step, or not: the gradient norm, and why not."""
-        reason = None
+    def _update(self, own: str, mixture: dict[str, float], means: Means) -> tuple[float, str | None]:
+        """Backward and the optimizer's step, unless a loss or the norm of the gradient is an anomaly: the norm, and why the step
+        is skipped."""
+        reason = self._anomaly(means)
+        if reason is not None:
+            self.engine.skip()
+            return math.nan, reason
         # the mean of several tasks' gradients has a norm of its own
         whose = own if len(mixture) == 1 else MIXTURE
 
@@ -283,7 +293,7 @@ class Trainer:
             return reason is None
 
         target_norm = self.run.task(own).gradient_norm if self.run.optimizer.task_normalisation else None
-        norm, _ = self.engine.update(rate, accept, target_norm)
+        norm, _ = self.engine.update(self.run.learning_rate(self.step), accept, target_norm)
         return norm, reason
 
     def _skipped(self, task: str, reason: str) -> None:

@@ -40,7 +40,7 @@ def compare(engine: Engine, unspoilt: Engine) -> dict[str, bool | list]:
         for step in BEFORE:
             step_engine(other, make_batch(step), RATE)
     found, told = {"moved": not same(start, state(engine))}, {}
-    for fn in (refuse, skip, spoil_rank_1):
+    for fn in (refuse, skip, skip_accumulated, spoil_rank_1):
         before = state(engine)
         told[fn.__name__] = fn(engine)
         found[fn.__name__] = same(before, state(engine))
@@ -59,6 +59,13 @@ def refuse(engine: Engine) -> list:
 def skip(engine: Engine) -> list:
     """A batch that is forgotten after its forward."""
     engine.forward(share(make_batch(4)))
+    engine.skip()
+    return []
+
+
+def skip_accumulated(engine: Engine) -> list:
+    """The same, of two micro-batches whose samples are not compared: the first one has gone backward already."""
+    engine.forward(share(make_batch(5)), micro_batches=2)
     engine.skip()
     return []
 

@@ -94,6 +94,24 @@ def test_memory_is_flat_in_the_number_of_micro_batches():
     assert peaks[8] <= 1.25 * peaks[2], peaks
 
 
+def test_each_micro_batch_is_encoded_once_where_no_samples_are_compared():
+    """Four micro-batches of the classification: the encoder runs four times, and the gradients add up to those of the batch."""
+    config = make_config(make_run())
+    model = ImpForPreTraining(config)
+    initialize_seeded(model, 0, config.initializer_range)
+    batch, calls = make_batch(2), []
+    model(batch)[0].backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.imp.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    output, last = MicroBatches(model, batch, 4).accumulate(lambda loss: loss.backward())
+    last.backward()
+    assert len(calls) == 4 and not output.loss.requires_grad
+    torch.testing.assert_close(output.loss, model(batch)[0].detach())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6)
+
+
 def repeated(batch: Batch, times: int) -> Batch:
     return batch.map(lambda x: torch.cat([x] * times))
 

@@ -46,7 +46,7 @@ def found(ended) -> dict[str, list[dict]]:
 def test_nothing_is_changed_by_a_discarded_step(found, name):
     for rank in found[name]:
         assert rank["moved"]  # what is compared below does change in a step
-        assert rank["refuse"] and rank["skip"] and rank["spoil_rank_1"]
+        assert rank["refuse"] and rank["skip"] and rank["skip_accumulated"] and rank["spoil_rank_1"]
 
 
 @pytest.mark.parametrize("name", CASES)

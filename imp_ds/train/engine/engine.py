@@ -23,7 +23,7 @@ from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
 
 from imp_ds.errors import UserError
-from imp_ds.families.train_module import TrainModule
+from imp_ds.families.train_module import StepOutput, TrainModule
 from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
 from imp_ds.parallel.groups import alone, world_size
@@ -96,23 +96,36 @@ class Engine:
     def model(self) -> TrainModule:
         return self.deepspeed.module
 
-    def forward(self, batch: Batch, micro_batches: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+    def forward(self, batch: Batch, micro_batches: int = 1) -> StepOutput:
         """Loss (this rank's share, detached), metrics and router reports of one task's batch. It is split into
         `micro_batches` equal parts, one in memory at a time. `update` or `skip` has to follow."""
-        self._batch = batch
+        self._batch, self._accumulated = batch, False
         with self._own_world():
             # a loss that comes from DeepSpeed's engine is reduced in its backward pass
             module = self.model if self.mixed else self.deepspeed
             if micro_batches > 1:
-                parts = MicroBatches(module, batch, micro_batches, self._shares([*split(batch, micro_batches)]))
-                found = parts.forward()
-                self._losses, self._count = parts.losses(), micro_batches
-                return found
+                return self._forward_each(MicroBatches(module, batch, micro_batches, self._shares(split(batch, micro_batches))))
             loss, metrics, reports = module(batch)
             if shares := self._shares([batch]):
                 loss = loss * shares[0]
             self._losses, self._count = iter([loss]), 1
-            return loss.detach(), metrics, reports
+            return StepOutput(loss.detach(), metrics, reports)
+
+    def _forward_each(self, parts: MicroBatches) -> StepOutput:
+        """Each micro-batch forward and backward in its turn; but where samples are compared, and where each rank takes its own
+        gradient aside, all go forward before any goes backward."""
+        if self.mixed or self.model.compares_samples(self._batch.task):
+            output = parts.forward()
+            self._losses, self._count = parts.losses(), parts.count
+            return output
+        output, last = parts.accumulate(lambda loss: self._backward(loss, is_last=False))
+        self._losses, self._count, self._accumulated = iter([last]), 1, True
+        return output
+
+    def _backward(self, loss: torch.Tensor, is_last: bool) -> None:
+        self._check_trains(loss)
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
+        self.deepspeed.backward(loss)
 
     def _shares(self, parts: list[Batch]) -> list[torch.Tensor] | None:
         """What each micro-batch's loss counts in the mean over ranks and micro-batches: its weight over the mean of all weights;
@@ -148,9 +161,7 @@ class Engine:
         self._target_norm = None if self.mixed else target_norm
         losses, count = ([self._mixed_loss(target_norm)], 1) if self.mixed else (self._losses, self._count)
         for i, loss in enumerate(losses):
-            self._check_trains(loss)
-            self.deepspeed.set_gradient_accumulation_boundary(i == count - 1)
-            self.deepspeed.backward(loss)
+            self._backward(loss, is_last=i == count - 1)
         self._accept = accept
         if self.stage == 0:
             self._step_unpartitioned()
@@ -169,8 +180,11 @@ class Engine:
 
     def skip(self) -> None:
         """Forget the batch of the last `forward`."""
+        if self._accumulated:  # gradients that are there already are discarded as those of a step that is not accepted
+            self.update(0.0, accept=lambda norm: False)
+        else:
+            finish_counts(self._counting, taken=False)
         self._losses = self._batch = None
-        finish_counts(self._counting, taken=False)
 
     def _mixed_loss(self, target_norm: float | None) -> torch.Tensor:
         """One loss whose gradient is this rank's, of all parameters in their order."""

@@ -1,8 +1,8 @@
-"""Gradient accumulation: one micro-batch is in memory at a time, and the gradient is that of the whole batch (GradCache:
-Gao et al., 2021, arXiv 2101.06983).
+"""Gradient accumulation: one micro-batch is in memory at a time, and the gradient is that of the whole batch.
 
-A contrastive loss compares all samples of a batch, so its gradient is not a sum over micro-batches. But the loss sees a sample
-only through its pooled encoding:
+Where no samples are compared, each micro-batch goes forward and backward in its turn (`accumulate`). Else GradCache serves
+(`forward`, then `losses`; Gao et al., 2021, arXiv 2101.06983): a contrastive loss compares all samples of a batch, so its
+gradient is not a sum over micro-batches. But the loss sees a sample only through its pooled encoding:
 
     1. encode every micro-batch without keeping activations;
     2. the loss of all encodings, and its gradient g for each of them;
@@ -10,19 +10,19 @@ only through its pooled encoding:
        whole one.
 
 The last micro-batch goes backward through the loss itself, from which temperatures get their gradient: so every parameter of the
-task has a gradient in the last micro-batch, which DeepSpeed's offloaded optimizers need. Objectives that compare no samples are a
-mean over them: each micro-batch goes backward through its own share, so that what they hold (the scores of all words) is of one
-micro-batch too. Random keys belong to the samples, so both encodings of a micro-batch are the same. The price is one more
-forward; what is held beside one micro-batch is B x D numbers.
+task has a gradient in the last micro-batch, which DeepSpeed's offloaded optimizers need. Objectives beside it that compare no
+samples are a mean over them: each micro-batch goes backward through its own share, so that what they hold (the scores of all
+words) is of one micro-batch too. Random keys belong to the samples, so both encodings of a micro-batch are the same. The price is
+one more forward; what is held beside one micro-batch is B x D numbers.
 
 Shapes: B samples of this rank, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from imp_ds.families.train_module import TrainModule
+from imp_ds.families.train_module import OwnLoss, StepOutput, TrainModule
 from imp_ds.moe.routing import RouterReport
 from imp_ds.tasks import Batch
 from imp_ds.train import random_state
@@ -32,7 +32,9 @@ class MicroBatches:
     """One rank's batch in `count` micro-batches, for `module`, a TrainModule or the engine around it.
 
     `forward` gives what the module gives of the whole batch; `losses`, after it, one loss for each micro-batch; each goes
-    backward before the next is asked for. shares: the weight of each micro-batch's own loss in the mean; None: all the same.
+    backward before the next is asked for. `accumulate` does both at once.
+
+    shares: the weight of each micro-batch's own loss in the mean; None: all the same.
     """
 
     def __init__(self, module, batch: Batch, count: int, shares: list[torch.Tensor] | None = None):
@@ -40,21 +42,37 @@ class MicroBatches:
         self.parts = split(batch, count)
         self._random, self._device = [], next(iter(next(iter(batch.inputs.values())).values())).device
 
-    def forward(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, list]]:
+    def accumulate(self, backward: Callable[[torch.Tensor], None]) -> tuple[StepOutput, torch.Tensor]:
+        """Where no samples are compared: `backward` is called with the loss of each micro-batch but the last, whose loss is
+        returned beside the output, which is as of `forward`."""
+        losses, found = [], []
+        for i, part in enumerate(self.parts):
+            if losses:
+                backward(losses.pop())
+            own = self.module(part, lambda model, micro_batch: model.own_loss(micro_batch, model.encode(micro_batch)))
+            losses.append(self._share(own, i))
+            found.append((own.loss.detach(), own.metrics, own.router_loss.detach(), _detached(own.reports)))
+        return self._joined(*zip(*found)), losses.pop()
+
+    def forward(self) -> StepOutput:
         """Steps 1 and 2: the loss, detached, the metrics, and the router reports, means over the micro-batches."""
         with torch.no_grad():
             pooled, own, metrics, router_losses, reports = zip(*map(self._first_encoding, self.parts))
         self._pooled = {m: [micro_batch[m] for micro_batch in pooled] for m in pooled[0]}
         loss, together, gradient = self.module(self.batch, self._loss_and_gradient)
         self._gradient = {m: g.split([len(micro_batch) for micro_batch in self._pooled[m]]) for m, g in gradient.items()}
+        output = self._joined(own, metrics, router_losses, reports)
+        return output._replace(loss=loss + output.loss, metrics=output.metrics | together)
+
+    def _joined(self, own: tuple, metrics: tuple, router_losses: tuple, reports: tuple) -> StepOutput:
+        """The output of the batch, from the parts of the micro-batches' `OwnLoss`."""
         if self.shares is not None:
             own, router_losses = (
                 [loss * share for loss, share in zip(losses, self.shares)] for losses in (own, router_losses)
             )
         router_loss = torch.stack(list(router_losses)).mean()
         metrics = {name: torch.stack([micro_batch[name] for micro_batch in metrics]).mean() for name in metrics[0]}
-        metrics |= together | {"loss/router": router_loss}
-        return loss + sum(own) / self.count + router_loss, metrics, _mean_reports(reports)
+        return StepOutput(sum(own) / self.count + router_loss, metrics | {"loss/router": router_loss}, _mean_reports(reports))
 
     def _first_encoding(self, part: Batch) -> tuple:
         self._random.append(random_state.capture(self._device))
@@ -81,17 +99,16 @@ class MicroBatches:
     def _through_gradient(self, model: TrainModule, micro_batch: Batch, i: int) -> torch.Tensor:
         encodings = model.encode(micro_batch)
         aimed = [(encodings[m].pooled_BD * gradient[i]).sum().float() for m, gradient in self._gradient.items()]
-        return sum(aimed) + self._share(model, micro_batch, encodings, i)
+        return sum(aimed) + self._share(model.own_loss(micro_batch, encodings), i)
 
     def _through_loss(self, model: TrainModule, micro_batch: Batch, i: int) -> torch.Tensor:
         encodings = model.encode(micro_batch)
         full = {m: torch.cat([*self._pooled[m][:i], encoding.pooled_BD]) for m, encoding in encodings.items()}
         loss, _ = model.compare(micro_batch.task, full, self.batch.targets)
-        return loss + self._share(model, micro_batch, encodings, i)
+        return loss + self._share(model.own_loss(micro_batch, encodings), i)
 
-    def _share(self, model: TrainModule, micro_batch: Batch, encodings: dict, i: int) -> torch.Tensor:
+    def _share(self, own: OwnLoss, i: int) -> torch.Tensor:
         """A micro-batch's part of the losses that are means over samples, tokens or groups of them."""
-        own = model.own_loss(micro_batch, encodings)
         loss = (own.loss + own.router_loss) / self.count
         return loss if self.shares is None else loss * self.shares[i]
 
@@ -106,6 +123,10 @@ def _encode(model: TrainModule, micro_batch: Batch) -> tuple:
     encodings = model.encode(micro_batch)
     own = model.own_loss(micro_batch, encodings)
     return {m: encoding.pooled_BD for m, encoding in encodings.items()}, *own
+
+
+def _detached(reports: dict[str, list[RouterReport]]) -> dict[str, list[RouterReport]]:
+    return {name: [RouterReport(*(value.detach() for value in report)) for report in of] for name, of in reports.items()}
 
 
 def _mean_reports(micro_batches: tuple[dict[str, list[RouterReport]], ...]) -> dict[str, list[RouterReport]]:
