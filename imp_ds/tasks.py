@@ -259,7 +259,7 @@ class Batch:
     """What one rank feeds in one step: inputs {modality: {input name: Tensor}}, targets {name: Tensor}; two levels, never more.
 
     `targets["label"]` holds class indices, int64 [B]; `targets["words"]` the tokens to be found, int64 [B, L], -100 elsewhere;
-    `targets["caption"]` those to be said, the end with them, int64 [B, L], -100 after it.
+    `targets["caption"]` the target ids of captions, the end with them, int64 [B, L], -100 after it.
     `key_B` holds the samples' random keys (`imp_ds.randomness`), int64 [B]; None, as in evaluation: nothing is random.
     """
 
@@ -288,7 +288,7 @@ class Evaluation(Record):
     With `classes` it classifies: the class names, put through prompt templates, are the text. With `source.text` it
     retrieves captions from the modality and the modality from captions. With modality text it hides words of `source.text`
     as the task of the evaluation's name does, and has them found by that task's head; with head "likelihood" it classifies
-    texts instead. With `captioner` it has captions said of the modality, and compares them with `source.text`.
+    texts instead. With `captioner` it generates captions of the modality, and compares them with `source.text`.
     """
 
     name: str = Field(
@@ -317,7 +317,7 @@ class Evaluation(Record):
         "gates what is read and what is looked for, which no task need have trained",
     )
     captioner: str | None = Field(
-        None, description="a task of the run that says captions, of this modality or another; it says those that are measured"
+        None, description="a task of the run that generates the captions, of this modality or another"
     )
     beam: int = Field(4, ge=1, description="captioner: beginnings that the search for a caption keeps; 1: greedy search")
     length_penalty: float = Field(1.0, ge=0.0, description="captioner: 0 prefers short captions; the larger, the longer")

@@ -53,5 +53,5 @@ def pictures(rows: list[int]) -> dict[str, torch.Tensor]:
 
 def batch_of(rows: list[int], step: int = 0) -> Batch:
     """The pictures and captions of these rows, as the collator makes them."""
-    said_BT = torch.from_numpy(text.preprocess_captions([CAPTIONS[row] for row in rows], TOKENIZER, LENGTH))
-    return Batch(TASK.name, {"vision": pictures(rows)}, {"caption": said_BT}, sample_keys(0, step, 0, len(rows)))
+    target_BT = torch.from_numpy(text.preprocess_captions([CAPTIONS[row] for row in rows], TOKENIZER, LENGTH))
+    return Batch(TASK.name, {"vision": pictures(rows)}, {"caption": target_BT}, sample_keys(0, step, 0, len(rows)))

@@ -19,7 +19,7 @@ from imp_ds.costs import Kernel, Sequences
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.generation.beam_search import beam_search
-from imp_ds.models.imp.generation.caption_sequence import Pictured, encode_captions, query_states
+from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, encode_captions, query_states
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.objectives.candidates import Words
 from imp_ds.objectives.likelihood import (
@@ -37,11 +37,11 @@ from imp_ds.objectives.registry import register
 
 @register
 class Captioning(ObjectiveRecord):
-    """Captions that are said word by word, each found among all words of the vocabulary by the likelihood head (Uni-Perceiver).
-    The text view's length is the most words that are said, the end with them."""
+    """Captions that are generated token by token, each found among the whole vocabulary by the likelihood head (Uni-Perceiver).
+    The text view's length is the longest caption in tokens, its end with them."""
 
     kind: Literal["captioning"] = Field("captioning", description="which objective this is")
-    modality: Literal["vision", "audio"] = Field(description="what the captions are said of")
+    modality: Literal["vision", "audio"] = Field(description="what the captions are generated from")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each word that all words have")
     family: str = Field("caption", pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature")
 
@@ -98,39 +98,43 @@ class CaptioningObjective(AmongTexts):
 
     def encode(self, model, batch, encodings):
         if self.sequence not in encodings:
-            of = self.pictured(model, batch.task, self.modality, batch.inputs[self.modality])
-            encodings[self.sequence] = self.encode_said(model, of, batch.targets["caption"], batch.key_B)
+            prefix = self.conditioning_prefix(model, batch.task, self.modality, batch.inputs[self.modality])
+            encodings[self.sequence] = self.encode_targets(model, prefix, batch.targets["caption"], batch.key_B)
         self.encode_candidates(model, batch, encodings)
 
     def forward(self, model, encodings, targets):
-        said_BT = targets["caption"]
+        target_BT = targets["caption"]
         log_p_BTV = self.log_probabilities(model, query_states(encodings[self.sequence])[:, 0], self.vectors(model, encodings))
-        loss_BT = -word_log_probabilities(log_p_BTV, said_BT)
+        loss_BT = -target_log_probabilities(log_p_BTV, target_BT)
         if self.label_smoothing:
-            evenly_BT = -log_p_BTV.mean(2) * (said_BT != IGNORED)
+            evenly_BT = -log_p_BTV.mean(2) * (target_BT != IGNORED)
             loss_BT = (1 - self.label_smoothing) * loss_BT + self.label_smoothing * evenly_BT
-        count_B = (said_BT != IGNORED).sum(1).clamp(min=1)
-        right_BT = log_p_BTV.detach().argmax(2) == said_BT
+        count_B = (target_BT != IGNORED).sum(1).clamp(min=1)
+        right_BT = log_p_BTV.detach().argmax(2) == target_BT
         return (loss_BT.sum(1) / count_B).mean(), self.found(model, right_BT.sum(1) / count_B)
 
-    def pictured(self, model: ImpModel, task: str, modality: str, inputs: dict[str, torch.Tensor]) -> Pictured:
-        """What captions are to be said of, under the conditions of `task`, whose objective this is; of another modality than its
-        own, attribute gates are told those attributes that such a task would have."""
+    def conditioning_prefix(
+        self, model: ImpModel, task: str, modality: str, inputs: dict[str, torch.Tensor]
+    ) -> ConditioningPrefix:
+        """What captions are generated from, under the conditions of `task`, whose objective this is; for another modality than
+        its own, attribute gates get those attributes that such a task would have."""
         attributes = [None, None]
         if modality != self.modality:
             sides = Captioning(modality=modality).sides()
             attributes = [segment_attributes(of, sides) for of in (modality, "text")]
         conditions = [
-            model.condition(of, task, target=False, attributes=told) for of, told in zip((modality, "text"), attributes)
+            model.condition(of, task, target=False, attributes=known) for of, known in zip((modality, "text"), attributes)
         ]
-        return Pictured(modality, inputs, *conditions)
+        return ConditioningPrefix(modality, inputs, *conditions)
 
-    def encode_said(self, model: ImpModel, of: Pictured, said_BT: torch.Tensor, key_B: torch.Tensor | None = None) -> Encoding:
+    def encode_targets(
+        self, model: ImpModel, prefix: ConditioningPrefix, target_BT: torch.Tensor, key_B: torch.Tensor | None = None
+    ) -> Encoding:
         """Captions, as targets["caption"] has them, with a query for each word."""
-        valid_BT = said_BT != IGNORED
-        words_BT = said_BT.where(valid_BT, model.config.pad_token_id)
-        places = range(said_BT.shape[1])
-        return encode_captions(model, of, words_BT.unsqueeze(1), places, valid_BT.unsqueeze(1), key_B)
+        valid_BT = target_BT != IGNORED
+        words_BT = target_BT.where(valid_BT, model.config.pad_token_id)
+        places = range(target_BT.shape[1])
+        return encode_captions(model, prefix, words_BT.unsqueeze(1), places, valid_BT.unsqueeze(1), key_B)
 
     def log_probabilities(self, model: ImpModel, states: torch.Tensor, vectors_VC: torch.Tensor) -> torch.Tensor:
         """Of each word in the place of each query, float32 [..., V], from the queries' states, [..., D]."""
@@ -138,7 +142,8 @@ class CaptioningObjective(AmongTexts):
         return logits_NV.log_softmax(1).unflatten(0, states.shape[:-1])
 
     def generate(
-        self, model: ImpModel, of: Pictured, vectors_VC: torch.Tensor, *, size: int, longest: int, length_penalty: float = 1.0,
+        self, model: ImpModel, prefix: ConditioningPrefix, vectors_VC: torch.Tensor, *, size: int, longest: int,
+        length_penalty: float = 1.0,
         agree: Callable[[bool], bool] = bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The best caption of each sample that a beam of `size` finds, int64 [B, L], L <= longest, its end with it and filled up
@@ -146,18 +151,18 @@ class CaptioningObjective(AmongTexts):
 
         def next_words(words_BKL: torch.Tensor) -> torch.Tensor:
             place, captions = words_BKL.shape[2], words_BKL.shape[1]
-            encoding = encode_captions(model, of, words_BKL, range(place, place + 1))
+            encoding = encode_captions(model, prefix, words_BKL, range(place, place + 1))
             return self.log_probabilities(model, query_states(encoding, captions)[:, :, 0], vectors_VC)
 
-        batch = len(next(iter(of.inputs.values())))
+        batch = len(next(iter(prefix.inputs.values())))
         return beam_search(
             next_words, batch, size=size, longest=longest, end_id=model.config.end_token_id, length_penalty=length_penalty,
             device=vectors_VC.device, agree=agree,
         )  # fmt: skip
 
 
-def word_log_probabilities(log_p_BTV: torch.Tensor, said_BT: torch.Tensor) -> torch.Tensor:
-    """Those of the words that are said, float32 [B, T]; 0 where none is."""
-    valid_BT = said_BT != IGNORED
-    chosen_BT = log_p_BTV.gather(2, said_BT.where(valid_BT, 0).unsqueeze(2)).squeeze(2)
+def target_log_probabilities(log_p_BTV: torch.Tensor, target_BT: torch.Tensor) -> torch.Tensor:
+    """Those of the target ids, float32 [B, T]; 0 where there is none."""
+    valid_BT = target_BT != IGNORED
+    chosen_BT = log_p_BTV.gather(2, target_BT.where(valid_BT, 0).unsqueeze(2)).squeeze(2)
     return chosen_BT.where(valid_BT, 0.0)

@@ -28,8 +28,8 @@ def naming(modality: str, template: str) -> Likelihood:
 
 
 def tasks() -> list[Task]:
-    """Naming the digit of an image and of a voice, saying captions of images, and finding hidden words of captions: all by one
-    head, among class names or all words of the vocabulary."""
+    """Naming the digit of an image and of a voice, generating captions of images, and finding hidden words of captions: all by
+    one head, among class names or all words of the vocabulary."""
     return [
         Task(
             name="image_digit",

@@ -48,11 +48,11 @@ def caption_batch(step: int) -> Batch:
         return make_batch(3 * step)
     batch = make_batch(3 * step)
     draw = torch.Generator().manual_seed(step)
-    said_BT = torch.randint(1, VOCABULARY - 2, (SIZE, LENGTH), generator=draw)
+    target_BT = torch.randint(1, VOCABULARY - 2, (SIZE, LENGTH), generator=draw)
     length_B1 = torch.arange(1, SIZE + 1)[:, None]
-    said_BT[torch.arange(LENGTH) == length_B1] = MARKS.eos_token_id
-    said_BT[torch.arange(LENGTH) > length_B1] = IGNORED
-    return Batch("captions", batch.inputs, {"caption": said_BT})
+    target_BT[torch.arange(LENGTH) == length_B1] = MARKS.eos_token_id
+    target_BT[torch.arange(LENGTH) > length_B1] = IGNORED
+    return Batch("captions", batch.inputs, {"caption": target_BT})
 
 
 def measured() -> dict[str, float]:

@@ -35,5 +35,5 @@ def test_two_ranks_measure_what_one_does(results):
 
 def test_the_ranks_have_different_numbers_of_words():
     """Or a mean over each rank's own would do as well."""
-    said_BT = captioning_worker.caption_batch(0).targets["caption"] != captioning_worker.IGNORED
-    assert [half.sum().item() for half in said_BT.chunk(2)] == [2 + 3 + 4 + 5, 6 + 7 + 8 + 9]
+    target_BT = captioning_worker.caption_batch(0).targets["caption"] != captioning_worker.IGNORED
+    assert [half.sum().item() for half in target_BT.chunk(2)] == [2 + 3 + 4 + 5, 6 + 7 + 8 + 9]

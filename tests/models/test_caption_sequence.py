@@ -9,7 +9,7 @@ from test_modeling import assert_near, clip_inputs, small_model, sound_inputs
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import ATTRIBUTES
-from imp_ds.models.imp.generation.caption_sequence import Pictured, caption_mask, encode_captions, query_states
+from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, caption_mask, encode_captions, query_states
 from imp_ds.objectives import task_entry
 
 WORDS, SPE, VOCABULARY = 5, 3, 50
@@ -31,28 +31,28 @@ def build(**encoder):
     return small_model(mask_token_id=SPE, **encoder)
 
 
-def pictured(model, modality="vision", inputs=None) -> Pictured:
+def conditioning_prefix(model, modality="vision", inputs=None) -> ConditioningPrefix:
     conditions = (model.condition(segment, "captions") for segment in (modality, "text"))
-    return Pictured(modality, clip_inputs(3, 1, 2, 2) if inputs is None else inputs, *conditions)
+    return ConditioningPrefix(modality, clip_inputs(3, 1, 2, 2) if inputs is None else inputs, *conditions)
 
 
 def words(captions: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(4, VOCABULARY, (3, captions, WORDS), generator=torch.Generator().manual_seed(seed))
 
 
-def states(model, of: Pictured, words_BKW, places=range(WORDS)) -> torch.Tensor:
-    return query_states(encode_captions(model, of, words_BKW, places), words_BKW.shape[1])
+def states(model, prefix: ConditioningPrefix, words_BKW, places=range(WORDS)) -> torch.Tensor:
+    return query_states(encode_captions(model, prefix, words_BKW, places), words_BKW.shape[1])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 def test_a_query_is_told_nothing_of_its_word_and_of_those_that_follow(encoder):
     model = build(**encoder)
-    of, words_BKW = pictured(model), words()
-    before_BQD = states(model, of, words_BKW)[:, 0]
+    prefix, words_BKW = conditioning_prefix(model), words()
+    before_BQD = states(model, prefix, words_BKW)[:, 0]
     for place in range(WORDS):
         changed_BKW = words_BKW.clone()
         changed_BKW[:, 0, place] = 4 + (words_BKW[:, 0, place] - 3) % (VOCABULARY - 4)  # another word
-        difference_BQ = (states(model, of, changed_BKW)[:, 0] - before_BQD).abs().amax(2)
+        difference_BQ = (states(model, prefix, changed_BKW)[:, 0] - before_BQD).abs().amax(2)
         assert (difference_BQ[:, : place + 1] < 1e-6).all(), place
         assert (difference_BQ[:, place + 1 :] > 1e-5).all(), place
 
@@ -61,34 +61,34 @@ def test_a_query_is_told_nothing_of_its_word_and_of_those_that_follow(encoder):
 def test_one_pass_equals_a_pass_for_each_word(encoder):
     """Also where several captions stand side by side, as in a beam."""
     model = build(**encoder)
-    of, words_BKW = pictured(model), words(captions=2)
-    full_BKQD = states(model, of, words_BKW)
+    prefix, words_BKW = conditioning_prefix(model), words(captions=2)
+    full_BKQD = states(model, prefix, words_BKW)
     for caption in range(2):
-        alone_BKQD = states(model, of, words_BKW[:, caption : caption + 1])
+        alone_BKQD = states(model, prefix, words_BKW[:, caption : caption + 1])
         assert_near(full_BKQD[:, caption], alone_BKQD[:, 0])
     for place in range(WORDS):
-        step_BKQD = states(model, of, words_BKW[..., :place], range(place, place + 1))
+        step_BKQD = states(model, prefix, words_BKW[..., :place], range(place, place + 1))
         assert_near(step_BKQD[:, :, 0], full_BKQD[:, :, place])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 def test_the_input_sees_no_word_and_every_query_sees_the_input(encoder):
     model = build(**encoder)
-    encoding = encode_captions(model, pictured(model), words(), range(WORDS))
-    other = encode_captions(model, pictured(model), words(seed=1), range(WORDS))
+    encoding = encode_captions(model, conditioning_prefix(model), words(), range(WORDS))
+    other = encode_captions(model, conditioning_prefix(model), words(seed=1), range(WORDS))
     assert encoding.lengths[:2] == (1, 4) and sum(encoding.lengths) == 5 + 2 * WORDS
     assert_near(encoding.tokens_BLD[:, :5], other.tokens_BLD[:, :5])
-    elsewhere = pictured(model, inputs=clip_inputs(3, 1, 2, 2, seed=1))
+    elsewhere = conditioning_prefix(model, inputs=clip_inputs(3, 1, 2, 2, seed=1))
     difference_BLD = encode_captions(model, elsewhere, words(), range(WORDS)).tokens_BLD - encoding.tokens_BLD
     assert (difference_BLD.abs().amax(2) > 1e-5).all()
 
 
 def test_padding_changes_nothing():
     model = build()
-    of, words_BKW = pictured(model), words()
-    short_BKQD = states(model, of, words_BKW[..., :3], range(3))
+    prefix, words_BKW = conditioning_prefix(model), words()
+    short_BKQD = states(model, prefix, words_BKW[..., :3], range(3))
     valid_BKQ = (torch.arange(WORDS) < 3).expand(3, 1, WORDS)
-    encoding = encode_captions(model, of, words_BKW, range(WORDS), valid_BKQ)
+    encoding = encode_captions(model, prefix, words_BKW, range(WORDS), valid_BKQ)
     assert_near(query_states(encoding)[:, :, :3], short_BKQD)
     assert encoding.tokens_BLD.isfinite().all()
 
@@ -109,7 +109,7 @@ def test_the_mask_by_hand():
 
 def test_sounds_have_captions_too():
     model = build()
-    encoding = encode_captions(model, pictured(model, "audio", sound_inputs(3)), words(), range(WORDS))
+    encoding = encode_captions(model, conditioning_prefix(model, "audio", sound_inputs(3)), words(), range(WORDS))
     assert query_states(encoding).shape == (3, 1, WORDS, 32) and encoding.lengths == (1, 16, WORDS, WORDS)
 
 
@@ -132,7 +132,7 @@ def test_experts_for_which_words_compete_are_refused(router):
 def test_what_is_refused():
     with pytest.raises(UserError, match="longer than the model's texts"):
         model = build()
-        states(model, pictured(model), words(), range(65))
+        states(model, conditioning_prefix(model), words(), range(65))
     with pytest.raises(UserError, match="mask_token_id"):
         model = small_model()
-        states(model, pictured(model), words())
+        states(model, conditioning_prefix(model), words())

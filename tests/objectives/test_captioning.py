@@ -40,13 +40,13 @@ def vocabulary(model) -> torch.Tensor:
 def word_by_word(model, row: int) -> list[torch.Tensor]:
     """-log p of each word of a picture's caption and of its end, each from a pass of its own."""
     imp, objective = model.imp, model.objectives[TASK.name].parts[0]
-    words_VC, of = vocabulary(model), objective.pictured(imp, TASK.name, "vision", pictures([row]))
-    said = batch_of([row]).targets["caption"]
-    said = said[said != IGNORED].tolist()
+    words_VC, prefix = vocabulary(model), objective.conditioning_prefix(imp, TASK.name, "vision", pictures([row]))
+    target = batch_of([row]).targets["caption"]
+    target = target[target != IGNORED].tolist()
     losses = []
-    for place, word in enumerate(said):
-        before = torch.tensor(said[:place], dtype=torch.int64).view(1, 1, -1)
-        state_1D = query_states(encode_captions(imp, of, before, range(place, place + 1)))[0, 0]
+    for place, word in enumerate(target):
+        before = torch.tensor(target[:place], dtype=torch.int64).view(1, 1, -1)
+        state_1D = query_states(encode_captions(imp, prefix, before, range(place, place + 1)))[0, 0]
         cosines_V = (imp.likelihood(state_1D) * words_VC).sum(1)
         losses.append(F.cross_entropy(cosines_V * imp.likelihood.scales["caption"].log_scale.exp(), torch.tensor(word)))
     return losses
@@ -68,15 +68,15 @@ def test_the_loss_of_one_pass_is_that_of_a_pass_for_each_word(encoder):
 
 def test_smoothing_shares_a_word_out_as_torch_does():
     model, batch = small_model().eval(), batch_of(ROWS)
-    objective, said_BT = model.objectives[TASK.name].parts[0], batch.targets["caption"]
+    objective, target_BT = model.objectives[TASK.name].parts[0], batch.targets["caption"]
     objective.label_smoothing = 0.1
     encodings = model.encode(batch)
     states_BTD = query_states(encodings[objective.sequence])[:, 0]
     log_p_BTV = objective.log_probabilities(model.imp, states_BTD, objective.vectors(model.imp, encodings))
     loss_BT = F.cross_entropy(
-        log_p_BTV.transpose(1, 2), said_BT, ignore_index=IGNORED, label_smoothing=0.1, reduction="none"
+        log_p_BTV.transpose(1, 2), target_BT, ignore_index=IGNORED, label_smoothing=0.1, reduction="none"
     )  # fmt: skip
-    expected = (loss_BT.sum(1) / (said_BT != IGNORED).sum(1)).mean()
+    expected = (loss_BT.sum(1) / (target_BT != IGNORED).sum(1)).mean()
     torch.testing.assert_close(objective(model.imp, encodings, batch.targets)[0], expected)
 
 
@@ -120,16 +120,16 @@ def test_the_score_of_what_is_generated_is_that_of_one_pass(beam):
     """Mean log-probability of its words, the end with them."""
     model = small_model().eval()
     objective, imp = model.objectives[TASK.name].parts[0], model.imp
-    of, words_VC = objective.pictured(imp, TASK.name, "vision", pictures(ROWS)), vocabulary(model)
+    prefix, words_VC = objective.conditioning_prefix(imp, TASK.name, "vision", pictures(ROWS)), vocabulary(model)
     with torch.no_grad():
-        ids_BL, score_B = objective.generate(imp, of, words_VC, size=beam, longest=6)
+        ids_BL, score_B = objective.generate(imp, prefix, words_VC, size=beam, longest=6)
         end = model.config.end_token_id
         ended_BL = (ids_BL == end).cumsum(1) - (ids_BL == end).int() > 0
-        said_BL = ids_BL.masked_fill(ended_BL, IGNORED)
-        states_BLD = query_states(objective.encode_said(imp, of, said_BL))[:, 0]
+        target_BL = ids_BL.masked_fill(ended_BL, IGNORED)
+        states_BLD = query_states(objective.encode_targets(imp, prefix, target_BL))[:, 0]
         log_p_BLV = objective.log_probabilities(imp, states_BLD, words_VC)
-    for said_L, log_p_LV, score in zip(said_BL, log_p_BLV, score_B.tolist()):
-        words = said_L[said_L != IGNORED]
+    for target_L, log_p_LV, score in zip(target_BL, log_p_BLV, score_B.tolist()):
+        words = target_L[target_L != IGNORED]
         assert score == pytest.approx(log_p_LV[: len(words)].gather(1, words[:, None]).mean().item(), rel=1e-4)
         if beam == 1:
             assert words.tolist() == log_p_LV.argmax(1)[: len(words)].tolist()
@@ -148,10 +148,10 @@ def test_captions_are_learned_by_heart_and_said_by_a_loaded_model(tmp_path):
     loaded = ImpForPreTraining.from_pretrained(tmp_path).eval()
     for beam in (1, 4):
         ids_BL = loaded.generate_captions(**pictures(range(16)), beam=beam)
-        said = TOKENIZER.batch_decode(ids_BL, skip_special_tokens=True)
+        generated = TOKENIZER.batch_decode(ids_BL, skip_special_tokens=True)
         references = [[caption] for caption in CAPTIONS]
-        assert bleu4(said, references) > 0.95, said
-        assert cider(said, references) > 9
+        assert bleu4(generated, references) > 0.95, generated
+        assert cider(generated, references) > 9
 
 
 def test_captions_of_another_modality_have_the_attributes_that_such_a_task_would_have():
@@ -159,7 +159,7 @@ def test_captions_of_another_modality_have_the_attributes_that_such_a_task_would
     model = small_model(**ENCODERS["attribute"]).eval()
     objective = model.objectives[TASK.name].parts[0]
     sounds = {"input_features": torch.randn(2, 16, 16), "feature_positions": torch.rand(2, 16, 2)}
-    own, other = (objective.pictured(model.imp, TASK.name, modality, {}) for modality in ("vision", "audio"))
+    own, other = (objective.conditioning_prefix(model.imp, TASK.name, modality, {}) for modality in ("vision", "audio"))
     bits = lambda condition: condition.known[0].nonzero().flatten().tolist()  # noqa: E731
     # input_vision 0, input_audio 1, input_text 2, target_text 5, token_vision 6, token_audio 7, token_text 8, causal 10
     assert bits(own.condition) == [0, 2, 5, 6] and bits(own.text_condition) == [0, 2, 5, 8, 10]
@@ -178,16 +178,16 @@ def test_a_merged_model_says_the_same(gate):
 
 def test_what_cannot_be_captioned_is_refused():
     model = small_model().eval()
-    with pytest.raises(UserError, match="no task that says captions"):
+    with pytest.raises(UserError, match="no task that generates captions"):
         model.generate_captions("another", **pictures(ROWS))
-    with pytest.raises(UserError, match="no task that says captions"):
+    with pytest.raises(UserError, match="no task that generates captions"):
         small_model(objectives={}).generate_captions(**pictures(ROWS))
     with pytest.raises(UserError, match="several tasks(.|\n)*allowed: a, b(.|\n)*--task a"):
         two = small_model(objectives={})
         two.objectives = torch.nn.ModuleDict({name: next(iter(model.objectives.values())) for name in "ab"})
         two.generate_captions(**pictures(ROWS))
     for inputs in ({}, {"input_ids": torch.ones(1, 3, dtype=torch.int64)}):
-        with pytest.raises(UserError, match="captions are said of one modality"):
+        with pytest.raises(UserError, match="captions are generated from one modality"):
             model.generate_captions(**inputs)
     with pytest.raises(UserError, match="nothing to search"):
         model.generate_captions(**pictures(ROWS), beam=0)

@@ -1,4 +1,4 @@
-"""Captions of an evaluation in TensorBoard: the pictures as the model saw them, and what was said of them."""
+"""Captions of an evaluation in TensorBoard: the pictures as the model saw them, and what was generated."""
 
 import io
 from types import SimpleNamespace

@@ -39,7 +39,7 @@ class Collator:
     def __call__(
         self, task: str, views: Views, samples: list[dict], rngs: list[np.random.Generator] | None = None, *,
         augment: Augmentation = _UNCHANGED, mask_rate: float = 0.0, marked: bool = False,
-        says_captions: bool = False, empty: Callable = np.empty,
+        target_ids: bool = False, empty: Callable = np.empty,
     ) -> Batch:  # fmt: skip
         """Batch the samples of `decode`.
 
@@ -49,7 +49,7 @@ class Collator:
             augment: what training changes of spectrograms; pictures have been changed when they were decoded.
             mask_rate: share of the words that are hidden; `targets["words"]` has them then.
             marked: whether each text is to have a mark where its answer is read (`imp_ds.modalities.marking`).
-            says_captions: whether the texts are to be said word by word; `targets["caption"]` has their words and ends then.
+            target_ids: whether captions are generated; `targets["caption"]` has their target ids then.
             empty: makes the arrays of pictures and sounds, as `numpy.empty` does; for memory of one's own.
         """
         inputs, targets, padding = {}, {}, {}
@@ -63,7 +63,7 @@ class Collator:
             found = self._text(views.text, [sample["text"] for sample in samples], rngs, mask_rate, marked)
             targets |= {name: found.pop(name) for name in (_WORDS,) if name in found}
             inputs["text"] = found
-            if says_captions:
+            if target_ids:
                 captions = text.preprocess_captions([s["text"] for s in samples], self.processor.tokenizer, views.text.length)
                 targets[_CAPTION] = torch.from_numpy(captions)
             padding["text"] = 1.0 - float(found["attention_mask"].float().mean())

@@ -78,7 +78,7 @@ class StepBatches:
             samples, rngs, keys = zip(*usable.at(self.sample_indices(step)[:most]))
             batch = self.collator(
                 name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.needs.mask_rate,
-                marked=task.needs.mask_at_answer, says_captions=task.needs.target_ids, empty=empty,
+                marked=task.needs.mask_at_answer, target_ids=task.needs.target_ids, empty=empty,
             )  # fmt: skip
         except UserError as error:
             return error

@@ -142,7 +142,7 @@ def _tuning(run: RunConfig, config: ImpConfig, results: list[Metric]) -> list[st
 
 
 def _captioning(run: RunConfig) -> list[str]:
-    """How to have captions said, where a task does it; of several by the first one."""
+    """How to generate captions, where a task does it; of several by the first one."""
     tasks = {task: objective.needs() for task, _, objective in _objectives(run) if objective.needs().target_ids}
     if not tasks:
         return []

@@ -159,9 +159,9 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
         return task, found[task]
 
     def captioner(self, task: str | None = None) -> tuple[str, CaptioningObjective]:
-        """The name of a task that says captions, and its objective. task: None: the only one. Raises UserError when there is no
-        such task, and where None could mean several."""
-        return self._only_task(CaptioningObjective, task, "says captions")
+        """The name of a task that generates captions, and its objective. task: None: the only one. Raises UserError when there is
+        no such task, and where None could mean several."""
+        return self._only_task(CaptioningObjective, task, "generates captions")
 
     @torch.no_grad()
     def generate_captions(
@@ -171,24 +171,24 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
         shorter; `processor.batch_decode(ids, skip_special_tokens=True)` makes texts of them.
 
         Args:
-            task: of those that say captions, which may be that of another modality; None: the only one.
+            task: of those that generate captions, which may be that of another modality; None: the only one.
             beam: beginnings that are kept; 1 is greedy search.
             longest: words of a caption at most, the end with them.
             length_penalty: 0 prefers short captions; the larger, the longer.
             inputs: of one modality, as `ImpProcessor` gives them.
 
-        Raises UserError for inputs of no modality or of several, a task that says no captions, and as `beam_search`.
+        Raises UserError for inputs of no modality or of several, a task that generates no captions, and as `beam_search`.
         """
         task, objective = self.captioner(task)
         given = [modality for modality, (_, names) in EMBEDDINGS.items() if inputs.get(names[0]) is not None]
         if given not in (["vision"], ["audio"]):
             allowed = "pixel_values, or input_features"
-            raise UserError("captions are said of one modality", got=", ".join(inputs) or "no inputs", allowed=allowed)
+            raise UserError("captions are generated from one modality", got=", ".join(inputs) or "no inputs", allowed=allowed)
         (modality,) = given
         named = {name: inputs[name] for name in EMBEDDINGS[modality][1] if name in inputs}
         vectors_VC = objective.candidates.vectors(self.imp, objective.candidates.encode(self.imp, task))
         ids_BL, _ = objective.generate(
-            self.imp, objective.pictured(self.imp, task, modality, named), vectors_VC, size=beam,
+            self.imp, objective.conditioning_prefix(self.imp, task, modality, named), vectors_VC, size=beam,
             longest=min(longest, self.config.text_max), length_penalty=length_penalty,
         )  # fmt: skip
         return ids_BL

@@ -25,8 +25,8 @@ from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.moe.routing import Condition
 
 
-class Pictured(NamedTuple):
-    """What captions are said of: its modality, its inputs, and the conditions of it (and <SPE>) and of the words."""
+class ConditioningPrefix(NamedTuple):
+    """What captions are conditioned on: its modality, its inputs, and the conditions of it (and <SPE>) and of the words."""
 
     modality: str
     inputs: dict[str, torch.Tensor]
@@ -35,7 +35,7 @@ class Pictured(NamedTuple):
 
 
 def encode_captions(
-    model: ImpModel, of: Pictured, words_BKW: torch.Tensor, places: range, valid_BKQ: torch.Tensor | None = None,
+    model: ImpModel, prefix: ConditioningPrefix, words_BKW: torch.Tensor, places: range, valid_BKQ: torch.Tensor | None = None,
     key_B: torch.Tensor | None = None,
 ) -> Encoding:  # fmt: skip
     """The whole sequence through the encoder; `query_states` are what it is read for.
@@ -57,12 +57,12 @@ def encode_captions(
     valid = {} if valid_BKQ is None else dict(attention_mask=valid_BKQ.flatten(1))
     place_W = torch.arange(words, device=device).repeat(captions)
     place_Q = torch.arange(places.start, places.stop, device=device).repeat(captions)
-    parts = [("text", spe, of.condition), (of.modality, of.inputs, of.condition)]
+    parts = [("text", spe, prefix.condition), (prefix.modality, prefix.inputs, prefix.condition)]
     if words:
-        parts.append(("text", dict(input_ids=words_BKW.flatten(1), places=place_W, **valid), of.text_condition))
+        parts.append(("text", dict(input_ids=words_BKW.flatten(1), places=place_W, **valid), prefix.text_condition))
     queries_BL = spe["input_ids"].expand(batch, captions * queries)
-    parts.append(("text", dict(input_ids=queries_BL, places=place_Q, **valid), of.text_condition))
-    seen = 1 + of.inputs[EMBEDDINGS[of.modality][1][0]].shape[1]
+    parts.append(("text", dict(input_ids=queries_BL, places=place_Q, **valid), prefix.text_condition))
+    seen = 1 + prefix.inputs[EMBEDDINGS[prefix.modality][1][0]].shape[1]
     return model.encode_segments(parts, key_B, caption_mask(seen, captions, place_W, place_Q))
 
 

@@ -52,9 +52,9 @@ def model():
 def test_results_equal_a_direct_computation(model):
     rows = [3, 0, 12, 7, 9]
     found = by_name(evaluate(model, [build(entries(rows[:3]), entries(rows[3:]))]))
-    said = model.generate_captions(**pictures(sorted(rows)), beam=2, longest=LENGTH)
-    said = [text.strip() for text in TOKENIZER.batch_decode(said, skip_special_tokens=True)]
-    assert len(set(said)) > 1
+    generated = model.generate_captions(**pictures(sorted(rows)), beam=2, longest=LENGTH)
+    generated = [text.strip() for text in TOKENIZER.batch_decode(generated, skip_special_tokens=True)]
+    assert len(set(generated)) > 1
     objective, batch = model.objectives["captions"].parts[0], batch_of(sorted(rows))
     with torch.no_grad():
         encodings = model.encode(batch)
@@ -64,8 +64,8 @@ def test_results_equal_a_direct_computation(model):
     words, log_p_NV = batch.targets["caption"][told], log_p_BTV[told]
     expected = {
         "left_out/pictures": 11.0,
-        "captioning/pictures/bleu4": bleu4(said, [REFERENCES[row] for row in sorted(rows)]),
-        "captioning/pictures/cider": cider(said, [REFERENCES[row] for row in sorted(rows)]),
+        "captioning/pictures/bleu4": bleu4(generated, [REFERENCES[row] for row in sorted(rows)]),
+        "captioning/pictures/cider": cider(generated, [REFERENCES[row] for row in sorted(rows)]),
         "captioning/pictures/accuracy": (log_p_NV.argmax(1) == words).double().mean().item(),
         "captioning/pictures/perplexity": exp(-log_p_NV.gather(1, words[:, None]).mean().item()),
     }
@@ -89,18 +89,18 @@ def test_of_several_entries_of_a_row_the_surest_caption_is_taken(model):
     objective, imp = model.objectives["captions"].parts[0], model.imp
     with torch.no_grad():
         words_VC = objective.candidates.vectors(imp, objective.candidates.encode(imp, "captions"))
-        of = objective.pictured(imp, "captions", "vision", pictures([1, 2]))
-        ids_BL, score_B = objective.generate(imp, of, words_VC, size=2, longest=LENGTH)
+        prefix = objective.conditioning_prefix(imp, "captions", "vision", pictures([1, 2]))
+        ids_BL, score_B = objective.generate(imp, prefix, words_VC, size=2, longest=LENGTH)
     surest = TOKENIZER.decode(ids_BL[score_B.argmax()], skip_special_tokens=True).strip()
-    assert evaluator.said == [(0, surest)]
+    assert evaluator.generated == [(0, surest)]
 
 
-def test_examples_are_the_first_entries_with_what_was_said(model):
+def test_examples_are_the_first_entries_with_what_was_generated(model):
     evaluator = build(entries([3, 0, 12]), entries([7, 9, 1]))
     by_name(evaluate(model, [evaluator]))
     batch, rows = evaluator.examples(2)
     assert torch.equal(batch.inputs["vision"]["pixel_values"], pictures([3, 0])["pixel_values"])
-    assert rows == [(dict(evaluator.said)[row], REFERENCES[row][0]) for row in (3, 0)]
+    assert rows == [(dict(evaluator.generated)[row], REFERENCES[row][0]) for row in (3, 0)]
 
 
 def test_what_is_refused(model):
@@ -109,11 +109,11 @@ def test_what_is_refused(model):
             record(**fields)
     with pytest.raises(UserError, match="lacks a view"):
         build(views=Views(vision=VIEWS.vision))
-    with pytest.raises(UserError, match="says no captions"):
+    with pytest.raises(UserError, match="generates no captions"):
         CaptioningEvaluator(record(), TASK.model_copy(update={"objectives": []}), list, REFERENCES, TOKENIZER)
     with pytest.raises(UserError, match="measures nothing"):
         build(references=[[], []])
-    with pytest.raises(UserError, match="pictures and sounds"):
+    with pytest.raises(UserError, match="pictures and audio"):
         build(modality="text", views=Views(text=VIEWS.text))
     with pytest.raises(UserError, match="has no tokens"):
         by_name(evaluate(model, [build(entries([0]), references=[[" "]])]))
