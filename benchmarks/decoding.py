@@ -103,8 +103,7 @@ def resizing(rounds: int) -> str:
 
 
 def films(folder: Path, rounds: int) -> str:
-    from media_files import write_film
-
+    from helpers.media_files import write_film
     from imp_ds.data.decoding import film
     from imp_ds.data.files.cache import MediaCache
     from imp_ds.data.samples import Media

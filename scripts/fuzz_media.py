@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/data"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from fuzz_runner import Kind, main  # noqa: E402
 
-from damaged_images import image_files, mutated_image  # noqa: E402
+from helpers.damaged_images import image_files, mutated_image  # noqa: E402
 
 
 def _video_files() -> dict[str, bytes]:
-    from numbered_videos import KINDS, video_bytes
+    from helpers.numbered_videos import KINDS, video_bytes
 
     files = {f"{place}.{name.rpartition('.')[2]}": video_bytes(name) for place, name in enumerate(KINDS)}
     os.environ.setdefault("SVT_LOG", "0")  # its encoder would report its settings
@@ -70,7 +70,8 @@ def _tone(container_format: str, codec: str) -> bytes:
 
 def _audio_files() -> dict[str, bytes]:
     import soundfile
-    from numbered_videos import KINDS, SILENT, video_bytes
+
+    from helpers.numbered_videos import KINDS, SILENT, video_bytes
 
     noise_NC = 0.3 * np.random.default_rng(0).standard_normal((1600, 2)).clip(-3, 3)
     files = {}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mutations import mutated
+from helpers.mutations import mutated
 
 _START_S = 300.0  # until the first sample begins
 

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from fuzz_runner import Kind, main  # noqa: E402
 
-from damaged_sources import (  # noqa: E402
+from helpers.damaged_sources import (  # noqa: E402
     index_files,
     line_files,
     mutated_source,

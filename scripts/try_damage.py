@@ -221,9 +221,9 @@ def powerless() -> None:
 
 
 def fields(work: Path, corpus: Path, trials: int, dice: random.Random) -> Iterator[str]:
+    from helpers.odd_values import VALUES, attempt
+    from helpers.odd_values import fields as paths
     from imp_ds.recipes import get_recipe
-    from odd_values import VALUES, attempt
-    from odd_values import fields as paths
 
     run = get_recipe("digits_debug")
     for path in paths(run):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.ranks import Ranks, command, run_ranks
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.recipes import get_recipe
 from imp_ds.train.engine.ds_config import FOLDER
 from imp_ds.train.schedule import build_schedule
-from ranks import Ranks, command, run_ranks
 
 pytestmark = pytest.mark.distributed
 

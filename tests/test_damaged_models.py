@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.mutations import mutated
+from helpers.tunable import digits_run, export_untrained
 from imp_ds.commands.exported_model import load_model, read_run
 from imp_ds.commands.tune_command import tune
 from imp_ds.commands.tuning import Tuning
@@ -22,8 +24,6 @@ from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_extractor
 from imp_ds.modalities.tokenizers import load_tokenizer
-from mutations import mutated
-from tunable import digits_run, export_untrained
 
 DEEP = b'{"a":' * 100_000
 DAMAGE = {"deep": DEEP, "empty": b"", "list": b"[]", "not UTF-8": b"\xff\xfe", "cut": b"{", "null": b"null", "gone": None}

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from helpers.processes import ROOT, environment, run
 from imp_ds.recipes import get_recipe
-from processes import ROOT, environment, run
 
 sys.path.append(str(ROOT / "scripts"))
 import first_run  # noqa: E402

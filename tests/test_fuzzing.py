@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.mutations import mutated
 from imp_ds.data.samples import BadSample
 from imp_ds.errors import UserError
-from mutations import mutated
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.append(str(SCRIPTS))

@@ -5,11 +5,11 @@ Here some values of each field; `scripts/try_damage.py fields` gives all of them
 
 import pytest
 
+from helpers.odd_values import VALUES, attempt, fields
 from imp_ds.errors import UserError
 from imp_ds.overrides import parse_record
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import TextView
-from odd_values import VALUES, attempt, fields
 
 EACH = 5  # values of a field
 

@@ -7,10 +7,10 @@ that the global batch and the groups are the same on any number of ranks.
 from dataclasses import dataclass, replace
 
 import torch
-from small_run import ORDER, SIZES
-from small_run import make_batch as small_batch
-from small_run import make_run as small_run
 
+from helpers.small_run import ORDER, SIZES
+from helpers.small_run import make_batch as small_batch
+from helpers.small_run import make_run as small_run
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.randomness import sample_keys

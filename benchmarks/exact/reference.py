@@ -12,10 +12,10 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from small_run import make_config
 from torch import nn
 
 from benchmarks.exact.cases import RATE, Case, make_batch, make_run
+from helpers.small_run import make_config
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.initialization import initialize_seeded

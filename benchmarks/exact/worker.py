@@ -23,10 +23,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all of it is about numbers, and the C
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from small_run import full_parameters, make_engine, share
 
 from benchmarks.exact import reference
 from benchmarks.exact.cases import AGAINST_FLOAT32, RATE, Case, engine_settings, make_batch, make_run
+from helpers.small_run import full_parameters, make_engine, share
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.train.engine import master_state

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from small_run import full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, step_engine
 
+from helpers.small_run import full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, step_engine
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.parallel.groups import is_main

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from helpers.ranks import command
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.train.engine.engine import Engine
 from imp_ds.train.trainer import Trainer
-from ranks import command
 
 TASK = "speech_digit"
 

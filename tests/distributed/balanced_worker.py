@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
-from small_run import make_batch, make_engine, make_run, step_engine
 
+from helpers.small_run import make_batch, make_engine, make_run, step_engine
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
 from imp_ds.train.engine.engine import start_process_group

@@ -11,48 +11,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from alternating_worker import compare, reference
-from small_run import MARKS, VOCABULARY, make_batch, make_run
 
-from imp_ds.config import RunConfig
+from helpers.caption_run import GATES, caption_batch, caption_run
+from helpers.pictures import CAPTIONS, TASK, TOKENIZER, pictures, small_model
 from imp_ds.evaluation import by_name, evaluate
 from imp_ds.families.imp.evaluation.captioning import CaptioningEvaluator
-from imp_ds.modalities.masking import IGNORED
-from imp_ds.objectives import Captioning
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.tasks import Batch, Evaluation
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import start_process_group
-from pictures import CAPTIONS, TASK, TOKENIZER, pictures, small_model
 
-SIZE, LENGTH = 8, 12
-GATES = {
-    "attribute": dict(gate="attribute", conditional_linears=["qkv", "out", "up", "down"]),
-    "token": dict(router="top_k", drop_tokens=False),
-}
 # gate, file, ep_size, micro-batches, checkpointing
 CASES = [("attribute", "zero2", 1, 1, False), ("attribute", "zero3", 2, 2, False), ("token", "zero2", 2, 2, True)]
 ROWS = [3, 0, 12, 7, 9, 1, 14]  # a number that two ranks cannot share in equal parts
-
-
-def caption_run(gate: str, ep_size: int = 1) -> RunConfig:
-    """Captions of images, and images with texts, between which the head is idle."""
-    run = make_run(ep_size=ep_size, **GATES[gate])
-    other = run.task("image_text")
-    run.tasks = [other.model_copy(update={"name": "captions", "objectives": [Captioning(modality="vision")]}), other]
-    return run
-
-
-def caption_batch(step: int) -> Batch:
-    """The global batch of a step: in turn of captions of 1 to 8 words, those of the second rank longer, and of pairs."""
-    if step % 2:
-        return make_batch(3 * step)
-    batch = make_batch(3 * step)
-    draw = torch.Generator().manual_seed(step)
-    target_BT = torch.randint(1, VOCABULARY - 2, (SIZE, LENGTH), generator=draw)
-    length_B1 = torch.arange(1, SIZE + 1)[:, None]
-    target_BT[torch.arange(LENGTH) == length_B1] = MARKS.eos_token_id
-    target_BT[torch.arange(LENGTH) > length_B1] = IGNORED
-    return Batch("captions", batch.inputs, {"caption": target_BT})
 
 
 def measured() -> dict[str, float]:

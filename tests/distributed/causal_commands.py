@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ranks import command
+from helpers.ranks import command
 
 
 def use(folder: str, runs: list[str]) -> None:
@@ -19,7 +19,7 @@ def use(folder: str, runs: list[str]) -> None:
     _run("plan", folder / "causal_recipe.py", "--gpus", "4", "--set", "train.ep_size=2")
     for run in runs:
         export(folder / run, folder / f"{run}_model")
-    from causal_model import CausalModel, text_batch
+    from helpers.causal_model import CausalModel, text_batch
 
     model, loading = CausalModel.from_pretrained(folder / f"{runs[0]}_model", output_loading_info=True)
     scale, missing = model.logit_scale.item(), sorted(loading["missing_keys"])

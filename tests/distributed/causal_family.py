@@ -3,10 +3,10 @@
 from typing import Literal
 
 import torch
-from causal_model import WIDTH, CausalConfig, CausalModel, token_losses
 from pydantic import Field
 from transformers import AutoTokenizer, ProcessorMixin
 
+from helpers.causal_model import WIDTH, CausalConfig, CausalModel, token_losses
 from imp_ds.data.corpus import all_captions
 from imp_ds.evaluation import Evaluator, Metric, Shown, register_evaluator
 from imp_ds.evaluation.embedding import embed_by

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch.distributed as dist
-from causal_model import build_causal, text_batch
 from safetensors.torch import save_file
-from small_run import full_parameters, make_run, step_engine
 
+from helpers.causal_model import build_causal, text_batch
+from helpers.small_run import full_parameters, make_run, step_engine
 from imp_ds.parallel.groups import is_main, world_size
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine, start_process_group

@@ -1,17 +1,13 @@
 """One rank of tests/distributed/test_checkpoint_kill.py: find the newest checkpoint, go on from it, and save without a pause."""
 
 import os
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train"))
-
-from plain_engine import check_complete, fill, make_engine
-
+from helpers.plain_engine import check_complete, fill, make_engine
 from imp_ds.errors import UserError
 from imp_ds.parallel.groups import is_main, rank
 from imp_ds.train import checkpoint

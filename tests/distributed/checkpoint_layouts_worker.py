@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 
+from helpers.small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
 from imp_ds.train.checkpoint import Writer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from small_run import ORDER, full_parameters, largest_difference, make_batch, make_engine, make_run, share
 
+from helpers.small_run import ORDER, full_parameters, largest_difference, make_batch, make_engine, make_run, share
 from imp_ds.parallel.expert_parallel import ExpertParallelMoE
 from imp_ds.parallel.groups import is_main
 from imp_ds.tasks import Batch

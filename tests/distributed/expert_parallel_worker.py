@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 from safetensors.torch import save_file
-from small_run import full_parameters, make_batch, make_engine, make_run, step_engine
 
+from helpers.small_run import full_parameters, make_batch, make_engine, make_run, step_engine
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch

@@ -5,10 +5,10 @@ import torch
 from export_reader import embed, make_inputs
 from safetensors.torch import save_file
 
+from helpers.ranks import command
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.train.trainer import Trainer
-from ranks import command
 
 
 def train(path: str, *command_line: str) -> None:

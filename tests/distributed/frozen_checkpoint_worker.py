@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 
+from helpers.small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
 from imp_ds.parallel.full_parameters import persistent_buffers

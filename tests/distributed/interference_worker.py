@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 from safetensors.torch import save_file
-from small_run import ORDER, make_batch, make_engine, make_run, share, step_engine
 
+from helpers.small_run import ORDER, make_batch, make_engine, make_run, share, step_engine
 from imp_ds.evaluation.interference import interference
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.engine.engine import start_process_group

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from alternating_worker import is_kernel
-from small_run import ORDER, full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, share
 
+from helpers.small_run import ORDER, full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, share
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.parallel.groups import is_main, rank

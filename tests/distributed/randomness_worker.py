@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 from safetensors.torch import save_file
-from small_run import full_parameters
 
+from helpers.small_run import full_parameters
 from imp_ds.config import RunConfig
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader

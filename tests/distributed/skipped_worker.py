@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from small_run import full_parameters, make_batch, make_engine, make_run, share, step_engine
 
+from helpers.small_run import full_parameters, make_batch, make_engine, make_run, share, step_engine
 from imp_ds.parallel.groups import rank
 from imp_ds.train.engine import master_state
 from imp_ds.train.engine.engine import Engine, start_process_group

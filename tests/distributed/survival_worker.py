@@ -4,9 +4,9 @@ import os
 import signal
 import time
 
+from helpers.ranks import command
 from imp_ds.parallel import watchdog
 from imp_ds.train.engine.engine import Engine
-from ranks import command
 
 STEP = 7  # steps that are done when it happens: each of the six tasks has had its first, which may take longer
 

@@ -9,7 +9,7 @@ import json
 import alternating_worker
 import pytest
 
-from ranks import run_ranks
+from helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -10,8 +10,8 @@ import json
 import bad_loss_worker
 import pytest
 
+from helpers.ranks import Ranks
 from imp_ds.train.engine.ds_config import FOLDER
-from ranks import Ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -5,12 +5,12 @@ import json
 
 import balanced_worker
 import pytest
-from small_run import make_config, make_run
 
+from helpers.ranks import Ranks, end_well
+from helpers.small_run import make_config, make_run
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.train import checkpoint
-from ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 

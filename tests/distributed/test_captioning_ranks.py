@@ -6,7 +6,9 @@ import json
 import captioning_worker
 import pytest
 
-from ranks import run_ranks
+from helpers.caption_run import caption_batch
+from helpers.ranks import run_ranks
+from imp_ds.modalities.masking import IGNORED
 
 pytestmark = pytest.mark.distributed
 
@@ -35,5 +37,5 @@ def test_two_ranks_measure_what_one_does(results):
 
 def test_the_ranks_have_different_numbers_of_words():
     """Or a mean over each rank's own would do as well."""
-    target_BT = captioning_worker.caption_batch(0).targets["caption"] != captioning_worker.IGNORED
+    target_BT = caption_batch(0).targets["caption"] != IGNORED
     assert [half.sum().item() for half in target_BT.chunk(2)] == [2 + 3 + 4 + 5, 6 + 7 + 8 + 9]

@@ -8,12 +8,12 @@ import json
 import causal_worker
 import pytest
 import torch
-from causal_model import build_causal, text_batch
 from causal_worker import STEPS, Layout
 from safetensors.torch import load_file
-from small_run import make_run
 
-from ranks import Ranks, end_well
+from helpers.causal_model import build_causal, text_batch
+from helpers.ranks import Ranks, end_well
+from helpers.small_run import make_run
 
 pytestmark = pytest.mark.distributed
 

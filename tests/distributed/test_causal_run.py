@@ -15,8 +15,8 @@ import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from processes import ROOT, environment, run_together
-from ranks import Ranks, command, end_well
+from helpers.processes import ROOT, environment, run_together
+from helpers.ranks import Ranks, command, end_well
 
 pytestmark = pytest.mark.distributed
 

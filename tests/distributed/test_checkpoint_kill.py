@@ -4,19 +4,15 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import checkpoint_kill_worker
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train"))
-
-from plain_engine import check_complete
-
+from helpers.plain_engine import check_complete
+from helpers.ranks import Ranks, run_ranks
 from imp_ds.train import checkpoint
-from ranks import Ranks, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import checkpoint_layouts_worker
 import pytest
 
-from ranks import run_ranks
+from helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

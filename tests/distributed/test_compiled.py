@@ -1,7 +1,7 @@
 """Compiled blocks under DeepSpeed: the losses and weights of plain ones, as many graphs as shapes, and none after the warm-up.
 
 Graphs are traced and differentiated as for a GPU, but run by torch's own kernels ("aot_eager"): what a compiler makes of a graph
-is tested in tests/train/test_compilation.py.
+is tested in tests/train/engine/test_compilation.py.
 """
 
 import json
@@ -9,7 +9,7 @@ import json
 import compiled_worker
 import pytest
 
-from ranks import Ranks, end_well
+from helpers.ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 

@@ -10,11 +10,11 @@ import expert_parallel_worker
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import largest_difference, make_config, make_run
 
+from helpers.ranks import run_each_size
+from helpers.small_run import largest_difference, make_config, make_run
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
-from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 

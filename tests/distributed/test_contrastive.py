@@ -5,7 +5,7 @@ import pytest
 import torch
 from contrastive_worker import PAIRS, ROWS, TEMPERATURE, make_rows
 
-from ranks import run_each_size
+from helpers.ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.exact.bounds import FLOAT32
 from benchmarks.exact.cases import ROUTERS, Case, matrix, refusal, variants
 from benchmarks.exactness import parse
-from ranks import Ranks, end_well, run_ranks
+from helpers.ranks import Ranks, end_well, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import export_worker
 import pytest
 from safetensors.torch import load_file
-from small_run import largest_difference
 
+from helpers.processes import ROOT, environment, run
+from helpers.ranks import command, run_ranks
+from helpers.small_run import largest_difference
 from imp_ds.commands.export import export
 from imp_ds.errors import UserError
-from processes import ROOT, environment, run
-from ranks import command, run_ranks
 
 pytestmark = pytest.mark.distributed
 

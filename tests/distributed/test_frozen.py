@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.exact.cases import FROZEN, frozen
 from benchmarks.exactness import parse
-from ranks import Ranks, end_well, run_ranks
+from helpers.ranks import Ranks, end_well, run_ranks
 
 pytestmark = pytest.mark.distributed
 

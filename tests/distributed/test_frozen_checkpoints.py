@@ -9,14 +9,14 @@ import frozen_checkpoint_worker
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_run import make_config, make_run
 
+from helpers.ranks import run_ranks
+from helpers.small_run import make_config, make_run
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.upcycling import upcycle
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.train import checkpoint, run_folder
-from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ranks import run_each_size
+from helpers.ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 

@@ -9,9 +9,10 @@ import likelihood_worker
 import pytest
 import torch
 
+from helpers.likelihood_run import ORDER, likelihood_config, likelihood_run
+from helpers.ranks import run_ranks
 from imp_ds.objectives.candidates import Names
 from imp_ds.randomness import sample_keys, step_key
-from ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -26,7 +27,7 @@ def results(tmp_path_factory) -> dict[str, list[dict]]:
 @pytest.mark.parametrize("case", [" ".join(map(str, case)) for case in likelihood_worker.CASES])
 def test_two_ranks_equal_one_process(results, case):
     for step, found in enumerate(results[case]):
-        where = f"step {step}, task {likelihood_worker.ORDER[step % 3]}"
+        where = f"step {step}, task {ORDER[step % 3]}"
         assert found["loss"] == pytest.approx(found["reference_loss"], rel=1e-6, abs=1e-6), where
         assert found["norm"] == pytest.approx(found["reference_norm"], rel=1e-5), where
         assert found["change"] < 2e-6, where
@@ -34,7 +35,7 @@ def test_two_ranks_equal_one_process(results, case):
 
 def test_a_step_draws_one_of_several_names():
     """Or all ranks would agree without drawing alike."""
-    config = likelihood_worker.likelihood_config(likelihood_worker.likelihood_run())
+    config = likelihood_config(likelihood_run())
     names, index_n = Names(config.objectives["names"]["objectives"][0]["candidate_ids"]), torch.arange(7)
     drawn = [names.texts(index_n, step_key(sample_keys(0, step, 0, 1)))[0].flatten().tolist() for step in range(8)]
     assert len(set(map(tuple, drawn))) == 8  # of 2^5 * 4 * 6 choices

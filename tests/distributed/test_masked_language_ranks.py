@@ -6,7 +6,9 @@ import json
 import masked_language_worker
 import pytest
 
-from ranks import run_ranks
+from helpers.ranks import run_ranks
+from helpers.words_run import words_batch
+from imp_ds.modalities.masking import IGNORED
 
 pytestmark = pytest.mark.distributed
 
@@ -28,5 +30,5 @@ def test_two_ranks_equal_one_process(results, case):
 
 def test_the_ranks_have_different_numbers_of_hidden_words():
     """Or a mean over each rank's own would do as well."""
-    hidden_BL = masked_language_worker.words_batch(0).targets["words"] != masked_language_worker.IGNORED
+    hidden_BL = words_batch(0).targets["words"] != IGNORED
     assert [half.sum().item() for half in hidden_BL.chunk(2)] == [0 + 1 + 2 + 3, 4 + 5 + 6 + 7]

@@ -7,11 +7,11 @@ import torch
 from export_reader import make_inputs
 from safetensors.torch import load_file
 
+from helpers.ranks import command, run_ranks
 from imp_ds import ImpForPreTraining, ImpModel, ImpProcessor
 from imp_ds.commands.evaluate import evaluate
 from imp_ds.commands.export import export
 from imp_ds.errors import UserError
-from ranks import command, run_ranks
 
 pytestmark = pytest.mark.distributed
 

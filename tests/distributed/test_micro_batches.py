@@ -8,15 +8,15 @@ import exactness_worker
 import pytest
 import torch
 import torch.nn.functional as F
-from small_run import make_batch, make_config, make_run
 
 from benchmarks.exact.cases import CLIP, Case
 from benchmarks.exactness import parse
+from helpers.ranks import run_ranks
+from helpers.small_run import make_batch, make_config, make_run
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.tasks import Batch
 from imp_ds.train.engine.micro_batches import MicroBatches
-from ranks import run_ranks
 
 STEPS = 4  # each task, and the first once more
 # 2 micro-batches with even exchanges, 4 with uneven ones; both on both at one stage, elsewhere as many runs as there are settings

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from helpers.ranks import command, run_ranks
 from imp_ds.recipes import get_recipe
 from imp_ds.train.schedule import build_schedule
-from ranks import command, run_ranks
 
 pytestmark = pytest.mark.distributed
 STEPS, SAVED = 6, 3

@@ -10,7 +10,7 @@ import mixed_worker
 import pytest
 from mixed_worker import MIXED, SHARED
 
-from ranks import run_ranks
+from helpers.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -9,9 +9,9 @@ import json
 import pytest
 import randomness_worker
 from safetensors.torch import load_file
-from small_run import largest_difference
 
-from ranks import run_each_size
+from helpers.ranks import run_each_size
+from helpers.small_run import largest_difference
 
 pytestmark = pytest.mark.distributed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import skipped_worker
 
-from ranks import Ended, run_ranks
+from helpers.ranks import Ended, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -9,7 +9,7 @@ import pytest
 import survival_worker
 from survival_worker import STEP
 
-from ranks import Ended, Ranks, command, run_ranks
+from helpers.ranks import Ended, Ranks, command, run_ranks
 
 pytestmark = pytest.mark.distributed
 STEPS = 10

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.ranks import Ranks, command, end_well, run_ranks
+from helpers.tunable import digits_run, export_untrained
 from imp_ds import ImpForPreTraining, ImpModel, ImpProcessor
 from imp_ds.commands.evaluate import evaluate
-from ranks import Ranks, command, end_well, run_ranks
-from tunable import digits_run, export_untrained
 
 pytestmark = pytest.mark.distributed
 STEPS = 20

@@ -10,11 +10,11 @@ import json
 import pytest
 import uneven_worker
 from safetensors.torch import load_file
-from small_run import largest_difference, make_config
 
+from helpers.ranks import run_each_size
+from helpers.small_run import largest_difference, make_config
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
-from ranks import run_each_size
 
 pytestmark = pytest.mark.distributed
 

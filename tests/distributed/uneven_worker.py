@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from small_run import VOCABULARY, full_parameters, make_engine, make_run, step_engine
 
+from helpers.small_run import VOCABULARY, full_parameters, make_engine, make_run, step_engine
 from imp_ds.config import RunConfig
 from imp_ds.moe.layer import MoELayer
 from imp_ds.objectives import Classification, Contrastive

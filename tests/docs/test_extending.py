@@ -3,8 +3,8 @@
 
 import pytest
 
+from helpers.pages import run_beside, shown_files
 from imp_ds.errors import UserError
-from pages import run_beside, shown_files
 
 _SETTINGS = """
 import torch

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.pages import import_beside, run_beside, shown_files
 from imp_ds import (
     Classification,
     DataSettings,
@@ -31,7 +32,6 @@ from imp_ds.registry import EVALUATORS
 from imp_ds.train.recording.final_results import read_results, write_results
 from imp_ds.train.recording.history import cut_lines
 from imp_ds.train.recording.monitor import Monitor
-from pages import import_beside, run_beside, shown_files
 
 LABELS = [0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1, 2, 2, 2, 1, 1]
 

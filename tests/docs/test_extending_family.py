@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers.pages import run_beside, shown_files
 from imp_ds.errors import UserError
 from imp_ds.model_settings import FamilySettings
 from imp_ds.objectives import ObjectiveRecord
-from pages import run_beside, shown_files
 
 TEXTS = [f"a {colour} {animal} {verb}" for colour in ("red", "blue") for animal in ("dog", "cat") for verb in ("runs", "sits")]
 

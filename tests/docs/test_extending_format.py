@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.pages import import_beside, shown_files
 from imp_ds import Classification, DataSettings, Source, Task, Views, VisionView, get_recipe
 from imp_ds.data.inspect.check import look
 from imp_ds.data.sources import has_split, labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.registry import FORMATS
-from pages import import_beside, shown_files
 
 
 @pytest.fixture

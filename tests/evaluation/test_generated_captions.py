@@ -8,6 +8,7 @@ from math import exp
 import pytest
 import torch
 
+from helpers.pictures import CAPTIONS, LENGTH, TASK, TOKENIZER, batch_of, pictures, small_model
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.captions import bleu4, cider
@@ -15,7 +16,6 @@ from imp_ds.families.imp.evaluation.captioning import CaptioningEvaluator
 from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.generation.caption_sequence import query_states
 from imp_ds.tasks import Batch, Evaluation, Source, TextView, Views, VisionView
-from pictures import CAPTIONS, LENGTH, TASK, TOKENIZER, batch_of, pictures, small_model
 
 REFERENCES = [[caption, caption.replace("stands", "is")] for caption in CAPTIONS]
 SOURCE = Source(path="pictures", vision="file_name", text="captions")

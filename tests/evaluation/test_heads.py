@@ -5,22 +5,16 @@ import math
 import pytest
 import torch
 
+from helpers.animals import task
 from imp_ds import ImpForPreTraining
 from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.task_heads import heads
 from imp_ds.families.imp.evaluation.heads import HeadEvaluator, held_out_loss
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification
-from imp_ds.tasks import Batch, Source, Task, Views, VisionView
+from imp_ds.tasks import Batch, Task
 
-SOURCE = Source(path="none", vision="v", label="l")
 NAMES = ["dog", "cat", "cow"]
-
-
-def task(**fields) -> Task:
-    objective = Classification(modality="vision", num_classes=3, **fields)
-    views = Views(vision=VisionView(height=8, width=8))
-    return Task(name="animal", source=SOURCE, views=views, objectives=[objective], batch_size=4)
 
 
 def model_of(task: Task) -> ImpForPreTraining:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grammar import SENTENCES, TASK, small_model
+from helpers.grammar import SENTENCES, TASK, small_model
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name
 from imp_ds.families.imp.evaluation import masked_language

@@ -1,8 +1,8 @@
 """A model seen by another recipe: which heads count, and classes that another source counts in another order."""
 
 import torch
-from test_heads import SOURCE, task
 
+from helpers.animals import SOURCE, task
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.evaluation.other_recipe import seen_by
 from imp_ds.evaluation.task_heads import labels_of_head

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import environment, free_port, run, run_together
+from helpers.processes import environment, free_port, run, run_together
 
 pytestmark = pytest.mark.distributed
 STEPS, TIMEOUT = 4, 180

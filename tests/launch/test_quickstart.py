@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from processes import ROOT, environment, run
+from helpers.processes import ROOT, environment, run
 
 
 @pytest.mark.distributed

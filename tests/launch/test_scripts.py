@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import ROOT, environment, run
+from helpers.processes import ROOT, environment, run
 
 COMMANDS = ("quickstart", "test", "train_one_node", "train_hostfile", "train_slurm", "simulate_cluster")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import ROOT, environment, run
+from helpers.processes import ROOT, environment, run
 
 SCRIPT = ROOT / "scripts" / "simulate_cluster.sh"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from processes import ROOT, environment, free_port
+from helpers.processes import ROOT, environment, free_port
 
 pytestmark = pytest.mark.distributed
 

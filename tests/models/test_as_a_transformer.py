@@ -5,10 +5,10 @@ transformers' own tests of it, where they can be had, are in common/. Shapes: B 
 
 import pytest
 import torch
-from test_modeling import EXPERTS, assert_near, clip_inputs, small_config, small_model, sound_inputs, text_inputs
 from torch import nn
 from transformers import AutoModel, pipeline
 
+from helpers.small_model import EXPERTS, assert_near, clip_inputs, small_config, small_model, sound_inputs, text_inputs
 from imp_ds import ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.modalities.text import WordTable

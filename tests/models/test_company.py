@@ -5,19 +5,11 @@ Shapes: B batch, L tokens of an example, D width.
 
 import pytest
 import torch
-from test_modeling import EXPERTS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
 
+from helpers.small_model import EXPERTS, GROUPS, ROUTERS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
 from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Counted, RoutingContext, expert_slots
 
-GROUPS = {**EXPERTS, "group_examples": None, "group_tokens": 512}
-ROUTERS = {
-    "expert choice": {},
-    "top-1 with capacity": dict(router="top_k", experts_per_token=1),
-    "top-2 with capacity": dict(router="top_k", experts_per_token=2, capacity_factor=0.5),
-    "top-2 drop-free": dict(router="top_k", experts_per_token=2, drop_tokens=False),
-    "linears, by context": dict(gate="context", conditional_linears=["up", "down"]),
-}
 INPUTS = {
     "vision": lambda: clip_inputs(6, 2, 4, 4),
     "audio": lambda: sound_inputs(6),

@@ -2,23 +2,11 @@
 
 import pytest
 import torch
-from test_modeling import clip_inputs, small_model, sound_inputs, text_inputs
 
+from helpers.small_model import GATED, OBJECTIVES, clip_inputs, small_model, sound_inputs, text_inputs
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import ATTRIBUTES, Sides, segment_attributes, task_conditions, task_sides
-from imp_ds.objectives import task_entry
 
-OBJECTIVES = {
-    "image_text": task_entry([{"kind": "contrastive", "pairs": [["vision", "text"]]}]),
-    "speech_text": task_entry([{"kind": "contrastive", "pairs": [["audio", "text"]]}]),
-    "image_class": task_entry([{"kind": "classification", "modality": "vision", "num_classes": 3}]),
-    "words": task_entry([{"kind": "masked_language", "rate": 0.15}]),
-    "film": task_entry([
-        {"kind": "contrastive", "pairs": [["vision", "text"], ["vision", "audio"]]},
-        {"kind": "classification", "modality": "audio", "num_classes": 3},
-    ]),
-}  # fmt: skip
-GATED = dict(num_experts=4, experts_per_token=2, moe_layers="last:2", objectives=OBJECTIVES)
 CAPTIONS = Sides(frozenset(["vision", "text"]), frozenset(["text"]), causal=frozenset(["text"]))
 
 # (task, modality, on the side of the candidates) -> the names, in their order. The released rows (reference: `moe_embeddings.py`)

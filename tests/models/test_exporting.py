@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from test_company import GROUPS, ROUTERS
-from test_modeling import EXPERTS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
 from torch import nn
+
+from helpers.small_model import EXPERTS, GROUPS, ROUTERS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
 
 MODELS = {
     **{name: {**GROUPS, **changes} for name, changes in ROUTERS.items()},

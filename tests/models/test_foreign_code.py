@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.processes import environment, run_together
+from helpers.tunable import digits_run, export_untrained
 from imp_ds import foreign_code
 from imp_ds.commands.comparison.jobs import plan_jobs
 from imp_ds.commands.exported_model import load_model
@@ -22,8 +24,6 @@ from imp_ds.modalities.tokenizers import load_tokenizer
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Source
-from processes import environment, run_together
-from tunable import digits_run, export_untrained
 
 AUTO = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor")
 TOKENIZER = {"tokenizer_class": "Planted", "auto_map": {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}}

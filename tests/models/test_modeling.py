@@ -11,54 +11,15 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from helpers.small_model import EXPERTS, assert_near, clip_inputs, small_config, small_model, sound_inputs, text_inputs
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.modalities import vision
-from imp_ds.modalities.positions import grid_positions
 from imp_ds.models.imp.modeling_imp import masked_mean
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.conditional import SequenceFacts
 from imp_ds.moe.experts import Experts
 from imp_ds.objectives import task_entry
-
-SMALL = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, vision_patch=(2, 4, 4),
-    vision_max=(8, 32, 32), audio_patch=(4, 4), audio_max=(32, 16), vocab_size=50, text_max=64, common_dim=24,
-)  # fmt: skip
-EXPERTS = dict(num_experts=4, moe_layers="last:2", group_examples=1)
-
-
-def small_config(**changes) -> ImpConfig:
-    return ImpConfig(**{**SMALL, **changes})
-
-
-def small_model(seed: int = 0, **changes) -> ImpModel:
-    torch.manual_seed(seed)
-    return ImpModel(small_config(**changes)).eval()
-
-
-def clip_inputs(batch: int, steps: int, rows: int, columns: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    positions_LA = torch.from_numpy(grid_positions(steps, rows, columns))
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (batch, len(positions_LA), 2 * 4 * 4 * 3), dtype=torch.uint8, generator=generator)
-    return {"pixel_values": pixels, "pixel_positions": positions_LA.expand(batch, -1, -1)}
-
-
-def sound_inputs(batch: int, steps: int = 4, bands: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-    positions_LA = torch.from_numpy(grid_positions(steps, bands))
-    values = torch.randn(batch, len(positions_LA), 16, generator=torch.Generator().manual_seed(seed))
-    return {"input_features": values, "feature_positions": positions_LA.expand(batch, -1, -1)}
-
-
-def text_inputs(words: list[int], length: int, padding: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
-    """One row for each number of words, padded to `length`."""
-    ids = torch.randint(1, 50, (len(words), 64), generator=torch.Generator().manual_seed(seed))[:, :length]
-    valid_BL = torch.arange(length) < torch.tensor(words).unsqueeze(1)
-    return {"input_ids": torch.where(valid_BL, ids, padding), "attention_mask": valid_BL.long()}
-
-
-def assert_near(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 class TestPadding:

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from data.media_files import write_film
+from helpers.media_files import write_film
 from imp_ds import ImpProcessor
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor

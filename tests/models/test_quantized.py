@@ -6,10 +6,10 @@ Shapes: B batch, O outputs and I inputs of a linear layer.
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modeling import clip_inputs, small_model, text_inputs
 from torch import nn
 from transformers import AutoModel
 
+from helpers.small_model import clip_inputs, small_model, text_inputs
 from imp_ds.objectives import task_entry
 
 # 4 bits have one scale for 64 weights, so that all inputs are multiples of 64

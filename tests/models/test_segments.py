@@ -6,30 +6,12 @@ Shapes: B batch, L tokens of a sequence, D width.
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modeling import EXPERTS, assert_near, clip_inputs, small_model, text_inputs
 
+from helpers.small_model import EXPERTS, IMAGE, WORDS, assert_near, caption, small_model
 from imp_ds.moe.conditional import SequenceFacts
 from imp_ds.randomness import sample_keys
 
-IMAGE = clip_inputs(3, 1, 2, 2)  # four tokens
-WORDS = text_inputs([5, 3, 1], 6)
 IMAGE_TOKENS, WORD_TOKENS = 4, 6
-
-
-def caption_mask() -> torch.Tensor:
-    """Image, words, queries: all see the image; a word sees the words up to itself, a query those before it, and itself."""
-    mask_LL = torch.zeros(16, 16, dtype=torch.bool)
-    mask_LL[:, :4] = True
-    mask_LL[4:10, 4:10] = torch.ones(6, 6).tril().bool()
-    mask_LL[10:, 4:10] = torch.ones(6, 6).tril(-1).bool()
-    mask_LL[10:, 10:] = torch.eye(6).bool()
-    return mask_LL
-
-
-def caption(model, words=WORDS, **changes):
-    queries = {**words, "input_ids": torch.full_like(words["input_ids"], 49)}
-    parts = [("vision", IMAGE, None), ("text", words, None), ("text", queries, None)]
-    return model.encode_segments(parts, mask_LL=caption_mask(), **changes)
 
 
 @pytest.mark.parametrize("experts", [{}, EXPERTS])

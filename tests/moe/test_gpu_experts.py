@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.triton_kernels_here import DEVICE, import_kernels
 from imp_ds.moe.kernels.compute import stacked_mixture
-from triton_kernels_here import DEVICE, import_kernels
 
 gpu_experts, triton_kernels = map(import_kernels, ("imp_ds.moe.kernels.gpu_experts", "imp_ds.moe.kernels.triton_kernels"))
 TOKENS, WIDTH, HIDDEN, EXPERTS = 7, 8, 24, 4  # widths that grouped products take, and that no block of a kernel divides

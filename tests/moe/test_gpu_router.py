@@ -6,7 +6,7 @@ Shapes: T flat tokens, D width, E experts.
 import pytest
 import torch
 
-from triton_kernels_here import DEVICE, INTERPRETED, import_kernels
+from helpers.triton_kernels_here import DEVICE, INTERPRETED, import_kernels
 
 gpu_router = import_kernels("imp_ds.moe.kernels.gpu_router")
 

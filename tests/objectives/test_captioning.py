@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.pictures import CAPTIONS, TASK, TOKENIZER, batch_of, pictures, small_model
 from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.evaluation.captions import bleu4, cider
@@ -16,7 +17,6 @@ from imp_ds.modalities.masking import IGNORED
 from imp_ds.models.imp.generation.caption_sequence import encode_captions, query_states
 from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.train.engine.micro_batches import MicroBatches
-from pictures import CAPTIONS, TASK, TOKENIZER, batch_of, pictures, small_model
 
 ROWS = [0, 5, 10, 15]
 CONSTANT = dict(num_experts=4, moe_layers="all", conditional_linears=["qkv", "out", "up", "down"])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from grammar import SENTENCES, SOUNDS
+from helpers.grammar import SENTENCES, SOUNDS
 from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from grammar import SENTENCES, TASK, small_model
+from helpers.grammar import SENTENCES, TASK, small_model
 from imp_ds import ImpForPreTraining
 from imp_ds.config import DataSettings
 from imp_ds.data.corpus import all_captions, open_corpus

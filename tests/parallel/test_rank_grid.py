@@ -6,8 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from helpers.ranks import run_ranks
 from imp_ds.parallel.rank_grid import Grid, Place, gather_places, rank_grid, show
-from ranks import run_ranks
 
 
 def places(*sizes: int, device: str = "GPU") -> list[Place]:

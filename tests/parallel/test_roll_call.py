@@ -7,10 +7,10 @@ import time
 import pytest
 import torch.distributed as dist
 
+from helpers.ranks import Ranks
 from imp_ds.errors import UserError
 from imp_ds.parallel.roll_call import roll_call
 from imp_ds.parallel.watchdog import waits_for
-from ranks import Ranks
 
 
 def wait_for_missing(limit_s: float) -> None:

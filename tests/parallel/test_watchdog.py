@@ -8,9 +8,9 @@ import pytest
 import watchdog_worker
 from watchdog_worker import BAD_STEP, TIMEOUT_S
 
+from helpers.ranks import Ended, Ranks
 from imp_ds.parallel.diagnosis import RankStatus, diagnose_broken, diagnose_events, diagnose_stillness
 from imp_ds.parallel.watchdog import EXIT_CODE
-from ranks import Ended, Ranks
 
 pytestmark = pytest.mark.distributed
 RANKS = 3

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from helpers.processes import ROOT, environment
+from helpers.ranks import Ranks
 from imp_ds.parallel.groups import all_reduce_mean
 from imp_ds.train.preemption import EXIT_CODE, Preempted, Preemption
-from processes import ROOT, environment
-from ranks import Ranks
 
 
 def soon(condition) -> bool:

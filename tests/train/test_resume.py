@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ranks import Ranks, command, run_ranks
+from helpers.ranks import Ranks, command, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.ranks import Ended, Ranks, command
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import apply_overrides
 from imp_ds.recipes import get_recipe
 from imp_ds.train import checkpoint, run_folder
-from ranks import Ended, Ranks, command
 
 PEAK = "--set=optimizer.peak_rate=0.002"
 

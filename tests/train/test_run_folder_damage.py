@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from plain_engine import make_engine
 
+from helpers.plain_engine import make_engine
 from imp_ds.config import FILE_NAME
 from imp_ds.errors import UserError
 from imp_ds.recipes import get_recipe

@@ -1,17 +1,12 @@
 """A trained run's model holds nothing that was in memory before: what no checkpoint has is as at a start."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
+from helpers.small_run import MARKS, VOCABULARY, make_run
 from imp_ds.train.trained_run import TrainedRun
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
-
-from small_run import MARKS, VOCABULARY, make_run
 
 
 class Tokenizer(SimpleNamespace):

@@ -7,7 +7,7 @@ import unittest
 
 import torch
 
-import common_tests
+from helpers import common_tests
 from imp_ds import ImpConfig, ImpModel
 
 modeling = common_tests.module("test_modeling_common")

@@ -7,7 +7,7 @@ import unittest
 
 import numpy as np
 
-import common_tests
+from helpers import common_tests
 from imp_ds import ImpProcessor
 from imp_ds.modalities.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
