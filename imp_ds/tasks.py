@@ -314,7 +314,7 @@ class Evaluation(Record):
     task: str | None = Field(
         None,
         description="a task of the run that task and attribute gates are told it is; without one likelihood tells attribute "
-        "gates what is read and what is looked for, which no task need have trained",
+        "gates its queries and candidates, which no task need have trained",
     )
     captioner: str | None = Field(
         None, description="a task of the run that generates the captions, of this modality or another"

@@ -37,8 +37,8 @@ class Tuning:
     """What is asked for. The defaults of the command are these.
 
     fraction: of each class's training samples. rate: the peak learning rate; None: that of the method.
-    prompt_length: prompts of each layer, and prompt_sides: "shared", or "separate": class names have prompts of their own; method
-        prompt only.
+    prompt_length: prompts of each layer, and candidate_prompts: "shared", or "separate": class names have prompts of their own;
+        method prompt only.
     """
 
     method: str = "prompt"
@@ -48,7 +48,7 @@ class Tuning:
     rate: float | None = None
     seed: int = 0
     prompt_length: int = 10
-    prompt_sides: str = "shared"
+    candidate_prompts: str = "shared"
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -199,7 +199,7 @@ def _model(run: RunConfig, config: PreTrainedConfig, tuning: Tuning):
     changes = {name: getattr(config, name) for name in kept}
     changes |= {"merged_conditions": config.merged_conditions or None, "gate_tasks": config.gate_tasks or None}
     if tuning.method == "prompt":
-        changes |= {"prompt_length": tuning.prompt_length, "prompt_sides": tuning.prompt_sides}
+        changes |= {"prompt_length": tuning.prompt_length, "candidate_prompts": tuning.candidate_prompts}
     return run.model.model_copy(update=changes)
 
 

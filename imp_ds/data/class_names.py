@@ -1,4 +1,4 @@
-"""What the data say of a task's classes: among which names a likelihood objective looks for its answer, how many classes a
+"""What the data say of a task's classes: which names are the candidates of a likelihood objective, how many classes a
 classification head has, and what they are called."""
 
 from imp_ds.data.corpus import open_corpus

@@ -1,4 +1,4 @@
-"""Sets of texts among which an answer is looked for: class names, answers, or every word of the vocabulary.
+"""Sets of candidate texts: class names, answers, or every word of the vocabulary.
 
 The network that reads the question encodes the candidates too, in every step. A set is shared out: of N candidates each of R
 ranks encodes ceil(N / R), and their vectors are gathered with gradient, so that a step costs each rank its share alone. What

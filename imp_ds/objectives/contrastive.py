@@ -53,9 +53,9 @@ class Contrastive(ObjectiveRecord):
         return Sides(frozenset(first), frozenset(second))
 
     def kernels(self, shape: StepShape) -> list[Kernel]:
-        """Both sides' projections, and each side's similarities with the other side of all ranks, in float32."""
+        """Both modalities' projections, and the similarities of each with the other of all ranks, in float32."""
         samples, size, width, common = shape.samples, shape.value_bytes, shape.config.hidden_size, shape.config.common_dim
-        side = [
+        direction = [
             product(samples, width, common, size),
             product(samples, common, common, size),
             passes("gelu", 5 * samples * common * size, 1),
@@ -63,7 +63,7 @@ class Contrastive(ObjectiveRecord):
             product(samples, common, shape.everyone, FLOAT32),
             passes("copy", 20 * samples * shape.everyone * FLOAT32, 8),
         ]
-        return side * (2 * len(self.pairs))
+        return direction * (2 * len(self.pairs))
 
     def loss_values(self, shape):
         return 2 * len(self.pairs) * similarity_values(shape)

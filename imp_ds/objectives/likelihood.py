@@ -1,7 +1,7 @@
 """The unified objective of Uni-Perceiver (arXiv 2112.01522, section 3; release, `embed_cls_predictor.py`): whatever the task, the
-answer is the candidate whose vector is nearest to that of what is read, by the head that all tasks share.
+answer is the candidate whose vector is nearest to the query's, by the head that all tasks share.
 
-Classes and answers are looked for among texts that are named, hidden words among all words of the vocabulary, and the other
+The candidates of classes and answers are texts that are named, those of hidden words all words of the vocabulary, and the other
 half of a pair among the batch of all ranks, in both directions.
 
 Shapes: B samples of this rank, L tokens of a text, D width, C width of the common space, K candidates, N samples of all ranks.
@@ -34,7 +34,7 @@ HEAD_PARAMETERS = ("imp.likelihood.", *(f"imp.{part}.text." for part in ("embedd
 
 
 def _family(fields: dict) -> str:
-    """Tasks that look for answers of one sort share a scale, as in the release: its img_cls, text_mlm, retrieve and so on."""
+    """Tasks whose answers are of one sort share a scale, as in the release: its img_cls, text_mlm, retrieve and so on."""
     candidates, inputs = fields.get("candidates"), fields.get("inputs") or ["text"]
     if candidates == "batch":
         return "retrieval"
@@ -45,7 +45,7 @@ def _family(fields: dict) -> str:
 
 @register
 class Likelihood(ObjectiveRecord):
-    """The unified formulation of Uni-Perceiver (arXiv 2112.01522): the answer is the candidate nearest to what is read, by one
+    """The unified formulation of Uni-Perceiver (arXiv 2112.01522): the answer is the candidate nearest to the query, by one
     head and the encoder for both sides.
 
     Where the candidates come from decides what is learned: "label_names" or a list, the class or answer that source.label tells;
@@ -53,10 +53,10 @@ class Likelihood(ObjectiveRecord):
     """
 
     kind: Literal["likelihood"] = Field("likelihood", description="which objective this is")
-    inputs: list[Modality] = Field(min_length=1, description="what is read, as one sequence in this order")
+    inputs: list[Modality] = Field(min_length=1, description="the query: modalities, as one sequence in this order")
     candidates: Literal["label_names", "vocabulary", "batch"] | list[str | list[str]] = Field(
         "label_names",
-        description="where the answer is looked for: the class names of the source, these names (a list of names for one class: "
+        description="the candidates: the class names of the source, these names (a list of names for one class: "
         "each step of training draws one), all words of the vocabulary, or the batch of all ranks",
     )
     templates: list[str] = Field(
@@ -67,7 +67,7 @@ class Likelihood(ObjectiveRecord):
         description="whose state is compared: that of a token before the sequence, or of the mark in its text, which is [MASK], "
         "or, where a text has none, is put at its end",
     )
-    target: Modality = Field("text", description="batch: what is looked for; texts otherwise")
+    target: Modality = Field("text", description="batch: modality of the candidates; texts otherwise")
     positives: Literal["diagonal", "equal"] = Field(
         "diagonal", description='batch: "diagonal": the other half of the same sample; "equal": every sample of equal label'
     )
@@ -79,7 +79,7 @@ class Likelihood(ObjectiveRecord):
 
     @property
     def among_names(self) -> bool:
-        """Whether the answer is a class, looked for among texts."""
+        """Whether the answer is a class, with texts as candidates."""
         return self.candidates not in ("vocabulary", "batch")
 
     def candidate_texts(self, names: list[str] | None = None) -> list[list[str]]:
@@ -253,7 +253,7 @@ class LikelihoodObjective(Objective):
         self.encode_candidates(model, batch, encodings)
 
     def encode_candidates(self, model: ImpModel, batch, encodings: dict[str, Encoding]) -> None:
-        """Add the encodings of what is looked for."""
+        """Add the encodings of the candidates."""
         raise NotImplementedError
 
     def found(self, model: ImpModel, right_B: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -335,7 +335,7 @@ class AmongWords(AmongTexts):
 
 
 class AmongBatch(LikelihoodObjective):
-    """The sample's own `target` among those of all ranks, and what is read among all that is, as in
+    """The sample's own `target` among those of all ranks, and each query among all queries, as in
     `imp_ds.objectives.contrastive`. `positives`: "diagonal", or "equal": whatever has an equal targets["label"]."""
 
     compares_samples = True
@@ -350,10 +350,10 @@ class AmongBatch(LikelihoodObjective):
             encodings[self.target] = encode_with_spe(model, parts, batch.key_B)
 
     def forward(self, model, encodings, targets):
-        read_BC, sought_BC = (model.likelihood(encodings[name].pooled_BD) for name in (self.sequence, self.target))
-        positive_BN = positives(self.positives, len(read_BC), read_BC.device, targets)
-        forth, forth_accuracy = nce_direction(self._logits(model, read_BC, sought_BC), positive_BN)
-        back, back_accuracy = nce_direction(self._logits(model, sought_BC, read_BC), positive_BN)
+        query_BC, candidate_BC = (model.likelihood(encodings[name].pooled_BD) for name in (self.sequence, self.target))
+        positive_BN = positives(self.positives, len(query_BC), query_BC.device, targets)
+        forth, forth_accuracy = nce_direction(self._logits(model, query_BC, candidate_BC), positive_BN)
+        back, back_accuracy = nce_direction(self._logits(model, candidate_BC, query_BC), positive_BN)
         metrics = self.found(model, torch.stack([forth_accuracy, back_accuracy]))
         return (forth + back) / 2, metrics
 

@@ -137,7 +137,7 @@ class NamedClassesObjective(ClassObjective):
         """Of each sample and class, float32 [B, N]."""
         if self.scores is None:
             return self.head(encodings[self.modality].pooled_BD, None)
-        return self.head(encodings[self.scores.read].pooled_BD, self.scores(model, encodings))
+        return self.head(encodings[self.scores.query].pooled_BD, self.scores(model, encodings))
 
     def probabilities(self, model: ImpModel, encodings: dict[str, Encoding]) -> torch.Tensor:
         return self.logits(model, encodings).softmax(1)
@@ -159,16 +159,16 @@ class NameScores:
 
     def __init__(self, compares: "PairScores | LikelihoodScores", prompts: list[list[list[int]]], length: int, pad_id: int):
         self.compares, self.classes, self.length, self.pad_id = compares, len(prompts), length, pad_id
-        self.read = compares.sequence  # the encoding of what is read
+        self.query = compares.sequence  # the encoding of the query
         self._rows = [ids for templates in prompts for ids in templates]
         self._inputs: dict[str, torch.Tensor] = {}
 
     def encode(self, model: ImpModel, batch, encodings: dict[str, Encoding]) -> None:
-        """Add the encodings of what is read and of the prompts."""
+        """Add the encodings of the query and of the prompts."""
         compares = self.compares
-        if self.read not in encodings:
+        if self.query not in encodings:
             inputs, condition = batch.inputs[compares.modality], model.condition(compares.modality, batch.task)
-            encodings[self.read] = compares.encode(model, compares.modality, inputs, condition, batch.key_B)
+            encodings[self.query] = compares.encode(model, compares.modality, inputs, condition, batch.key_B)
         if self.NAMES not in encodings:
             condition = model.condition("text", batch.task, target=True)
             encodings[self.NAMES] = compares.encode(model, "text", self._on(model.device), condition)
@@ -176,7 +176,7 @@ class NameScores:
     def __call__(self, model: ImpModel, encodings: dict[str, Encoding]) -> torch.Tensor:
         prompts_PC = self.compares.vectors(model, "text", encodings[self.NAMES])
         classes_NC = F.normalize(prompts_PC.view(self.classes, -1, prompts_PC.shape[1]).mean(1), dim=-1)
-        vectors_BC = self.compares.vectors(model, self.compares.modality, encodings[self.read])
+        vectors_BC = self.compares.vectors(model, self.compares.modality, encodings[self.query])
         return vectors_BC @ classes_NC.T * self.compares.scale(model)
 
     def _on(self, device: torch.device) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ class Needs(NamedTuple):
     label: whether it must have a class; classes: labels are below this number, None where nothing limits them.
     mask_rate: share of its text's words that are hidden from the model, which targets["words"] has; 0: none.
     target_ids: whether targets["caption"] has the token ids of its text, to be generated.
-    mask_at_answer: whether its text has a mask token where the answer is read.
+    mask_at_answer: whether its text has a mask token where the query's state is read.
     """
 
     modalities: frozenset[str]
@@ -81,7 +81,7 @@ class ObjectiveRecord(Record, ABC):
 
     @abstractmethod
     def sides(self) -> Sides:
-        """Which modalities it reads and which it looks for: what attribute gates are told."""
+        """The modalities of its queries and of its candidates, for attribute gates."""
 
     @abstractmethod
     def kernels(self, shape: StepShape) -> list[Kernel]:

@@ -43,14 +43,14 @@ def build(run: RunConfig, folder) -> ImpForPreTraining:
 
 
 def test_the_run_of_prompts(folder, digits_corpus):
-    run = make(folder, fraction=0.4, steps=40, batch_size=8, seed=3, prompt_length=4, prompt_sides="separate")
+    run = make(folder, fraction=0.4, steps=40, batch_size=8, seed=3, prompt_length=4, candidate_prompts="separate")
     (task,) = run.tasks
     (objective,) = task.objectives
     assert task.name == "image" and task.views.names() == ["vision"] and task.batch_size == 8
     assert objective.names[2] == "two" and len(objective.prompts) == 10 and objective.temperature == pytest.approx(0.2, abs=1e-5)
     tokenizer = ImpProcessor.from_pretrained(folder).tokenizer
     assert "two" in tokenizer.decode(objective.prompts[2][0])
-    assert (run.model.prompt_length, run.model.prompt_sides, run.data.seed) == (4, "separate", 3)
+    assert (run.model.prompt_length, run.model.candidate_prompts, run.data.seed) == (4, "separate", 3)
     assert run.optimizer.weight_decay == 0 and run.train.init_from == str(folder) and run.data.tokenizer == str(folder)
     # rates: from nothing in a tenth of the steps to the peak, to nothing at the end
     assert [run.learning_rate(step) for step in (0, 4)] == [0.0, 1e-3] and run.learning_rate(40) == pytest.approx(0.0)

@@ -130,5 +130,5 @@ def test_an_encoder_that_was_not_told_says_so(gate):
 
 
 def test_an_objective_without_sides_names_its_task():
-    with pytest.raises(UserError, match="(?s)task birds: nothing says what an objective reads and looks for.*got: +singing"):
+    with pytest.raises(UserError, match="(?s)task birds: an objective gives no queries and candidates.*got: +singing"):
         task_sides("birds", [{"kind": "singing"}])

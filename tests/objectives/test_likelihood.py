@@ -137,8 +137,8 @@ def test_retrieval_compares_both_ways_over_the_batch():
     model = build().eval()
     batch = batch_of("pairs")
     encodings = model.encode(batch)
-    read_BC, sought_BC = (model.imp.likelihood(encodings[name].pooled_BD) for name in ("spe+vision", "target+text"))
-    logits_BB = read_BC @ sought_BC.T / 0.07
+    query_BC, candidate_BC = (model.imp.likelihood(encodings[name].pooled_BD) for name in ("spe+vision", "target+text"))
+    logits_BB = query_BC @ candidate_BC.T / 0.07
     expected = (F.cross_entropy(logits_BB, torch.arange(8)) + F.cross_entropy(logits_BB.T, torch.arange(8))) / 2
     torch.testing.assert_close(model(batch)[0], expected)
 

@@ -89,7 +89,7 @@ def test_a_linear_probe_encodes_no_names():
 
 @pytest.mark.parametrize("spec", [PAIR, HEAD], ids=["pair", "likelihood"])
 def test_the_loss_is_the_cross_entropy_and_its_gradient_reaches_names_prompts_and_head(spec):
-    model = make(config=dict(prompt_length=2, prompt_sides="separate"), **spec).train()
+    model = make(config=dict(prompt_length=2, candidate_prompts="separate"), **spec).train()
     loss, metrics, _ = model(batch())
     found = logits(model, batch())
     torch.testing.assert_close(loss, F.cross_entropy(found, LABELS))

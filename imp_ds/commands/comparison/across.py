@@ -37,5 +37,5 @@ def unit_vectors(trained: TrainedRun, model: ImpForPreTraining, name: str, split
     sides = LikelihoodSides(record)
     reader = open_reader(trained.run.data.root, task.source, split, trained.run.data)
     batches = evaluation_batches(reader, Collator(trained.processor), task.views, batch_size=BATCH_SIZE)
-    found = embed_by(lambda batch: [sides.read(model.imp, batch)], batches, model.device)
+    found = embed_by(lambda batch: [sides.query(model.imp, batch)], batches, model.device)
     return found.vectors[record.modality], torch.from_numpy(labels(reader))[found.rows_N].to(model.device)

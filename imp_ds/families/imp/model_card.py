@@ -129,7 +129,8 @@ def _tuning(run: RunConfig, config: ImpConfig, results: list[Metric]) -> list[st
     (task,) = tuned
     what = "all of its weights" if run.train.trainable is None else "a linear head; the rest is as it was"
     if config.prompt_length:
-        what = f"{config.prompt_length} prompts in each layer ({config.prompt_sides}), the norms, a head; the rest is as it was"
+        prompts = f"{config.prompt_length} prompts in each layer ({config.candidate_prompts})"
+        what = f"{prompts}, the norms, a head; the rest is as it was"
     count = by_name(results).get(f"train/samples/{task.name}")
     drawn = f"{100 * task.source.fraction:g} % of each class" + ("" if count is None else f", {int(count):,} samples")
     before = [metric for metric in results if metric.name.startswith(BEFORE) and metric.shown is not None]

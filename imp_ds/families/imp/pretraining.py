@@ -113,7 +113,7 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
 
     @torch.no_grad()
     def answer(self, task: str | None = None, **inputs: torch.Tensor) -> torch.Tensor:
-        """The probability of each class of a task that has a classification head, or looks for its answer among names: float32
+        """The probability of each class of a task that has a classification head, or names as candidates: float32
         [B, K], in the order of `answer_names(task)`. Under sigmoid the classes do not exclude each other.
 
         Args:

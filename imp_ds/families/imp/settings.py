@@ -63,7 +63,9 @@ class ModelSettings(FamilySettings):
     router_balance: float | None = Field(None, ge=0, description="where tokens choose: coefficient of the load-balancing loss")
     router_noise: float | None = Field(None, ge=0, description="noise on the router's logits, in units of 1 / num_experts")
     prompt_length: int | None = Field(None, ge=0, description="deep prompts of each layer; 0: none")
-    prompt_sides: Literal["shared", "separate"] | None = Field(None, description="separate: candidates have prompts of their own")
+    candidate_prompts: Literal["shared", "separate"] | None = Field(
+        None, description="separate: candidates have prompts of their own"
+    )
     merged_conditions: list[str] | None = Field(None, description="of a merged model: the conditions that it has copies for")
 
     def to_config(self, vocab_size: int, tasks: list[Task], tokenizer=None) -> ImpConfig:

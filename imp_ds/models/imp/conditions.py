@@ -1,8 +1,8 @@
 """What a segment's condition is: the modality of its tokens, its task, and what is true of both, as named bits.
 
-Uni-Perceiver-MoE (arXiv 2206.04674; release, `datasets/moe_embeddings.py`) describes each segment by bits that say what the task
-reads, what it looks for, and what the segment's own tokens are. Here the bits have names; a task's are composed from what its
-objectives say of inputs and targets, so that a task that was never trained has a description without new parameters.
+Uni-Perceiver-MoE (arXiv 2206.04674; release, `datasets/moe_embeddings.py`) describes each segment by bits that say what the
+task's queries and candidates are, and what the segment's own tokens are. Here the bits have names; a task's are composed from
+what its objectives say of inputs and targets, so that a task that was never trained has a description without new parameters.
 
 An objective says so itself (`imp_ds.objectives.objective.ObjectiveRecord.sides`), and the model's configuration keeps it. Shapes:
 A attributes.
@@ -18,16 +18,16 @@ from imp_ds.moe.routing import Condition
 MODALITIES = ("vision", "audio", "text")
 ATTRIBUTES = (
     *(f"input_{modality}" for modality in MODALITIES),  # the task reads it
-    *(f"target_{modality}" for modality in MODALITIES),  # the task looks for it
+    *(f"target_{modality}" for modality in MODALITIES),  # the task's candidates have it
     *(f"token_{modality}" for modality in MODALITIES),  # the segment's tokens are of it
-    "target_side",  # the segment is of what is looked for: candidates
+    "target_side",  # the segment is of the candidates
     "causal",  # a token of the segment sees none that follows it
 )
 
 
 class Sides(NamedTuple):
-    """The modalities that a task reads, those that it looks for, and those that it reads word by word, blind to what follows.
-    candidates: whether it looks for the answer among texts that are encoded for it."""
+    """The modalities of a task's queries, those of its candidates, and those that are causal, token by token.
+    candidates: whether its candidates are texts that are encoded for it."""
 
     inputs: frozenset[str]
     targets: frozenset[str]
@@ -36,12 +36,12 @@ class Sides(NamedTuple):
 
 
 def task_sides(task: str, objectives: list[dict]) -> Sides:
-    """All that the objectives of a task, as ImpConfig.objectives has them, read and look for, together. Raises UserError, naming
-    the task, for an objective that does not say it."""
+    """All that the objectives of a task, as ImpConfig.objectives has them, have as queries and candidates, together. Raises
+    UserError, naming the task, for an objective that does not say it."""
     silent = [spec.get("kind") for spec in objectives if "sides" not in spec]
     if silent:
         raise UserError(
-            f"task {task}: nothing says what an objective reads and looks for", got=", ".join(map(str, silent)),
+            f"task {task}: an objective gives no queries and candidates", got=", ".join(map(str, silent)),
             allowed='a spec with "sides"', fix="make the entry with imp_ds.objectives.registry.task_entry([objective, ...])",
         )  # fmt: skip
     parts = ([spec["sides"][name] for spec in objectives] for name in ("inputs", "targets", "causal"))
@@ -54,14 +54,14 @@ def causal_tasks(objectives: dict[str, dict]) -> list[str]:
 
 
 def candidate_tasks(objectives: dict[str, dict]) -> list[str]:
-    """Of ImpConfig.objectives the tasks that look for an answer among texts which are encoded for it; not among their batch."""
+    """Of ImpConfig.objectives the tasks whose candidates are texts that are encoded for it, not those of their batch."""
     return [task for task, entry in objectives.items() if task_sides(task, entry["objectives"]).candidates]
 
 
 def segment_attributes(modality: str, sides: Sides, target: bool | None = None) -> tuple[str, ...]:
     """The names of the attributes of a segment of `modality` in a task of these sides, in the order of ATTRIBUTES.
 
-    target: whether the segment is of the candidates; None: it is when the task looks for the modality and does not read it.
+    target: whether the segment is of the candidates; None: it is when the modality is of the candidates and not of the queries.
     """
     target = modality in sides.targets - sides.inputs if target is None else target
     true = {f"input_{m}" for m in sides.inputs} | {f"target_{m}" for m in sides.targets} | {f"token_{modality}"}
@@ -113,7 +113,7 @@ def _known(task: str | None, tasks: list[str], gate: str) -> str:
 
 
 def task_conditions(config, task: str) -> list[str]:
-    """The names of all conditions that segments of a task can have, those of what it reads first, each once."""
+    """The names of all conditions that segments of a task can have, those of its queries first, each once."""
     sides = task_sides(task, config.objectives[task]["objectives"])
     segments = [(m, False) for m in MODALITIES if m in sides.inputs] + [(m, True) for m in MODALITIES if m in sides.targets]
     return list(dict.fromkeys(condition_name(config, modality, task, target) for modality, target in segments))

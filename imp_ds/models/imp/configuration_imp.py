@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import MODALITIES, candidate_tasks, causal_tasks
-from imp_ds.models.imp.encoder.prompts import PROMPT_SIDES, SHARED
+from imp_ds.models.imp.encoder.prompts import CANDIDATE_PROMPTS, SHARED
 from imp_ds.moe.routers.registry import ROUTERS, default_router, planned_router
 from imp_ds.moe.routers.router import Router
 
@@ -77,7 +77,7 @@ class ImpConfig(PreTrainedConfig):
         router_noise: in training, Gaussian noise on the router's logits, in units of 1 / num_experts (V-MoE: 1.0).
         objectives: task name -> the objectives trained on it (see `imp_ds.objectives`); used by ImpForPreTraining.
         prompt_length: deep prompts of each layer (`imp_ds.models.imp.encoder.prompts`); 0: none.
-        prompt_sides: "shared", or "separate": what is of the candidates has prompts of its own.
+        candidate_prompts: "shared", or "separate": what is of the candidates has prompts of its own.
         merged_conditions: the conditions of a merged model (`imp_ds.families.imp.merging`), which has no experts (num_experts is
             0): each of its conditional linear layers is one plain linear layer for each of them.
     """
@@ -127,7 +127,7 @@ class ImpConfig(PreTrainedConfig):
         router_noise=0.0,
         objectives=None,
         prompt_length=0,
-        prompt_sides=SHARED,
+        candidate_prompts=SHARED,
         merged_conditions=(),
         **kwargs,
     ):
@@ -174,7 +174,7 @@ class ImpConfig(PreTrainedConfig):
         self.router_noise = router_noise
         self.objectives = dict(objectives or {})
         self.prompt_length = prompt_length
-        self.prompt_sides = prompt_sides
+        self.candidate_prompts = candidate_prompts
         self.merged_conditions = list(merged_conditions)
         self._check()
         super().__init__(**kwargs)
@@ -261,8 +261,8 @@ class ImpConfig(PreTrainedConfig):
             self._check_linears()
 
     def _check_prompts(self):
-        if self.prompt_sides not in PROMPT_SIDES:
-            raise UserError("unknown prompt_sides", got=self.prompt_sides, allowed=", ".join(PROMPT_SIDES))
+        if self.candidate_prompts not in CANDIDATE_PROMPTS:
+            raise UserError("unknown candidate_prompts", got=self.candidate_prompts, allowed=", ".join(CANDIDATE_PROMPTS))
         positions = {"text": self.text_max}
         for name, largest, patch in (("vision", self.vision_max, self.vision_patch), ("audio", self.audio_max, self.audio_patch)):
             positions[name] = math.prod(a // b for a, b in zip(largest, patch))

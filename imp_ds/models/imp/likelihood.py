@@ -3,7 +3,7 @@ release, `embed_cls_predictor.py`).
 
     P(x, y) ~ exp(s cos(g f(x), g f(y)))
 
-f g is the encoder and this head, the same on the side of what is read and on that of the candidates; s is learned for each
+f g is the encoder and this head, the same for queries and candidates; s is learned for each
 family of tasks. What stands for a sequence is the state of one token, <SPE>, which is the tokenizer's mask token.
 
 Shapes: B examples, L tokens of an example, D width, C width of the common space, N states, K candidates.

@@ -169,12 +169,12 @@ class ImpModel(ImpPreTrainedModel):
     def condition(
         self, modality: str, task: str | None = None, *, target: bool | None = None, attributes: tuple[str, ...] | None = None
     ) -> Condition:
-        """The condition of a segment of `modality`, for gates that ask for it, and for prompts that tell the sides apart.
+        """The condition of a segment of `modality`, for gates that ask for it, and for prompts of queries or of candidates.
 
         Args:
             task: one of config.objectives; gates that ask for modalities alone, or for nothing, do without.
-            target: whether the segment is of the candidates among which the task looks; None: it is when the task looks for
-                the modality and does not read it.
+            target: whether the segment is of the task's candidates; None: it is when the task has candidates of
+                the modality and no queries of it.
             attributes: names of `imp_ds.models.imp.conditions.ATTRIBUTES`, instead of those of the task: for a task that the
                 model has not been trained on.
 
@@ -184,7 +184,7 @@ class ImpModel(ImpPreTrainedModel):
         if self.config.num_experts or self.config.merged_conditions:
             name = condition_name(self.config, modality, task, target, attributes)
             found = build_condition(self.config, name, self.device)
-        if self.config.prompt_length and self.config.prompt_sides == SEPARATE:
+        if self.config.prompt_length and self.config.candidate_prompts == SEPARATE:
             found = found._replace(target=is_target(self.config, modality, task, target))
         return found
 

@@ -43,7 +43,7 @@ def test_a_comparison_trains_times_and_tells_and_is_not_done_twice(tmp_path, dig
     assert "| dense |" in page and "| attribute |" in page and "5 steps" in page and "one seed" in page
     assert Image.open(out / "comparison.png").width > 1000
     # layer 1 has 8 experts, or a copy for each condition: image, speech, their names, a text with hidden words, the words that
-    # they are looked for among, an image, its caption, and its words; four linear layers have 32 * (96 + 32) + 2 * 32 * 48
+    # their candidates are, an image, its caption, and its words; four linear layers have 32 * (96 + 32) + 2 * 32 * 48
     # numbers
     more = 32 * (96 + 32) + 2 * 32 * 48
     assert attribute["parameters/served"] == dense["parameters/trained"] + 8 * more

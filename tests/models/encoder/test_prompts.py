@@ -75,7 +75,7 @@ def test_moved_prompts_change_what_is_encoded_and_padding_still_does_not(changes
 
 @pytest.mark.parametrize("sides, moved", [("shared", True), ("separate", False)])
 def test_candidates_have_their_own_prompts_where_sides_are_separate(sides, moved):
-    model = small_model(prompt_length=4, prompt_sides=sides, objectives=OBJECTIVES)
+    model = small_model(prompt_length=4, candidate_prompts=sides, objectives=OBJECTIVES)
     image, inputs = clip_inputs(2, 1, 2, 2), text_inputs([4, 2], 5)
 
     def encoded():
@@ -92,7 +92,7 @@ def test_candidates_have_their_own_prompts_where_sides_are_separate(sides, moved
 
 
 def test_the_side_is_told_or_follows_from_the_only_task():
-    model = small_model(prompt_length=2, prompt_sides="separate", objectives=OBJECTIVES)
+    model = small_model(prompt_length=2, candidate_prompts="separate", objectives=OBJECTIVES)
     assert [model.condition(m).target for m in ("vision", "audio", "text")] == [False, False, True]
     assert not model.condition("text", "digits", target=False).target and model.condition("vision", target=True).target
     shared = small_model(prompt_length=2, objectives=OBJECTIVES)
@@ -101,7 +101,7 @@ def test_the_side_is_told_or_follows_from_the_only_task():
 
 def test_prompts_stay_when_experts_are_merged_and_when_segments_differ_in_condition():
     torch.manual_seed(0)
-    model = ImpForPreTraining(small_config(prompt_length=4, prompt_sides="separate", **GATED)).eval()
+    model = ImpForPreTraining(small_config(prompt_length=4, candidate_prompts="separate", **GATED)).eval()
     merged = merge(model)
     image, words = clip_inputs(3, 1, 2, 2), text_inputs([5, 3, 1], 6)
     found = []
@@ -128,18 +128,18 @@ def test_gradients_reach_prompts_through_checkpointing():
 
 
 def test_a_saved_model_has_its_prompts(tmp_path):
-    model = small_model(prompt_length=5, prompt_sides="separate")
+    model = small_model(prompt_length=5, candidate_prompts="separate")
     model.save_pretrained(tmp_path)
     again = ImpModel.from_pretrained(tmp_path)
     assert torch.equal(again.blocks[1].attention.prompts.vectors, model.blocks[1].attention.prompts.vectors)
-    assert again.config.prompt_sides == "separate"
+    assert again.config.candidate_prompts == "separate"
 
 
 @pytest.mark.parametrize("wrong, message", [
     # 32 / 4 * 16 / 4 = 32 positions of audio, fewer than 64 of text and 4 * 8 * 8 of vision
     (dict(prompt_length=33), "(?s)longer than the positions.*prompt_length = 33.*0 to 32, the positions of audio"),
     (dict(prompt_length=-1), "(?s)prompt_length = -1.*0 to 32"),
-    (dict(prompt_sides="both"), "(?s)unknown prompt_sides.*both.*shared, separate"),
+    (dict(candidate_prompts="both"), "(?s)unknown candidate_prompts.*both.*shared, separate"),
 ])  # fmt: skip
 def test_unfit_prompts_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""How what is read and what it is compared with become vectors: by the projections of a pair of modalities, or by the likelihood
+"""How queries and candidates become vectors: by the projections of a pair of modalities, or by the likelihood
 head, which compares whatever there is.
 
 Shapes: B entries of a batch, C width of a common space.
@@ -14,21 +14,21 @@ from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
 from imp_ds.moe.routing import Condition, RouterReport
 from imp_ds.tasks import Batch, Evaluation
 
-Vectors = tuple[str, torch.Tensor, list[RouterReport]]  # the modality, unit vectors [B, C], what the routers told
+Vectors = tuple[str, torch.Tensor, list[RouterReport]]  # the modality, unit vectors [B, C], the routers' reports
 
 
 class PairSides:
-    """By projections: the record's modality towards text, and text towards it. Gates are told the record's task."""
+    """By projections: the record's modality towards text, and text towards it. Gates get the record's task."""
 
     def __init__(self, record: Evaluation):
         self.modality, self.target, self.task = record.modality, "text", record.task
 
-    def read(self, model, batch: Batch) -> Vectors:
-        """What is read."""
+    def query(self, model, batch: Batch) -> Vectors:
+        """The queries."""
         return self._project(model, batch, self.modality, self.target)
 
-    def sought(self, model, batch: Batch) -> Vectors:
-        """What it is compared with."""
+    def candidates(self, model, batch: Batch) -> Vectors:
+        """The candidates."""
         return self._project(model, batch, self.target, self.modality)
 
     def _project(self, model, batch: Batch, source: str, target: str) -> Vectors:
@@ -39,7 +39,7 @@ class PairSides:
 class LikelihoodSides:
     """By the likelihood head: the record's modality, or with it a text that has a mark, against candidates of its target.
 
-    Gates are told the record's task; without one those that ask for attributes are told what is read and what is looked for, so
+    Gates get the record's task; without one attribute gates get the modalities of queries and candidates, so
     that a pair of modalities which no task has trained has a condition too.
     """
 
@@ -48,14 +48,14 @@ class LikelihoodSides:
         self.marked = record.answer_at == "mark"
         self.inputs = [self.modality] + (["text"] if self.marked and self.modality != "text" else [])
 
-    def read(self, model, batch: Batch) -> Vectors:
-        """What is read."""
+    def query(self, model, batch: Batch) -> Vectors:
+        """The queries."""
         head, parts = self._head(model), [(m, batch.inputs[m], self._condition(model, m, False)) for m in self.inputs]
         encoding = (encode_at_mark if self.marked else encode_with_spe)(model, parts)
         return self.modality, head(encoding.pooled_BD), encoding.reports
 
-    def sought(self, model, batch: Batch) -> Vectors:
-        """What it is compared with."""
+    def candidates(self, model, batch: Batch) -> Vectors:
+        """The candidates."""
         part = (self.target, batch.inputs[self.target], self._condition(model, self.target, True))
         encoding = encode_with_spe(model, [part])
         return self.target, self._head(model)(encoding.pooled_BD), encoding.reports
@@ -76,11 +76,11 @@ class LikelihoodSides:
 
 
 def build_sides(record: Evaluation) -> PairSides | LikelihoodSides:
-    """As the record's `head` says."""
+    """By the record's `head`."""
     return LikelihoodSides(record) if record.head == "likelihood" else PairSides(record)
 
 
 def both(sides: PairSides | LikelihoodSides, model, batch: Batch) -> Iterator[Vectors]:
-    """What is read, then what it is compared with."""
-    yield sides.read(model, batch)
-    yield sides.sought(model, batch)
+    """The queries, then the candidates."""
+    yield sides.query(model, batch)
+    yield sides.candidates(model, batch)

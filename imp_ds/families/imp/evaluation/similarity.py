@@ -110,13 +110,13 @@ class TextEvaluator(Evaluator):
                 yield Metric(f"answers/{name}/exact_match", match, "share", "higher", Shown("answers"))
         if self.captions is not None:
             captions = [self.captions[row] for row in self.rows_N.tolist()]
-            sought_NC = found.vectors[self._sides.target]
-            yield from both_directions(name, self.vectors_NC, sought_NC, captions, self._sides.target)
+            candidate_NC = found.vectors[self._sides.target]
+            yield from both_directions(name, self.vectors_NC, candidate_NC, captions, self._sides.target)
 
     def _embed(self, model) -> Embedded:
         """Each row's vector, and where captions say which rows are equal, that of what it is compared with."""
         sides = self._sides
-        embed = (lambda batch: [sides.read(model, batch)]) if self.captions is None else partial(both, sides, model)
+        embed = (lambda batch: [sides.query(model, batch)]) if self.captions is None else partial(both, sides, model)
         return embed_by(embed, self.batches, next(model.parameters()).device)
 
     def _exact_match(self, classes_KC: torch.Tensor, label_N: torch.Tensor) -> float:
@@ -127,7 +127,7 @@ class TextEvaluator(Evaluator):
     def _class_vectors(self, model) -> torch.Tensor:
         shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
         prompts = prompt_batches(self.tokenizer, self.classes.prompts(), self.record.views.text.length, **shape)
-        embedded = embed_by(lambda batch: [self._sides.sought(model, batch)], prompts, next(model.parameters()).device)
+        embedded = embed_by(lambda batch: [self._sides.candidates(model, batch)], prompts, next(model.parameters()).device)
         self.usage.setdefault("text", embedded.usage["text"])
         return class_vectors(embedded.vectors["text"], len(self.classes.templates))
 

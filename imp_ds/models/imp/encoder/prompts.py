@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SHARED, SEPARATE = "shared", "separate"
-PROMPT_SIDES = (SHARED, SEPARATE)
+CANDIDATE_PROMPTS = (SHARED, SEPARATE)
 
 
 class DeepPrompts(nn.Module):
@@ -22,7 +22,7 @@ class DeepPrompts(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        sides = 1 if config.prompt_sides == SHARED else 2
+        sides = 1 if config.candidate_prompts == SHARED else 2
         self.vectors = nn.Parameter(torch.empty(sides, 2, config.prompt_length, config.hidden_size))  # [K, 2, P, D]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
 
