@@ -134,5 +134,8 @@ def test_bytes_that_are_changed_are_one_message_or_nothing(name, commands, copy)
     full = (copy / name).read_bytes()
     for seed in range(6):
         (copy / name).write_bytes(mutated(full, np.random.default_rng(seed)))
-        refusals(commands, copy)
+        found = refusals(commands, copy)
+        assert "tune" in found  # for the damage, or for the evaluation that is not there
+        assert all(0 < len(str(error)) < 2000 for error in found.values()), found
+        assert (copy.parent / "upcycled").exists() == ("upcycle" not in found)
         shutil.rmtree(copy.parent / "upcycled", ignore_errors=True)
