@@ -5,7 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from pages import ROOT
+from helpers.pages import ROOT
 
 PAGE = (ROOT / "docs" / "training_step.md").read_text(encoding="utf-8")
 NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
