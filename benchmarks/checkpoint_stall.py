@@ -141,9 +141,9 @@ def agree(writer):
     """How the save ended as rank 0 knows it, on all ranks, so that all stop stepping together; None until it has."""
     import torch.distributed as dist
 
-    told = [writer.poll()]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+    reported = [writer.poll()]
+    dist.broadcast_object_list(reported, src=0)
+    return reported[0]
 
 
 def table(found: list[dict], saves: int) -> str:

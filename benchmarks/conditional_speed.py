@@ -238,12 +238,12 @@ def conclusions(training: dict, inference: dict, options) -> list[str]:
     steps = [training[gate, "step", pairs] / training["dense", "step", pairs] for gate in constant]
     merged = [inference[gate, "merged", n] / inference["dense", "experts", n] for gate in constant for n in sizes]
     return [
-        told(f"a training step of {pairs * (64 + WORDS):,} tokens within {TRAINING} of dense", max(steps), TRAINING),
-        told(f"merged inference within {INFERENCE} of dense", max(merged), INFERENCE),
+        conclusion(f"a training step of {pairs * (64 + WORDS):,} tokens within {TRAINING} of dense", max(steps), TRAINING),
+        conclusion(f"merged inference within {INFERENCE} of dense", max(merged), INFERENCE),
     ]
 
 
-def told(what: str, worst: float, bound: float) -> str:
+def conclusion(what: str, worst: float, bound: float) -> str:
     return f"- {'met' if worst <= bound else 'NOT met'}: modality, task and attribute gates: {what}: at most {worst:.2f}"
 
 

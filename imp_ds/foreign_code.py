@@ -1,7 +1,7 @@
 """Loading what somebody else may have made: a model, processor or tokenizer, from a folder or a hub.
 
-Whether code that comes with it may run: no, unless the command line says so. Where transformers is not told, it asks on standard
-input, and runs the code after a "y": every loading call of ours goes through here.
+Whether code that comes with it may run: no, unless the command line says so. Where transformers does not know, it asks on
+standard input, and runs the code after a "y": every loading call of ours goes through here.
 """
 
 from imp_ds.errors import UserError
@@ -41,4 +41,4 @@ def load(kind, name, what: str, *, allowed: str | None = None, fix: str | None =
         raise UserError(what, got=got[:_LONGEST], allowed=allowed, fix=fix) from None
 
 
-_LONGEST = 500  # characters of what is told
+_LONGEST = 500  # characters of what is shown

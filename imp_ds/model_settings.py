@@ -1,6 +1,6 @@
 """What a recipe sets of its model: a record of the family that it names.
 
-Shapes of a run's model differ from family to family, so `RunConfig.model` is the record of one of them, told by `family`.
+Shapes of a run's model differ from family to family, so `RunConfig.model` is the record of one of them, given by `family`.
 """
 
 from abc import ABC, abstractmethod

@@ -42,7 +42,7 @@ def _run_key(seed: int) -> int:
 
 def additional_keys(key_B: torch.Tensor, number: int, first: int, count: int) -> torch.Tensor:
     """The keys of things first .. first+count-1 that belong to the step of these samples, beside them, such as its candidates:
-    int64 [count], the same on every rank; they know a step of their own. `number` tells kinds of things apart, from 16 on."""
+    int64 [count], the same on every rank; they know a step of their own. `number` distinguishes kinds of things, from 16 on."""
     return (derive(step_key(key_B), number) << _SAMPLE) + torch.arange(first, first + count, device=key_B.device)
 
 
@@ -53,7 +53,7 @@ def step_key(key_B: torch.Tensor) -> torch.Tensor:
 
 
 def derive(key_B: torch.Tensor, number: int | torch.Tensor) -> torch.Tensor:
-    """For each key another one of its own: int64 [B]. `number` (0 or more) tells the derived keys apart: a modality, a layer;
+    """For each key another one of its own: int64 [B]. `number` (0 or more) distinguishes the derived keys: a modality, a layer;
     a tensor of numbers is broadcast with the keys."""
     before = _signed((number + 1) * _STEP) if isinstance(number, int) else (number + 1) * _signed(_STEP)
     return _mix(key_B - before)

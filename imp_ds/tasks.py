@@ -246,7 +246,7 @@ class Rejection(NamedTuple):
 
 
 class BatchReport(NamedTuple):
-    """What the loader tells of a batch: which of its task's views it is seen in, the samples' keys, those that were left out on
+    """What the loader reports of a batch: which of its task's views it is seen in, the samples' keys, those that were left out on
     the way, the share of padding by modality."""
 
     view: int = 0
@@ -313,7 +313,7 @@ class Evaluation(Record):
     target: Modality = Field("text", description="likelihood: what is retrieved; rows with equal source.text are equal")
     task: str | None = Field(
         None,
-        description="a task of the run that task and attribute gates are told it is; without one likelihood tells attribute "
+        description="a task of the run that task and attribute gates get; without one likelihood gives attribute "
         "gates its queries and candidates, which no task need have trained",
     )
     captioner: str | None = Field(

@@ -1,4 +1,5 @@
-"""What the fuzzers share: samples are read in a child process, which may end, hang or grow, and what escapes is told and kept.
+"""What the fuzzers share: samples are read in a child process, which may end, hang or grow, and what escapes is reported and
+kept.
 
 A script names its kinds and calls `main`. The child is the same script with --work: it says the number of each sample before it
 reads it, and the outcome after, so that the parent knows which one ended it, hung or took too much memory.

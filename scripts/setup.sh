@@ -18,7 +18,7 @@ show_help() {
     awk 'NR > 1 { if (!/^#/) exit; if (!/^#SBATCH/) { sub(/^# ?/, ""); print } }' "$1"
 }
 
-# A Python of the right age: $PYTHON if it is set, or the first on PATH. Some names on PATH only tell what to install,
+# A Python of the right age: $PYTHON if it is set, or the first on PATH. Some names on PATH only say what to install,
 # so each is asked for its version.
 find_python() {
     local name names=(python3.11 python3.12 python3.13 python3 python)

@@ -229,10 +229,10 @@ def test_layouts_that_are_right_pass(run):
         check_layout(run.override([f"train.ep_size={ep_size}"]), world, ZERO2)
     check_layout(run.override(["optimizer.clip=0"]), 2, {})
     check_layout(run.override(["model.num_experts=0"]), 2, {})
-    # a gate that knows no tokens has no groups of them, and evaluations may be told a task
+    # a gate that knows no tokens has no groups of them, and evaluations may be given a task
     check_layout(run.override(["model.gate=modality", "model.group_examples=32", "model.group_tokens=8"]), 2, ZERO2)
-    told = [f"evaluations.{name}.task=image_text" for name in ("image", "video", "audio")]
-    check_layout(run.override(["model.gate=task", *told]), 2, ZERO2)
+    reported = [f"evaluations.{name}.task=image_text" for name in ("image", "video", "audio")]
+    check_layout(run.override(["model.gate=task", *reported]), 2, ZERO2)
     check_layout(run.override([DRAWN, "train.ep_size=2", "train.interference_every=9"]), 4, ZERO2)
     check_layout(run.override([DRAWN, NORMALISED, "optimizer.clip=0"]), 2, ZERO2)
     check_layout(run.override([NORMALISED, "optimizer.clip=0", "train.ep_size=2"]), 2, ZERO3)

@@ -70,7 +70,7 @@ def read_or_refused(kinds, kind: str, seed: int, numbers: range) -> Counter:
     return Counter(fuzz_runner.outcome(read, *sample).split()[0] for sample in samples)
 
 
-def test_what_escapes_is_told():
+def test_what_escapes_is_reported():
     def read(name, data, rng):
         raise [BadSample("empty"), UserError("no"), MemoryError("of Arrow")][len(data)]
 

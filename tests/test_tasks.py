@@ -66,7 +66,7 @@ def test_a_later_change_is_checked_too():
         changed.batch_size = 0
 
 
-def test_an_objective_is_told_by_its_kind():
+def test_an_objective_is_given_by_its_kind():
     read = Task.model_validate({**task().model_dump(), "objectives": [DIGIT.model_dump(), NCE.model_dump()]})
     assert [type(objective) for objective in read.objectives] == [Classification, Contrastive]
     assert Task.model_validate_json(read.model_dump_json()) == read

@@ -6,7 +6,8 @@ alone, which costs some 1e-7 a step.
 bfloat16: against one process in bfloat16, losses only. It has 8 bits: what is rounded twice in different ways differs by up to
 2^-8. A similarity of unit vectors may differ by that, divided by the temperature (0.2 at first); a loss is a difference of two
 of them: 2 * 2^-8 / 0.2 = 0.04. Weights are no measure: Adam's steps are as large for a gradient that is all rounding. Nor can
-choices be equal: of two tokens that an expert likes as much as the other, rounding decides; the share of such choices is told.
+choices be equal: of two tokens that an expert likes as much as the other, rounding decides; the share of such choices is
+reported.
 """
 
 import math

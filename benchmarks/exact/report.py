@@ -23,10 +23,10 @@ Does the number of ranks change what is learned? Does expert parallelism, a ZeRO
 small model ({STEPS} steps, three alternating tasks, {BATCH} samples a step, 4 experts, gradients clipped at {CLIP}, which all of
 them exceed) under the `deepspeed` launcher, and is compared with one process.
 
-- float32: with one process of plain torch, without DeepSpeed. *Losses* of all steps and *weights* after them are told as absolute
-  differences, the *gradient norm* of all steps as a relative one. *Gradients* are what reached the optimizer after clipping, in
-  the first step of each task (Adam's first moment tells it), against a model in float64 whose experts are asked token by token,
-  relative to the largest element. All must be within {FLOAT32:.0e}.
+- float32: with one process of plain torch, without DeepSpeed. *Losses* of all steps and *weights* after them are given as
+  absolute differences, the *gradient norm* of all steps as a relative one. *Gradients* are what reached the optimizer after
+  clipping, in the first step of each task (Adam's first moment shows it), against a model in float64 whose experts are asked
+  token by token, relative to the largest element. All must be within {FLOAT32:.0e}.
 - bfloat16: with one process at ZeRO 1, losses alone. Rounded in two ways, a number differs by up to 2^-8; a similarity
   is divided by a temperature of 0.2, and a loss is a difference of two of them: within {BF16_LOSS:.3f}. *Choices* is the share of
   the routers' choices that differ: where an expert likes two tokens equally, rounding decides, and nothing can hold that equal.
@@ -149,17 +149,17 @@ def _refused(results: list[Result]) -> list[str]:
     for result in (result for result in results if result.refused is not None):
         reasons.setdefault(result.refused.splitlines()[0], []).append(result.case)
     lines = ["## Refused at start", "", "| reason | combinations |", "| --- | --- |"]
-    return [*lines, *(f"| {reason} | {_told(cases)} |" for reason, cases in reasons.items()), ""] if reasons else []
+    return [*lines, *(f"| {reason} | {_listed_cases(cases)} |" for reason, cases in reasons.items()), ""] if reasons else []
 
 
-def _told(cases: list[Case]) -> str:
+def _listed_cases(cases: list[Case]) -> str:
     stages = f"ZeRO {_listed(case.stage for case in cases)}"
     variants = _listed(case.variant for case in cases if case.variant)
     precision = _listed("bfloat16" if case.bf16 else "float32" for case in cases)
     offload = "" if len({case.offload for case in cases}) == 2 else "with offload" if cases[0].offload else "without offload"
     clip = "" if len({case.clip for case in cases}) == 2 else "clipped" if cases[0].clip else "not clipped"
-    told = ", ".join(filter(None, [variants, stages, precision, offload, clip]))
-    return f"{len(cases)}: {told}, {_listed(case.ranks for case in cases)} ranks"
+    listed = ", ".join(filter(None, [variants, stages, precision, offload, clip]))
+    return f"{len(cases)}: {listed}, {_listed(case.ranks for case in cases)} ranks"
 
 
 def _worst(results: list[Result], quantity: str) -> str:

@@ -12,7 +12,7 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_kind, by_name
-from imp_ds.evaluation.missing_splits import told, unscored
+from imp_ds.evaluation.missing_splits import unscored, unscored_note
 from imp_ds.evaluation.other_recipe import seen_by
 from imp_ds.families import family_of
 from imp_ds.terminal.stage_progress import StageProgress
@@ -60,7 +60,7 @@ def evaluate(
     print("".join(f"{note}\n" for note in notes), end="", flush=True)
     model, processor = load_model(Path(model_path))
     heads_of = family_of(run).served_tasks(model.config, [task.name for task in run.tasks] if heads_of is None else heads_of)
-    without = told(unscored(run, split, heads_of), split)
+    without = unscored_note(unscored(run, split, heads_of), split)
     with StageProgress() as report:
         evaluators = build_evaluators(run, processor, split, batch_size=batch_size, heads_of=heads_of, report=report)
         if not evaluators:

@@ -36,7 +36,7 @@ def predict(
     Args:
         model_path: a folder that `export` wrote.
         paths: files, and folders of files, which are taken with all that lies below them; hidden files are passed over.
-        task: whose classes; None: the only one of the model that tells classes apart.
+        task: whose classes; None: the only one of the model that distinguishes classes.
         output: a file of JSON lines {"file", "predictions"}, or {"file", "error"} for a file that cannot be decoded.
 
     A long recording has the mean of its windows' probabilities. Raises UserError for a folder that is no model, a task that it
@@ -55,8 +55,8 @@ def predict(
     if not found:
         raise _nothing_decoded(model, run, task, views, wanted, errors)
     if output is not None:
-        told = {file: {"predictions": of} for file, of in found.items()} | {file: {"error": of} for file, of in errors.items()}
-        lines = [{"file": file, **told[file]} for file in dict.fromkeys(files)]
+        results = {file: {"predictions": of} for file, of in found.items()} | {file: {"error": of} for file, of in errors.items()}
+        lines = [{"file": file, **results[file]} for file in dict.fromkeys(files)]
         write_result(output, "".join(json.dumps(line) + "\n" for line in lines))
     _show(found, errors, task, output)
     return found

@@ -58,7 +58,7 @@ def tune(
 
 
 def scores_before(model: Path, run: RunConfig, source: RunConfig, evaluation: str) -> list[Metric]:
-    """What the model scores as it is, on the split of the final scores. `run`: its own, whose tasks gates are told. All ranks
+    """What the model scores as it is, on the split of the final scores. `run`: its own, whose tasks gates get. All ranks
     call it."""
     if is_main():
         print(f"measuring {model} as it is", flush=True)

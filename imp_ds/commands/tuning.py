@@ -103,7 +103,7 @@ def tuning_run(folder: Path, run: RunConfig, evaluation: str, tuning: Tuning, to
 
 
 def _task(record: Evaluation, objective: NamedClasses, tuning: Tuning) -> Task:
-    """Of the evaluation's samples, on a part of them. It has the name of the task that gates were told so far."""
+    """Of the evaluation's samples, on a part of them. It has the name of the task that gates got so far."""
     drawn = record.source.model_copy(update={"fraction": tuning.fraction})
     views = Views(**{record.modality: getattr(record.views, record.modality)})
     name = record.task or record.name

@@ -41,7 +41,7 @@ def with_counted_classes(run):
 
 def with_class_names(run, readers: dict[str, list[Reader]]):
     """A copy of `run` (a RunConfig) whose tasks list the names of their candidates, which "label_names" leaves to the data, and
-    those of the classes that they tell apart, where their sources name as many; what has no num_classes has as many as these.
+    those of the classes that they distinguish, where their sources name as many; what has no num_classes has as many as these.
 
     A run is so complete without its data: what is trained is what the names say. Raises UserError where a task needs class names
     and its source has none, or the sources of a task have others.
@@ -89,7 +89,7 @@ def _common_names(task: Task, readers: list[Reader]) -> list[str]:
             )  # fmt: skip
     if len(names) < 2 and any(objective.has_open_size() for objective in task.objectives):
         raise UserError(
-            f"task {task.name}: there is nothing to tell apart", got=f"{readers[0].name} has one class: {names[0]}",
+            f"task {task.name}: there is nothing to distinguish", got=f"{readers[0].name} has one class: {names[0]}",
             allowed="two classes or more", fix="see source.path, source.label and source.label_names",
         )  # fmt: skip
     return names

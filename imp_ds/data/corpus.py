@@ -13,7 +13,7 @@ def open_corpus(run, split: str = "train", progress: Callable | None = None) -> 
     """Task name -> the readers of its sources on a split of the corpus at `run.data.root`.
 
     Tasks that read the same source share its reader. Indexes that are not there yet are built, which may take long: `progress`
-    (stage, done, total) is told how far it is. Raises UserError for a source that cannot be read, and a fraction of one that
+    (stage, done, total) reports how far it is. Raises UserError for a source that cannot be read, and a fraction of one that
     leaves a class without samples.
     """
     readers = {}

@@ -27,7 +27,7 @@ class BadSample(Exception):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
-    def told(self) -> "BadSample":
+    def without_frames(self) -> "BadSample":
         """The same to be kept as a value: without the frames in which it was raised, since they hold all that they worked on."""
         return BadSample(self.reason, self.detail)
 
@@ -39,7 +39,7 @@ class Media(NamedTuple):
     """The bytes of one image, film or sound: a local file or what `read` returns, neither of which is read before `open`, or
     `data`, which a row holds.
 
-    name: tells it from all others of the run, and is what messages call it; its suffix tells the kind.
+    name: distinguishes it from all others of the run, and is what messages call it; its suffix gives the kind.
     """
 
     name: str

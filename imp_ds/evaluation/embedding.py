@@ -62,7 +62,7 @@ def in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
     """This rank's batches, and its last one again, marked as not valid, until every rank has had all of its own."""
     last = None
     while True:
-        # a rank that cannot read its batch tells the others, which would wait for it in the next exchange of tokens
+        # a rank that cannot read its batch reports it to the others, which would wait for it in the next exchange of tokens
         batch = on_main(lambda: next(batches, None), "a batch cannot be made", every_rank=True)
         if all_agree(batch is None):
             return

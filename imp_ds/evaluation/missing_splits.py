@@ -1,4 +1,4 @@
-"""Which splits a run's sources have, and so what is scored on each; what is not is told in a line."""
+"""Which splits a run's sources have, and so what is scored on each; what is not is reported in a line."""
 
 from collections.abc import Collection
 
@@ -24,7 +24,7 @@ def unscored(run, split: str, heads_of: Collection[str] | None = None) -> list[s
     return [task.name for task in tasks if serving(run, task) and not has_sources(run, task, split)]
 
 
-def told(names: list[str], split: str) -> str | None:
+def unscored_note(names: list[str], split: str) -> str | None:
     """A line on what is not scored on a split; None where nothing is missing."""
     if not names:
         return None
@@ -39,7 +39,7 @@ def final_split(run) -> tuple[str, str | None]:
     read: list[Source] = [source for task in held_out for source in task.sources]
     read += [record.source for record in run.evaluations]
     without = [record.name for record in run.evaluations if not has_split(run.data.root, record.source, "test")]
-    line = told(list(dict.fromkeys(without + unscored(run, "test"))), "test")
+    line = unscored_note(list(dict.fromkeys(without + unscored(run, "test"))), "test")
     if all(has_split(run.data.root, source, "test") for source in read):
         return "test", line
     return "validation", f"{line}; the final scores are those of validation"

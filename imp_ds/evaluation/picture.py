@@ -60,7 +60,7 @@ class Curve(NamedTuple):
 
 def curves(history: list[dict], split: str, panel: Panel) -> dict[str, Curve]:
     """Name -> curve of what a panel shows of the evaluations on a split. A name is what is measured, as retrieval's direction,
-    and behind it what tells metrics of one thing apart."""
+    and behind it what distinguishes metrics of one thing."""
     found = {}
     for line in (line for line in history if line.get("split") == split):
         for metric in _drawn(line):

@@ -81,9 +81,9 @@ class TrainModule(nn.Module):
         return []
 
     def answering(self, task: str | None = None) -> tuple[str, nn.Module]:
-        """The name of a task that tells classes apart, and its objective (`imp_ds.objectives.ClassObjective`). task: None: the
+        """The name of a task that distinguishes classes, and its objective (`imp_ds.objectives.ClassObjective`). task: None: the
         only one. Raises UserError when there is no such task, and where None could mean several."""
-        raise UserError("no task that tells classes apart", got=f"task = {task}", allowed="the model has none")
+        raise UserError("no task that distinguishes classes", got=f"task = {task}", allowed="the model has none")
 
     def answer(self, task: str | None = None, **inputs: torch.Tensor) -> torch.Tensor:
         """The probability of each class of such a task, float32 [B, K]. Raises UserError as `answering`."""

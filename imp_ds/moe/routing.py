@@ -69,7 +69,7 @@ class RoutingContext:
 
 
 class RouterReport(NamedTuple):
-    """What one MoE layer tells of one call. The losses carry gradient, the rest does not.
+    """What one MoE layer reports of one call. The losses carry gradient, the rest does not.
 
     z_loss: mean over groups of the group's mean (logsumexp of the logits)^2, padding left out.
     balance_loss: mean over groups of E * sum_e (share of the choices that fell on e) * (mean probability of e); 0 where every

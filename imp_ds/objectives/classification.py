@@ -89,7 +89,7 @@ class ClassificationObjective(ClassObjective):
         super().__init__()
         if record.num_classes is None:
             raise UserError(
-                "how many classes a head tells apart is known to the data alone", got="num_classes = None",
+                "how many classes a head distinguishes is known to the data alone", got="num_classes = None",
                 fix="set num_classes, or open the corpus first: imp_ds.data.class_names.with_counted_classes(run)",
             )  # fmt: skip
         self.modality, self.inputs = record.modality, [record.modality]

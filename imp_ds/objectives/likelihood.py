@@ -48,7 +48,7 @@ class Likelihood(ObjectiveRecord):
     """The unified formulation of Uni-Perceiver (arXiv 2112.01522): the answer is the candidate nearest to the query, by one
     head and the encoder for both sides.
 
-    Where the candidates come from decides what is learned: "label_names" or a list, the class or answer that source.label tells;
+    Where the candidates come from decides what is learned: "label_names" or a list, the class or answer that source.label gives;
     "vocabulary", hidden words; "batch", which samples belong together, in both directions.
     """
 
@@ -100,7 +100,7 @@ class Likelihood(ObjectiveRecord):
         if self.target != "text" and self.candidates != "batch":
             mistake = f'target = {self.target}, but candidates other than "batch" are texts'
         if self.candidates == "batch" and self.target in self.inputs:
-            mistake = f"the target {self.target} is among the inputs, which would tell it"
+            mistake = f"the target {self.target} is among the inputs, which would give it away"
         if "text" not in self.inputs and (self.candidates == "vocabulary" or self.answer_at == "mark"):
             mistake = 'candidates = "vocabulary" and answer_at = "mark" need text among the inputs'
         if self.candidates == "vocabulary" and self.answer_at == "mark":

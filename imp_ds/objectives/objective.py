@@ -54,7 +54,8 @@ class StepShape(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The classes that an objective tells apart: the modalities that are read, and the field of its spec that lists the names."""
+    """The classes that an objective distinguishes: the modalities that are read, and the field of its spec that lists the
+    names."""
 
     inputs: list[str]
     field: str
@@ -109,8 +110,8 @@ class ObjectiveRecord(Record, ABC):
     def candidate_sequences(
         self, config: ImpConfig, known: dict, class_names: list[str] | str | None, task: str
     ) -> dict[str, Sequences]:
-        """The sets of texts that it has encoded beside the samples, by a name that tells sets apart; objectives of a task share
-        equal sets. Raises UserError, naming the task, for texts that only the data tell."""
+        """The sets of texts that it has encoded beside the samples, by a name that distinguishes sets; objectives of a task share
+        equal sets. Raises UserError, naming the task, for texts that only the data give."""
         return {}
 
     def candidate_kernels(self, config: ImpConfig, rows: int, value_bytes: int) -> list[Kernel]:
@@ -146,7 +147,7 @@ class ObjectiveRecord(Record, ABC):
         return {}
 
     def answers(self) -> Answers | None:
-        """The named classes that it tells apart, if it does; its module is a `ClassObjective` then."""
+        """The named classes that it distinguishes, if it does; its module is a `ClassObjective` then."""
         return None
 
     def trained_temperature(self, modality: str) -> float | str | None:
@@ -212,7 +213,7 @@ class Objective(nn.Module):
 
 
 class ClassObjective(Objective):
-    """An objective that tells classes apart.
+    """An objective that distinguishes classes.
 
     inputs: the modalities that are read; answer_at: where, "start" or "mark"; class_names: of each class.
     """

@@ -1,4 +1,4 @@
-"""Ranks end when the launcher that started them is gone, however it went: killed with -9 it can tell nobody.
+"""Ranks end when the launcher that started them is gone, however it went: killed with -9 it can report to nobody.
 
 It may go before a rank can look for it: while torch is imported, or while the second program of deepspeed is, which outlives the
 first. So the watch begins before anything else, and ends at once a process with the variables of a launcher and none above it.
@@ -28,7 +28,7 @@ _WITH_VALUE = ("-X", "-W")  # options of Python that take the next argument
 
 
 class Process(NamedTuple):
-    """A process of this machine; `started` tells it from a later one with its number."""
+    """A process of this machine; `started` distinguishes it from a later one with its number."""
 
     pid: int
     started: int

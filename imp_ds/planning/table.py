@@ -113,7 +113,7 @@ def _choices(plan: Plan) -> Table:
 def _groups(plan: Plan) -> Table:
     table = _table(f"Expert groups: {len(plan.groups)}", "group", "ranks", "nodes", "experts of each rank")
     for i, group in enumerate(plan.groups):
-        if 4 <= i < len(plan.groups) - 1:  # they are all alike: the first ones and the last tell
+        if 4 <= i < len(plan.groups) - 1:  # they are all alike: the first ones and the last are enough
             if i == 4:
                 table.add_row("...", "", "", "")
             continue

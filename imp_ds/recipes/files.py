@@ -1,4 +1,4 @@
-"""A run as a JSON or YAML file: data alone, read by a safe loader; what is wrong is told with its line."""
+"""A run as a JSON or YAML file: data alone, read by a safe loader; what is wrong is reported with its line."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ class Guard:
         if self.deviations and len(window) >= LEAST:
             mean = math.fsum(window) / len(window)
             deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in window) / len(window))
-            # values that never varied tell nothing of how much they may
+            # values that never varied do not show how much they may
             if deviation > 0 and value > mean + self.deviations * deviation:
                 found = f"the {what} {value:.4g} is {(value - mean) / deviation:.1f} deviations above its mean {mean:.4g}"
         window.append(value)

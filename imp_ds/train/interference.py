@@ -67,7 +67,7 @@ class GradientRounds:
     Args:
         batch_of: (place of the task, number of the round) -> this rank's batch.
         names: the weights, of `model`.
-        progress: told (stage, done, total), in gradients.
+        progress: called with (stage, done, total), in gradients.
         compare_alone: objectives compare a rank's samples among themselves, as where ranks train different tasks.
     """
 
@@ -163,7 +163,7 @@ class InterferenceProbe:
     def measure(self, progress: Callable[[str, int, int], None] | None = None) -> dict[str, Interference]:
         """The interference in each weight, by the parameter's name; on every rank the same. All ranks call it.
 
-        The samples are the same at each call, so that calls can be compared. `progress` is told (stage, done, total).
+        The samples are the same at each call, so that calls can be compared. `progress` is called with (stage, done, total).
         """
         training = self.model.training
         self.model.train()

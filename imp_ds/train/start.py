@@ -54,8 +54,8 @@ def open_readers(run: RunConfig, watchdog: Watchdog | None = None) -> dict[str, 
 
 def _tell_of_damage(readers: dict[str, list[Reader]]) -> None:
     every = (reader for of_task in readers.values() for reader in of_task)
-    for told in dict.fromkeys(f"{reader.name}: {damage}" for reader in every for damage in reader.damage):
-        print(told, file=sys.stderr, flush=True)
+    for line in dict.fromkeys(f"{reader.name}: {damage}" for reader in every for damage in reader.damage):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _open_with_progress(run: RunConfig, watchdog: Watchdog | None) -> None:

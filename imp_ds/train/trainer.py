@@ -21,7 +21,7 @@ from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.samples import Reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage
-from imp_ds.evaluation.missing_splits import final_split, told, unscored
+from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note
 from imp_ds.families import family_of
 from imp_ds.families.train_module import StepOutput
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
@@ -150,7 +150,7 @@ class Trainer:
         self._random = None if reader is None else reader.random_state_of(device)
         self.writer = Writer(
             self.engine, output_dir, keep=run.train.keep_checkpoints, milestone_every=run.train.milestone_every,
-            # a slow disk is told before the watchdog takes the wait for a hang
+            # a slow disk is reported before the watchdog takes the wait for a hang
             timeout_s=min(600.0, run.train.hang_timeout_s / 2), frozen=frozen,
         )  # fmt: skip
         self.evaluators = build_evaluators(run, self.processor, "validation")
@@ -195,7 +195,7 @@ class Trainer:
             return
         if self.before:
             self.monitor.record_evaluation(0, self.before, {}, split=BEFORE)
-        if (without := told(unscored(self.run, "validation"), "validation")) is not None:
+        if (without := unscored_note(unscored(self.run, "validation"), "validation")) is not None:
             self.monitor.progress.say(without)
         samples, sounds = first_samples(self.loader.batches, SHOWN_SAMPLES)
         self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), sounds)
@@ -241,9 +241,9 @@ class Trainer:
         """By one all-reduce the means over the ranks, by task, and whether the run goes on, which it does not after a signal. The
         next batch is fetched first, while the device is busy: so all know whether every rank has a next step to take part in."""
         problem = self._fetch()
-        told = {"loss": output.loss, **output.metrics, **rank_facts(batch, wait, self.flops[batch.task][batch.report.view])}
+        values = {"loss": output.loss, **output.metrics, **rank_facts(batch, wait, self.flops[batch.task][batch.report.view])}
         facts = [problem is None, not self.preemption.requested]
-        (fed, goes_on), means = self.step_means(self.step, batch.task, facts, told)
+        (fed, goes_on), means = self.step_means(self.step, batch.task, facts, values)
         if not fed:
             raise_shared(problem)
         self._count_rejected(batch, mixture, means)
@@ -325,7 +325,7 @@ class Trainer:
             print(f"step {self.step}: back to the weights of {reader.folder.name}, {steps}; the data go on", flush=True)
 
     def _await_checkpoint(self) -> None:
-        """Wait for a save that is on its way; one that failed has been told, and the one before it serves."""
+        """Wait for a save that is on its way; one that failed has been reported, and the one before it serves."""
         try:
             self.writer.wait()
         except UserError:

@@ -171,7 +171,7 @@ def test_corpus_tells_its_progress_in_lines(command, monkeypatch):
     assert "found complete" in command("corpus", "digits", "elsewhere")[1]
 
 
-def test_wrong_usage_is_told_apart(command):
+def test_wrong_usage_is_distinguished(command):
     code, _, errors = command("train")
     assert code == 2 and "Missing argument" in errors
 

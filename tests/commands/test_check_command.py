@@ -40,13 +40,13 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The speed of a worker is not measured, but told: 10 samples a second in the first view of a task, 20 in the second."""
-    told = lambda task, readers, collator, view, **settings: 10.0 * (view + 1)  # noqa: E731
-    monkeypatch.setattr(check_command, "worker_speed", told)
+    """The speed of a worker is not measured, but given: 10 samples a second in the first view of a task, 20 in the second."""
+    reported = lambda task, readers, collator, view, **settings: 10.0 * (view + 1)  # noqa: E731
+    monkeypatch.setattr(check_command, "worker_speed", reported)
 
 
 def report(run, samples=None, processes=0, trained=None):
-    return examine(CheckRequest(run, plan(run, 1, 2), "train", samples, processes, trained), lambda *told: None)
+    return examine(CheckRequest(run, plan(run, 1, 2), "train", samples, processes, trained), lambda *reported: None)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_sounds(found):
 
 def test_each_task_leaves_out_what_it_cannot_use(found):
     broken = {"unreadable image": 1, "missing file": 1}
-    # one has the label 2, and image_class tells two classes apart
+    # one has the label 2, and image_class distinguishes two classes
     assert found["images[train]"]["left_out"] == {"image_text": broken, "image_class": broken | {"no such class": 1}}
     named = [(example["key"], example["reason"]) for example in found["images[train]"]["examples"]]
     assert named == [("d.png", "unreadable image"), ("e.png", "missing file"), ("f.jpg", "no such class")]
@@ -126,7 +126,7 @@ def test_the_share_that_is_broken_is_that_of_the_task_that_can_use_the_least(roo
     assert [source.share_left_out for source in of_all.sources] == [3 / 6, 2 / 4, 0]
     assert [source.name for source in of_all.broken()] == ["images[train]", "films[train]"]
     of_two = report(make_run(root, "image_text", "film_class", max_rejected=0.34))
-    assert of_two.broken() == []  # 2 of 6, and 1 of 4: it is told by what the tasks of the run can use
+    assert of_two.broken() == []  # 2 of 6, and 1 of 4: it is shown by what the tasks of the run can use
 
 
 def test_a_label_without_a_class_is_warned_of(root, quick):
@@ -150,8 +150,8 @@ def test_what_two_sources_or_splits_have_in_common_is_named(root, quick, tmp_pat
     run = run.model_copy(update={"tasks": [one, two.model_copy(update={"source": other})]})
     found = report(run)
     # a, b, d and f are in both sources, c is a again; b alone is in the validation split, once for each source
-    told = [(entry["first"], entry["second"], entry["what"], entry["count"]) for entry in found.record()["in_common"]]
-    assert told == [
+    reported = [(entry["first"], entry["second"], entry["what"], entry["count"]) for entry in found.record()["in_common"]]
+    assert reported == [
         ("images[train]", "other/images[train]", "media files", 4),
         ("images[train]", "images[validation]", "media files", 1),
         ("other/images[train]", "images[validation]", "media files", 1),
@@ -305,12 +305,12 @@ def test_a_plan_that_is_refused_ends_no_check(root, quick, command, tmp_path):
     assert "expert parallelism without experts" in warning and "got: train.ep_size = 2" in warning
     record = json.loads(out.read_text())
     assert record["plan"]["workers_of_a_rank"] is None and record["warnings"][-1].startswith("no plan of 1 node(s) x 1")
-    told = [(task["task"], task["share_of_steps"], task["samples_per_s_of_a_worker"]) for task in record["tasks"]]
-    assert told == [(need.name, need.share_of_steps, need.speed) for need in planned.needs]
+    reported = [(task["task"], task["share_of_steps"], task["samples_per_s_of_a_worker"]) for task in record["tasks"]]
+    assert reported == [(need.name, need.share_of_steps, need.speed) for need in planned.needs]
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, reported",
     [
         (["--split", "test"], "images/test does not exist"),
         (["--run", "no_such_run"], "the run has no processor"),
@@ -318,6 +318,6 @@ def test_a_plan_that_is_refused_ends_no_check(root, quick, command, tmp_path):
         (["--samples", "0"], "--samples"),
     ],
 )
-def test_bad_input_is_one_message(root, quick, command, arguments, told):
+def test_bad_input_is_one_message(root, quick, command, arguments, reported):
     code, _, error = command(make_run(root, "image_text"), "check", "made", "--processes", "0", *arguments)
-    assert code == 2 and told in error and "Traceback" not in error
+    assert code == 2 and reported in error and "Traceback" not in error

@@ -81,7 +81,7 @@ def test_what_cannot_be_predicted_is_refused(folder, tmp_path):
     soundfile.write(tmp_path / "owl.wav", np.zeros(800, np.float32), 8000)
     with pytest.raises(UserError, match=r"the task animal reads vision \(images and videos\)$"):
         predict(folder, [tmp_path / "owl.wav"])
-    with pytest.raises(UserError, match="no task that tells classes apart"):
+    with pytest.raises(UserError, match="no task that distinguishes classes"):
         predict(folder, [tmp_path], task="plants")
 
 

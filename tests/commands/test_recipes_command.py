@@ -35,8 +35,8 @@ def test_a_copy_replaces_nothing(tmp_path):
     assert (tmp_path / "mine.py").read_text() == "mine"
     with pytest.raises(UserError, match="ends in .py"):
         copied(get_recipe("digits"), "digits", tmp_path / "mine.yaml")
-    told = f"folder of the recipe is not there\n  got: +{tmp_path}/my x\n  fix: +mkdir -p '{tmp_path}/my x'"
-    with pytest.raises(UserError, match=told):
+    reported = f"folder of the recipe is not there\n  got: +{tmp_path}/my x\n  fix: +mkdir -p '{tmp_path}/my x'"
+    with pytest.raises(UserError, match=reported):
         copied(get_recipe("digits"), "digits", tmp_path / "my x" / "mine.py")
 
 

@@ -173,7 +173,7 @@ def test_classes_have_their_names(root, tmp_path):
         assert card["caption"] == f"class {number}: {IMAGES.label_names[number]}<br>"
 
 
-def test_hidden_words_are_shown_as_hidden_and_told_beside(root, tmp_path):
+def test_hidden_words_are_shown_as_hidden_and_reported_beside(root, tmp_path):
     [shown] = page(root, tmp_path / "page.html", "words")
     batch, processor = fed(root, "words")
     masks = (batch.inputs["text"]["input_ids"] == processor.tokenizer.mask_token_id).sum(1).tolist()

@@ -53,7 +53,7 @@ def save_once(folder: str) -> None:
 
 
 def fail_on_one_rank(folder: str) -> None:
-    """Rank 1's disk is full for the second save, and cannot even be told so for the third; training goes on each time."""
+    """Rank 1's disk is full for the second save, and cannot even report so for the third; training goes on each time."""
     writer, _ = _start(folder, timeout_s=20)
     _save(writer, 1)
     writer.wait()

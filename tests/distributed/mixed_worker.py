@@ -134,13 +134,13 @@ def compared(engine, norms: list[float] | None, expected: dict) -> dict:
 def means_of_steps() -> list:
     """Three steps of two ranks: other tasks, the same, and other ones again, of which one loss is not a number."""
     mixtures = [{"a": 0.5, "b": 0.5}, {"b": 1.0}, {"a": 0.5, "b": 0.5}]
-    told = [
+    reported = [
         [("a", dict(loss=1.0, near=3.0)), ("b", dict(loss=2.0, far=5.0, waited=7.0))],
         [("b", dict(loss=1.0, far=2.0, waited=3.0)), ("b", dict(loss=3.0, far=4.0, waited=8.0))],
         [("b", dict(loss=float("nan"), far=1.0, waited=0.0)), ("a", dict(loss=4.0, near=1.0))],
     ]
     means, found = StepMeans(lambda step: mixtures[step]), []
-    for step, of_ranks in enumerate(told):
+    for step, of_ranks in enumerate(reported):
         task, values = of_ranks[rank()]
         values = values | {"loss": torch.tensor(values["loss"])}  # the rest are numbers
         facts, of_tasks = means(step, task, [True, rank() == 0 or step == 1], values)

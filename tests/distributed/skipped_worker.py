@@ -34,18 +34,18 @@ def run_all(folder: str, cases: dict[str, dict]) -> None:
 
 def compare(engine: Engine, unspoilt: Engine) -> dict[str, bool | list]:
     """{"moved": whether the steps before changed the state at all, a bool for each way of discarding a step: whether it left
-    everything bit for bit as it was, "told": what it answered, "losses": both runs' afterwards, "same": their states}."""
+    everything bit for bit as it was, "returned": what it answered, "losses": both runs' afterwards, "same": their states}."""
     start = state(engine)
     for other in (engine, unspoilt):
         for step in BEFORE:
             step_engine(other, make_batch(step), RATE)
-    found, told = {"moved": not same(start, state(engine))}, {}
+    found, reported = {"moved": not same(start, state(engine))}, {}
     for fn in (refuse, skip, skip_accumulated, spoil_rank_1):
         before = state(engine)
-        told[fn.__name__] = fn(engine)
+        reported[fn.__name__] = fn(engine)
         found[fn.__name__] = same(before, state(engine))
     losses = [[step_engine(other, make_batch(step), RATE) for step in AFTER] for other in (engine, unspoilt)]
-    return found | {"told": told, "losses": losses, "same": same(state(engine), state(unspoilt))}
+    return found | {"returned": reported, "losses": losses, "same": same(state(engine), state(unspoilt))}
 
 
 def refuse(engine: Engine) -> list:

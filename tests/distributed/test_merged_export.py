@@ -79,7 +79,7 @@ def test_it_is_evaluated_as_the_full_model_is(folder):
     assert {"zero_shot/image/top1", "zero_shot/audio/top1"} <= merged.keys()
 
 
-def test_the_example_of_its_card_is_told_a_task(folder):
+def test_the_example_of_its_card_is_given_a_task(folder):
     card = (folder / "merged" / "README.md").read_text()
     assert 'model(**inputs, task="image_text")' in card.replace("'", '"') and "merged from experts" in card
 

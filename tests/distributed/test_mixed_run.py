@@ -38,7 +38,7 @@ def steps(folder) -> list[dict]:
     return [line for line in lines if line["kind"] == "train"]
 
 
-def test_each_step_is_told_by_the_tasks_of_its_ranks(runs):
+def test_each_step_is_reported_by_the_tasks_of_its_ranks(runs):
     run = get_recipe("digits_debug")
     schedule = build_schedule("sampling_per_rank", run.tasks, run.train.seed, groups=2)
     mixtures = [schedule.mixture(step) for step in range(STEPS)]
@@ -57,7 +57,7 @@ def test_neither_measuring_nor_resuming_changes_a_bit(runs):
     assert len({loss for line in measured[SAVED:] for loss in line.values()}) > 1
 
 
-def test_interference_is_told_at_its_intervals(runs):
+def test_interference_is_reported_at_its_intervals(runs):
     events = EventAccumulator(str(runs[0] / "tensorboard")).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("interference/")]
     names = [task.name for task in get_recipe("digits_debug").tasks]

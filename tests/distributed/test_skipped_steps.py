@@ -53,9 +53,9 @@ def test_nothing_is_changed_by_a_discarded_step(found, name):
 def test_all_ranks_discard_it(found, name):
     for rank in found[name]:
         # asked once, about the finite norm that is returned; not taken
-        assert rank["told"]["refuse"] == [1, True, False]
+        assert rank["returned"]["refuse"] == [1, True, False]
         # the loss is finite on both ranks, the norm on none
-        assert rank["told"]["spoil_rank_1"] == [True, False, False]
+        assert rank["returned"]["spoil_rank_1"] == [True, False, False]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -120,7 +120,7 @@ def test_names_and_options_of_evaluators_are_refused_with_a_suggestion(tmp_path,
         exec(page.replace('kind = "neighbours"', 'kind = "captioning"'), {"__name__": "mine"})
 
 
-def test_a_command_without_a_recipe_is_told_the_module(tmp_path):
+def test_a_command_without_a_recipe_is_given_the_module(tmp_path):
     run = neighbour_run(tmp_path, evaluator=None, templates=["a {}"])
     text = run.model_dump_json().replace('"evaluator":null,"options":{}', '"evaluator":"neighbours","options":{"k":3}')
     (tmp_path / "run.json").write_text(text)

@@ -76,7 +76,7 @@ def test_a_family_is_planned_trained_exported_and_loaded(tmp_path):
     out = run_beside(shown_files("extending.md"), _SCRIPT, tmp_path)
     for said in (
         "no evaluator of the family llama measures it by itself", "the evaluator similarity measures models of the family imp",
-        "models of ImpConfig do not compute the objective next_token", "no task that tells classes apart",
+        "models of ImpConfig do not compute the objective next_token", "no task that distinguishes classes",
         "a run of the family llama starts from fresh weights",
     ):  # fmt: skip
         assert said in out, out

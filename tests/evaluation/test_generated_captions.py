@@ -60,8 +60,8 @@ def test_results_equal_a_direct_computation(model):
         encodings = model.encode(batch)
         states_BTD = query_states(encodings[objective.sequence])[:, 0]
         log_p_BTV = objective.log_probabilities(model.imp, states_BTD, objective.vectors(model.imp, encodings)).double()
-    told = batch.targets["caption"] != IGNORED
-    words, log_p_NV = batch.targets["caption"][told], log_p_BTV[told]
+    reported = batch.targets["caption"] != IGNORED
+    words, log_p_NV = batch.targets["caption"][reported], log_p_BTV[reported]
     expected = {
         "left_out/pictures": 11.0,
         "captioning/pictures/bleu4": bleu4(generated, [REFERENCES[row] for row in sorted(rows)]),

@@ -1,4 +1,4 @@
-"""What is not scored since its sources lack a split is told: by `eval`, at the start of training and at its end."""
+"""What is not scored since its sources lack a split is reported: by `eval`, at the start of training and at its end."""
 
 import json
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 import imp_ds.families.imp.evaluation  # noqa: F401  registers what scores heads
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
-from imp_ds.evaluation.missing_splits import final_split, told, unscored
+from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import Evaluation, Source, Task, TextView, Views, VisionView
@@ -44,9 +44,9 @@ def test_tasks_with_heads_whose_sources_lack_the_split_are_named(tmp_path):
     run = make_run(tmp_path, {"photos": full, "sounds": some, "films": some})
     assert unscored(run, "test") == ["sounds", "films"] and unscored(run, "train") == []
     assert unscored(run, "test", ["photos", "sounds", "pairs"]) == ["sounds"]
-    assert told(["sounds", "films"], "test") == "not scored on test: sounds, films (their sources have no test split)"
-    assert told(["sounds"], "test") == "not scored on test: sounds (its source has no test split)"
-    assert told([], "test") is None
+    assert unscored_note(["sounds", "films"], "test") == "not scored on test: sounds, films (their sources have no test split)"
+    assert unscored_note(["sounds"], "test") == "not scored on test: sounds (its source has no test split)"
+    assert unscored_note([], "test") is None
 
 
 def test_the_final_scores_are_of_the_test_split_where_all_that_was_scored_has_it(tmp_path):

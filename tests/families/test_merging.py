@@ -27,7 +27,7 @@ CONDITIONS = {
     "modality": 3,
     "task": 5,
     "attribute": 11,
-}  # of OBJECTIVES: what each gate tells apart (tests/models/test_conditions.py)
+}  # of OBJECTIVES: what each gate distinguishes (tests/models/test_conditions.py)
 INPUTS = {"vision": clip_inputs(2, 1, 2, 2), "audio": sound_inputs(2), "text": text_inputs([3, 5], 6)}
 
 
@@ -46,7 +46,7 @@ def parameters(model) -> int:
 
 
 def encode_all(model, tasks=OBJECTIVES) -> dict:
-    """Every modality as every task has it, on both sides where it can be told."""
+    """Every modality as every task has it, on both sides where it can be known."""
     encoder, found = model.base_model, {}
     with torch.no_grad():
         for task in tasks:

@@ -74,7 +74,7 @@ def test_gradients_add_up_as_the_losses_do():
     torch.testing.assert_close(full, 0.5 * parts[0] + 2.0 * parts[1] + parts[2], rtol=1e-4, atol=1e-6)
 
 
-def test_two_objectives_of_one_kind_are_told_apart():
+def test_two_objectives_of_one_kind_are_distinguished():
     metrics = build("sum", DIGIT, NCE, WORD)(speech())[1]
     names = {name for name in metrics if name.startswith("loss/")}
     assert names == {"loss/classification_0", "loss/contrastive", "loss/classification_2", "loss/router"}

@@ -44,7 +44,7 @@ def add(tar, name: str, data: bytes, **fields) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-# number of a sample -> what is wrong with it, and the reason that is to be told
+# number of a sample -> what is wrong with it, and the reason that is to be reported
 BROKEN_SHARD = {
     3: (dict(png=picture(3)[:50]), "unreadable image"),  # cut in the middle
     17: (dict(png=b"GIF89a, or not"), "unreadable image"),  # of another type than it says

@@ -78,7 +78,7 @@ def _animation(suffix: str, mode: str, **options) -> bytes:
 
 
 def _with_sums(data: bytes) -> bytes:
-    """A PNG file whose chunks have right checksums, as far as chunks can be told."""
+    """A PNG file whose chunks have right checksums, as far as chunks can be found."""
     changed, at = bytearray(data), 8
     while at + 12 <= len(changed):
         end = at + 8 + int.from_bytes(changed[at : at + 4], "big")

@@ -58,7 +58,7 @@ def accelerate(arguments: list, folder: Path) -> list:
 
 
 SRUN = """#!/usr/bin/env bash
-# what srun does, for two tasks on one machine: run the command twice, with the variables that tell the tasks apart
+# what srun does, for two tasks on one machine: run the command twice, with the variables that distinguish the tasks
 while [[ $1 == --* ]]; do shift; done
 for task in 0 1; do
     SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 SLURM_STEP_ID=0 SLURM_JOB_NODELIST=127.0.0.1 "$@" &

@@ -101,10 +101,10 @@ class TestWhatTellsThem:
 
 
 REFUSED = {
-    "a task that has to be told": (
-        "task", dict(), "(?s)task gates have to be told the task.*no task.*film, image_class, image_text",
+    "a task that is needed": (
+        "task", dict(), "(?s)task gates need the task.*no task.*film, image_class, image_text",
     ),
-    "attributes that have to be told": ("attribute", dict(), "(?s)attribute gates have to be told the task.*no task"),
+    "attributes that need it": ("attribute", dict(), "(?s)attribute gates need the task.*no task"),
     "an unknown task": ("task", dict(task="birds"), "(?s)task gates do not know this task.*got: +birds.*film, image_class"),
     "a task without attributes": ("attribute", dict(task="birds"), "(?s)do not know this task.*birds.*give the attributes"),
     "an unknown attribute": (
@@ -122,10 +122,10 @@ def test_what_no_gate_knows_is_refused(gate, arguments, message):
 
 
 @pytest.mark.parametrize("gate", ["task", "attribute"])
-def test_an_encoder_that_was_not_told_says_so(gate):
+def test_an_encoder_that_without_a_task_raises(gate):
     model = model_with(gate)
     for call in (lambda: model(**text_inputs([3], 4)), lambda: model.encode("text", text_inputs([3], 4))):
-        with pytest.raises(UserError, match=f"{gate} gates have to be told the task"):
+        with pytest.raises(UserError, match=f"{gate} gates need the task"):
             call()
 
 

@@ -253,9 +253,9 @@ def test_a_record_that_cannot_be_learned_is_refused(fields, said):
 
 def test_what_a_model_cannot_do_is_said():
     settings = ModelSettings(**SHAPE, num_experts=4, moe_layers="all")
-    with pytest.raises(UserError, match="candidates would be told of each other") as told:
+    with pytest.raises(UserError, match="candidates would depend on each other") as reported:
         settings.to_config(len(TOKENIZER), TASKS, TOKENIZER)
-    assert "group_examples=1" in str(told.value)
+    assert "group_examples=1" in str(reported.value)
     with pytest.raises(UserError, match="names of its classes have not been read"):
         settings.to_config(len(TOKENIZER), [task("open", inputs=["vision"])], TOKENIZER)
     untold = ImpForPreTraining(ModelSettings(**SHAPE).to_config(len(TOKENIZER), TASKS))

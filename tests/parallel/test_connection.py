@@ -1,4 +1,4 @@
-"""Lines of JSON over a socket: whole records only, however they arrive, and an end that is told from a silence."""
+"""Lines of JSON over a socket: whole records only, however they arrive, and an end that is distinguished from a silence."""
 
 import errno
 import socket

@@ -55,7 +55,7 @@ def test_unequal_nodes_are_named_with_the_size_that_fits_both():
     assert "38% of what" in warning and "train.ep_size=1" in warning
 
 
-def test_ranks_dealt_out_in_turn_are_told_from_blocks():
+def test_ranks_dealt_out_in_turn_are_distinguished_from_blocks():
     in_turn = [Place(f"node{1 + rank % 2}", rank // 2, f"GPU {rank // 2}") for rank in range(8)]
     scattered, spanning = rank_grid(in_turn, 2, 4).warnings
     assert "node1 has 0, 2, 4, 6" in scattered and "--distribution=block" in scattered

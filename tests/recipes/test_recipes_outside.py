@@ -79,7 +79,7 @@ HEAD = "from imp_ds import RunConfig, Source, TrainSettings, get_recipe\n"
         (HEAD + "def a():\n    return get_recipe('digitz')\n", ["my.py, line 3: unknown recipe", "did you mean digits?"]),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_file_is_told_with_its_line(text, parts):
+def test_a_mistake_in_a_file_is_reported_with_its_line(text, parts):
     write("my.py", text)
     with pytest.raises(UserError) as error:
         get_recipe("my.py")
@@ -145,7 +145,7 @@ def test_yaml_and_json_are_the_same_run(folder):
         (YAML, "[" * 5000, ["not YAML"]),
     ],
 )  # fmt: skip
-def test_a_mistake_in_yaml_is_told_with_its_line(old, new, parts):
+def test_a_mistake_in_yaml_is_reported_with_its_line(old, new, parts):
     with pytest.raises(UserError) as error:
         get_recipe(write("my.yaml", YAML.replace(old, new)))
     assert [part for part in parts if part not in str(error.value)] == [], str(error.value)
@@ -158,7 +158,7 @@ def test_a_few_lines_of_aliases_do_not_become_billions_of_values():
         get_recipe(write("my.yaml", f"x0: &x0 [1]\n{levels}"))
 
 
-def test_a_mistake_in_json_is_told_with_its_line():
+def test_a_mistake_in_json_is_reported_with_its_line():
     get_recipe("digits_debug").save("my.json")
     text = json.dumps(json.loads(Path("my.json").read_text()) | {"extra": 1}, indent=2)
     with pytest.raises(UserError, match=f"my.json, line {text.count(chr(10))}: extra") as error:

@@ -70,15 +70,15 @@ def test_gradients_are_those_of_training_and_leave_it_alone():
 
 
 def test_gradients_that_do_not_fit_are_computed_again():
-    model, told = make_model({"a": 1.0, "b": 1.0}), []
-    kept, again = rounds_of(model, 3, [DOWN]), rounds_of(model, 3, [DOWN], cache_mb=0, progress=lambda *p: told.append(p))
+    model, reported = make_model({"a": 1.0, "b": 1.0}), []
+    kept, again = rounds_of(model, 3, [DOWN]), rounds_of(model, 3, [DOWN], cache_mb=0, progress=lambda *p: reported.append(p))
     # a round: 2 tasks x 24 x 16 numbers of 4 bytes; the sums take as much
     assert (kept.held_bytes, again.held_bytes) == (4 * 3072, 2 * 3072)
     first, second = list(kept), list(kept)
     assert all(a is b for a, b in zip(first, second, strict=True))
     for _ in range(2):
         assert all(torch.equal(a[DOWN], b[DOWN]) for a, b in zip(first, again, strict=True))
-    assert told == [("gradients", done, 12) for done in range(1, 13)]
+    assert reported == [("gradients", done, 12) for done in range(1, 13)]
 
 
 def test_tasks_with_the_same_and_the_opposite_loss():

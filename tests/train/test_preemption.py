@@ -45,7 +45,7 @@ def test_a_signal_leaves_a_note(number):
     ]
 
 
-def test_ctrl_c_is_told_as_such_and_has_its_own_exit_code(capfd):
+def test_ctrl_c_is_reported_as_such_and_has_its_own_exit_code(capfd):
     before = signal.getsignal(signal.SIGINT)
     with Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGINT)

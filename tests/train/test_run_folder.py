@@ -63,7 +63,7 @@ def finished(digits_corpus, folder, killed) -> str:
 
 
 @pytest.mark.distributed
-def test_a_second_run_in_a_folder_is_told_who_has_it(killed, folder):
+def test_a_second_run_in_a_folder_learns_who_has_it(killed, folder):
     assert re.search(rf"another process is writing.*\n  got: +{folder}, held by process \d+ on .* since 20", killed), killed
 
 

@@ -36,7 +36,7 @@ def _hold(folder: Path, says) -> None:
     says.recv()
 
 
-def test_a_second_run_is_told_who_has_the_folder_until_its_process_ends(tmp_path):
+def test_a_second_run_learns_who_has_the_folder_until_its_process_ends(tmp_path):
     spawning = multiprocessing.get_context("fork")
     mine, its = spawning.Pipe()
     child = spawning.Process(target=_hold, args=(tmp_path, its))

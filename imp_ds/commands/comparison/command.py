@@ -75,23 +75,23 @@ def _times_file(out: Path, seed: int) -> Path:
     return out / "timing" / f"seed_{seed}.json"
 
 
-def _write(out: Path, jobs: list[Job], times: dict[int, dict], told: dict, rounds: int) -> None:
+def _write(out: Path, jobs: list[Job], times: dict[int, dict], study: dict, rounds: int) -> None:
     sparse = next((job.run() for job in jobs if job.run().model.num_experts), None)
     conditional = sparse.model.to_config(sparse.data.vocab_size, sparse.tasks).moe_layer_indices if sparse else []
     values = {}
     for job in jobs:
         values.setdefault(job.router, []).append(job_values(job, times[job.seed][job.router], conditional))
     details = {"layers_with_experts": conditional, "timing": times}
-    write_table(out, told, values, details)
-    write_page(out, told, values, _notes(told, times, conditional, rounds))
+    write_table(out, study, values, details)
+    write_page(out, study, values, _notes(study, times, conditional, rounds))
     found = spreads(values)
     panels = [measure for measures in SECTIONS.values() for measure in shown(measures, found)]
-    seeds = f"mean and deviation of {told['seeds']} seeds" if told["seeds"] > 1 else "one seed"
-    title = f"Routers of experts on the digits corpus: {told['steps']} steps, {seeds}"
+    seeds = f"mean and deviation of {study['seeds']} seeds" if study["seeds"] > 1 else "one seed"
+    title = f"Routers of experts on the digits corpus: {study['steps']} steps, {seeds}"
     draw_comparison(panels, found, out / PICTURE, title=title)
 
 
-def _notes(told: dict, times: dict[int, dict], conditional: list[int], rounds: int) -> list[str]:
+def _notes(study: dict, times: dict[int, dict], conditional: list[int], rounds: int) -> list[str]:
     """What has to be known of the numbers."""
     merged = [one["merged_difference"] for of_seed in times.values() for one in of_seed.values()]
     notes = [
@@ -103,7 +103,7 @@ def _notes(told: dict, times: dict[int, dict], conditional: list[int], rounds: i
         "Parameters are trained, served (as exported: in a merged model a copy of the conditional linear layers for each "
         "condition that the tasks have takes the place of the experts), and active (what one token meets).",
         "Interference is the mean between different tasks of the published measure, from "
-        f"{told['interference_samples']} gradients of each task after a third of training, in the last linear layer of the "
+        f"{study['interference_samples']} gradients of each task after a third of training, in the last linear layer of the "
         f"feed-forward ({WEIGHTS}): 1 is what steps of a task's own do, below 0 they harm. Layers with experts are "
         f"{', '.join(map(str, conditional)) or 'none'}, counted from 0.",
         "Scores are those of the test split: handwriting never seen, voices never heard. Never trained are captions of films, "

@@ -63,7 +63,7 @@ class Job:
         return None
 
     def steps_done(self) -> int:
-        """As far as the run has told; it tells now and then."""
+        """As far as the run has reported; it reports now and then."""
         try:
             lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             return max((parse_json(line, "metrics.jsonl", dict).get("step", 0) for line in lines), default=0)

@@ -1,4 +1,4 @@
-"""Jobs as processes, several side by side: what they print goes to their logs, how far they are to whoever is told."""
+"""Jobs as processes, several side by side: what they print goes to their logs, how far they are to a callback."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from imp_ds.errors import UserError
 from imp_ds.parallel.launch import NAMES
 
 _LOOK_S = 0.5  # from one look at the processes to the next
-_STOP_S = 60.0  # in which a run that is told to stop writes a checkpoint
+_STOP_S = 60.0  # in which a run that is asked to stop writes a checkpoint
 _SHOWN = 15  # last lines of a log in an error
 
 
@@ -24,7 +24,7 @@ class _Running:
         kept = {name: value for name, value in os.environ.items() if name not in NAMES and not name.startswith("SLURM_")}
         environment = kept | {"OMP_NUM_THREADS": str(threads)}
         with job.log.open("a", encoding="utf-8") as log:
-            # a session of its own: a Ctrl-C is for us, and we tell them to stop in a way that keeps what they have
+            # a session of its own: a Ctrl-C is for us, and we ask them to stop in a way that keeps what they have
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
@@ -47,13 +47,13 @@ def run_jobs(
 ) -> None:
     """Bring all jobs to their ends, at most `parallel` at a time; those that are done are not touched.
 
-    progress: told ("training", steps done, steps in all). say: told a line when a process has ended.
+    progress: called with ("training", steps done, steps in all). say: called with a line when a process has ended.
 
     Raises UserError when one fails; the others are then stopped, after a checkpoint.
     """
     waiting, running = [job for job in jobs if job.command() is not None], []
     steps, threads = {job.name: job.run().train.steps for job in jobs}, max(1, len(os.sched_getaffinity(0)) // parallel)
-    told, kept = None, signal.signal(signal.SIGTERM, _leave)
+    reported, kept = None, signal.signal(signal.SIGTERM, _leave)
     if done := len(jobs) - len(waiting):
         say(f"{done} of {len(jobs)} runs are done already")
     try:
@@ -71,9 +71,9 @@ def run_jobs(
             open_steps = {one.job.name: steps[one.job.name] - one.job.steps_done() for one in running}
             open_steps |= {job.name: steps[job.name] - job.steps_done() for job in waiting}
             done = sum(steps.values()) - sum(open_steps.values())
-            if done != told:
+            if done != reported:
                 progress("training", done, sum(steps.values()))
-            told = done
+            reported = done
     finally:
         _stop(running)
         signal.signal(signal.SIGTERM, kept)

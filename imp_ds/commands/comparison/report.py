@@ -35,16 +35,16 @@ def machine() -> str:
     return named[1] if named else platform.machine()
 
 
-def write_table(out: Path, told: dict, values: dict[str, list[dict[str, float]]], details: dict) -> None:
+def write_table(out: Path, study: dict, values: dict[str, list[dict[str, float]]], details: dict) -> None:
     """table.json: what the numbers hang on, {router: the numbers of each seed}, and details beside them."""
-    full = {"facts": told, "routers": values, "details": details}
+    full = {"facts": study, "routers": values, "details": details}
     write_json(out / TABLE, _finite(full))
 
 
-def write_page(out: Path, told: dict, values: dict[str, list[dict[str, float]]], notes: list[str]) -> None:
+def write_page(out: Path, study: dict, values: dict[str, list[dict[str, float]]], notes: list[str]) -> None:
     """README.md: the tables of SECTIONS, the picture, and how it was measured."""
     found = spreads(values)
-    lines = ["# Routers of experts, compared", "", *_head(told), "", f"![{PICTURE}]({PICTURE})", ""]
+    lines = ["# Routers of experts, compared", "", *_head(study), "", f"![{PICTURE}]({PICTURE})", ""]
     for title, measures in SECTIONS.items():
         if there := shown(measures, found):
             lines += [f"## {title}", "", *table(there, found), ""]
@@ -73,12 +73,12 @@ def cell(measure: Measure, found: Spread | None) -> str:
     return f"{mean} ± {measure.scale * found.deviation:.{measure.digits}f}" if found.deviation else mean
 
 
-def _head(told: dict) -> list[str]:
-    packages = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-    seeds = f"{told['seeds']} seeds: mean ± standard deviation" if told["seeds"] > 1 else "one seed"
+def _head(study: dict) -> list[str]:
+    packages = ", ".join(f"{name} {number}" for name, number in study["versions"].items())
+    seeds = f"{study['seeds']} seeds: mean ± standard deviation" if study["seeds"] > 1 else "one seed"
     return [
-        f"{told['date']}, {told['machine']}, {told['cores']} cores; {packages}.",
-        f"{told['steps']} steps of each run; {seeds}. `{told['command']}` makes this folder.",
+        f"{study['date']}, {study['machine']}, {study['cores']} cores; {packages}.",
+        f"{study['steps']} steps of each run; {seeds}. `{study['command']}` makes this folder.",
     ]
 
 

@@ -57,7 +57,7 @@ def time_routers(
         jobs: finished ones, of one seed.
         models: folder for the exported models, {router}_{seed}; one that is there is taken.
         device: of `timing_process`, inside which this is called.
-        progress: told ("timing", rounds done, rounds in all).
+        progress: called with ("timing", rounds done, rounds in all).
 
     Raises UserError when a merged model does not answer as the one with experts does.
     """

@@ -41,4 +41,4 @@ def _result(work: Callable, items: tuple):
     try:
         return work(*items)
     except BadSample as bad:
-        return bad.told()
+        return bad.without_frames()

@@ -76,7 +76,7 @@ class Speaker:
         Raises UserError when the installed library does not have the voice.
         """
         self._seed()
-        # An unknown variant would be spoken by the accent's plain voice, and no error told: hence the second question.
+        # An unknown variant would be spoken by the accent's plain voice, and no error raised: hence the second question.
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0 or voice.split("+")[1] not in self.variants:
             raise UserError("eSpeak NG does not have a voice of the corpus", got=voice, fix="install espeakng-loader 0.2.4")
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):

@@ -2,7 +2,7 @@
 
 Splits are by variant, which is what makes the timbre: no variant is in two splits, and variants that differ by a hair
 (klatt, robosoft, steph, ...) are in the same one. Left out are whispers and the variants whose words a linear classifier,
-trained on all other variants, did not tell apart (below 95%): zac, RicishayMax, Marco, Alicia, announcer.
+trained on all other variants, did not distinguish (below 95%): zac, RicishayMax, Marco, Alicia, announcer.
 """
 
 from collections.abc import Iterator

@@ -16,7 +16,7 @@ from imp_ds.data.samples import BadSample
 from imp_ds.errors import UserError
 
 _BLOCK = 1 << 20  # bytes looked at together
-_LONG = 1 << 26  # bytes that take so long that progress is told
+_LONG = 1 << 26  # bytes that take so long that progress is reported
 _MOST_BYTES = 1 << 24  # of one line: a longer one is none
 csv.field_size_limit(_MOST_BYTES)
 
@@ -28,7 +28,7 @@ class Lines:
         storage: where the index is kept.
         file: the text file.
         kind: "lines", or "records", which may hold quoted line ends.
-        progress: told how many bytes are indexed, when they must be.
+        progress: called with how many bytes are indexed, when they must be.
         delimiter: between the fields of a record.
 
     Raises UserError for a CSV file that cannot be cut into records and a file in another encoding, FileNotFoundError and

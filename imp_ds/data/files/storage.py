@@ -35,7 +35,7 @@ class Unreachable(OSError):
 
 class File(NamedTuple):
     """A file that is there. `size` is -1 where the server does not say; `stamp` is another one when the content changes, as far
-    as the file system can tell."""
+    as the file system knows."""
 
     address: str
     size: int

@@ -13,7 +13,7 @@ from imp_ds.data.samples import Media
 
 def media_facts(role: str, media: Media) -> dict[str, float]:
     """The numbers of an image ("width", "height"), a film (these, "frames", "film seconds", "frames a second") or a sound ("sound
-    seconds", "samples a second", "channels"); those that the header does not tell are left out.
+    seconds", "samples a second", "channels"); those that the header does not give are left out.
 
     Args:
         role: "vision", or "audio": the sound of a film, too.

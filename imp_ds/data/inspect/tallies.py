@@ -8,7 +8,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import BinaryIO
 
-_KEPT = 1 << 17  # contents that are told apart; of more, a known share
+_KEPT = 1 << 17  # contents that are distinguished; of more, a known share
 _EXAMPLES = 5
 _ENDS = 8 << 20  # bytes of a large file that are read, at its beginning and at its end
 

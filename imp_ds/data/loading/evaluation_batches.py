@@ -57,7 +57,7 @@ def _first_usable(reader: Reader, views: Views, cache: MediaCache | None, wanted
     for row in range(len(reader)):
         if found := _windows(reader, row, views, cache, wanted):
             return [(row, found[0])]
-    raise UserError(f"{reader.name}: no sample can be used", fix="imp_ds data check RECIPE tells why")
+    raise UserError(f"{reader.name}: no sample can be used", fix="imp_ds data check RECIPE shows why")
 
 
 def _batch(collator: Callable, name: str, views: Views, entries: list[tuple[int, dict]], size: int) -> Batch:

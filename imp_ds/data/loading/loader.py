@@ -125,7 +125,7 @@ def _prepare_worker(slots: BatchSlots | None, worker: int):
     keep_freed_memory()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
-    # a launcher that is told to stop signals the workers too, but the rank still has a step to finish: only it ends them
+    # a launcher that is asked to stop signals the workers too, but the rank still has a step to finish: only it ends them
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_for_parent, daemon=True).start()
 

@@ -37,7 +37,7 @@ class SourceOrder:
 
     Args:
         shard_rows: rows of each shard, [S].
-        seed: what tells this order from others, a sequence of numbers.
+        seed: what distinguishes this order from others, a sequence of numbers.
         window: W.
         multiple: the rows of an epoch are cut to a multiple of it, when nothing less than a whole batch is wanted.
     """

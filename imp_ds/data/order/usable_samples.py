@@ -89,7 +89,7 @@ class UsableSamples:
         try:
             return _Tried(index, reader.key(row), reader.read(row), rng)
         except BadSample as bad:
-            return _Tried(index, reader.key(row), bad.told(), rng)
+            return _Tried(index, reader.key(row), bad.without_frames(), rng)
 
     def _usable(self, tried: list[_Tried]) -> list[Usable]:
         decoded = zip(tried, self._decoded(tried))
@@ -116,7 +116,7 @@ class UsableSamples:
         raise UserError(
             f"task {self.task.name}: {_ATTEMPTS} samples one after another cannot be used",
             got=f"{reader.name}: {tried.key}: {bad.reason}",
-            fix="imp_ds data check RECIPE tells what is wrong with a source",
+            fix="imp_ds data check RECIPE shows what is wrong with a source",
         )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def open_reader(
 ) -> RowReader:
     """The rows of a split ("train", "validation", "test") of a source below `root`, a folder or an address.
 
-    Indexes that are not there yet are built, which may take long: `progress(stage, done, total)` is told how far it is. Raises
+    Indexes that are not there yet are built, which may take long: `progress(stage, done, total)` reports how far it is. Raises
     UserError when there is no such split, it has no rows, the first lacks a column, or neither the first nor the last is usable.
     """
     if not source.roles():
@@ -56,7 +56,7 @@ def open_reader(
 
 
 def _opened(wanted: Wanted) -> RowReader:
-    """The reader of a split that is there; its classes have names where a column of strings tells them."""
+    """The reader of a split that is there; its classes have names where a column of strings gives them."""
     source = wanted.source
     reader = format_of(source).open_split(wanted)
     if source.label is not None and reader.class_names is None:

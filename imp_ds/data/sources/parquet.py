@@ -26,7 +26,7 @@ from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 
 _MAPPED = 1024  # row groups that are mapped at a time
-_TOLD_FROM = 64  # files: to open so many takes so long that progress is told
+_PROGRESS_FROM = 64  # files: to open so many takes so long that progress is reported
 
 
 @register_format
@@ -58,7 +58,7 @@ class ParquetReader(RowReader):
             rows_G += footer.rows_G
             group_G += range(len(footer.rows_G))
             file_G += [number] * len(footer.rows_G)
-            if wanted.progress is not None and len(files) >= _TOLD_FROM:
+            if wanted.progress is not None and len(files) >= _PROGRESS_FROM:
                 wanted.progress(f"opening {wanted.name}", number + 1, len(files))
         super().__init__(wanted, rows_G, class_names)
         self._file_G, self._group_G = np.array(file_G, dtype=np.int32), np.array(group_G, dtype=np.int32)
@@ -77,7 +77,7 @@ class ParquetReader(RowReader):
         group = int(np.searchsorted(self._start_G, row, side="right")) - 1
         table = self._groups.get((group, *self.roles), lambda: self._unpacked(group))  # `only` shares what is kept
         if isinstance(table, BadSample):
-            raise table.told()
+            raise table.without_frames()
         return row_of(table, row - int(self._start_G[group]))
 
     def media(self, row: int, column: str, value) -> Media:

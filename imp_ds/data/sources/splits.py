@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
 
     root: folder or address that `source.path` is relative to.
     window: rows that are read in turns, any of them at any time (`imp_ds.data.order.order`).
-    progress: told (stage, done, total) while indexes are built.
+    progress: called with (stage, done, total) while indexes are built.
     """
 
     storage: Storage
@@ -97,7 +97,7 @@ def shards(wanted: Wanted, suffix: str) -> list[File]:
 def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
     """(folder, files of rows) of a split of a folder of media; no files where folders of classes are all there is.
 
-    Raises NoSplit when there is no such folder or nothing in it that tells what is a sample, and Unreachable.
+    Raises NoSplit when there is no such folder or nothing in it that shows what is a sample, and Unreachable.
     """
     storage = wanted.storage
     if _names_files(wanted.source.path, *_LINES):

@@ -71,14 +71,14 @@ def _check(run: RunConfig, config: ImpConfig, world_size: int) -> None:
 
 
 def _check_evaluations(run: RunConfig, config: ImpConfig) -> None:
-    """Gates that ask for the task have to be told it by evaluations too; those of texts and captions name one already."""
+    """Gates that ask for the task need it from evaluations too; those of texts and captions name one already."""
     for evaluation in run.evaluations:
         composed = config.gate == "attribute" and evaluation.head == "likelihood" and evaluation.task is None
         named = evaluation.captioner is not None or evaluation.modality == "text" and evaluation.head == "pair"
-        told = named or composed
-        if not told and evaluation.task not in config.objectives:
+        known = named or composed
+        if not known and evaluation.task not in config.objectives:
             raise UserError(
-                f"evaluation {evaluation.name}: the encoder's {config.gate} gates have to be told a task of the run",
+                f"evaluation {evaluation.name}: the encoder's {config.gate} gates need a task of the run",
                 got=evaluation.task or "no task", allowed=", ".join(config.objectives),
                 fix=f"--set evaluations.{evaluation.name}.task={next(iter(config.objectives))}",
             )  # fmt: skip

@@ -26,7 +26,7 @@ class TaskObjectives(nn.Module):
         self.parts = nn.ModuleList(build_objective(spec, config) for spec in specs)
         self.weights = [spec.get("weight", 1.0) for spec in specs]
         kinds = [spec["kind"] for spec in specs]
-        # two objectives of one kind are told apart by their place
+        # two objectives of one kind are distinguished by their position
         self.names = [kind if kinds.count(kind) == 1 else f"{kind}_{i}" for i, kind in enumerate(kinds)]
         self.reduction = reduction
 
@@ -142,9 +142,9 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
         return [likeliest(names, answer_K, top) for answer_K in self.answer(task, **inputs).cpu()]
 
     def answering(self, task: str | None = None) -> tuple[str, nn.Module]:
-        """The name of a task that tells classes apart, and its objective. task: None: the only one. Raises UserError when there
+        """The name of a task that distinguishes classes, and its objective. task: None: the only one. Raises UserError when there
         is no such task, and where None could mean several."""
-        return self._only_task(ClassObjective, task, "tells classes apart")
+        return self._only_task(ClassObjective, task, "distinguishes classes")
 
     def _only_task(self, kind: type, task: str | None, does: str) -> tuple[str, nn.Module]:
         """The name of a task with an objective of that class, and the objective. task: None: the only one."""

@@ -71,7 +71,7 @@ def segment_attributes(modality: str, sides: Sides, target: bool | None = None) 
 
 def is_target(config, modality: str, task: str | None, target: bool | None = None) -> bool:
     """Whether a segment of `modality` is of the candidates, arguments as those of `ImpModel.condition`. A model of one task alone
-    need not be told it; False where nothing tells."""
+    need not be given it; False where nothing gives it."""
     if target is None and task is None and len(config.objectives) == 1:
         (task,) = config.objectives
     if target is not None or task not in config.objectives:
@@ -83,7 +83,7 @@ def is_target(config, modality: str, task: str | None, target: bool | None = Non
 def condition_name(
     config, modality: str, task: str | None, target: bool | None = None, attributes: tuple[str, ...] | None = None
 ) -> str:
-    """What the gate of an encoder tells a segment's condition by: its modality, its task, or its attributes joined by "+".
+    """What the gate of an encoder reads of a segment's condition: its modality, its task, or its attributes joined by "+".
 
     Arguments as those of `ImpModel.condition`; "" for gates that ask for nothing. Raises UserError, naming the task, for what the
     encoder does not know.
@@ -105,7 +105,7 @@ def condition_name(
 
 def _known(task: str | None, tasks: list[str], gate: str) -> str:
     if task is None:
-        raise UserError(f"the encoder's {gate} gates have to be told the task", got="no task", allowed=", ".join(tasks))
+        raise UserError(f"the encoder's {gate} gates need the task", got="no task", allowed=", ".join(tasks))
     if task not in tasks:
         fix = "of another task, give the attributes" if gate == "attribute" else "its id has never been trained"
         raise UserError(f"the encoder's {gate} gates do not know this task", got=task, allowed=", ".join(tasks), fix=fix)

@@ -293,7 +293,7 @@ class ImpConfig(PreTrainedConfig):
         candidates = candidate_tasks(self.objectives)
         if candidates and self.routes_tokens and self.group_examples != 1:
             raise UserError(
-                "candidates would be told of each other: they share routing groups, which differ with the number of ranks",
+                "candidates would depend on each other: they share routing groups, which differ with the number of ranks",
                 got=f"task {', '.join(candidates)} with gate = {self.gate}, group_examples = {self.group_examples}",
                 allowed="group_examples = 1, or a modality, task or attribute gate", fix="--set model.group_examples=1",
             )  # fmt: skip

@@ -230,11 +230,11 @@ class ImpModel(ImpPreTrainedModel):
         that are given the very same condition, not an equal one, cost a constant gate one decision. The encoding is of the whole
         sequence; its `lengths` say where the segments end.
 
-        Raises UserError for a mask when experts would tell a token of those that it hides.
+        Raises UserError for a mask when experts would let a token depend on those that it hides.
         """
         if mask_LL is not None and self.config.tokens_compete:
             raise UserError(
-                "experts that choose among tokens, or drop some, tell each token of those that its mask hides",
+                "experts that choose among tokens, or drop some, let each token depend on those that its mask hides",
                 got=f"a mask with {self.config.planned_router.describe()}",
                 allowed="router = top_k with drop_tokens = false, or a constant gate",
             )  # fmt: skip
@@ -328,8 +328,8 @@ class ImpModel(ImpPreTrainedModel):
 
         Args:
             pixel_values_videos: videos beside the images of pixel_values, encoded alike; videos alone may be either.
-            pixel_positions, feature_positions: None: those of a whole grid, where the number of patches tells it.
-            task: one of config.objectives, whose condition all of it has; task and attribute gates have to be told.
+            pixel_positions, feature_positions: None: those of a whole grid, where the number of patches gives it.
+            task: one of config.objectives, whose condition all of it has; task and attribute gates need it.
             output_hidden_states, output_attentions, return_dict: as in transformers; None: as the configuration says. Without
                 `return_dict` the answer is a tuple of what ImpOutput holds, in its order.
 

@@ -48,7 +48,7 @@ class _Job:
     ended: float | None = None
     problem: str | None = None
     given_up: bool = False
-    told: bool = False
+    reported: bool = False
     thread: threading.Thread | None = None
 
     def check(self) -> None:
@@ -122,13 +122,13 @@ class Writer:
     def poll(self) -> Written | None:
         """What became of the last save, once, when it has ended; rank 0 prints it as one line. No exchange between ranks."""
         job = self._job
-        if job is None or job.told:
+        if job is None or job.reported:
             return None
         if time.monotonic() > job.started + job.timeout_s + 1.0:
             job.wait()
         if job.ended is None:
             return None
-        job.told = True
+        job.reported = True
         written = Written(job.step, job.ended - job.started, job.waited_s, self._snapshot.size, job.problem)
         if is_main():
             self._print(written)
@@ -173,7 +173,7 @@ class Writer:
             if own == 0:
                 final = publish(job.staging, job.step, job.state, world, self.frozen, job.check)
                 prune(final, self.keep, self.milestone_every)
-        except Exception as error:  # whatever it is, training goes on; the line that is printed tells it
+        except Exception as error:  # whatever it is, training goes on; the line that is printed reports it
             job.problem = str(error) if isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: {error}"
             self._clear(job, own)
         job.ended = time.monotonic()
@@ -190,7 +190,7 @@ class Writer:
         files.write_json(files.part_path(job.staging, own), {"files": listed, "tensors": places})
 
     def _clear(self, job: _Job, own: int) -> None:
-        """Give back the room of a save that failed here; rank 0 takes the whole folder, others tell rank 0."""
+        """Give back the room of a save that failed here; rank 0 takes the whole folder, others report to rank 0."""
         if own == 0:
             shutil.rmtree(job.staging, ignore_errors=True)
             return

@@ -32,7 +32,7 @@ _GRAPHS_OF_A_SHAPE = 20  # of two kinds of blocks, with and without gradient, ea
 class CompiledBlocks:
     """The blocks of `model`, which are compiled at their first call with a shape, by `backend`.
 
-    graphs: how many were made so far. One that is made after `warm` is told on stderr, on the first rank.
+    graphs: how many were made so far. One that is made after `warm` is reported on stderr, on the first rank.
     """
 
     def __init__(self, model: TrainModule, shapes: int, backend: str = "inductor"):

@@ -72,7 +72,7 @@ def check_values(ds: dict) -> None:
     from deepspeed.utils import logger
 
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it tells of every default
+    logger.setLevel(logging.ERROR)  # it logs every default
     try:
         # without the product of ranks and batch, which it takes from a group that is not there yet
         DeepSpeedConfig({key: value for key, value in ds.items() if key != "train_batch_size"})

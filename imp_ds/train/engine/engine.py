@@ -215,7 +215,7 @@ class Engine:
 
             zero._get_norm_groups = judged_groups
         else:
-            # the norm tells of infinities too; to search for them would read all gradients once more, and wait for the device
+            # the norm shows infinities too; to search for them would read all gradients once more, and wait for the device
             zero.check_overflow = lambda partition_gradients=True: None
             if not zero.cpu_offload:
                 zero.get_grad_norm_direct = lambda gradients, params, norm_type=2: _group_norm(zero, gradients)
@@ -233,7 +233,7 @@ class Engine:
         unscale_and_clip = zero.unscale_and_clip_grads
 
         def rescaled(group, norm):
-            # ZeRO 3 tells a group by its number, the others by its gradients
+            # ZeRO 3 knows a group by its number, the others by its gradients
             gradients = [zero.fp32_partitioned_groups_flat[group].grad] if self.stage == 3 else group
             self._rescale(gradients)
             if zero.loss_scale != 1.0:

@@ -52,8 +52,8 @@ class Interval:
         tasks, experts = {}, {}
         for record in self.records:
             values = tasks.setdefault(record.task, [])
-            told = {name: next(host)[0] if isinstance(v, torch.Tensor) else float(v) for name, v in record.values.items()}
-            values.append((record.share, told))
+            one = {name: next(host)[0] if isinstance(v, torch.Tensor) else float(v) for name, v in record.values.items()}
+            values.append((record.share, one))
             for modality, layers in record.reports.items():
                 experts.setdefault(modality, []).append([[next(host) for _ in report] for report in layers])
         seconds = max(sum(record.seconds for record in self.records), 1e-9)

@@ -52,7 +52,7 @@ class Monitor:
         self._steps_of_tasks = _steps_of_tasks(self.history)
         self._lines = LineFile(self.output_dir / HISTORY)
         self._interval = Interval()
-        self._told: set[tuple[str, str]] = set()
+        self._logged_kinds: set[tuple[str, str]] = set()
         self.board = TensorBoard(self.output_dir / "tensorboard", start_step)
 
     def log_start(self, samples: dict[str, Batch], processor, config_text: str, sounds: dict[str, list] | None = None) -> None:
@@ -103,13 +103,13 @@ class Monitor:
         self.board.scalars(step, {"optimizer/skipped_steps": skipped})
 
     def record_rejections(self, step: int, new: list[Rejection], counts: dict[str, dict[str, int]]) -> None:
-        """Samples that were left out for the first time, of which the first of each kind is told; `counts` of all so far, by
+        """Samples that were left out for the first time, of which the first of each kind is logged; `counts` of all so far, by
         source and reason."""
         if not self.enabled:
             return
         for rejection in new:
-            if (rejection.source, rejection.reason) not in self._told:
-                self._told.add((rejection.source, rejection.reason))
+            if (rejection.source, rejection.reason) not in self._logged_kinds:
+                self._logged_kinds.add((rejection.source, rejection.reason))
                 self.progress.say(f"left out: {rejection.source}, {rejection.key}: {rejection.reason} ({rejection.detail})")
         tags = {f"data/{source}/left_out/{reason}": n for source, reasons in counts.items() for reason, n in reasons.items()}
         self.board.scalars(step, tags)
@@ -248,7 +248,8 @@ def memory_gib() -> float:
 
 
 def hyperparameters(run) -> dict:
-    """What tells one run from another, flat: the sections model, train and optimizer, and each task's batch and interval."""
+    """What distinguishes one run from another, flat: the sections model, train and optimizer, and each task's batch and
+    interval."""
     found = {}
     for section in ("model", "train", "optimizer"):
         for name, value in getattr(run, section).model_dump().items():

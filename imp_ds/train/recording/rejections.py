@@ -53,7 +53,7 @@ class Rejections:
         self, step: int, mixture: dict[str, float], task: str, mine: tuple[Rejection, ...], any_rank: bool
     ) -> list[Rejection]:
         """Count a step that trained the tasks of `mixture`, {task: share of the ranks}, on this rank `task`, and left out `mine`
-        here; `any_rank` tells whether any rank left out something. All ranks call it.
+        here; `any_rank`: whether any rank left out something. All ranks call it.
 
         Returns what is new, on the rank that writes. Raises UserError, on all ranks, when too much of a source was left out.
         """

@@ -50,7 +50,7 @@ def spectrograms_BFM(inputs: dict, patch: list[int], mel_bins: int) -> np.ndarra
 
 
 def _steps(coordinates: np.ndarray) -> int:
-    """Steps of an axis: coordinates are index / steps, so the smallest distance between two tells."""
+    """Steps of an axis: coordinates are index / steps, so the smallest distance between two gives them."""
     positions = np.unique(coordinates)
     return round(1 / np.diff(positions).min()) if len(positions) > 1 else 1
 

@@ -1,4 +1,4 @@
-"""What a rank knows of its batch beside the loss, and what the monitor is told of a step from the means over the ranks."""
+"""What a rank knows of its batch beside the loss, and what the monitor gets of a step from the means over the ranks."""
 
 from imp_ds.parallel.groups import world_size
 from imp_ds.tasks import Batch, Task
@@ -32,9 +32,9 @@ def step_records(
         means: over those ranks, of the loss, the metrics and `rank_facts`.
         own, reports: this rank's task, and what its routers report; those of the other ranks stay there.
     """
-    told = {own: reports}
+    reports_of = {own: reports}
     return [
-        _record(task, mixture[task.name], means[task.name], told.get(task.name, {}), grad_norm, seconds)
+        _record(task, mixture[task.name], means[task.name], reports_of.get(task.name, {}), grad_norm, seconds)
         for task in tasks
         if task.name in mixture
     ]

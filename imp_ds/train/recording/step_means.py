@@ -1,4 +1,4 @@
-"""What the ranks tell each other of a step: of each task that trained, means over the ranks that trained it.
+"""What the ranks exchange of a step: of each task that trained, means over the ranks that trained it.
 
 One exchange of sums serves all of it, whatever the number of ranks. Every rank knows from the schedule which tasks the others
 train; what they measure of a task that this rank has never trained, it asks once.
@@ -31,9 +31,9 @@ class StepMeans:
         shares = self.mixture(step)
         self._learn(task, list(values), shares)
         nothing = values["loss"].new_zeros(())
-        told = dict.fromkeys(((other, name) for other in shares for name in self._names[other]), nothing)
-        told |= {(task, name): value for name, value in _as_tensors(values).items()}
-        agreed, means = all_reduce_mean(facts, told)
+        measured = dict.fromkeys(((other, name) for other in shares for name in self._names[other]), nothing)
+        measured |= {(task, name): value for name, value in _as_tensors(values).items()}
+        agreed, means = all_reduce_mean(facts, measured)
         return agreed, {
             other: {name: means[other, name] / share for name in self._names[other]} for other, share in shares.items()
         }

@@ -37,8 +37,8 @@ def test_a_comparison_trains_times_and_tells_and_is_not_done_twice(tmp_path, dig
     words += options(routers, "--router") + options(SMALL, "--set")
     said = run_ranks(run_command, *words, ranks=1, folder=tmp_path / "logs").outputs[0]
     assert "2 of 2 runs are done already" in said and "wrote " in said
-    told = json.loads((out / "table.json").read_text())
-    dense, attribute = told["routers"]["dense"][0], told["routers"]["attribute"][0]
+    table = json.loads((out / "table.json").read_text())
+    dense, attribute = table["routers"]["dense"][0], table["routers"]["attribute"][0]
     page = (out / "README.md").read_text()
     assert "| dense |" in page and "| attribute |" in page and "5 steps" in page and "one seed" in page
     assert Image.open(out / "comparison.png").width > 1000
@@ -50,17 +50,17 @@ def test_a_comparison_trains_times_and_tells_and_is_not_done_twice(tmp_path, dig
     assert attribute["parameters/trained"] > dense["parameters/trained"] + 7 * more  # and routers
     assert 0 < attribute["parameters/active"] - dense["parameters/active"] < more
     assert dense["parameters/active"] == dense["parameters/trained"] == dense["parameters/served"]
-    assert told["details"]["layers_with_experts"] == [1]
-    assert told["details"]["timing"]["0"]["attribute"]["merged_difference"] <= 1e-5
+    assert table["details"]["layers_with_experts"] == [1]
+    assert table["details"]["timing"]["0"]["attribute"]["merged_difference"] <= 1e-5
     for values in (dense, attribute):
         assert values["train/steps"] == 5 and values["time/step"] > values["time/encode"] > 0
         assert {"interference/with_experts", "interference/shared"} <= values.keys()
         assert 0 <= values["retrieval/speech_to_image/R@1"] <= values["retrieval/speech_to_image/R@10"] <= 1
-    # again: nothing is started and nothing timed, and the same is told
+    # again: nothing is started and nothing timed, and the same is reported
     monkeypatch.setattr(processes.subprocess, "Popen", None)
     monkeypatch.setattr(command, "time_routers", None)
     compare(out, digits_corpus)
-    assert json.loads((out / "table.json").read_text())["routers"] == told["routers"]
+    assert json.loads((out / "table.json").read_text())["routers"] == table["routers"]
     with pytest.raises(UserError, match="another comparison"):
         compare(out, digits_corpus, steps=6)
 

@@ -37,9 +37,9 @@ class FakeJob:
 
 
 def run(jobs, parallel=2):
-    told, said = [], []
-    run_jobs(jobs, parallel, progress=lambda *how_far: told.append(how_far), say=said.append)
-    return told, said
+    reported, lines = [], []
+    run_jobs(jobs, parallel, progress=lambda *how_far: reported.append(how_far), say=lines.append)
+    return reported, lines
 
 
 def test_no_more_run_at_a_time_than_asked_and_what_is_done_stays(tmp_path, monkeypatch):
@@ -48,19 +48,19 @@ def test_no_more_run_at_a_time_than_asked_and_what_is_done_stays(tmp_path, monke
     monkeypatch.setattr("imp_ds.commands.comparison.processes._LOOK_S", 0.05)
     (tmp_path / "done").write_text("0 0 kept")
     jobs = [FakeJob(tmp_path, name) for name in ("done", "a", "b", "c")]
-    told, said = run(jobs)
+    reported, lines = run(jobs)
     assert (tmp_path / "done").read_text() == "0 0 kept"
     times = [tuple(map(float, (tmp_path / name).read_text().split())) for name in "abc"]
     assert all(threads == 3 for *_, threads in times)  # six cores for two
     at_once = [sum(began <= moment < ended for began, ended, _ in times) for moment, _, _ in times]
     assert max(at_once) <= 2
-    assert told[-1] == ("training", 4 * STEPS, 4 * STEPS)
-    # one done, two running and one waiting, all of which have told of 4 steps
-    assert ("training", STEPS + 3 * 4, 4 * STEPS) in told
-    assert said[0] == "1 of 4 runs are done already" and len(said) == 4
+    assert reported[-1] == ("training", 4 * STEPS, 4 * STEPS)
+    # one done, two running and one waiting, all of which have reported 4 steps
+    assert ("training", STEPS + 3 * 4, 4 * STEPS) in reported
+    assert lines[0] == "1 of 4 runs are done already" and len(lines) == 4
 
 
-def test_a_job_that_fails_is_told_with_its_last_words_and_stops_the_others(tmp_path, monkeypatch):
+def test_a_job_that_fails_is_reported_with_its_last_words_and_stops_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr("imp_ds.commands.comparison.processes._LOOK_S", 0.05)
     jobs = [FakeJob(tmp_path, "bad", "sys.exit('the corpus burnt')"), FakeJob(tmp_path, "slow", "time.sleep(60)")]
     start = time.monotonic()

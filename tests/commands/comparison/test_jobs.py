@@ -87,7 +87,7 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path):
         (dict(settings=["model.conditional_linears=[rope]"]), "conditional_linears"),
     ],
 )
-def test_what_cannot_be_compared_is_told_before_anything_is_made(tmp_path, changes, message):
+def test_what_cannot_be_compared_is_reported_before_anything_is_made(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         plan(tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()

@@ -19,11 +19,11 @@ def values():
 
 
 def test_the_page_holds_what_was_measured_how_and_with_what(tmp_path, values):
-    told = facts("imp_ds compare-routers there", 300, 2, 32)
-    write_page(tmp_path, told, values, ["one note", "another"])
+    study = facts("imp_ds compare-routers there", 300, 2, 32)
+    write_page(tmp_path, study, values, ["one note", "another"])
     page = (tmp_path / "README.md").read_text()
-    torch_version = f"torch {told['versions']['torch']}"
-    for part in (told["date"], torch_version, "300 steps", "2 seeds", "compare-routers there", "- one note"):
+    torch_version = f"torch {study['versions']['torch']}"
+    for part in (study["date"], torch_version, "300 steps", "2 seeds", "compare-routers there", "- one note"):
         assert part in page
     for title, measures in SECTIONS.items():
         assert (f"## {title}" in page) == bool(measures)

@@ -1,4 +1,4 @@
-"""Timing: calls in turns, the means that are told of them, and merged models that must answer as those with experts do."""
+"""Timing: calls in turns, the means that are reported, and merged models that must answer as those with experts do."""
 
 import pytest
 import torch
@@ -66,11 +66,11 @@ def test_all_calls_take_turns_and_the_first_rounds_do_not_count(monkeypatch):
         clock[0] += next(taken[key])
 
     calls = {key: lambda key=key: call(key) for key in taken}
-    told = []
-    found = timing.medians_in_turns(calls, 3, torch.device("cpu"), lambda *how_far: told.append(how_far))
+    reported = []
+    found = timing.medians_in_turns(calls, 3, torch.device("cpu"), lambda *how_far: reported.append(how_far))
     assert order == ["a", "b"] * 5 and timing.WARM_UP == 2
     assert found == {("a",): 2.0, ("b",): 4.0}  # of 1, 2, 9 and of 5, 3, 4
-    assert told[-1] == ("timing", 5, 5)
+    assert reported[-1] == ("timing", 5, 5)
 
 
 def test_a_mean_step_has_the_tasks_by_their_shares():

@@ -283,7 +283,7 @@ def test_a_damaged_manifest_is_named(copy, content):
         digits.verify(copy)
 
 
-def test_no_corpus_is_told_how_to_make_one(tmp_path):
+def test_no_corpus_learns_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match="corpus digits"):
         digits.verify(tmp_path / "nowhere")
 

@@ -81,11 +81,11 @@ def test_lines_that_cannot_be_read(tmp_path, monkeypatch):
         lines.read(2)
 
 
-def test_progress_is_told_of_long_files_only(tmp_path, monkeypatch):
-    told = []
-    lines_of(tmp_path, b"short\n", progress=lambda *args: told.append(args))
-    assert told == []
+def test_progress_is_reported_of_long_files_only(tmp_path, monkeypatch):
+    reported = []
+    lines_of(tmp_path, b"short\n", progress=lambda *args: reported.append(args))
+    assert reported == []
     monkeypatch.setattr(index_lines, "_LONG", 1)
     monkeypatch.setattr(index_lines, "_BLOCK", 4)
-    lines_of(tmp_path, b"one\ntwo\nthree", progress=lambda *args: told.append(args))
-    assert told == [("indexing text", done, 13) for done in (4, 8, 12, 13)]
+    lines_of(tmp_path, b"one\ntwo\nthree", progress=lambda *args: reported.append(args))
+    assert reported == [("indexing text", done, 13) for done in (4, 8, 12, 13)]

@@ -228,7 +228,7 @@ def test_a_source_without_a_usable_sample_is_named(tmp_path):
 
 
 class Misbehaving(Collator):
-    """Does what it is told to at the fourth batch of its process."""
+    """Does what it is asked to at the fourth batch of its process."""
 
     def __init__(self, action):
         super().__init__(processor())

@@ -91,7 +91,7 @@ def test_a_run_that_goes_on_with_other_groups_says_so(monkeypatch, capsys):
     assert "until step 70 2 groups of ranks drew a task each, from here on 3" in capsys.readouterr().err
 
 
-def test_a_damaged_file_is_told_once(monkeypatch, capfd):
+def test_a_damaged_file_is_reported_once(monkeypatch, capfd):
     run, rows = make_run(), Rows()
     monkeypatch.setattr(start, "open_corpus", lambda run, progress=None: {task.name: [rows] for task in run.tasks})
     start.open_readers(run)

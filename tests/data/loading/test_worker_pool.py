@@ -1,4 +1,4 @@
-"""The pool of workers: parts in order, no further ahead than asked, and no failure that hangs or is not told."""
+"""The pool of workers: parts in order, no further ahead than asked, and no failure that hangs or is not reported."""
 
 import gc
 import multiprocessing
@@ -69,25 +69,25 @@ def test_each_worker_is_prepared_with_its_number():
     assert all(numbers == [pool.pids.index(pid)] for pid, numbers in found) and seen == []
 
 
-@pytest.mark.parametrize("what, told", [
+@pytest.mark.parametrize("what, reported", [
     (lambda: 1 / 0, "ZeroDivisionError"), (lambda: open, None), (lambda: lambda: 0, "pickle"),
 ], ids=["raises", "can be sent", "cannot be sent"])  # fmt: skip
-def test_what_fails_in_a_worker_is_told_with_its_traceback(what, told):
+def test_what_fails_in_a_worker_is_reported_with_its_traceback(what, reported):
     pool = WorkerPool(lambda part: what() if part == 1 else part, range(4), workers=1, ahead=2)
     assert pool.take(TIMEOUT_S) == 0
-    if told is None:
+    if reported is None:
         assert pool.take(TIMEOUT_S) is open
     else:
-        with pytest.raises(RuntimeError, match=rf"(?s)worker 0 failed:.*test_worker_pool.py|{told}") as error:
+        with pytest.raises(RuntimeError, match=rf"(?s)worker 0 failed:.*test_worker_pool.py|{reported}") as error:
             pool.take(TIMEOUT_S)
-        assert told in str(error.value)
+        assert reported in str(error.value)
     assert pool.take(TIMEOUT_S) == 2  # it goes on
 
 
 @pytest.mark.parametrize("end, how", [
     (lambda: os.kill(os.getpid(), signal.SIGKILL), "by signal SIGKILL"), (lambda: os._exit(3), "with exit code 3"),
 ], ids=["killed", "exits"])  # fmt: skip
-def test_a_worker_that_ends_is_told_with_its_part(end, how):
+def test_a_worker_that_ends_is_reported_with_its_part(end, how):
     pool = WorkerPool(lambda part: end() if part == 50 else part, range(48, 60), workers=2, ahead=1)
     start, found = time.monotonic(), []
     with pytest.raises(WorkerLost, match=f"worker [01] exited unexpectedly, {how}") as error:
@@ -96,14 +96,14 @@ def test_a_worker_that_ends_is_told_with_its_part(end, how):
     assert time.monotonic() - start < 20
 
 
-def test_a_worker_that_ends_before_its_first_part_is_told():
+def test_a_worker_that_ends_before_its_first_part_is_reported():
     pool = WorkerPool(lambda part: part, range(7, 9), workers=1, ahead=1, prepare=lambda number: os._exit(4))
     with pytest.raises(WorkerLost, match="worker 0 exited unexpectedly, with exit code 4") as error:
         pool.take(TIMEOUT_S)
     assert error.value.part == 7
 
 
-def test_a_worker_that_ends_after_its_last_part_is_told():
+def test_a_worker_that_ends_after_its_last_part_is_reported():
     idle = multiprocessing.get_context("fork").Value("q", 0)
 
     def make(part):

@@ -94,7 +94,7 @@ def test_a_source_without_any_label_is_refused(tmp_path):
 
 def test_one_class_beside_blank_labels_is_one_class(tmp_path):
     source = write(tmp_path, "csv", ["owl", "", "owl"])
-    with pytest.raises(UserError, match="nothing to tell apart") as refusal:
+    with pytest.raises(UserError, match="nothing to distinguish") as refusal:
         with_class_names(run_of(source, tmp_path), {"birds": [opened(tmp_path, source)]})
     assert "one class: owl" in str(refusal.value)
 

@@ -70,7 +70,7 @@ def test_a_damaged_row_group_is_unpacked_once(tmp_path, monkeypatch):
 
 
 def test_texts_of_parquet_that_are_not_utf8_leave_their_group_out(tmp_path):
-    """A flipped bit in a caption: its group cannot be told apart from a damaged one."""
+    """A flipped bit in a caption: its group cannot be distinguished from a damaged one."""
     path = written(tmp_path, b"") / "t/train-0.parquet"
     pq.write_table(rows(8), path, row_group_size=4, compression="none", use_dictionary=False)
     data = path.read_bytes()

@@ -29,8 +29,8 @@ def refused(root, source: Source) -> str:
 )
 def test_a_table_without_the_wanted_columns(text, parts, tmp_path):
     (tmp_path / "birds.csv").write_text(text)
-    told = refused(tmp_path, TABLE)
-    assert [part for part in parts if part not in told] == [], told
+    reported = refused(tmp_path, TABLE)
+    assert [part for part in parts if part not in reported] == [], reported
 
 
 @pytest.mark.parametrize(

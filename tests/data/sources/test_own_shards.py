@@ -64,7 +64,7 @@ def test_foreign_members_are_no_samples(read, members):
     assert read(members) == (ROWS, [])
 
 
-def test_samples_of_one_name_are_each_read_and_told(read):
+def test_samples_of_one_name_are_each_read_and_reported(read):
     found, damage = read([*pair("1", b"first"), *pair("1", b"second"), *pair("2", b"y")])
     assert [media for media, _ in found["1"]] == [b"first", b"second"] and found["2"] == ROWS["2"]
     assert len(damage) == 1 and "several samples side by side are called 1; each is read" in damage[0]

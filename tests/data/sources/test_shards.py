@@ -95,7 +95,7 @@ def test_plain_bytes_and_names_of_files_in_parquet(tmp_path, settings):
     (folder / "x.png").write_bytes(picture(9))
     source = PARQUET.model_copy(update={"splits": {"train": "bytes-*.parquet", "test": "names-*.parquet"}})
     media = open_reader(tmp_path, source, "train", settings).read(0)["vision"]
-    assert shade(media) == 7 and media.suffix == ".png"  # told by the first bytes
+    assert shade(media) == 7 and media.suffix == ".png"  # given by the first bytes
     named = open_reader(tmp_path, source, "test", settings)
     assert shade(named.read(0)["vision"]) == 9
     with pytest.raises(BadSample, match="unsafe name"):
@@ -120,7 +120,7 @@ def test_bad_rows_of_parquet_are_bad_samples(tmp_path, settings):
     "change, match",
     [(dict(text="title"), "lacks a column\n.*'title'\n.*image, caption, label"), (dict(path="q"), "no shards|not exist")],
 )
-def test_mistakes_in_the_source_are_told_at_once(tmp_path, settings, change, match):
+def test_mistakes_in_the_source_are_reported_at_once(tmp_path, settings, change, match):
     write_parquet(tmp_path / "p", rows(2))
     with pytest.raises(UserError, match=match):
         open_reader(tmp_path, PARQUET.model_copy(update=change), "train", settings)
@@ -285,7 +285,7 @@ def bad_tar(path):
         add_sample(tar, 8)
 
 
-def test_bad_samples_of_a_tar_are_told_one_by_one(tmp_path, settings):
+def test_bad_samples_of_a_tar_are_reported_one_by_one(tmp_path, settings):
     (tmp_path / "t").mkdir()
     bad_tar(tmp_path / "t/train-0.tar")
     reader = open_reader(tmp_path, TAR, "train", settings)
@@ -427,12 +427,12 @@ def test_a_data_set_by_path(hub, settings, change):
 def test_other_files_are_streamed_shard_by_shard(hub, settings, streaming):
     source = Source(path="lines", format="huggingface", text="caption", label="label", streaming=streaming)
     expected = [f"0 {i}" for i in range(4)] + [f"1 {i}" for i in range(5)]
-    told = []
-    reader = open_reader(hub, source, "train", settings, lambda *what: told.append(what))
+    reported = []
+    reader = open_reader(hub, source, "train", settings, lambda *what: reported.append(what))
     assert [reader.read(row)["text"][0] for row in (8, 0, 4)] == [expected[8], expected[0], expected[4]]
     assert list(captions(reader)) == expected
     assert reader.shard_rows.tolist() == ([4, 5] if streaming else [9])
-    assert told == ([("counting lines[train], shards", n, 2) for n in (1, 2)] if streaming else [])
+    assert reported == ([("counting lines[train], shards", n, 2) for n in (1, 2)] if streaming else [])
     again = open_reader(hub, source, "train", settings)
     assert again.read(8)["text"] == ["1 4"] and np.array_equal(again.shard_rows, reader.shard_rows)
 

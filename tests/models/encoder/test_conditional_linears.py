@@ -230,5 +230,5 @@ def test_what_cannot_be_is_refused(changes, message):
 
 
 def test_a_mask_is_refused_where_tokens_compete():
-    with pytest.raises(UserError, match="(?s)tell each token of those that its mask hides.*router = expert_choice"):
+    with pytest.raises(UserError, match="(?s)let each token depend on those that its mask hides.*router = expert_choice"):
         caption(small_model(**GATED))

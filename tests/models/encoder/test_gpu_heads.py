@@ -76,7 +76,7 @@ def test_the_operators_keep_their_promises(normed):
 
 @pytest.mark.parametrize("normed", [False, True])
 def test_it_stays_one_graph(normed):
-    """Results of its own, and results that are views: torch.compile has to tell them apart."""
+    """Results of its own, and results that are views: torch.compile has to distinguish them."""
     qkv = draw(2, 3, 3 * 2 * 8, seed=0).requires_grad_()
     weights = [draw(8, seed=seed).requires_grad_() if normed else None for seed in (1, 2)]
 

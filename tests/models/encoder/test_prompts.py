@@ -91,7 +91,7 @@ def test_candidates_have_their_own_prompts_where_sides_are_separate(sides, moved
     assert torch.equal(before[1], after[1]) is not moved
 
 
-def test_the_side_is_told_or_follows_from_the_only_task():
+def test_the_side_is_reported_or_follows_from_the_only_task():
     model = small_model(prompt_length=2, candidate_prompts="separate", objectives=OBJECTIVES)
     assert [model.condition(m).target for m in ("vision", "audio", "text")] == [False, False, True]
     assert not model.condition("text", "digits", target=False).target and model.condition("vision", target=True).target

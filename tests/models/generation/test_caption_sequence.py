@@ -45,7 +45,7 @@ def states(model, prefix: ConditioningPrefix, words_BKW, places=range(WORDS)) ->
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
-def test_a_query_is_told_nothing_of_its_word_and_of_those_that_follow(encoder):
+def test_a_query_sees_nothing_of_its_word_and_of_those_that_follow(encoder):
     model = build(**encoder)
     prefix, words_BKW = conditioning_prefix(model), words()
     before_BQD = states(model, prefix, words_BKW)[:, 0]

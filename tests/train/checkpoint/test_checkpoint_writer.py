@@ -55,7 +55,7 @@ def test_it_saves_the_state_of_its_call_while_training_goes_on(engine, tmp_path,
     gate.opened.set()
     assert writer.wait() == tmp_path / "checkpoints" / "step_00000001"
     assert check_complete(writer.wait()) == 1
-    assert writer.poll() is None  # told once
+    assert writer.poll() is None  # reported once
     assert capsys.readouterr().out.count("checkpoint step_00000001: written in") == 1
 
 

@@ -1,4 +1,4 @@
-"""Compiled blocks: what the compiler makes of them, what is told of a new graph, and the batches of the warm-up."""
+"""Compiled blocks: what the compiler makes of them, what is reported of a new graph, and the batches of the warm-up."""
 
 import shutil
 
@@ -88,7 +88,7 @@ def test_conditional_linears_are_compiled(settings, graphs):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in compiled.imp.blocks.parameters())
 
 
-def test_a_graph_after_the_warm_up_is_told_and_evaluation_makes_none(capsys):
+def test_a_graph_after_the_warm_up_is_reported_and_evaluation_makes_none(capsys):
     model = build()
     blocks = CompiledBlocks(model, shapes=2, backend="aot_eager")
     batch = make_batch(IMAGES)

@@ -99,7 +99,7 @@ def test_curves_are_means_over_the_log_interval(tmp_path):
     assert [read_metric(name, RESULTS[name], facts) for name, facts in lines[2]["metrics"].items()] == METRICS
 
 
-def test_utilisation_is_told_by_task(tmp_path):
+def test_utilisation_is_reported_by_task(tmp_path):
     monitor = Monitor(tmp_path, make_run(log_every=4), enabled=True, total_steps=8, peak_flops=1000.0)
     values = {"loss": torch.tensor(1.0), "grad_norm": None}
     for step, (task, seconds, flops) in enumerate([("a", 0.5, 100.0), ("a", 1.5, 700.0), ("b", 0.5, 50.0), ("c", 0.5, 0.0)], 1):

@@ -10,7 +10,7 @@ from imp_ds.terminal.printable import is_text
 
 
 def class_names(wanted: Wanted, folder: str, found: list[str] | None = None) -> list[str] | None:
-    """The class names in the order of the indices: those of `label_names`, else `found`, which the data themselves tell.
+    """The class names in the order of the indices: those of `label_names`, else `found`, which the data themselves give.
 
     Args:
         folder: what a file name in `label_names` is relative to.

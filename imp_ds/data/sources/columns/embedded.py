@@ -45,7 +45,7 @@ def embedded(value, name: str, where: str, beside: NamedFiles | None) -> Media:
 
 
 def suffix_of(data: bytes, path: str | None = None) -> str:
-    """The suffix of a file name, if it tells the kind, or else the one that the first bytes tell; "" when neither does."""
+    """The suffix of a file name, if it gives the kind, or else the one that the first bytes give; "" when neither does."""
     suffix = PurePosixPath(path).suffix.lower() if isinstance(path, str) else ""
     if suffix in _KNOWN:
         return suffix

@@ -1,4 +1,4 @@
-"""Class names that a column of strings tells: all that stand in it in the training split, sorted; a blank one is no label."""
+"""Class names that a column of strings gives: all that stand in it in the training split, sorted; a blank one is no label."""
 
 import json
 from functools import partial

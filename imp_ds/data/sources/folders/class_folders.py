@@ -57,7 +57,7 @@ class ClassFolderReader(RowReader):
 
 
 def _stamp(storage: Storage, folder: str, classes: list[str]) -> str:
-    """Another one when a file was added or removed: a local folder tells by its time, a remote one only by its list."""
+    """Another one when a file was added or removed: a local folder shows it by its time, a remote one only by its list."""
     seen = hashlib.sha256(json.dumps(classes).encode())
     for name in classes:
         path = local_path(f"{folder}/{name}")

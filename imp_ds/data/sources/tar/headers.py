@@ -71,7 +71,7 @@ def _number(field: bytes, at: int) -> int:
     except ValueError:
         number = -1
     if not 0 <= number < 1 << 62:
-        raise Damaged(f"the header at byte {at} tells no size")
+        raise Damaged(f"the header at byte {at} gives no size")
     return number
 
 
@@ -110,7 +110,7 @@ def _extra(kind: bytes, data: bytes, at: int) -> dict:
 
 def _decimal(value: bytes, at: int) -> int:
     if not value.isdigit() or len(value) > 18:
-        raise Damaged(f"the header at byte {at} tells no size")
+        raise Damaged(f"the header at byte {at} gives no size")
     return int(value)
 
 

@@ -2,7 +2,7 @@
 
 A sample is a run of members whose names are equal up to the first dot after the last slash (the WebDataset convention). Hidden
 members (._x, .DS_Store, __MACOSX/), those without an extension, __meta.json and a README or LICENSE are no samples. Where an
-extension comes twice in a run, another sample begins, which is told.
+extension comes twice in a run, another sample begins, which is reported.
 
 The index stands beside the shard as NAME.idx, or in the cache where that cannot be: for a remote shard, or a folder that is not
 ours to write in. It is made again when the shard's size or time has changed.

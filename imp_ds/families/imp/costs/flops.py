@@ -78,8 +78,8 @@ def _encoder(
     linears = config.conditional_linears or ()
     if config.has_constant_gate:
         # <SPE> has the condition of the segment after it
-        told = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments
-        additional = len({modality for modality, _ in told}) - 1
+        gated = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments
+        additional = len({modality for modality, _ in gated}) - 1
         kernels += [kernel for name in linears for kernel in merge_experts(config, name, size, ep_size)] * (additional * sparse)
     last = _feed_forward(*shape, linears, ep_size) if linears else mixture(*shape, ep_size)
     return kernels + (attention(*shape, linears, ep_size) + last) * sparse

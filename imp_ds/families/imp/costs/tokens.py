@@ -66,7 +66,7 @@ def candidate_sequences(task: Task, config: ImpConfig) -> dict[str, Sequences]:
     """The texts that a step of `task` encodes beside its samples, each set once.
 
     Where `config` was made without a tokenizer, a token is counted for each word of a name. Raises UserError for names that only
-    the data tell.
+    the data give.
     """
     return {name: sequences for name, (sequences, _) in task_candidates(task, config).items()}
 

@@ -69,7 +69,7 @@ class MaskedLanguageEvaluator(Evaluator):
         device = next(model.parameters()).device
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for number in range(-(-len(self._rows) // (self.batch_size * world_size()))):
-            # a rank that cannot make its batch tells the others, which would wait for it in the next exchange
+            # a rank that cannot make its batch reports it to the others, which would wait for it in the next exchange
             batch = on_main(partial(self._batch, number), "a batch cannot be made", every_rank=True).to(device)
             encodings = model.encode(batch, kept)
             kept = {name: encoding for name, encoding in encodings.items() if name == Words.name}

@@ -1,4 +1,4 @@
-"""How well a tuned model tells named classes apart, by the head that it was tuned with.
+"""How well a tuned model distinguishes named classes, by the head that it was tuned with.
 
 Shapes: N rows of the split, K classes.
 """
