@@ -44,7 +44,8 @@ def _settings(value):
     family = value.get("family", DEFAULT)
     if not isinstance(family, str) or family not in FamilySettings.kinds:
         allowed = nearest(family, FamilySettings.kinds) if isinstance(family, str) else ", ".join(FamilySettings.kinds)
-        raise ValueError(f"unknown family of models: {family!r}; allowed: {allowed}, or what an imported module registers")
+        imported = "or what a module registers that the recipe or --import MODULE imports"
+        raise ValueError(f"unknown family of models: {family!r}; allowed: {allowed}, {imported}")
     return FamilySettings.kinds[family].model_validate(value)
 
 

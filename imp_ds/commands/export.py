@@ -11,7 +11,7 @@ from imp_ds.config import RunConfig
 from imp_ds.evaluation.picture import PICTURE
 from imp_ds.families import family_of
 from imp_ds.families.card import write_card
-from imp_ds.train.recording.final_results import read_results
+from imp_ds.train.recording.final_results import read_results, scored_split
 from imp_ds.train.run_folder import RESULTS
 from imp_ds.train.staged_folder import staged_folder
 from imp_ds.train.trained_run import open_run
@@ -48,10 +48,10 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreT
     model.save_pretrained(folder)
     pieces.save_pretrained(folder)
     run.save(folder)
-    results, final = [], run_dir / RESULTS
+    results, split, final = [], "test", run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
-        results = read_results(run_dir)
+        results, split = read_results(run_dir), scored_split(run_dir)
         if (run_dir / PICTURE).is_file():
             shutil.copy(run_dir / PICTURE, folder / PICTURE)
     parameters = sum(p.numel() for p in model.parameters())
@@ -59,7 +59,7 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreT
     write_card(
         folder, run, family.card(run, model.config, results, "."), results, state["versions"],
         experts=family.experts(model.config), steps=state["step"], world_size=state["world_size"], parameters=parameters,
-        seconds=state["seconds"],
+        seconds=state["seconds"], split=split,
     )  # fmt: skip
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone

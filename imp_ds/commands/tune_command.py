@@ -18,7 +18,7 @@ from imp_ds.data.sources import has_split
 from imp_ds.evaluation import build_evaluators
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_name
-from imp_ds.families.imp.model_folder import load_processor
+from imp_ds.families.imp.model_folder import exported_config, load_processor
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.recording.final_results import read_results
 from imp_ds.train.trainer import BEFORE, train
@@ -42,6 +42,7 @@ def tune(
     those of the model as it was; on the other ranks nothing. Raises UserError as `tuning_run` and `train`.
     """
     run = read_run(model)
+    exported_config(model)  # refuses a model of another family
     source = (run if source is None else source).override(settings)
     tokenizer = load_processor(model).tokenizer
     tuned = tuning_run(model, run, evaluation, tuning, tokenizer, source)

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Evaluator, Metric, by_name
 from imp_ds.evaluation.metric import read_metric
-from imp_ds.json_files import read_json
+from imp_ds.json_files import parse_json, read_json
 from imp_ds.parallel.groups import world_size
-from imp_ds.train.recording.monitor import Monitor, memory_gib
+from imp_ds.train.recording.monitor import HISTORY, Monitor, memory_gib
 from imp_ds.train.run_folder import RESULTS, RESULTS_UNITS
 from imp_ds.written_files import write_json
 
@@ -44,3 +44,12 @@ def read_results(run_dir: Path) -> list[Metric]:
     except (TypeError, ValueError, LookupError) as error:
         got, allowed = f"{type(error).__name__}: {error}", f"each name of {RESULTS} in {RESULTS_UNITS}"
         raise UserError("the results of a run are damaged", got=got, allowed=allowed, fix=fix) from None
+
+
+def scored_split(run_dir: Path) -> str:
+    """The split that the scores of a finished run are of: that of its last evaluation."""
+    found, history = "validation", run_dir / HISTORY
+    for line in history.read_text(encoding="utf-8").splitlines() if history.is_file() else ():
+        entry = parse_json(line, HISTORY, dict)
+        found = entry["split"] if entry.get("kind") == "evaluation" else found
+    return found
