@@ -61,9 +61,11 @@ def make_engine(stage: int, device):
     from imp_ds.families.build import build_module
     from imp_ds.families.imp.pretraining import ImpForPreTraining
     from imp_ds.families.imp.settings import ModelSettings
+    from imp_ds.modalities.views import Views
+    from imp_ds.modalities.vision.view import VisionView
     from imp_ds.objectives import Classification
     from imp_ds.parallel.groups import world_size
-    from imp_ds.tasks import Batch, Source, Task, Views, VisionView
+    from imp_ds.tasks import Batch, Source, Task
     from imp_ds.train.engine import ds_config
     from imp_ds.train.engine.engine import Engine
 

@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance
 
-from imp_ds.modalities.augmentation import mirror, recolour
+from imp_ds.modalities.vision.augmentation import mirror, recolour
 
 MOST, CALLS = 0.3, 300
 SIZES = (64, 224, 512)

@@ -70,8 +70,11 @@ def run_of(gate: str, options):
     """The RunConfig of one task, images against captions, with a gate, or "dense"."""
     from imp_ds.config import OptimizerSettings, RunConfig, TrainSettings
     from imp_ds.families.imp.settings import ModelSettings
+    from imp_ds.modalities.text.view import TextView
+    from imp_ds.modalities.views import Views
+    from imp_ds.modalities.vision.view import VisionView
     from imp_ds.objectives import Contrastive
-    from imp_ds.tasks import Source, Task, TextView, Views, VisionView
+    from imp_ds.tasks import Source, Task
 
     settings = {} if gate == "dense" else EXPERTS | dict(gate=gate)
     if gate in ("token", "context"):

@@ -16,8 +16,11 @@ import pyarrow.parquet as pq
 import soundfile
 from PIL import Image
 
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.views import Augmentation, Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification
-from imp_ds.tasks import AudioView, Augmentation, Source, Task, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 SHARDS = 4
 ENLARGED = 512  # photographs

@@ -70,8 +70,8 @@ def table(title: str, columns: list[str], rows: list[list]) -> str:
 
 
 def jpegs(rounds: int) -> str:
-    from imp_ds.data.decoding.image import read_image
-    from imp_ds.data.samples import Media
+    from imp_ds.modalities.media import Media
+    from imp_ds.modalities.vision.image import read_image
 
     rows = []
     for height, width in ((375, 500), (768, 1024), (1536, 2048)):
@@ -88,7 +88,7 @@ def jpegs(rounds: int) -> str:
 
 
 def resizing(rounds: int) -> str:
-    from imp_ds.modalities.framing import resize
+    from imp_ds.modalities.vision.framing import resize
 
     rows = []
     for size, target in (((375, 375), 256), ((256, 256), 224), ((64, 64), 32), ((1024, 768), 256)):
@@ -104,10 +104,10 @@ def resizing(rounds: int) -> str:
 
 def films(folder: Path, rounds: int) -> str:
     from helpers.media_files import write_film
-    from imp_ds.data.decoding import film
-    from imp_ds.data.files.cache import MediaCache
-    from imp_ds.data.samples import Media
-    from imp_ds.tasks import VisionView
+    from imp_ds.modalities.media import Media
+    from imp_ds.modalities.media_cache import MediaCache
+    from imp_ds.modalities.vision import video as film
+    from imp_ds.modalities.vision.view import VisionView
 
     rows, nothing = [], MediaCache(0)
     base = np.asarray(photograph(240, 320))
@@ -133,7 +133,7 @@ def films(folder: Path, rounds: int) -> str:
 def rates(rounds: int) -> str:
     from scipy.signal import resample_poly
 
-    from imp_ds.modalities.resampling import resample
+    from imp_ds.modalities.audio.resampling import resample
 
     rows = []
     for rate in (8000, 44100, 48000, 8240):

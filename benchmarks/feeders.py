@@ -19,19 +19,20 @@ import torch
 from corpora import Corpus
 from torch.utils.data import DataLoader, RandomSampler
 
-from imp_ds.data.decoding import Wanted, decode_all
-from imp_ds.data.decoding.film import FILMS, read_film
-from imp_ds.data.decoding.image import read_image
-from imp_ds.data.decoding.picture import pixels_needed
-from imp_ds.data.decoding.sound_files import open_sound
-from imp_ds.data.files.cache import MediaCache
+from imp_ds.data.decoding import decode_all
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.loading.step_batches import StepBatches
-from imp_ds.data.samples import Media
 from imp_ds.data.sources import open_reader
-from imp_ds.modalities.augmentation import mirror
-from imp_ds.modalities.framing import random_box, resize
+from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.media import Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.modality import Wanted
+from imp_ds.modalities.vision.augmentation import mirror
+from imp_ds.modalities.vision.clips import pixels_needed
+from imp_ds.modalities.vision.framing import random_box, resize
+from imp_ds.modalities.vision.image import read_image
+from imp_ds.modalities.vision.video import FILMS, read_film
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.tasks import Batch, Task

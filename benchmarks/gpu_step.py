@@ -126,7 +126,7 @@ def recipe_steps(options, recipe: str, device) -> tuple[dict[str, tuple], dict]:
         with options.kernels.open("a") as file:
             for task in batches:
                 file.write(kernel_table(f"{recipe}: {task}, compiled", lambda: step(task, "compiled"), repeats=1))
-    flops = {task.name: step_flops(task, config, run.data.audio, 1) for task in run.tasks}
+    flops = {task.name: step_flops(task, config, run.data, 1) for task in run.tasks}
     return {task.name: (task.batch_size, flops[task.name], 1 / task.interval) for task in run.tasks}, seconds
 
 
@@ -144,7 +144,7 @@ def made_up(run, task, config):
     from imp_ds.tasks import Batch
 
     samples, inputs, generator = task.batch_size, {}, torch.Generator().manual_seed(0)
-    for modality, length in task_tokens(task, config, run.data.audio).items():
+    for modality, length in task_tokens(task, config, run.data).items():
         shape = samples, length, patch_values(task.views, config)[modality]
         if modality == "text":
             ids = torch.randint(1, VOCABULARY, shape[:2], generator=generator)

@@ -22,7 +22,7 @@ import torch
 import transformers
 from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Speech2TextFeatureExtractor, WhisperFeatureExtractor
 
-from imp_ds.modalities.log_mel import LogMel
+from imp_ds.modalities.audio.log_mel import LogMel
 
 SECONDS, ROUNDS, CALLS = 10, 6, 12
 AST = dict(frame_length=400, hop_length=160, mel_bins=128, f_min=20.0, f_max=8000.0, periodic_window=False, preemphasis=0.97,

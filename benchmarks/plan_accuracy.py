@@ -86,8 +86,12 @@ def make_run(case: tuple):
     """Three tasks: films of 2 x 64 patches with text, sounds of 96 patches with text, and images of 64 patches with classes."""
     from imp_ds.config import RunConfig, TrainSettings
     from imp_ds.families.imp.settings import ModelSettings
+    from imp_ds.modalities.audio.view import AudioView
+    from imp_ds.modalities.text.view import TextView
+    from imp_ds.modalities.views import Views
+    from imp_ds.modalities.vision.view import VisionView
     from imp_ds.objectives import Classification, Contrastive
-    from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
+    from imp_ds.tasks import Source, Task
 
     _, width, experts, ep_size, _ = case
     source = Source(path="none", vision="v", audio="a", text="t", label="l")
@@ -120,7 +124,7 @@ def make_batch(run, task, config, rank: int, world: int):
     from imp_ds.tasks import Batch
 
     draw, samples, inputs = torch.Generator().manual_seed(rank), task.batch_size // world, {}
-    for modality, length in task_tokens(task, config, run.data.audio).items():
+    for modality, length in task_tokens(task, config, run.data).items():
         values = patch_values(task.views, config)[modality]
         if modality == "text":
             ids = torch.randint(1, 1000, (samples, length), generator=draw)

@@ -18,10 +18,15 @@ _HOMES = {
 }
 _RECORDS = {
     "imp_ds.families.imp.settings": ("ModelSettings",),
-    "imp_ds.config": ("RunConfig", "DataSettings", "AudioSettings", "TrainSettings", "OptimizerSettings"),
-    "imp_ds.decoding_settings": ("DecodingSettings",),
+    "imp_ds.config": ("RunConfig", "DataSettings", "TrainSettings", "OptimizerSettings"),
+    "imp_ds.modalities.decoding_settings": ("DecodingSettings",),
+    "imp_ds.modalities.views": ("Views", "Augmentation"),
+    "imp_ds.modalities.vision.view": ("VisionView",),
+    "imp_ds.modalities.audio.view": ("AudioView", "AudioSettings"),
+    "imp_ds.modalities.text.view": ("TextView",),
+    "imp_ds.modalities.sensors": ("SensorsView",),
     "imp_ds.tasks": (
-        "Task", "Source", "Views", "VisionView", "AudioView", "TextView", "Augmentation", "Evaluation",
+        "Task", "Source", "Evaluation",
     ),
     "imp_ds.objectives": ("Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning"),
     "imp_ds.recipes": ("get_recipe",),

@@ -11,31 +11,20 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from imp_ds.data.files.storage import DEFAULT_ROOT
-from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.views import data_settings
 from imp_ds.model_settings import AnyModelSettings, default_settings
 from imp_ds.overrides import apply_overrides, parse_record
-from imp_ds.records import Record
+from imp_ds.records import OpenRecord, Record
 from imp_ds.tasks import Evaluation, Task
 from imp_ds.written_files import write_json
 
 FILE_NAME = "run_config.json"
 
 
-class AudioSettings(Record):
-    """The log-mel spectrogram, the same for all tasks. The defaults are IMP's."""
-
-    sampling_rate: int = Field(16000, ge=1, description="samples per second")
-    frame_length: int = Field(2048, ge=2, description="samples of a frame")
-    hop_length: int = Field(1024, ge=1, description="samples from one frame to the next")
-    mel_bins: int = Field(128, ge=1, description="mel bands of the spectrogram")
-    min_frequency: float = Field(80.0, ge=0, description="Hz")
-    max_frequency: float = Field(7600.0, gt=0, description="Hz")
-    normalize: bool = Field(False, description="bring each sound to mean 0 and variance 1, so that its loudness does not count")
-
-
-class DataSettings(Record):
+class DataSettings(OpenRecord):
     """Where samples come from and how they are read."""
 
     root: str = Field(DEFAULT_ROOT, description="folder of the corpus; sources and classes.json are relative to it")
@@ -50,9 +39,13 @@ class DataSettings(Record):
     retries: int = Field(5, ge=0, description="attempts to read a remote file after the first has failed")
     tokenizer: str | None = Field(None, description="name or path of a Hugging Face tokenizer; None trains one on the captions")
     vocab_size: int = Field(32100, ge=8, description="largest vocabulary of a tokenizer trained on the captions")
-    audio: AudioSettings = Field(AudioSettings(), description="the spectrogram")
     decoding: DecodingSettings = Field(DecodingSettings(), description="limits and choices of decoding")
     timeout_s: float = Field(300.0, gt=0, description="a batch that takes longer is an error")
+
+    @classmethod
+    def more_fields(cls):
+        """What modalities have to set for all tasks together."""
+        return data_settings()
 
 
 class TrainSettings(Record):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from imp_ds.errors import UserError
-from imp_ds.records import records_inside
+from imp_ds.records import fields_of, records_inside
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -40,7 +40,7 @@ def explain(kind: type[BaseModel], error: ValidationError, origin: str) -> UserE
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         owner = _record_at(kind, first["loc"][:-1])
-        names = [] if owner is None else list(owner.model_fields)
+        names = [] if owner is None else list(fields_of(owner))
         return UserError(f"unknown key in {origin}: {path}", got=first["loc"][-1], allowed=nearest(str(first["loc"][-1]), names))
     message = first["msg"].removeprefix("Value error, ")
     if not path or first["type"] == "value_error":
@@ -81,7 +81,7 @@ def _with_value(record: BaseModel, path: str, value: str) -> BaseModel:
             node, place = inner, place[key]
         else:
             node = _optional_record(annotation, so_far, keys[depth + 1])
-            if place[key] is None:
+            if place.get(key) is None:
                 place[key] = {}
             place = place[key]
     return parse_record(type(record), data, f"--set {path}={value}")
@@ -100,7 +100,7 @@ def _index(entries: list, key: str, path: str) -> int:
 def _field(node, key: str, path: str) -> tuple[object, object]:
     """The annotation (with its constraints) and the present value of a field of `node`, a record or the class of one."""
     kind = node if isinstance(node, type) else type(node)
-    fields = kind.model_fields if issubclass(kind, BaseModel) else {}
+    fields = fields_of(kind) if issubclass(kind, BaseModel) else {}
     if key not in fields:
         raise UserError(
             f"unknown key in --set: {path}",
@@ -175,9 +175,9 @@ def _record_at(kind: type[BaseModel], loc: tuple) -> type[BaseModel] | None:
     for part in loc:
         if isinstance(part, int):
             continue
-        owners = [k for k in kinds if part in k.model_fields]
+        owners = [k for k in kinds if part in fields_of(k)]
         if owners:
-            kinds = records_inside(owners[0].model_fields[part].annotation)
+            kinds = records_inside(fields_of(owners[0])[part].annotation)
         else:  # the tag of a union: the classes whose `kind` it is
             kinds = [k for k in kinds if "kind" in k.model_fields and k.model_fields["kind"].default == part]
     return kinds[0] if kinds else None

@@ -1,4 +1,4 @@
-"""What there is of a kind of part that a user may add to, by name: formats of data sets and evaluators.
+"""What there is of a kind of part that a user may add to, by name: modalities, formats of data sets and evaluators.
 
 The parts of this package have a line each below; their modules are imported when one is asked for, since what they import
 is heavy. A part of another package is known from when its module is imported: its class says so by a decorator.
@@ -69,6 +69,12 @@ class Registry:
         return parse_record(kind, given, f"the options of the {self.what} {name}")
 
 
+MODALITIES = Registry("modality", {  # in the order of their segments, and of all that is counted by modality
+    "vision": "imp_ds.modalities.vision.modality",
+    "audio": "imp_ds.modalities.audio.modality",
+    "text": "imp_ds.modalities.text.modality",
+    "sensors": "imp_ds.modalities.sensors",
+})  # fmt: skip
 FORMATS = Registry("format", {
     "folder": "imp_ds.data.sources.folder",
     "parquet": "imp_ds.data.sources.parquet",

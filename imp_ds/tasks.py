@@ -7,61 +7,17 @@ import numpy as np
 import torch
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from imp_ds.modalities import Modality
+from imp_ds.modalities import MODALITIES, ModalityName
+from imp_ds.modalities.views import Augmentation, Views, alterations, columns, known_alteration
 from imp_ds.objectives.objective import Needs
 from imp_ds.objectives.registry import AnyObjective
-from imp_ds.records import Record
+from imp_ds.records import OpenRecord, Record
 from imp_ds.registry import EVALUATORS, FORMATS
 
 _VIEWS = 3  # what a random generator is for: the first word of its seed (`imp_ds.data.loading.loader` has others)
 
 
-class VisionView(Record):
-    """How a task sees images and films. `frames` 1 is an image; `drop_rate` is the share of tokens dropped in training
-    (DropToken, VATT, arXiv 2104.11178): uniformly at random, true coordinates kept."""
-
-    frames: int = Field(1, ge=1, description="frames of a clip, drawn uniformly over the film; 1 for an image")
-    height: int = Field(256, ge=1, description="pixels")
-    width: int = Field(256, ge=1, description="pixels")
-    drop_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of tokens dropped in training")
-    sampling: Literal["uniform", "stride", "clip"] = Field(
-        "uniform",
-        description="frames of a film: spread over all of it; every stride-th from its beginning; or every stride-th of a clip, "
-        "which is random in training and the middle in evaluation",
-    )
-    stride: int = Field(1, ge=1, description="frames from one to the next, under stride and clip")
-    keep_aspect: bool = Field(
-        False, description="keep the picture's aspect ratio: its own grid of as many patches as height x width has"
-    )
-
-
-class AudioView(Record):
-    """How a task hears: `seconds` of sound. A longer one is cut, at random in training; a shorter one is padded with silence."""
-
-    seconds: float = Field(8.192, gt=0, description="length of the sound in seconds")
-    drop_rate: float = Field(0.0, ge=0.0, lt=1.0, description="share of tokens dropped in training")
-
-
-class TextView(Record):
-    """How a task reads: at most `length` tokens, padded to exactly that many."""
-
-    length: int = Field(16, ge=1, description="tokens")
-
-
-class Views(Record):
-    """One view for each modality that a task uses; a modality without a view is not decoded."""
-
-    vision: VisionView | None = Field(None, description="of images and videos")
-    audio: AudioView | None = Field(None, description="of audio")
-    text: TextView | None = Field(None, description="of captions and other texts")
-    weight: float = Field(1.0, gt=0, description="relative probability, where a task lists several views")
-
-    def names(self) -> list[str]:
-        """The modalities that have a view, in the fixed order vision, audio, text."""
-        return [name for name in ("vision", "audio", "text") if getattr(self, name) is not None]
-
-
-class Source(Record):
+class Source(OpenRecord):
     """Where samples lie, in which format, and what of them is read. Adding a data set to a recipe is one such entry.
 
     A column is a field of a row: a metadata or Parquet column, a feature of a Hugging Face data set; in tar shards an
@@ -81,9 +37,6 @@ class Source(Record):
     subset: str | None = Field(None, description="huggingface: the data set's configuration")
     revision: str | None = Field(None, description="huggingface: branch, tag or commit")
     streaming: bool = Field(False, description="huggingface: read from where it lies instead of downloading all of it first")
-    vision: str | None = Field(None, description="column of the image or film: bytes, or the name of a file")
-    audio: str | None = Field(None, description="column of the sound, or of a film with sound")
-    text: str | None = Field(None, description="column of a caption or a list of captions (one drawn per occurrence)")
     label: str | None = Field(None, description="column of the class: an index, or a name among label_names")
     label_names: list[str] | str | None = Field(
         None, description="class names in the order of the indices, or the JSON file that lists them, beside the data"
@@ -101,9 +54,14 @@ class Source(Record):
     fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="share of each class's training samples that is used, drawn by data.seed; 1: all"
     )
-    captions_ignore: list[Literal["sides", "colours"]] = Field(
+    captions_ignore: list[Annotated[str, AfterValidator(known_alteration)]] = Field(
         [], description="what no caption speaks of, so that pictures may be mirrored (sides) or recoloured (colours)"
     )
+
+    @classmethod
+    def more_fields(cls):
+        """A column for each modality."""
+        return columns()
 
     @model_validator(mode="after")
     def _fields_agree(self):
@@ -115,26 +73,9 @@ class Source(Record):
         return self
 
     def roles(self) -> list[str]:
-        """What a sample of it has: "vision", "audio", "text", "label", those that are read."""
-        has = {role: getattr(self, role) is not None for role in ("vision", "audio", "text", "label")}
+        """What a sample of it has: modalities and "label", those that are read."""
+        has = {role: getattr(self, role) is not None for role in (*MODALITIES, "label")}
         return [role for role, there in has.items() if there or role == "text" and self.templates]
-
-
-class Augmentation(Record):
-    """What training changes at random, the same whoever decodes the sample. The defaults change nothing.
-
-    IMP crops (0.5 to 1 of the area) and mirrors and recolours where captions do not speak of it (release, `config/data.py`);
-    masks in spectrograms are SpecAugment (Park et al., 2019, arXiv 1904.08779).
-    """
-
-    crop_area: tuple[float, float] | None = Field(None, description="share of the picture's area that a random crop keeps")
-    crop_aspect: tuple[float, float] = Field((0.5, 2.0), description="aspect ratios of the crop, relative to the view's")
-    flip: bool = Field(False, description="mirror half of the pictures, left and right")
-    colour: float = Field(0.0, ge=0.0, le=1.0, description="largest relative change of brightness, contrast and saturation")
-    spec_masks: int = Field(0, ge=0, description="bands of time, and as many of frequency, that are masked in a spectrogram")
-    spec_time: float = Field(0.2, ge=0.0, le=1.0, description="longest masked band of time, a share of the whole")
-    spec_frequency: float = Field(0.2, ge=0.0, le=1.0, description="widest masked band of frequency, a share of the whole")
-    speed: float = Field(0.0, ge=0.0, lt=1.0, description="largest relative change of a sound's speed and pitch")
 
 
 class Task(Record):
@@ -190,7 +131,7 @@ class Task(Record):
 
     @property
     def modalities(self) -> list[str]:
-        """What a sample must have to be of use, in the fixed order vision, audio, text."""
+        """What a sample must have to be of use, in the order of the registry."""
         return self.views.names()
 
     @property
@@ -225,13 +166,13 @@ class Task(Record):
 
     @model_validator(mode="after")
     def _augmentation_is_true(self):
-        """A mirrored or recoloured picture would belie a caption that says left or red (IMP does it without captions alone)."""
-        for changed, what in ((self.augment.flip, "sides"), (self.augment.colour > 0, "colours")):
-            for source in self.sources if changed and "text" in self.modalities else []:
-                if what not in source.captions_ignore:
+        """A mirrored or recoloured picture would contradict a caption that says left or red."""
+        for changed in alterations(self.augment) if "text" in self.modalities else []:
+            for source in self.sources:
+                if changed not in source.captions_ignore:
                     raise ValueError(
-                        f"task {self.name}: the augmentation changes {what}, of which captions may speak; "
-                        f"switch it off, or add {what!r} to source.captions_ignore"
+                        f"task {self.name}: the augmentation changes {changed}, of which captions may speak; "
+                        f"switch it off, or add {changed!r} to source.captions_ignore"
                     )
         return self
 
@@ -301,7 +242,7 @@ class Evaluation(Record):
         None, description="what measures: one that an imported module registers; None: whichever the other fields ask for"
     )
     options: dict[str, JsonValue] = Field({}, description="of an evaluator that has some of its own")
-    modality: Modality = Field(description="what is evaluated")
+    modality: ModalityName = Field(description="what is evaluated")
     source: Source = Field(description="where its samples come from")
     views: Views = Field(description="how they are seen; the text view also for class names")
     head: Literal["pair", "likelihood"] = Field(
@@ -310,7 +251,7 @@ class Evaluation(Record):
     answer_at: Literal["start", "mark"] = Field(
         "start", description="likelihood: mark: source.text asks, beside the modality, and the answer is a class"
     )
-    target: Modality = Field("text", description="likelihood: what is retrieved; rows with equal source.text are equal")
+    target: ModalityName = Field("text", description="likelihood: what is retrieved; rows with equal source.text are equal")
     task: str | None = Field(
         None,
         description="a task of the run that task and attribute gates get; without one likelihood gives attribute "

@@ -94,29 +94,29 @@ def _audio_files() -> dict[str, bytes]:
 def _decode_video(name: str, data: bytes, rng: np.random.Generator) -> None:
     import av
 
-    from imp_ds.data.decoding.film import read_film
-    from imp_ds.data.files.cache import MediaCache
-    from imp_ds.data.inspect.media_facts import media_facts
-    from imp_ds.data.samples import Media
-    from imp_ds.tasks import VisionView
+    from imp_ds.modalities.media import Media
+    from imp_ds.modalities.media_cache import MediaCache
+    from imp_ds.modalities.vision.facts import vision_facts
+    from imp_ds.modalities.vision.video import read_film
+    from imp_ds.modalities.vision.view import VisionView
 
     av.logging.set_level(None)
     media = Media(name, data=data)
-    media_facts("vision", media)
+    vision_facts(media)
     read_film(media, VisionView(frames=int(rng.integers(1, 9))), None, MediaCache(0))
 
 
 def _decode_audio(name: str, data: bytes, rng: np.random.Generator) -> None:
     import av
 
-    from imp_ds.data.decoding.sound import read_sounds
-    from imp_ds.data.files.cache import MediaCache
-    from imp_ds.data.inspect.media_facts import media_facts
-    from imp_ds.data.samples import BadSample, Media
+    from imp_ds.modalities.audio.facts import audio_facts
+    from imp_ds.modalities.audio.windows import read_sounds
+    from imp_ds.modalities.media import BadSample, Media
+    from imp_ds.modalities.media_cache import MediaCache
 
     av.logging.set_level(None)
     media = Media(name, data=data)
-    media_facts("audio", media)
+    audio_facts(media)
     window, full = (read_sounds([media], 0.02, [one], MediaCache(0))[0] for one in (rng, None))
     for result in (window, full):
         if isinstance(result, BadSample):
@@ -127,16 +127,17 @@ def _decode_image(name: str, data: bytes, rng: np.random.Generator) -> None:
     """As a picture or as a video of up to four frames, changed as in training or not; then by the exported processor."""
     import av
 
-    from imp_ds.data.decoding.picture import read_clips
-    from imp_ds.data.files.cache import MediaCache
-    from imp_ds.data.inspect.media_facts import media_facts
-    from imp_ds.data.samples import BadSample, Media
+    from imp_ds.modalities.media import BadSample, Media
+    from imp_ds.modalities.media_cache import MediaCache
+    from imp_ds.modalities.views import Augmentation
+    from imp_ds.modalities.vision.clips import read_clips
+    from imp_ds.modalities.vision.facts import vision_facts
+    from imp_ds.modalities.vision.view import VisionView
     from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
-    from imp_ds.tasks import Augmentation, VisionView
 
     av.logging.set_level(None)
     media = Media(name, data=data)
-    media_facts("vision", media)
+    vision_facts(media)
     view = VisionView(frames=int(rng.integers(1, 5)), height=8, width=8)
     augment = Augmentation(crop_area=(0.3, 1.0), flip=True) if rng.random() < 0.3 else Augmentation()
     (clip,) = read_clips([media], view, [rng], MediaCache(0), augment)

@@ -69,8 +69,8 @@ def work(kinds: dict[str, Kind], kind: str, seed: int, begin: int, end: int, fol
 
 def outcome(read: Callable, name: str, data: bytes, rng: np.random.Generator) -> str:
     """What came of a sample: "read", "bad REASON", "refused" or "escape ERROR"."""
-    from imp_ds.data.samples import BadSample
     from imp_ds.errors import UserError
+    from imp_ds.modalities.media import BadSample
 
     try:
         read(name, data, rng)

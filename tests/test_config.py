@@ -5,13 +5,16 @@ import math
 
 import pytest
 
-from imp_ds.config import AudioSettings, OptimizerSettings, RunConfig
+from imp_ds.config import DataSettings, OptimizerSettings, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.tokens import token_counts
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.audio.view import AudioSettings, AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.overrides import parse_record
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import AudioView, TextView, Views, VisionView
 from imp_ds.train.engine.layout import check_layout
 
 BF16_FP32 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -166,16 +169,16 @@ def test_to_config_carries_sizes_changes_and_objectives(run):
 
 def test_token_counts_by_hand(run):
     config = run.model.to_config(100, run.tasks)  # patches 4 x 8 x 8 and 16 x 16
-    audio = AudioSettings(frame_length=400, hop_length=160, mel_bins=64)
+    data = DataSettings(audio=AudioSettings(frame_length=400, hop_length=160, mel_bins=64))
     views = Views(
         vision=VisionView(frames=8, height=64, width=32, drop_rate=0.7), audio=AudioView(seconds=1.28), text=TextView(length=16)
     )
     # vision 2 * 8 * 4 = 64, of which int(0.3 * 64) = 19 stay; sound 20480 / 160 = 128 frames: 8 * 4 patches
-    assert token_counts(views, config, audio) == {"vision": 19, "audio": 32, "text": 16}
-    assert token_counts(views, config, audio, training=False)["vision"] == 64
+    assert token_counts(views, config, data) == {"vision": 19, "audio": 32, "text": 16}
+    assert token_counts(views, config, data, training=False)["vision"] == 64
     # an image is one step; 1.0 s is 100 frames, filled up to 7 patches of 16
     views = Views(vision=VisionView(frames=1, height=32, width=32), audio=AudioView(seconds=1.0))
-    assert token_counts(views, config, audio) == {"vision": 16, "audio": 28}
+    assert token_counts(views, config, data) == {"vision": 16, "audio": 28}
 
 
 @pytest.mark.parametrize(

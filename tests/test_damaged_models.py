@@ -23,7 +23,7 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_extractor
-from imp_ds.modalities.tokenizers import load_tokenizer
+from imp_ds.modalities.text.tokenizers import load_tokenizer
 
 DEEP = b'{"a":' * 100_000
 DAMAGE = {"deep": DEEP, "empty": b"", "list": b"[]", "not UTF-8": b"\xff\xfe", "cut": b"{", "null": b"null", "gone": None}

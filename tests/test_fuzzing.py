@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from helpers.mutations import mutated
-from imp_ds.data.samples import BadSample
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.append(str(SCRIPTS))

@@ -7,9 +7,9 @@ import pytest
 
 from helpers.odd_values import VALUES, attempt, fields
 from imp_ds.errors import UserError
+from imp_ds.modalities.text.view import TextView
 from imp_ds.overrides import parse_record
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import TextView
 
 EACH = 5  # values of a field
 

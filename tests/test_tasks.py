@@ -4,8 +4,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Source, Task
 
 SOURCE = Source(path="speech", audio="file", text="caption", label="digit")
 VIEWS = Views(audio=AudioView(seconds=1.0), text=TextView(length=8))

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from imp_ds.config import RunConfig
-from imp_ds.records import records_inside
+from imp_ds.records import fields_of, records_inside
 
 _HEAD = """# What a recipe may set
 
@@ -22,7 +22,7 @@ def records() -> list[type[BaseModel]]:
     """Every record class that a RunConfig may hold, RunConfig first, then as they are met."""
     found: list[type[BaseModel]] = [RunConfig]
     for kind in found:  # grows while it is read
-        for field in kind.model_fields.values():
+        for field in fields_of(kind).values():
             found += [inner for inner in records_inside(field.annotation) if inner not in found]
     return found
 
@@ -34,7 +34,7 @@ def page() -> str:
 
 def _section(kind: type[BaseModel]) -> str:
     summary = " ".join((kind.__doc__ or "").strip().partition("\n\n")[0].split())
-    rows = [_row(name, field) for name, field in kind.model_fields.items()]
+    rows = [_row(name, field) for name, field in fields_of(kind).items()]
     table = ["| field | type | default | limits | what |", "| --- | --- | --- | --- | --- |", *rows]
     return "\n".join([f"## {kind.__name__}", "", summary, "", *table, ""])
 

@@ -15,17 +15,18 @@ from rich.table import Table
 
 from imp_ds.commands.exported_model import load_model, read_run
 from imp_ds.config import RunConfig
-from imp_ds.data.decoding import Wanted, decode_windows
+from imp_ds.data.decoding import decode_windows
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.samples import BadSample, Media
 from imp_ds.errors import UserError
 from imp_ds.families.train_module import TrainModule, likeliest
-from imp_ds.tasks import Task, Views
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.modality import TEXT, Wanted, get_modality
+from imp_ds.modalities.views import Views
+from imp_ds.tasks import Task
 from imp_ds.terminal.printable import printable
 from imp_ds.written_files import write_result
 
 BATCH = 32
-_READ = {"vision": "images and videos", "audio": "recordings, and the audio of videos"}
 
 
 def predict(
@@ -65,10 +66,11 @@ def predict(
 def _reads(model: TrainModule, task: str | None) -> tuple[str, str]:
     """The task that is meant, and the one modality that it reads."""
     task, objective = model.answering(task)
-    if len(objective.inputs) != 1 or objective.inputs[0] == "text":
+    if len(objective.inputs) != 1 or objective.inputs[0] == TEXT:
         raise UserError(
             f"the task {task} does not read one image, video or recording", got=" and ".join(objective.inputs),
-            allowed="vision or audio", fix=f"in Python: {type(model).__name__}.from_pretrained(MODEL).answer({task!r}, ...)",
+            allowed="one modality other than text",
+            fix=f"in Python: {type(model).__name__}.from_pretrained(MODEL).answer({task!r}, ...)",
         )  # fmt: skip
     return task, objective.inputs[0]
 
@@ -117,7 +119,7 @@ def _nothing_decoded(
         except (UserError, BadSample):
             continue
     fix = f"--task {fitting[0]}, which can read it" if fitting else None
-    reads = " and ".join(f"{name} ({_READ[name]})" for name in views.names())
+    reads = " and ".join(f"{name} ({get_modality(name).what})" for name in views.names())
     return UserError("no file can be decoded", got=f"{file}: {error}", allowed=f"the task {task} reads {reads}", fix=fix)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.recipes import RECIPES
+from imp_ds.records import fields_of
 
 _WIDTH = 110
 _INDENT = "    "
@@ -72,7 +73,7 @@ def _changed(record: BaseModel) -> dict[str, object]:
     """The fields of a record that differ from their defaults; always `kind`, which says which record it is, and `root`, which
     most want to change."""
     found = {}
-    for name, field in type(record).model_fields.items():
+    for name, field in fields_of(type(record)).items():
         value = getattr(record, name)
         if name in ("kind", "root") or field.default_factory or field.is_required() or value != field.default:
             found[name] = value

@@ -15,12 +15,13 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.order.subset import spread_over
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
-from imp_ds.tasks import Batch, Task, Views
+from imp_ds.modalities.views import Views
+from imp_ds.tasks import Batch, Task
 from imp_ds.terminal.printable import printable
 from imp_ds.terminal.stage_progress import StageProgress
-from imp_ds.train.recording.first_samples import first_occurrences
+from imp_ds.train.recording.first_samples import first_occurrences, sounds_of
 from imp_ds.train.recording.samples import batch_pictures
 from imp_ds.train.schedule import build_schedule
 from imp_ds.written_files import write_result
@@ -80,9 +81,7 @@ def _section(batches: StepBatches, processor, task: Task, view: int, step: int, 
         raise batch
     views = task.all_views[view]
     count = len(batch.report.keys)
-    sounds = [None] * count
-    if views.audio is not None:
-        sounds = [one.sample["audio"] for one in batches.usable(task, views).at(batches.sample_indices(step)[:samples])]
+    sounds = sounds_of(batches, task, views, step, samples) or [None] * count
     readers = batches.readers[task.name]
     cards = [_card(batch, position, views, processor, readers, sounds[position]) for position in range(count)]
     number = f", view {view}" if len(task.all_views) > 1 else ""

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from imp_ds.data.corpus import all_captions, open_corpus, text_readers
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.data.sources import captions
 from imp_ds.errors import UserError
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.terminal.stage_progress import StageProgress
 
 _AT_ONCE = 4096  # captions that are counted together: the tokenizer then uses all cores

@@ -14,17 +14,18 @@ from transformers import PreTrainedConfig
 
 from imp_ds.config import OptimizerSettings, RunConfig
 from imp_ds.data.order.subset import class_fraction
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.split import class_prompts
 from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.families.imp.initial_weights import check_encoder, stored_weight
 from imp_ds.families.imp.model_folder import exported_config
+from imp_ds.modalities.views import Views, data_settings
 from imp_ds.objectives import NamedClasses
 from imp_ds.objectives.registry import split_spec
 from imp_ds.overrides import nearest
-from imp_ds.tasks import Evaluation, Task, Views
+from imp_ds.tasks import Evaluation, Task
 
 METHODS = ("prompt", "linear", "full")
 # published: s_token_bias, norm, prompt_embed, deep_prompt_embedding, fc_prompt, similarity_weight, ln_post
@@ -86,11 +87,12 @@ def tuning_run(folder: Path, run: RunConfig, evaluation: str, tuning: Tuning, to
         raise UserError(f"evaluation {record.name} names no classes to tune to", fix=fix)
     _check_samples(reader, classes, tuning)
     task = _task(record, _objective(folder, config, record, classes, tuning, tokenizer), tuning)
+    settings = {name: getattr(run.data, name) for name in data_settings()}  # as the model was trained
     tuned = run.model_copy(
         update={
             "name": f"{run.name}_{tuning.method}",
             "model": _model(run, config, tuning),
-            "data": source.data.model_copy(update={"audio": run.data.audio, "tokenizer": str(folder), "seed": tuning.seed}),
+            "data": source.data.model_copy(update={**settings, "tokenizer": str(folder), "seed": tuning.seed}),
             "tasks": [task],
             "evaluations": [record.model_copy(update={"task": task.name})],
             "train": _train(source, folder, tuning),
@@ -129,7 +131,8 @@ def _evaluation(source: RunConfig, name: str) -> Evaluation:
     if record.modality == "text" or record.answer_at == "mark":
         raise UserError(
             f"evaluation {name}: what is tuned is the classification of images, films and sounds",
-            got=f"modality = {record.modality}, answer_at = {record.answer_at}", allowed="vision or audio, read at the start",
+            got=f"modality = {record.modality}, answer_at = {record.answer_at}", 
+            allowed="a modality other than text, read at the start",
         )  # fmt: skip
     if record.source.label is None:
         raise UserError(f"evaluation {name} has no labels to learn from", got="source.label = null", fix="set source.label")

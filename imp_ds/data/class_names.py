@@ -3,7 +3,7 @@ classification head has, and what they are called."""
 
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.order.subset import spread_over
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.data.sources import labels
 from imp_ds.errors import UserError
 from imp_ds.tasks import Task

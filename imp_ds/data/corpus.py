@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 
 from imp_ds.data.order.subset import class_fraction
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.data.sources import captions, labels, open_reader
 from imp_ds.data.sources.format import format_of
-from imp_ds.modalities.marking import MARK
+from imp_ds.modalities.text.marking import MARK
 
 
 def open_corpus(run, split: str = "train", progress: Callable | None = None) -> dict[str, list[Reader]]:

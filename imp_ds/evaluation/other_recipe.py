@@ -2,6 +2,7 @@
 
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.task_heads import heads
+from imp_ds.modalities.views import data_settings
 
 
 def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], list[str]]:
@@ -22,7 +23,8 @@ def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], li
         elif own and others:
             notes.append(f"task {task.name}: its head is left out, with {_said(own)}; the recipe's has {_said(others)}")
         tasks.append(task)
-    kept = {"tokenizer": run.data.tokenizer, "vocab_size": run.data.vocab_size, "audio": run.data.audio}
+    kept = {"tokenizer": run.data.tokenizer, "vocab_size": run.data.vocab_size}
+    kept |= {name: getattr(run.data, name) for name in data_settings()}  # as the model was trained
     changes = {"data": recipe.data.model_copy(update=kept), "evaluations": recipe.evaluations, "tasks": tasks}
     return run.model_copy(update=changes), measured, notes
 

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imp_ds.data.decoding import Wanted, decode
+from imp_ds.data.decoding import decode
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.evaluation_batches import evaluation_batches
-from imp_ds.data.samples import BadSample, Reader
+from imp_ds.data.reader import Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.modality import TextNeeds, Wanted
+from imp_ds.modalities.views import Views
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.registry import EVALUATORS
-from imp_ds.tasks import Batch, Evaluation, Source, Views
+from imp_ds.tasks import Batch, Evaluation, Source
 
 Report = Callable[[str, int, int], None]
 CACHE_MB = 256
@@ -63,11 +66,11 @@ class Split:
         """The first caption of each row; an empty text for a row that cannot be read, which is left out of what is measured."""
         return [captions[0] if captions else "" for captions in self.captions(source)]
 
-    def batches(self, source: Source, views: Views, what: str, *, marked: bool = False) -> Callable[[], Iterable[Batch]]:
+    def batches(self, source: Source, views: Views, what: str, *, text: TextNeeds = TextNeeds()) -> Callable[[], Iterable[Batch]]:
         """A function that returns this rank's batches of a source anew (`data.order.evaluation_batches`). `what` is reported."""
         return partial(
             evaluation_batches, self.reader(source), Collator(self.processor), views, batch_size=self.batch_size, rank=rank(),
-            world=world_size(), decoding=self.run.data.decoding, marked=marked,
+            world=world_size(), decoding=self.run.data.decoding, text=text,
             report=None if self._report is None else partial(self._report, what),
         )  # fmt: skip
 

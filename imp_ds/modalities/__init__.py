@@ -1,14 +1,11 @@
-"""What is particular to each modality. Adding one is a file here and its line below."""
+"""All that is particular to a modality: one file or package for each, behind `imp_ds.modalities.modality.Modality`.
 
-from typing import Literal
+Adding one is a file here and its line in `imp_ds.registry.MODALITIES`.
+"""
 
-from imp_ds.modalities import audio, text, vision
+from imp_ds.modalities.modality import Modality, ModalityName, PatchModality, Preprocessed, get_modality, register_modality
+from imp_ds.registry import MODALITIES
 
-Modality = Literal["vision", "audio", "text"]
-
-# name -> (embedding class, names of the model inputs it takes)
-EMBEDDINGS = {
-    "vision": (vision.VisionEmbedding, vision.INPUT_NAMES),
-    "audio": (audio.AudioEmbedding, audio.INPUT_NAMES),
-    "text": (text.TextEmbedding, text.INPUT_NAMES),
-}
+__all__ = [
+    "MODALITIES", "Modality", "ModalityName", "PatchModality", "Preprocessed", "get_modality", "register_modality",
+]  # fmt: skip

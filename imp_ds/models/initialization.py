@@ -12,7 +12,7 @@ from torch import nn
 from transformers import initialization as init
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.vision import PatchProjection
+from imp_ds.modalities.vision.patches import PatchProjection
 from imp_ds.models.imp.encoder.prompts import DeepPrompts
 from imp_ds.moe.experts import ExpertWeights
 from imp_ds.moe.routers.context import ContextPool

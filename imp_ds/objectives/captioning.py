@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 
 from imp_ds.costs import Kernel, Sequences
-from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.modality import ModalityBesideText
+from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.generation.beam_search import beam_search
 from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, encode_captions, query_states
@@ -41,7 +42,7 @@ class Captioning(ObjectiveRecord):
     The text view's length is the longest caption in tokens, its end with them."""
 
     kind: Literal["captioning"] = Field("captioning", description="which objective this is")
-    modality: Literal["vision", "audio"] = Field(description="what the captions are generated from")
+    modality: ModalityBesideText = Field(description="what the captions are generated from")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each word that all words have")
     family: str = Field("caption", pattern=r"^[a-z][a-z0-9_]*$", description="tasks of one family share a learned temperature")
 

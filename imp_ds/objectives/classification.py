@@ -12,7 +12,7 @@ from torch import nn
 
 from imp_ds.costs import product
 from imp_ds.errors import UserError
-from imp_ds.modalities import Modality
+from imp_ds.modalities import ModalityName
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.objectives.objective import Answers, ClassObjective, Needs, ObjectiveRecord
 from imp_ds.objectives.registry import register
@@ -23,7 +23,7 @@ class Classification(ObjectiveRecord):
     """Classification of one modality by a linear head of the task's own."""
 
     kind: Literal["classification"] = Field("classification", description="which objective this is")
-    modality: Modality = Field(description="what is classified")
+    modality: ModalityName = Field(description="what is classified")
     num_classes: int | None = Field(
         None, ge=2, description="outputs of the head; labels are 0 to num_classes - 1; None: as many as the source names"
     )

@@ -20,7 +20,7 @@ from torch import nn
 
 from imp_ds.costs import FLOAT32, Kernel, passes, product
 from imp_ds.errors import UserError
-from imp_ds.modalities import Modality
+from imp_ds.modalities import ModalityName
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.objectives.objective import Needs, Objective, ObjectiveRecord, StepShape
 from imp_ds.objectives.registry import register
@@ -33,7 +33,9 @@ class Contrastive(ObjectiveRecord):
     """Cross-modal noise-contrastive estimation over pairs of modalities (IMP release, `optimization/objectives.py`)."""
 
     kind: Literal["contrastive"] = Field("contrastive", description="which objective this is")
-    pairs: list[tuple[Modality, Modality]] = Field(min_length=1, description="modalities that are matched, in both directions")
+    pairs: list[tuple[ModalityName, ModalityName]] = Field(
+        min_length=1, description="modalities that are matched, in both directions"
+    )
     positives: Literal["diagonal", "equal"] = Field(
         "diagonal", description='"diagonal": the other half of the same sample; "equal": every sample of equal label'
     )
@@ -71,6 +73,9 @@ class Contrastive(ObjectiveRecord):
     def trained_temperature(self, modality):
         found = (f"temperatures.{a}_{b}.value" for a, b in self.pairs if {a, b} == {modality, "text"})
         return next(found, None)
+
+    def common_spaces(self):
+        return self.pairs
 
     def compared_vectors(self):
         return 2 * len(self.pairs)

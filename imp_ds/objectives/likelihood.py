@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 
 from imp_ds.costs import FLOAT32, Kernel, Sequences, passes, product
 from imp_ds.errors import UserError
-from imp_ds.modalities import Modality
-from imp_ds.modalities.masking import most_hidden
+from imp_ds.modalities import ModalityName
+from imp_ds.modalities.text.masking import most_hidden
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
@@ -53,7 +53,7 @@ class Likelihood(ObjectiveRecord):
     """
 
     kind: Literal["likelihood"] = Field("likelihood", description="which objective this is")
-    inputs: list[Modality] = Field(min_length=1, description="the query: modalities, as one sequence in this order")
+    inputs: list[ModalityName] = Field(min_length=1, description="the query: modalities, as one sequence in this order")
     candidates: Literal["label_names", "vocabulary", "batch"] | list[str | list[str]] = Field(
         "label_names",
         description="the candidates: the class names of the source, these names (a list of names for one class: "
@@ -67,7 +67,7 @@ class Likelihood(ObjectiveRecord):
         description="whose state is compared: that of a token before the sequence, or of the mark in its text, which is [MASK], "
         "or, where a text has none, is put at its end",
     )
-    target: Modality = Field("text", description="batch: modality of the candidates; texts otherwise")
+    target: ModalityName = Field("text", description="batch: modality of the candidates; texts otherwise")
     positives: Literal["diagonal", "equal"] = Field(
         "diagonal", description='batch: "diagonal": the other half of the same sample; "equal": every sample of equal label'
     )

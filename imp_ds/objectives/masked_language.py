@@ -20,7 +20,7 @@ from torch import nn
 from transformers import initialization as init
 
 from imp_ds.costs import FLOAT32, Kernel, passes, product
-from imp_ds.modalities.masking import IGNORED, most_hidden
+from imp_ds.modalities.text.masking import IGNORED, most_hidden
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.objectives.objective import Needs, Objective, ObjectiveRecord, StepShape
 from imp_ds.objectives.registry import register

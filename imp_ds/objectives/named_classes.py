@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from imp_ds.costs import FLOAT32, Kernel, Sequences, product
+from imp_ds.modalities.modality import ModalityBesideText
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
@@ -30,7 +31,7 @@ class NamedClasses(ObjectiveRecord):
     linear probe."""
 
     kind: Literal["named_classes"] = Field("named_classes", description="which objective this is")
-    modality: Literal["vision", "audio"] = Field(description="what is classified")
+    modality: ModalityBesideText = Field(description="what is classified")
     names: list[str] = Field(min_length=2, description="of the classes, in the order of the labels")
     prompts: list[list[list[int]]] = Field([], description="tokens of each class in each template; none: a linear head alone")
     length: int = Field(1, ge=1, description="tokens that a prompt is padded to")

@@ -17,6 +17,7 @@ from torch import nn
 
 from imp_ds.costs import Kernel, Sequences
 from imp_ds.errors import UserError
+from imp_ds.modalities.modality import TextNeeds
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
@@ -39,6 +40,11 @@ class Needs(NamedTuple):
     mask_rate: float = 0.0
     target_ids: bool = False
     mask_at_answer: bool = False
+
+    @property
+    def text(self) -> TextNeeds:
+        """What of it concerns texts."""
+        return TextNeeds(self.mask_rate, self.mask_at_answer, self.target_ids)
 
 
 class StepShape(NamedTuple):
@@ -116,6 +122,10 @@ class ObjectiveRecord(Record, ABC):
 
     def candidate_kernels(self, config: ImpConfig, rows: int, value_bytes: int) -> list[Kernel]:
         """What turns `rows` encoded candidates into vectors."""
+        return []
+
+    def common_spaces(self) -> list[tuple[str, str]]:
+        """Pairs of modalities that it has the model project into a common space."""
         return []
 
     def parameters(self) -> tuple[str, ...]:

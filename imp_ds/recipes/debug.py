@@ -5,8 +5,8 @@ imp_ds train imp_moe_b_debug
 
 from imp_ds.config import RunConfig, TrainSettings
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.views import Views
 from imp_ds.recipes import digits, imp
-from imp_ds.tasks import Views
 
 # task -> where its like is found in the digits corpus, and how many classes there are
 _SOURCES = {

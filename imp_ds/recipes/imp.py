@@ -13,8 +13,12 @@ has been trained here: no time and no score is claimed. Each has a debug twin (`
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities import Modality
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Augmentation, Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.tasks import AudioView, Augmentation, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 # 256 tokens for each image and film, by resolution, frames or dropped tokens; 64 for a sound; 16 for a text
 IMAGE = VisionView(frames=1, height=256, width=256)

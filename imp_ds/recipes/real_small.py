@@ -12,9 +12,13 @@ classes), films 75.0 % (4 actions, 8 films), speech 96.5 % (10 digits); benchmar
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Augmentation, Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification
 from imp_ds.recipes.digits import audio, matching
-from imp_ds.tasks import AudioView, Augmentation, Evaluation, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Evaluation, Source, Task
 
 # most tokens are dropped in training: it costs as much less, and little data last longer. Small patches of which many are dropped
 # serve better than large ones of which few are: films at 64 x 64 instead of 32 x 32, sounds in patches of 40 instead of 80 ms

@@ -10,9 +10,11 @@ modality, task and attribute routers). Films are never trained. With three seeds
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.digits.captions import WORDS
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
 from imp_ds.objectives import Captioning, Likelihood
 from imp_ds.recipes.digits import FILM_HALVED, FILMS, IMAGE, IMAGES, SOUND, SPEECH, audio
-from imp_ds.tasks import Evaluation, Source, Task, TextView, Views
+from imp_ds.tasks import Evaluation, Source, Task
 
 ROUTERS = ("dense", "token", "context", "modality", "task", "attribute")
 BATCH = 32

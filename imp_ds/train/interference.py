@@ -19,7 +19,7 @@ import torch.distributed as dist
 from imp_ds.config import RunConfig
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
 from imp_ds.evaluation.interference_picture import draw_interference

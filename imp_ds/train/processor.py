@@ -7,7 +7,7 @@ from transformers import ProcessorMixin
 
 from imp_ds import foreign_code
 from imp_ds.config import RunConfig
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.parallel.groups import on_main

@@ -17,7 +17,7 @@ from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.train_module import TrainModule

@@ -18,7 +18,7 @@ from imp_ds.config import RunConfig
 from imp_ds.data.class_names import check_labels, with_class_names
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage
 from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note

@@ -167,7 +167,7 @@ def test_captions_that_a_view_cuts_and_padding_of_audio(root, quick):
     tokenizer = processor_of(run, open_corpus(run), None).tokenizer
     lengths = [len(tokenizer.tokenize(text)) for text in ("a red dog", "a cat", "собака", "a cat", "犬の写真", "123")]
     assert images["views"] == [{"task": "image_text", "tokens": 8, "cut": sum(length > 8 for length in lengths) / 6}]
-    assert sounds["views"] == [{"task": "sound_class", "seconds": 0.32, "padding": 0}]  # tones of 0.32 s
+    assert sounds["views"] == [{"task": "sound_class", "modality": "audio", "seconds": 0.32, "padding": 0}]  # tones of 0.32 s
     # about 0.2 s, to a frame of AAC, in a view of 0.32 s
     [heard] = films["views"]
     assert heard["padding"] == pytest.approx(1 - 0.2 / 0.32, abs=0.064 / 0.32)

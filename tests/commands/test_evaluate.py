@@ -19,10 +19,13 @@ from imp_ds.families.card import write_card
 from imp_ds.families.imp import model_card
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.settings import ModelSettings
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpProcessor, ImpVideoProcessor
 from imp_ds.objectives import Contrastive
-from imp_ds.tasks import Evaluation, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Evaluation, Source, Task
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 ROWS = 11

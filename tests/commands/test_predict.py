@@ -15,8 +15,11 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_processor
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification
-from imp_ds.tasks import AudioView, Source, Task, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 NAMES = ["red fox", "badger"]
 

@@ -10,9 +10,12 @@ from imp_ds.commands.tokenizer_command import Fit, measure, train_on_captions
 from imp_ds.config import RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, MaskedLanguage
-from imp_ds.tasks import Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 CAPTIONS = ["red", "blue sky", "a red sky", "a blue sky and a red sea"] * 5
 

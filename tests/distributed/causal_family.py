@@ -13,7 +13,7 @@ from imp_ds.evaluation.embedding import embed_by
 from imp_ds.families import register_family
 from imp_ds.families.card import Card
 from imp_ds.families.family import ModelFamily
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.model_settings import FamilySettings
 from imp_ds.objectives import ModelObjective, Needs, register
 

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.caption_run import caption_batch
 from helpers.ranks import run_ranks
-from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.text.masking import IGNORED
 
 pytestmark = pytest.mark.distributed
 

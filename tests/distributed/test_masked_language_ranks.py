@@ -8,7 +8,7 @@ import pytest
 
 from helpers.ranks import run_ranks
 from helpers.words_run import words_batch
-from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.text.masking import IGNORED
 
 pytestmark = pytest.mark.distributed
 

@@ -14,11 +14,15 @@ from safetensors.torch import save_file
 
 from helpers.small_run import VOCABULARY, full_parameters, make_engine, make_run, step_engine
 from imp_ds.config import RunConfig
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.moe.layer import MoELayer
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Source, Task
 from imp_ds.train.engine.engine import Engine, start_process_group
 
 STEPS = 8

@@ -12,12 +12,16 @@ from imp_ds.evaluation.zero_shot import ClassPrompts
 from imp_ds.families.imp.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.families.imp.settings import ModelSettings
-from imp_ds.modalities.marking import preprocess_marked
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.marking import preprocess_marked
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
 from imp_ds.objectives import Likelihood
-from imp_ds.tasks import AudioView, Batch, Evaluation, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Evaluation, Source, Task
 
 NAMES = ["dog", "cat", "cow"]
 TEXTS = ["the dog barks", "what [MASK] is it", "a cat", "the cow moos", "a dog", "the cat meows"]

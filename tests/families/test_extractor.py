@@ -7,9 +7,9 @@ import pytest
 import soundfile
 
 from imp_ds import ImpProcessor
-from imp_ds.data.samples import Media
 from imp_ds.families.imp.processor import build_extractor
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.media import Media
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.recipes import get_recipe

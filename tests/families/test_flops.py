@@ -43,7 +43,7 @@ def test_flops_are_those_that_torch_counts(model, step, monkeypatch):
     net = ImpForPreTraining(config)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(batch)[0].backward()
-    expected = step_flops(run.task(batch.task), config, run.data.audio, world=1)
+    expected = step_flops(run.task(batch.task), config, run.data, world=1)
     assert expected == counter.get_total_flops() > 1e6
 
 
@@ -76,7 +76,7 @@ def test_flops_of_conditional_linears_are_those_that_torch_counts(name, step, mo
     tokens = sum(inputs[next(iter(inputs))].shape[:2].numel() for inputs in batch.inputs.values())
     pools = {"context": 32 + 64, "context, whole": 32}.get(name, 0)
     expected = counter.get_total_flops() + 6 * tokens * pools
-    assert step_flops(run.task(batch.task), config, run.data.audio, world=1) == expected > 1e6
+    assert step_flops(run.task(batch.task), config, run.data, world=1) == expected > 1e6
 
 
 def test_a_merged_linear_costs_its_sum_and_one_product():
@@ -85,10 +85,10 @@ def test_a_merged_linear_costs_its_sum_and_one_product():
     config, task = make_config(run), run.task("image_class")
     dense = make_run(num_experts=0, qk_norm=True)
     extra = 6 * 2 * 2 * 32 * 64 + 6 * 32 * 4  # two layers' sums of two matrices, and one gate for both
-    plain = step_flops(task, make_config(dense), run.data.audio, 1)
-    assert step_flops(task, config, run.data.audio, 1) == plain + extra
+    plain = step_flops(task, make_config(dense), run.data, 1)
+    assert step_flops(task, config, run.data, 1) == plain + extra
     # a rank that holds two of four experts sums both, whoever is chosen
-    spread = sum(kernel.flops for kernel in step_kernels(task, config, run.data.audio, 1, 4, ep_size=2))
+    spread = sum(kernel.flops for kernel in step_kernels(task, config, run.data, 1, 4, ep_size=2))
     assert spread == plain + extra
 
 
@@ -99,13 +99,13 @@ def test_flops_of_hidden_words_are_those_that_torch_counts():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(batch)[0].backward()
     task = run.task("words")
-    assert step_flops(task, config, run.data.audio, world=1) == counter.get_total_flops() > 1e6
+    assert step_flops(task, config, run.data, world=1) == counter.get_total_flops() > 1e6
     # 8 texts, of which at most 8 of 12 tokens are hidden, 32 wide; 50 words. Two ranks do it in two halves
     head = 6 * 8 * 8 * 32 * (32 + 50)
     without = task.model_copy(update={"objectives": [Classification(modality="text", num_classes=2)]})
     for world in (1, 2):
-        two_classes = step_flops(without, config, run.data.audio, world)
-        assert step_flops(task, config, run.data.audio, world) - two_classes == head - 6 * 8 * 32 * 2
+        two_classes = step_flops(without, config, run.data, world)
+        assert step_flops(task, config, run.data, world) - two_classes == head - 6 * 8 * 32 * 2
 
 
 def test_flops_of_a_large_dense_step_by_hand():
@@ -117,14 +117,14 @@ def test_flops_of_a_large_dense_step_by_hand():
     layers = 12 * 6 * (12 * width**2 * tokens + 2 * 256 * width * tokens)
     rest = 6 * 2 * width**2 * tokens + 4 * 768 * width * tokens + 6 * width * 1000 * 8192
     for world in (1, 8, 64):  # nothing of a dense step depends on the ranks
-        assert step_flops(run.task("image_class"), config, run.data.audio, world) == pytest.approx(layers + rest, rel=1e-12)
+        assert step_flops(run.task("image_class"), config, run.data, world) == pytest.approx(layers + rest, rel=1e-12)
 
 
 def test_similarities_count_the_whole_batch_on_every_rank():
     run = get_recipe("imp_b")
     config = run.model.to_config(32100, run.tasks)
     for world in (1, 4):
-        kernels = step_kernels(run.task("image_text"), config, run.data.audio, world, 2)
+        kernels = step_kernels(run.task("image_text"), config, run.data, world, 2)
         # two sides of 8192 / world rows against 8192 columns, 1024 wide
         assert sum(k.flops for k in kernels if k.flops == 6 * (8192 // world) * 8192 * 1024) == 12 * 8192**2 // world * 1024
 
@@ -156,10 +156,10 @@ def test_flops_among_candidates_are_those_that_torch_counts(model, name):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(batch)[0].backward()
     task = run.task(name)
-    assert step_flops(task, config, run.data.audio, world=1) == counter.get_total_flops() > 1e6
+    assert step_flops(task, config, run.data, world=1) == counter.get_total_flops() > 1e6
     # seven names on two ranks are four each: what fills up is computed too; and each rank merges experts
-    twice = step_flops(task, config, run.data.audio, world=2)
-    assert (twice > step_flops(task, config, run.data.audio, world=1)) == (name == "names" or "gate" in model)
+    twice = step_flops(task, config, run.data, world=2)
+    assert (twice > step_flops(task, config, run.data, world=1)) == (name == "names" or "gate" in model)
 
 
 def test_names_that_only_the_data_tell_cannot_be_counted():
@@ -168,7 +168,7 @@ def test_names_that_only_the_data_tell_cannot_be_counted():
     task = run.task("names").model_copy(update={"objectives": [objective]})
     config = run.model.to_config(50, [task])
     with pytest.raises(UserError, match="known to the data alone"):
-        step_flops(task, config, run.data.audio, 1)
+        step_flops(task, config, run.data, 1)
     listed = task.model_copy(update={"source": task.source.model_copy(update={"label_names": ["a b", "c"]})})
     (among,) = candidate_sequences(listed, config).values()
     assert among.segments == (("text", 1), ("text", 3))  # "z a b"

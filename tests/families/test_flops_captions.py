@@ -20,7 +20,7 @@ def test_flops_are_those_that_torch_counts(model):
     net = ImpForPreTraining(config)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(caption_batch(0))[0].backward()
-    assert step_flops(task, config, run.data.audio, world=1) == counter.get_total_flops() > 1e6
+    assert step_flops(task, config, run.data, world=1) == counter.get_total_flops() > 1e6
 
 
 def test_the_scores_of_all_words_are_held_for_every_query():

@@ -16,7 +16,7 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.upcycling import upcycle
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.objectives import Classification
 from imp_ds.parallel.expert_parallel import spread_experts

@@ -14,10 +14,13 @@ from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.families.imp.upcycling import upcycle
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpVideoProcessor
 from imp_ds.objectives import Contrastive, task_entry
-from imp_ds.tasks import Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 SMALL = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, vision_patch=(2, 4, 4),

@@ -1,7 +1,9 @@
 """A task that names animals, for evaluations without data."""
 
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification
-from imp_ds.tasks import Source, Task, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 SOURCE = Source(path="none", vision="v", label="l")
 

@@ -16,8 +16,12 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.sources import open_reader
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Source, Task
 from imp_ds.train.schedule import build_schedule
 
 SHARDS = Source(path="shards", format="webdataset", vision="png", text="json.caption", label="cls", label_names=["a", "b"])

@@ -16,9 +16,12 @@ from PIL import Image
 from helpers.mutations import mutated
 from imp_ds.config import DataSettings
 from imp_ds.data.decoding import decode
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import captions, labels, open_reader
-from imp_ds.tasks import Source, TextView, Views, VisionView
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
+from imp_ds.tasks import Source
 
 NAMES = ["cat", "dog", "fish"]
 _ROWS = 6

@@ -4,8 +4,10 @@ import torch
 
 from imp_ds import ImpForPreTraining
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
 from imp_ds.objectives import MaskedLanguage
-from imp_ds.tasks import Source, Task, TextView, Views
+from imp_ds.tasks import Source, Task
 
 SOUNDS = dict(dog="barks", cat="meows", cow="moos", duck="quacks", lion="roars", bee="hums", horse="neighs", wolf="howls")
 SENTENCES = [f"{start} {animal} {sound}" for animal, sound in SOUNDS.items() for start in ("the", "a")]

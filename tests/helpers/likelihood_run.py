@@ -7,7 +7,7 @@ import torch
 
 from helpers.small_run import VOCABULARY, make_batch, make_run
 from imp_ds.config import RunConfig
-from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.objectives import Likelihood
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Task

@@ -9,9 +9,13 @@ from PIL import Image
 from helpers.media_files import write_film
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive, MaskedLanguage
 from imp_ds.recipes.digits import audio
-from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 NAMES = ["dog", "cat", "number"]
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label", label_names=NAMES)

@@ -6,12 +6,15 @@ Shapes: B pictures, L patches, P values of a patch, T words of a caption.
 import torch
 
 from imp_ds import ImpConfig, ImpForPreTraining
-from imp_ds.modalities import text
 from imp_ds.modalities.positions import grid_positions
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text import tokens as text
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Captioning, task_entry
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Source, Task
 
 COLOURS, THINGS, ROOMS = ("red", "blue", "green", "black"), ("ball", "cup", "lamp", "chair"), ("hall", "yard", "cellar", "attic")
 CAPTIONS = [

@@ -3,9 +3,9 @@
 import torch
 
 from imp_ds.config import RunConfig, TrainSettings
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.moe.routing import RouterReport
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import VisionView
 from imp_ds.train.recording.interval import StepRecord
 from imp_ds.train.recording.monitor import Monitor
 

@@ -7,13 +7,17 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.sources import open_reader
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.tasks import AudioView, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Source, Task
 from imp_ds.train.schedule import build_schedule
 
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label")

@@ -14,9 +14,13 @@ from imp_ds.config import OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.families.build import build_module
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.parallel.groups import rank, world_size
-from imp_ds.tasks import AudioView, Batch, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Source, Task
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine
 from imp_ds.train.start import freeze_others

@@ -7,9 +7,11 @@ import torch
 
 from helpers.small_run import VOCABULARY, make_batch, make_run
 from imp_ds.config import RunConfig
-from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.text.masking import IGNORED
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
 from imp_ds.objectives import MaskedLanguage
-from imp_ds.tasks import Batch, Source, Task, TextView, Views
+from imp_ds.tasks import Batch, Source, Task
 
 SIZE, LENGTH = 8, 12
 

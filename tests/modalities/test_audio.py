@@ -8,9 +8,9 @@ import torch
 from transformers import Wav2Vec2FeatureExtractor
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import audio
-from imp_ds.modalities.augmentation import SpecMasks
-from imp_ds.modalities.log_mel import LogMel
+from imp_ds.modalities.audio import patches as audio
+from imp_ds.modalities.audio.augmentation import SpecMasks
+from imp_ds.modalities.audio.log_mel import LogMel
 
 SHORT = LogMel(frame_length=400, hop_length=160, mel_bins=64)
 SILENCE = math.log(SHORT.floor)

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.log_mel import LogMel, mel_filters
+from imp_ds.modalities.audio.log_mel import LogMel, mel_filters
 
 AST = dict(
     frame_length=400, hop_length=160, mel_bins=128, f_min=20.0, f_max=8000.0, periodic_window=False, preemphasis=0.97,

@@ -1,7 +1,7 @@
 """Marks in texts: where they are put, and that they are always there."""
 
-from imp_ds.modalities.marking import preprocess_marked
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.marking import preprocess_marked
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 
 TOKENIZER = train_tokenizer(["the dog barks", "the cat meows", "which animal is it"], 80)
 

@@ -11,9 +11,9 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers,
 from transformers import BertTokenizer, ByT5Tokenizer, GPT2Tokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import text
-from imp_ds.modalities.masking import IGNORED, mask_id, mask_words, most_hidden, number_words
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text import tokens as text
+from imp_ds.modalities.text.masking import IGNORED, mask_id, mask_words, most_hidden, number_words
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 
 CORPUS = ["a red cat, two unbelievable dogs.", "a blue dog", "the cat and the dog"] * 3
 SENTENCE = "the dogs cat, red"

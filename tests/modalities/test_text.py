@@ -6,8 +6,9 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import masking, text
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text import masking
+from imp_ds.modalities.text import tokens as text
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.models.imp.configuration_imp import ImpConfig
 
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import augmentation, framing, vision
+from imp_ds.modalities.vision import augmentation, framing
+from imp_ds.modalities.vision import patches as vision
 
 
 def counting_clip(frames, height, width):

@@ -11,7 +11,7 @@ from transformers import AutoModel, pipeline
 from helpers.small_model import EXPERTS, assert_near, clip_inputs, small_config, small_model, sound_inputs, text_inputs
 from imp_ds import ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
-from imp_ds.modalities.text import WordTable
+from imp_ds.modalities.text.tokens import WordTable
 from imp_ds.objectives import task_entry
 from imp_ds.tasks import Batch
 

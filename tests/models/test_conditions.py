@@ -5,7 +5,7 @@ import torch
 
 from helpers.small_model import GATED, OBJECTIVES, clip_inputs, small_model, sound_inputs, text_inputs
 from imp_ds.errors import UserError
-from imp_ds.models.imp.conditions import ATTRIBUTES, Sides, segment_attributes, task_conditions, task_sides
+from imp_ds.models.imp.conditions import Sides, attribute_names, segment_attributes, task_conditions, task_sides
 
 CAPTIONS = Sides(frozenset(["vision", "text"]), frozenset(["text"]), causal=frozenset(["text"]))
 
@@ -28,6 +28,8 @@ CAPTION_ROWS = {
     "vision": "input_vision input_text target_text token_vision",  # released: 11011000
     "text": "input_vision input_text target_text token_text causal",  # released: 11010101
 }
+
+ATTRIBUTES = attribute_names(["vision", "audio", "text"])
 
 
 def model_with(gate: str, **changes):

@@ -81,7 +81,7 @@ def test_qk_norm_follows_the_experts_unless_it_is_said():
     [
         (dict(hidden_size=100, num_attention_heads=12), "not divisible by num_attention_heads"),
         (dict(expert_activation="relu"), "(?s)expert_activation.*gelu, geglu"),
-        (dict(pairs=[("vision", "smell")]), "(?s)unknown modality.*smell.*vision, audio, text"),
+        (dict(pairs=[("vision", "smell")]), "(?s)a modality that the model does not have.*smell.*vision, audio, text"),
         (dict(vision_max=(64, 500, 512)), "vision_max is not a multiple of vision_patch"),
         (dict(audio_max=(1000, 128)), "audio_max is not a multiple of audio_patch"),
     ],

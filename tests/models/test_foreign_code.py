@@ -20,7 +20,7 @@ from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.processor import build_extractor
-from imp_ds.modalities.tokenizers import load_tokenizer
+from imp_ds.modalities.text.tokenizers import load_tokenizer
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Source

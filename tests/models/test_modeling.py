@@ -14,7 +14,7 @@ from transformers import AutoModel
 from helpers.small_model import EXPERTS, assert_near, clip_inputs, small_config, small_model, sound_inputs, text_inputs
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
-from imp_ds.modalities import vision
+from imp_ds.modalities.vision import patches as vision
 from imp_ds.models.imp.modeling_imp import masked_mean
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.conditional import SequenceFacts

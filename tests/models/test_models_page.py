@@ -10,7 +10,7 @@ from PIL import Image
 
 from helpers.media_files import write_film
 from imp_ds import ImpProcessor
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.keywords import GROUPS

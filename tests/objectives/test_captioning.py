@@ -13,7 +13,7 @@ from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.evaluation.captions import bleu4, cider
 from imp_ds.families.imp.merging import merge
-from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.models.imp.generation.caption_sequence import encode_captions, query_states
 from imp_ds.models.imp.likelihood import encode_with_spe
 from imp_ds.train.engine.micro_batches import MicroBatches

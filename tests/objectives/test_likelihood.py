@@ -16,15 +16,18 @@ from helpers.grammar import SENTENCES, SOUNDS
 from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
-from imp_ds.modalities import text
-from imp_ds.modalities.marking import preprocess_marked
-from imp_ds.modalities.masking import IGNORED
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text import tokens as text
+from imp_ds.modalities.text.marking import preprocess_marked
+from imp_ds.modalities.text.masking import IGNORED
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.likelihood import LikelihoodHead, Scale
 from imp_ds.objectives import Likelihood
 from imp_ds.objectives.candidates import Names
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Batch, Source, Task
 
 ANIMALS = list(SOUNDS)
 SOURCE = Source(path="none", vision="v", text="t", label="l")

@@ -18,9 +18,9 @@ from imp_ds.config import DataSettings
 from imp_ds.data.corpus import all_captions, open_corpus
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
-from imp_ds.modalities import text
-from imp_ds.modalities.masking import IGNORED, most_hidden
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text import tokens as text
+from imp_ds.modalities.text.masking import IGNORED, most_hidden
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.objectives import MaskedLanguage, build_objective
 from imp_ds.tasks import Batch
 

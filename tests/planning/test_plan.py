@@ -10,14 +10,17 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.cost import ImpCost, count_parameters, parameter_sizes
 from imp_ds.families.imp.costs.memory import activation_bytes
 from imp_ds.families.imp.costs.tokens import token_counts
-from imp_ds.modalities import vision
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision import patches as vision
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, MaskedLanguage
 from imp_ds.planning.hardware_profile import h200
 from imp_ds.planning.memory import memory_of_rank
 from imp_ds.planning.plan import expert_groups, plan, plan_tasks
 from imp_ds.planning.table import show
 from imp_ds.recipes import RECIPES, get_recipe
-from imp_ds.tasks import Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 
 def test_shares_and_tokens_of_the_released_recipe():
@@ -39,7 +42,7 @@ def test_tokens_are_those_that_samples_have():
     # 160 x 160 in patches of 16 x 16: 100, of which 0.9 are dropped; 1.0 - 0.9 is below 0.1 in floats
     run = get_recipe("imp_b")
     views = Views(vision=VisionView(frames=1, height=160, width=160, drop_rate=0.9))
-    counted = token_counts(views, run.model.to_config(32100, run.tasks), run.data.audio)
+    counted = token_counts(views, run.model.to_config(32100, run.tasks), run.data)
     picture = vision.preprocess(
         [np.zeros((1, 160, 160, 3), np.uint8)], 1, (160, 160), (4, 16, 16), drop_rate=0.9, rngs=[np.random.default_rng(0)]
     )
@@ -73,15 +76,15 @@ def test_memory_of_the_zero_stages():
 
 def test_activations_fall_with_ranks_micro_batches_and_checkpointing():
     run = get_recipe("imp_b")
-    config, task, audio = run.model.to_config(32100, run.tasks), run.task("image_class"), run.data.audio
-    full = activation_bytes(task, config, audio, 8, 2, False)
+    config, task, data = run.model.to_config(32100, run.tasks), run.task("image_class"), run.data
+    full = activation_bytes(task, config, data, 8, 2, False)
     # 8192 * 256 tokens over 8 ranks, 2 bytes: 768 raw values of a frame, 6 widths around the blocks, 12 layers of 8 widths and 2
     # hidden ones (no QK-norm), and a width and a hidden one twice on the way back
     assert full == 8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
-    assert activation_bytes(task, config, audio, 16, 2, False) == full / 2
-    assert activation_bytes(task.model_copy(update={"micro_batches": 4}), config, audio, 8, 2, False) == full / 4
+    assert activation_bytes(task, config, data, 16, 2, False) == full / 2
+    assert activation_bytes(task.model_copy(update={"micro_batches": 4}), config, data, 8, 2, False) == full / 4
     # every layer keeps its input alone, and one of them all
-    assert activation_bytes(task, config, audio, 8, 2, True) == (
+    assert activation_bytes(task, config, data, 8, 2, True) == (
         8192 * 256 / 8 * 2 * (768 + 6 * 768 + 12 * 768 + (8 * 768 + 2 * 3072) + 2 * (768 + 3072))
     )
 
@@ -94,7 +97,7 @@ def test_the_scores_of_all_words_take_memory():
     )  # fmt: skip
     config = run.model.to_config(32100, [words])
     nothing = words.model_copy(update={"objectives": [Classification(modality="text", num_classes=2)]})
-    with_scores, without = (activation_bytes(task, config, run.data.audio, 8, 2, False) for task in (words, nothing))
+    with_scores, without = (activation_bytes(task, config, run.data, 8, 2, False) for task in (words, nothing))
     # 4 texts of a micro-batch, ceil(2 * 0.3 * 16) = 10 tokens of each, three times 32,100 scores in float32
     assert with_scores - without == 3 * 4 * 10 * 32100 * 4
 
@@ -129,16 +132,16 @@ def test_active_parameters_of_conditional_linears():
 
 def test_activations_of_conditional_linears():
     run = get_recipe("imp_moe_b")
-    audio, task, tokens = run.data.audio, run.task("image_class"), 8192 * 256 / 8
+    data, task, tokens = run.data, run.task("image_class"), 8192 * 256 / 8
     kept = {}
     for name, changes in {
         "merged": ["model.gate=modality", "model.router=top_k"],
         "routed": ['model.conditional_linears=["up","down"]', "model.router=top_k", "model.drop_tokens=false"],
     }.items():  # fmt: skip
         config = run.override(changes).model.to_config(32100, run.tasks)
-        kept[name] = activation_bytes(task, config, audio, 8, 2, False)
+        kept[name] = activation_bytes(task, config, data, 8, 2, False)
     dense = run.override(["model.num_experts=0", "model.qk_norm=true"]).model.to_config(32100, run.tasks)
-    full = activation_bytes(task, dense, audio, 8, 2, False)
+    full = activation_bytes(task, dense, data, 8, 2, False)
     # two bytes, 6 layers, two linear layers: two matrices of experts and their sum; or two rows of both widths for each token,
     # and four
     # values for each of 16 experts where it is decided

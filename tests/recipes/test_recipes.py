@@ -9,8 +9,9 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.cost import count_parameters, parameter_sizes
 from imp_ds.families.imp.costs.tokens import token_counts
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.modalities import audio, vision
-from imp_ds.modalities.log_mel import LogMel
+from imp_ds.modalities.audio import patches as audio
+from imp_ds.modalities.audio.log_mel import LogMel
+from imp_ds.modalities.vision import patches as vision
 from imp_ds.recipes import RECIPES, get_recipe
 from imp_ds.tasks import Batch
 from imp_ds.train.engine.layout import check_layout
@@ -122,7 +123,7 @@ def test_debug_twins_feed_their_model_and_tokens_are_counted_rightly(name):
     for task in (seen for parent in run.tasks for seen in parent.variants()):
         batch = noise_batch(run, task, config)
         counts = {modality: next(iter(arrays.values())).shape[1] for modality, arrays in batch.inputs.items()}
-        assert counts == token_counts(task.views, config, run.data.audio)
+        assert counts == token_counts(task.views, config, run.data)
         loss, metrics, _ = model(batch)
         loss.backward()
         assert torch.isfinite(loss) and any("accuracy" in metric for metric in metrics)

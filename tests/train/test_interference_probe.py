@@ -10,8 +10,10 @@ from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation.interference import Interference, interference
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
 from imp_ds.objectives import Classification, task_entry
-from imp_ds.tasks import Batch, Source, Task, TextView, Views
+from imp_ds.tasks import Batch, Source, Task
 from imp_ds.train.interference import (
     PICTURE,
     GradientRounds,

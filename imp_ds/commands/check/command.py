@@ -17,7 +17,7 @@ from imp_ds.data.corpus import open_corpus
 from imp_ds.data.inspect.check import look
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.worker_speed import worker_speed
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.planning.needed_workers import needs

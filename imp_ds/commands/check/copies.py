@@ -76,9 +76,9 @@ def cut_captions(found: Findings, length: int) -> float | None:
     return _mean(found, "tokens", lambda tokens: tokens > length)
 
 
-def padded_audio(found: Findings, seconds: float) -> float | None:
-    """Mean share of a view of so many seconds that is padding; None where no length is known."""
-    return _mean(found, "sound seconds", lambda length: max(0.0, 1 - length / seconds))
+def padded(found: Findings, fact: str, seconds: float) -> float | None:
+    """Mean share of a view of so many seconds that is padding; None where `fact`, a sample's length, is not known."""
+    return _mean(found, fact, lambda length: max(0.0, 1 - length / seconds))
 
 
 def _mean(found: Findings, name: str, value: Callable[[float], float]) -> float | None:

@@ -2,14 +2,16 @@
 
 from dataclasses import asdict, dataclass
 
-from imp_ds.commands.check.copies import Overlap, cut_captions, padded_audio
+from imp_ds.commands.check.copies import Overlap, cut_captions, padded
 from imp_ds.config import RunConfig
 from imp_ds.data.inspect.check import Findings
 from imp_ds.data.inspect.tallies import Contents
 from imp_ds.data.order.subset import Subset
+from imp_ds.modalities.modality import get_modality
 from imp_ds.planning.check_plan import NoPlan
 from imp_ds.planning.needed_workers import Need, needed_workers
 from imp_ds.planning.plan import Plan
+from imp_ds.registry import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,17 @@ class CheckReport:
         return [source for source in self.sources if source.share_left_out > self.run.data.max_rejected]
 
     def views(self, source: SourceReport) -> list[dict]:
-        """What each view of its tasks does to the captions and the audio of a source: {"task", "tokens", "cut"} and {"task",
-        "seconds", "padding"}, with shares from 0 to 1."""
+        """What each view of its tasks does to the captions and the lengths of a source: {"task", "tokens", "cut"} and
+        {"task", "modality", "seconds", "padding"}, with shares from 0 to 1."""
         found, shares = source.found, []
         for task in source.tasks:
             views = self.run.task(task).all_views
             for length in sorted({view.text.length for view in views if view.text is not None}):
                 shares.append({"task": task, "tokens": length, "cut": cut_captions(found, length)})
-            for seconds in sorted({view.audio.seconds for view in views if view.audio is not None}):
-                shares.append({"task": task, "seconds": seconds, "padding": padded_audio(found, seconds)})
+            for name in (name for name in MODALITIES if get_modality(name).length_fact is not None):
+                for seconds in sorted({of.seconds for view in views if (of := getattr(view, name)) is not None}):
+                    share = padded(found, get_modality(name).length_fact, seconds)
+                    shares.append({"task": task, "modality": name, "seconds": seconds, "padding": share})
         return [share for share in shares if None not in share.values()]
 
     def warnings(self) -> list[str]:

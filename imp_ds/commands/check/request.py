@@ -6,7 +6,7 @@ from pathlib import Path
 
 from imp_ds.config import RunConfig
 from imp_ds.data.order.subset import Subset, spread_over
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.planning.check_plan import NoPlan
 from imp_ds.planning.plan import Plan
 

@@ -63,7 +63,8 @@ def _lines(source: SourceReport, report: CheckReport) -> list[str]:
         if "cut" in share:
             lines.append(f"{share['task']}: a view of {share['tokens']} tokens cuts {share['cut']:.1%} of the captions")
         else:
-            lines.append(f"{share['task']}: a view of {share['seconds']:g} s of audio is {share['padding']:.1%} padding")
+            view = f"a view of {share['seconds']:g} s of {share['modality']}"
+            lines.append(f"{share['task']}: {view} is {share['padding']:.1%} padding")
     if found.labels:
         lines.append(_classes(source))
     for task, reasons in found.left_out.items():

@@ -12,8 +12,8 @@ import numpy as np
 from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.files.storage import File, Storage
 from imp_ds.data.files.text_encoding import announced, check_utf8, write_utf8
-from imp_ds.data.samples import BadSample
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 
 _BLOCK = 1 << 20  # bytes looked at together
 _LONG = 1 << 26  # bytes that take so long that progress is reported

@@ -9,7 +9,6 @@ import glob
 import os
 import random
 import re
-import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +19,7 @@ import fsspec
 
 from imp_ds.data.files.file_cache import FileCache
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import open_regular
 
 DEFAULT_ROOT = "data/digits"  # of a run that sets none, and so need not have one
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0  # before another attempt; each wait is twice the last
@@ -170,16 +170,6 @@ def local_path(address: str) -> Path | None:
 def below(folder: str, pattern: str) -> str:
     """A pattern of files in a folder whose own name is no pattern."""
     return place("/", pattern) if os.path.isabs(pattern) or _protocol(pattern) else f"{glob.escape(folder)}/{pattern}"
-
-
-def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """A file of this machine, for reading. Raises UserError for a pipe or a device, which might never end or never begin, and
-    OSError."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise UserError(f"{path} is not a file", got="a pipe, a socket or a device", fix="write what it gives to a file")
-    return file
 
 
 def is_pattern(path: str) -> bool:

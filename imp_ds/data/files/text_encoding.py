@@ -8,8 +8,8 @@ import codecs
 from pathlib import Path
 from typing import BinaryIO
 
-from imp_ds.data.samples import BadSample
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 
 _BLOCK = 1 << 20  # bytes looked at together
 # the longer marks first: that of UTF-32 begins as that of UTF-16

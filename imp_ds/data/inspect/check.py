@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from imp_ds.data.decoding import Wanted, decode
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.inspect.media_facts import media_facts
+from imp_ds.data.decoding import decode
 from imp_ds.data.inspect.tallies import Contents, Spread, file_digest, script_of, text_digest
 from imp_ds.data.loading.worker_pool import WorkerLost, WorkerPool
-from imp_ds.data.samples import BadSample, Media, RawSample, Reader
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
-from imp_ds.modalities import text
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.media import BadSample, Media, RawSample
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.modality import Wanted, get_modality
+from imp_ds.modalities.text import tokens as text
 from imp_ds.tasks import Rejection, Task
 
 _LEAST, _PARTS = 32, 2000  # rows that are looked at together; parts of a large source
@@ -120,16 +121,18 @@ class Looks:
             found.examples.append(rejection)
 
     def _count(self, row: int, raw: RawSample, found: Findings) -> None:
-        media = {role: raw[role] for role in ("vision", "audio") if role in raw}
+        values = {role: value for role, value in raw.items() if role != "label"}
+        media = {role: value for role, value in values.items() if isinstance(value, Media)}
         for role, one in media.items():
             found.kinds.setdefault(role, Counter())[one.suffix or "no suffix"] += 1
-            self._add(found, media_facts(role, one))
-        for one in {one.name: one for one in media.values()}.values():  # a film and its sound are one file
+        for one in {one.name: one for one in media.values()}.values():  # a video and its audio are one file
             self._count_bytes(row, one, found)
+        for role, value in values.items():
+            self._add(found, get_modality(role).facts(value))
+            if captions := get_modality(role).captions(value):
+                self._count_captions(row, captions, found)
         if "label" in raw:
             found.labels[raw["label"]] += 1
-        if "text" in raw:
-            self._count_captions(row, raw["text"], found)
 
     def _count_bytes(self, row: int, media: Media, found: Findings) -> None:
         try:

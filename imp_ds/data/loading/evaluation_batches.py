@@ -5,18 +5,21 @@ from functools import partial
 
 import torch
 
-from imp_ds.data.decoding import Wanted, decode_windows
-from imp_ds.data.files.cache import MediaCache
+from imp_ds.data.decoding import decode_windows
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.samples import BadSample, Reader
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
-from imp_ds.tasks import Batch, Views
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.modality import TextNeeds, Wanted
+from imp_ds.modalities.views import Views
+from imp_ds.tasks import Batch
 
 
 def evaluation_batches(reader: Reader, collator: Collator, views: Views, *, batch_size: int, rank: int = 0, world: int = 1,
                        name: str = "evaluation", cache: MediaCache | None = None,
-                       decoding: DecodingSettings = DEFAULTS, marked: bool = False,
+                       decoding: DecodingSettings = DEFAULTS, text: TextNeeds = TextNeeds(),
                        report: Callable[[int, int], None] | None = None) -> Iterator[Batch]:  # fmt: skip
     """This rank's rows of the split, in batches of exactly `batch_size`: blocks of rows are dealt to the ranks in turn.
 
@@ -29,14 +32,14 @@ def evaluation_batches(reader: Reader, collator: Collator, views: Views, *, batc
     for row in _rows_of(len(reader), batch_size, rank, world):
         waiting += [(row, sample) for sample in _windows(reader, row, views, cache, wanted)]
         while len(waiting) >= batch_size:
-            yield _batch(partial(collator, marked=marked), name, views, waiting[:batch_size], batch_size)
+            yield _batch(partial(collator, text=text), name, views, waiting[:batch_size], batch_size)
             waiting, made = waiting[batch_size:], True
         if report is not None:
             report(row + 1, len(reader))
     if waiting:
-        yield _batch(partial(collator, marked=marked), name, views, waiting, batch_size)
+        yield _batch(partial(collator, text=text), name, views, waiting, batch_size)
     elif not made:
-        batch = _batch(partial(collator, marked=marked), name, views, _first_usable(reader, views, cache, wanted), batch_size)
+        batch = _batch(partial(collator, text=text), name, views, _first_usable(reader, views, cache, wanted), batch_size)
         batch.targets["valid"] &= False
         yield batch
 

@@ -9,16 +9,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from imp_ds.data.decoding import Wanted
-from imp_ds.data.files.cache import MediaCache
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.order.order import SampleIndex, SourceOrder, TaskOrder
 from imp_ds.data.order.usable_samples import UsableSamples
-from imp_ds.data.samples import Reader
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.modality import Wanted
+from imp_ds.modalities.views import Views
 from imp_ds.randomness import sample_keys
-from imp_ds.tasks import Batch, Task, Views
+from imp_ds.tasks import Batch, Task
 
 
 class StepBatches:
@@ -77,8 +78,8 @@ class StepBatches:
         try:
             samples, rngs, keys = zip(*usable.at(self.sample_indices(step)[:most]))
             batch = self.collator(
-                name, views, list(samples), list(rngs), augment=task.augment, mask_rate=task.needs.mask_rate,
-                marked=task.needs.mask_at_answer, target_ids=task.needs.target_ids, empty=empty,
+                name, views, list(samples), list(rngs), augment=task.augment,
+                text=task.needs.text, empty=empty,
             )  # fmt: skip
         except UserError as error:
             return error

@@ -6,7 +6,7 @@ import torch
 
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.tasks import Task
 

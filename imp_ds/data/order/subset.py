@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imp_ds.data.samples import RawSample, Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import RawSample
 
 _FRACTION = 9  # what a random generator is for: the first word of its seed (`imp_ds.data.order.order` has others)
 
 
 class Subset:
-    """A Reader (`imp_ds.data.samples`) over some rows of another one, under the same name and keys.
+    """A Reader (`imp_ds.data.reader`) over some rows of another one, under the same name and keys.
 
     Args:
         reader: the whole.

@@ -13,16 +13,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
-from imp_ds.data.decoding import Wanted, decode_all
-from imp_ds.data.files.cache import MediaCache
+from imp_ds.data.decoding import decode_all
 from imp_ds.data.order.order import SampleIndex
-from imp_ds.data.samples import BadSample, Media, RawSample, Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
-from imp_ds.tasks import Rejection, Task, Views
+from imp_ds.modalities.media import BadSample, Media, RawSample
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.modality import Wanted
+from imp_ds.modalities.views import Views
+from imp_ds.tasks import Rejection, Task
 
 # What a random generator is for: the first word of its seed, so that no two uses share a stream (`order.py` has others).
 _SAMPLE, _SUBSTITUTE = 2, 6
-# samples of which one kind of work is done after another (`imp_ds.data.decoding.turns`); bytes of media that their rows hold
+# samples of which one kind of work is done after another (`imp_ds.modalities.in_turn`); bytes of media that their rows hold
 _TOGETHER, _HELD = 64, 1 << 24
 _ATTEMPTS = 100  # rows that are tried for one sample; at a tenth of them broken, 1e-100 of all samples need more
 

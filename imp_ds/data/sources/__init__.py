@@ -1,7 +1,7 @@
 """Sources: the formats in which users have their samples, each read by row number.
 
 A format is a class in a file of its own (`imp_ds.data.sources.format`); what is asked of a reader stands in
-`imp_ds.data.samples`.
+`imp_ds.data.reader`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 
 from imp_ds.data.files.storage import Storage, Unreachable
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources.columns.classes import check_templates
 from imp_ds.data.sources.columns.found_classes import names_in
 from imp_ds.data.sources.format import Format, format_of, register_format
@@ -20,6 +19,8 @@ from imp_ds.data.sources.holdout import held_out
 from imp_ds.data.sources.rows import RowReader, checked, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted, shards
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
+from imp_ds.registry import MODALITIES
 from imp_ds.tasks import Source
 
 __all__ = [
@@ -46,7 +47,7 @@ def open_reader(
     UserError when there is no such split, it has no rows, the first lacks a column, or neither the first nor the last is usable.
     """
     if not source.roles():
-        raise UserError(f"the source {source.path} names no column", allowed="vision, audio, text, label")
+        raise UserError(f"the source {source.path} names no column", allowed=", ".join([*MODALITIES, "label"]))
     storage = Storage(settings.cache_dir, settings.cache_gb, settings.retries)
     wanted = Wanted(storage, str(root), source, split, settings.window, progress)
     with _reached(wanted):

@@ -13,10 +13,10 @@ import numpy as np
 
 from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.order.subset import Subset
-from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample, Media
 from imp_ds.tasks import Source
 
 _UNIT = 1 << 30  # a hash is a number below it

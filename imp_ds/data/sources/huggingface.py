@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import DEFAULT_ROOT, local_path, place
-from imp_ds.data.samples import Media
 from imp_ds.data.sources.columns.classes import class_names
 from imp_ds.data.sources.columns.embedded import embedded
 from imp_ds.data.sources.format import Format, register_format
@@ -30,6 +29,7 @@ from imp_ds.data.sources.unpacked import mapped_table, row_of
 from imp_ds.data.sources.webdataset import TarReader
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
+from imp_ds.modalities.media import Media
 from imp_ds.tasks import Source
 
 _MAPPED = 64  # unpacked shards that are mapped at a time

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import PurePosixPath, PureWindowsPath
 
 from imp_ds.data.files.storage import Storage, local_path
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.data.sources.columns.values import shown
+from imp_ds.modalities.media import BadSample, Media, shown
 
 _ALLOW = "source.media_root names folders elsewhere that may be read"
 

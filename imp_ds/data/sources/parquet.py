@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import File
-from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.columns.classes import class_names
 from imp_ds.data.sources.columns.embedded import embedded
 from imp_ds.data.sources.format import Format, register_format
@@ -24,6 +23,7 @@ from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.unpacked import mapped_table, row_of
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
+from imp_ds.modalities.media import BadSample, Media
 
 _MAPPED = 1024  # row groups that are mapped at a time
 _PROGRESS_FROM = 64  # files: to open so many takes so long that progress is reported

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from imp_ds.data.samples import BadSample, Media, RawSample
-from imp_ds.data.sources.columns.values import captions, label, shown
+from imp_ds.data.sources.columns.values import label
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample, Media, RawSample, shown
+from imp_ds.modalities.modality import get_modality
 from imp_ds.overrides import nearest
 
 _MISSING = object()
@@ -16,7 +17,7 @@ RUN = 4096  # rows of a shard where the format has none
 
 
 class RowReader:
-    """A Reader (`imp_ds.data.samples`) over rows with named fields. A format gives `key`, `fields` and `media`.
+    """A Reader (`imp_ds.data.reader`) over rows with named fields. A format gives `key`, `fields` and `media`.
 
     Args:
         wanted: the split.
@@ -64,15 +65,13 @@ class RowReader:
         return sample
 
     def _value(self, role: str, row: int, column: str, value):
-        if role in ("vision", "audio"):
-            return self.media(row, column, value)
         where = f"row {row + 1}, {column!r}"
         if role == "label":
             return label(value, self.class_places, where)
-        if self.source.text is not None:
-            return captions(value, where)
-        name = self.class_names[label(value, self.class_places, where)]
-        return [template.replace("{}", name) for template in self.source.templates]
+        if getattr(self.source, role) is None:  # a text made of the class
+            name = self.class_names[label(value, self.class_places, where)]
+            return [template.replace("{}", name) for template in self.source.templates]
+        return get_modality(role).read(value, where, lambda: self.media(row, column, value))
 
     def key(self, row: int) -> str:
         """A name of the row that stays the same, whatever is done with the others."""

@@ -112,7 +112,7 @@ def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
     else:
         folder = _split_folder(wanted)
         patterns = [below(folder, name) for name in _METADATA]
-        if {"vision", "audio"} & set(wanted.source.roles()):
+        if set(wanted.source.roles()) - {"text", "label"}:
             patterns.pop()  # a .txt beside a picture is its caption
     if found := _first(storage, patterns):
         return folder, found

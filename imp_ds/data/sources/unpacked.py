@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from imp_ds.data.samples import BadSample
+from imp_ds.modalities.media import BadSample
 
 
 def mapped_table(file: BinaryIO) -> pa.Table:

@@ -13,7 +13,6 @@ import numpy as np
 
 from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import File
-from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.columns.classes import class_names
 from imp_ds.data.sources.columns.values import written_label
 from imp_ds.data.sources.format import Format, register_format
@@ -22,6 +21,7 @@ from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.tar.index import CUT, TEXTS, UNSAFE, TarIndex, TarSample, make_indexes, open_index, short_text
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
+from imp_ds.modalities.media import BadSample, Media
 
 _OPEN = 64  # shards that are open at a time
 _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member

@@ -62,7 +62,7 @@ class ImpFamily(ModelFamily):
 
 def _check(run: RunConfig, config: ImpConfig, world_size: int) -> None:
     """Raise UserError for sequences that do not fit, routing groups that hang on the ranks, and gates that lack a task."""
-    seen = [(task, task_sequences(task, config, run.data.audio)) for parent in run.tasks for task in parent.variants()]
+    seen = [(task, task_sequences(task, config, run.data)) for parent in run.tasks for task in parent.variants()]
     if config.routes_tokens:
         lengths = [(task, {name: found.length for name, found in sequences.items()}) for task, sequences in seen]
         check_groups(lengths, world_size, config.group_tokens, config.group_examples)

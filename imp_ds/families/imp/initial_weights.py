@@ -17,7 +17,7 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.model_folder import exported_config
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.upcycling import ENCODER_SETTINGS
-from imp_ds.modalities.tokenizers import load_tokenizer
+from imp_ds.modalities.text.tokenizers import load_tokenizer
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.parallel.full_parameters import full_parameters, persistent_buffers
 

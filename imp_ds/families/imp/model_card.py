@@ -5,9 +5,11 @@ from pathlib import Path
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.metric import Metric, by_name
 from imp_ds.families.card import BEFORE, Card, table
+from imp_ds.modalities.modality import TEXT, get_modality
 from imp_ds.models.imp.conditions import task_conditions, task_sides
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import ObjectiveRecord
+from imp_ds.registry import MODALITIES
 
 _ABOUT = """\
 One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
@@ -112,12 +114,11 @@ def _objectives(run: RunConfig) -> list[tuple[str, int, ObjectiveRecord]]:
 
 def _answering(run: RunConfig) -> list[str]:
     """How to have a class named, where a task of one modality does it; of several by the first one."""
-    inputs = {"vision": "images=[image]", "audio": "audio=[sound], sampling_rate=rate", "text": 'text=["a text"]'}
     for task, position, objective in _objectives(run):
         answers = objective.answers()
         if answers is not None and len(answers.inputs) == 1 and not objective.needs().mask_at_answer:
             (read,) = answers.inputs
-            return [_ANSWERING.format(task=task, number=position, inputs=inputs[read], names=answers.field)]
+            return [_ANSWERING.format(task=task, number=position, inputs=get_modality(read).example, names=answers.field)]
     return []
 
 
@@ -148,5 +149,5 @@ def _captioning(run: RunConfig) -> list[str]:
     if not tasks:
         return []
     name, needs = next(iter(tasks.items()))
-    inputs = "images=[image]" if "vision" in needs.modalities else "audio=[sound], sampling_rate=rate"
-    return [_CAPTIONING.format(task="" if len(tasks) == 1 else f"{name!r}, ", inputs=inputs)]
+    read = next(modality for modality in MODALITIES if modality in needs.modalities and modality != TEXT)
+    return [_CAPTIONING.format(task="" if len(tasks) == 1 else f"{name!r}, ", inputs=get_modality(read).example)]

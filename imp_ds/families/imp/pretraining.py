@@ -8,8 +8,8 @@ from transformers import AutoModelForPreTraining
 
 from imp_ds.errors import UserError
 from imp_ds.families.train_module import OwnLoss, StepOutput, TrainModule, likeliest
-from imp_ds.modalities import EMBEDDINGS
-from imp_ds.modalities.vision import PatchProjection
+from imp_ds.modalities.modality import TEXT, get_modality
+from imp_ds.modalities.vision.patches import PatchProjection
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel, ImpPreTrainedModel
 from imp_ds.objectives.captioning import CaptioningObjective
@@ -124,7 +124,8 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
         Raises UserError for a task of another kind, for inputs that it does not read, and for a text without a mark.
         """
         task, objective = self.answering(task)
-        given = {m: {n: inputs[n] for n in names if inputs.get(n) is not None} for m, (_, names) in EMBEDDINGS.items()}
+        names = {modality: get_modality(modality).inputs for modality in self.config.modalities}
+        given = {of: {name: inputs[name] for name in own if inputs.get(name) is not None} for of, own in names.items()}
         given = {modality: named for modality, named in given.items() if named}
         if set(given) != set(objective.inputs):
             allowed = f"inputs of {' and '.join(objective.inputs)}"
@@ -180,12 +181,13 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
         Raises UserError for inputs of no modality or of several, a task that generates no captions, and as `beam_search`.
         """
         task, objective = self.captioner(task)
-        given = [modality for modality, (_, names) in EMBEDDINGS.items() if inputs.get(names[0]) is not None]
-        if given not in (["vision"], ["audio"]):
-            allowed = "pixel_values, or input_features"
+        names = {modality: get_modality(modality).inputs for modality in self.config.modalities}
+        given = [modality for modality, own in names.items() if inputs.get(own[0]) is not None]
+        if len(given) != 1 or given == [TEXT]:
+            allowed = ", or ".join(own[0] for modality, own in names.items() if modality != TEXT)
             raise UserError("captions are generated from one modality", got=", ".join(inputs) or "no inputs", allowed=allowed)
         (modality,) = given
-        named = {name: inputs[name] for name in EMBEDDINGS[modality][1] if name in inputs}
+        named = {name: inputs[name] for name in names[modality] if name in inputs}
         vectors_VC = objective.candidates.vectors(self.imp, objective.candidates.encode(self.imp, task))
         ids_BL, _ = objective.generate(
             self.imp, objective.conditioning_prefix(self.imp, task, modality, named), vectors_VC, size=beam,

@@ -1,6 +1,6 @@
 """The processor of a run of IMP, from its configuration and corpus."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -9,19 +9,21 @@ import numpy as np
 from imp_ds.config import RunConfig
 from imp_ds.data.class_names import with_class_names
 from imp_ds.data.corpus import all_captions
-from imp_ds.data.decoding import Wanted, decode
-from imp_ds.data.samples import BadSample, Reader
-from imp_ds.decoding_settings import DecodingSettings
+from imp_ds.data.decoding import decode
+from imp_ds.data.reader import Reader
 from imp_ds.families.imp import model_folder
-from imp_ds.modalities.tokenizers import load_tokenizer, train_tokenizer
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.modality import Wanted, get_modality
+from imp_ds.modalities.text.tokenizers import load_tokenizer, train_tokenizer
+from imp_ds.modalities.views import Views
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
-from imp_ds.tasks import Views
 
-_SOUNDS = 128  # enough for a mean and a spread over millions of spectrogram values
+_SAMPLES = 128  # enough for a mean and a spread over millions of values
 
 
 def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProcessor:
@@ -50,6 +52,7 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
         video_processor=ImpVideoProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **film_view),
         feature_extractor=build_extractor(run, config, readers),
         tokenizer=tokenizer,
+        modalities=build_processings(run, config, readers, views),
     )
 
 
@@ -66,6 +69,31 @@ def _names(run: RunConfig, readers: dict[str, list[Reader]]) -> Iterator[str]:
     yield from (task.name for task in run.tasks)
 
 
+def build_processings(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]], views: list[Views]) -> dict:
+    """What preprocesses the modalities that have no part of their own: of the model that the run starts from, or made from the
+    first samples of its corpus."""
+    before = _before(run)
+    found = {} if before is None else dict(before.modalities)
+    for name in config.modalities:
+        if get_modality(name).part is not None or name in found:
+            continue
+        own = [view for of in views if (view := getattr(of, name)) is not None]
+        samples = [
+            sample
+            for task in run.tasks if (view := getattr(task.views, name)) is not None
+            for sample in _some(name, readers[task.name][0], view, run.data.decoding)
+        ]  # fmt: skip
+        found[name] = get_modality(name).processing(config, own, samples)
+    return found
+
+
+def _before(run: RunConfig) -> ImpProcessor | None:
+    """The processor of the model that the run starts from, if it has one."""
+    folder = None if run.train.init_from is None else Path(run.train.init_from)
+    is_there = folder is not None and (folder / model_folder.PROCESSOR).is_file()
+    return model_folder.load_processor(folder) if is_there else None
+
+
 def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]]) -> ImpFeatureExtractor:
     """The spectrogram of the run, standardised by the mean and spread of the first sounds of its corpus, or as the model that it
     starts from hears."""
@@ -77,23 +105,23 @@ def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[R
         mel_bins=audio.mel_bins, f_min=audio.min_frequency, f_max=audio.max_frequency,
     )  # fmt: skip
     extractor = ImpFeatureExtractor(log_mel=log_mel, seconds=seconds, patch=config.audio_patch, do_normalize=audio.normalize)
-    if run.train.init_from is not None and (Path(run.train.init_from) / model_folder.PROCESSOR).is_file():
-        before = model_folder.load_processor(Path(run.train.init_from)).feature_extractor
+    if (processor := _before(run)) is not None:
+        before = processor.feature_extractor
         extractor.mean, extractor.std, extractor.do_normalize = before.mean, before.std, before.do_normalize
         return extractor
     values = []
     for name, view in list(views.items())[:1]:
-        for sound, rate in _some_sounds(readers[name][0], Views(audio=view), run.data.decoding):
+        for sound, rate in _some("audio", readers[name][0], view, run.data.decoding):
             values.append(extractor([sound], [rate], seconds=view.seconds, return_tensors="np")["input_features"])
     if values:
         extractor.mean, extractor.std = round(float(np.mean(values)), 4), round(float(np.std(values)), 4)
     return extractor
 
 
-def _some_sounds(reader: Reader, views: Views, decoding: DecodingSettings) -> Iterable[tuple[np.ndarray, int]]:
-    """Sounds spread over the source; those that cannot be read are passed over."""
-    for row in range(0, len(reader), max(1, len(reader) // _SOUNDS)):
+def _some(modality: str, reader: Reader, view, decoding: DecodingSettings) -> Iterator:
+    """Samples of a modality spread over the source; those that cannot be read are passed over."""
+    for row in range(0, len(reader), max(1, len(reader) // _SAMPLES)):
         try:
-            yield decode(reader.read(row), views, wanted=Wanted(settings=decoding))["audio"]
+            yield decode(reader.read(row), Views(**{modality: view}), wanted=Wanted(settings=decoding))[modality]
         except BadSample:
             continue

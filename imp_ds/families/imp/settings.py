@@ -4,19 +4,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from imp_ds.modalities.masking import mask_id
-from imp_ds.modalities.text import end_id
+from imp_ds.modalities.modality import get_modality, standard_modalities
+from imp_ds.modalities.text.masking import mask_id
+from imp_ds.modalities.text.tokens import end_id
+from imp_ds.modalities.views import model_options
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.imp.configuration_imp import MOST_LAYERS, ImpConfig
 from imp_ds.moe.routers.registry import ROUTERS
 from imp_ds.objectives.registry import task_entry
+from imp_ds.records import OpenRecord
+from imp_ds.registry import MODALITIES
 from imp_ds.tasks import Task
 
 Size = Literal["tiny", "S", "B", "M", "L"]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ModelSettings(FamilySettings):
+class ModelSettings(FamilySettings, OpenRecord):
     """The encoder: a published size, and whatever differs from it. A field left at None keeps the size's or ImpConfig's value."""
 
     family: Literal["imp"] = Field("imp", description="which kind of model this is")
@@ -27,11 +31,6 @@ class ModelSettings(FamilySettings):
     num_attention_heads: int | None = Field(None, ge=1, description="attention heads; they divide the width")
     qk_norm: bool | None = Field(None, description="normalise queries and keys")
     hidden_dropout: float | None = Field(None, ge=0, lt=1, description="dropout in the encoder")
-    vision_patch: tuple[Count, Count, Count] | None = Field(None, description="frames, height, width of a patch")
-    vision_max: tuple[Count, Count, Count] | None = Field(None, description="the largest clip, same units")
-    audio_patch: tuple[Count, Count] | None = Field(None, description="spectrogram frames and mel bins of a patch")
-    audio_max: tuple[Count, Count] | None = Field(None, description="the largest spectrogram, same units")
-    text_max: int | None = Field(None, ge=1, description="the longest text in tokens")
     text_length: int | None = Field(
         None, ge=1, description="tokens that the texts of training are padded to; None: the longest text view of the tasks"
     )
@@ -68,6 +67,11 @@ class ModelSettings(FamilySettings):
     )
     merged_conditions: list[str] | None = Field(None, description="of a merged model: the conditions that it has copies for")
 
+    @classmethod
+    def more_fields(cls):
+        """Options of each modality."""
+        return model_options()
+
     def to_config(self, vocab_size: int, tasks: list[Task], tokenizer=None) -> ImpConfig:
         """The ImpConfig of these settings, with the objectives of `tasks`.
 
@@ -79,6 +83,7 @@ class ModelSettings(FamilySettings):
         if tokenizer is not None and any(objective.scale_family for task in tasks for objective in task.objectives):
             changes |= {"mask_token_id": mask_id(tokenizer), "end_token_id": end_id(tokenizer)}
         changes |= _class_names(tasks)
+        changes |= self._modalities(tasks)
         lengths = [view.text.length for task in tasks for view in task.all_views if view.text is not None]
         if self.text_length is None and lengths:
             changes["text_length"] = max(lengths)
@@ -87,6 +92,22 @@ class ModelSettings(FamilySettings):
             for objective in task.objectives:
                 objective.check_model(config, task.name)
         return config
+
+    def _modalities(self, tasks: list[Task]) -> dict:
+        """What a model must have for the tasks beyond the standard: modalities, options that follow from the views, and common
+        spaces of pairs. Empty where it is the standard."""
+        every = [view for task in tasks for view in task.all_views]
+        views = {name: [found for view in every if (found := getattr(view, name)) is not None] for name in MODALITIES}
+        needed = [name for name in MODALITIES if views[name] and name not in standard_modalities()]
+        if not needed:
+            return {}
+        found = {"modalities": [*standard_modalities(), *needed]}
+        for name in needed:
+            derived = get_modality(name).derive_options(views[name])
+            found |= {f"{name}_{option}": value for option, value in derived.items() if getattr(self, f"{name}_{option}") is None}
+        pairs = [list(pair) for task in tasks for objective in task.objectives for pair in objective.common_spaces()]
+        more = [pair for pair in pairs if set(pair) & set(needed)]
+        return found | {"pairs": [*ImpConfig().pairs, *(pair for place, pair in enumerate(more) if pair not in more[:place])]}
 
 
 def _class_names(tasks: list[Task]) -> dict:

@@ -8,21 +8,26 @@ An objective says so itself (`imp_ds.objectives.objective.ObjectiveRecord.sides`
 A attributes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from imp_ds.errors import UserError
 from imp_ds.moe.routing import Condition
+from imp_ds.registry import MODALITIES
 
-MODALITIES = ("vision", "audio", "text")
-ATTRIBUTES = (
-    *(f"input_{modality}" for modality in MODALITIES),  # the task reads it
-    *(f"target_{modality}" for modality in MODALITIES),  # the task's candidates have it
-    *(f"token_{modality}" for modality in MODALITIES),  # the segment's tokens are of it
-    "target_side",  # the segment is of the candidates
-    "causal",  # a token of the segment sees none that follows it
-)
+
+def attribute_names(modalities: Sequence[str]) -> tuple[str, ...]:
+    """The attributes of segments in a model of these modalities, in the order of their bits."""
+    return (
+        *(f"input_{modality}" for modality in modalities),  # the task reads it
+        *(f"target_{modality}" for modality in modalities),  # the task looks for it
+        *(f"token_{modality}" for modality in modalities),  # the segment's tokens are of it
+        "target_side",  # the segment is of what is looked for: candidates
+        "causal",  # a token of the segment sees none that follows it
+    )
+
 
 
 class Sides(NamedTuple):
@@ -59,14 +64,14 @@ def candidate_tasks(objectives: dict[str, dict]) -> list[str]:
 
 
 def segment_attributes(modality: str, sides: Sides, target: bool | None = None) -> tuple[str, ...]:
-    """The names of the attributes of a segment of `modality` in a task of these sides, in the order of ATTRIBUTES.
+    """The names of the attributes of a segment of `modality` in a task of these sides, in their order.
 
     target: whether the segment is of the candidates; None: it is when the modality is of the candidates and not of the queries.
     """
     target = modality in sides.targets - sides.inputs if target is None else target
     true = {f"input_{m}" for m in sides.inputs} | {f"target_{m}" for m in sides.targets} | {f"token_{modality}"}
     true |= {"target_side"} if target else {"causal"} if modality in sides.causal else set()
-    return tuple(name for name in ATTRIBUTES if name in true)
+    return tuple(name for name in attribute_names([*MODALITIES]) if name in true)
 
 
 def is_target(config, modality: str, task: str | None, target: bool | None = None) -> bool:
@@ -97,10 +102,11 @@ def condition_name(
     if attributes is None:
         task = _known(task, list(config.objectives), config.gate)
         attributes = segment_attributes(modality, task_sides(task, config.objectives[task]["objectives"]), target)
-    if unknown := sorted(set(attributes) - set(ATTRIBUTES)):
+    known = attribute_names(config.modalities)
+    if unknown := sorted(set(attributes) - set(known)):
         of = f"task {task}" if task else f"a segment of {modality}"
-        raise UserError(f"{of}: unknown attribute", got=", ".join(unknown), allowed=", ".join(ATTRIBUTES))
-    return "+".join(name for name in ATTRIBUTES if name in attributes)
+        raise UserError(f"{of}: unknown attribute", got=", ".join(unknown), allowed=", ".join(known))
+    return "+".join(name for name in known if name in attributes)
 
 
 def _known(task: str | None, tasks: list[str], gate: str) -> str:
@@ -115,7 +121,8 @@ def _known(task: str | None, tasks: list[str], gate: str) -> str:
 def task_conditions(config, task: str) -> list[str]:
     """The names of all conditions that segments of a task can have, those of its queries first, each once."""
     sides = task_sides(task, config.objectives[task]["objectives"])
-    segments = [(m, False) for m in MODALITIES if m in sides.inputs] + [(m, True) for m in MODALITIES if m in sides.targets]
+    sides_in_order = [(m, False) for m in config.modalities if m in sides.inputs]
+    segments = sides_in_order + [(m, True) for m in config.modalities if m in sides.targets]
     return list(dict.fromkeys(condition_name(config, modality, task, target) for modality, target in segments))
 
 
@@ -135,8 +142,9 @@ def build_condition(config, name: str, device: torch.device) -> Condition:
         return Condition()
     # numbers from the device itself: a tensor made of Python's would be a copy from the host, which waits
     if config.gate == "attribute":
-        code = sum(1 << place for place, attribute in enumerate(ATTRIBUTES) if attribute in name.split("+"))
-        bits_1A = (torch.full((1, 1), code, device=device) >> torch.arange(len(ATTRIBUTES), device=device)) & 1
+        known = attribute_names(config.modalities)
+        code = sum(1 << place for place, attribute in enumerate(known) if attribute in name.split("+"))
+        bits_1A = (torch.full((1, 1), code, device=device) >> torch.arange(len(known), device=device)) & 1
         return Condition(bits_1A.float())
-    names = MODALITIES if config.gate == "modality" else config.gate_tasks
+    names = config.modalities if config.gate == "modality" else config.gate_tasks
     return Condition(torch.full((1,), names.index(name), device=device))

@@ -1,14 +1,14 @@
 """ImpConfig: every number that shapes an IMP encoder (Akbari et al., 2023, arXiv 2305.06324)."""
 
-import math
-
 from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
+from imp_ds.modalities.modality import get_modality, standard_modalities
 from imp_ds.models.imp.conditions import MODALITIES, candidate_tasks, causal_tasks
 from imp_ds.models.imp.encoder.prompts import CANDIDATE_PROMPTS, SHARED
 from imp_ds.moe.routers.registry import ROUTERS, default_router, planned_router
 from imp_ds.moe.routers.router import Router
+from imp_ds.registry import MODALITIES
 
 # width, feed-forward width, layers, heads: the released configurations (`imp/max/projects/imp/config/model.py`);
 # `tiny` is ours, for two CPU cores.
@@ -31,6 +31,12 @@ LINEAR_PAIRS = (("qkv", "out"), ("up", "down"))
 LINEARS = tuple(name for pair in LINEAR_PAIRS for name in pair)
 
 
+def in_order(names) -> list[str]:
+    """Modalities in the order of the registry. Raises UserError for an unknown one."""
+    known = [MODALITIES.known(name) for name in names]
+    return [name for name in MODALITIES if name in known]
+
+
 class ImpConfig(PreTrainedConfig):
     """Configuration of `ImpModel` and `ImpForPreTraining`; the defaults are the dense IMP-B.
 
@@ -39,9 +45,9 @@ class ImpConfig(PreTrainedConfig):
         qk_norm: LayerNorm on queries and keys; None means on for MoE encoders and off for dense ones, as released.
         hidden_dropout: in training, share of what attention and feed-forwards give that is dropped, drawn from the samples'
             random keys; nothing is dropped without keys.
-        vision_patch: frames, height and width of a vision patch; vision_max: the largest clip, in the same units.
-        audio_patch: spectrogram frames and mel bins of an audio patch; audio_max: the largest spectrogram.
-        text_max: the longest text in tokens.
+        modalities: what the encoder reads, in the order of `imp_ds.registry.MODALITIES`; None: `standard_modalities()`.
+        vision_patch, vision_max, audio_patch, audio_max, text_max, ...: `{modality}_{option}` is the field `option` of a
+            modality's `Options`, whose default it has where it is not given.
         text_length: of the texts of training, in tokens, to which shorter ones were padded; outside of training a text has the
             experts' slots of one of that length, however it is padded. None: of its own words.
         mask_token_id: of the token that stands for a hidden word, and for a whole sequence before the likelihood head.
@@ -94,13 +100,9 @@ class ImpConfig(PreTrainedConfig):
         hidden_dropout=0.0,
         layer_norm_eps=1e-6,
         initializer_range=0.02,
-        vision_patch=(4, 16, 16),
-        vision_max=(64, 512, 512),
+        modalities=None,
         num_channels=3,
-        audio_patch=(16, 16),
-        audio_max=(1024, 128),
         vocab_size=32100,
-        text_max=4096,
         text_length=None,
         pad_token_id=0,
         mask_token_id=None,
@@ -139,13 +141,10 @@ class ImpConfig(PreTrainedConfig):
         self.hidden_dropout = hidden_dropout
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
-        self.vision_patch = list(vision_patch)
-        self.vision_max = list(vision_max)
+        self.modalities = in_order(standard_modalities() if modalities is None else modalities)
+        self._set_options(kwargs)
         self.num_channels = num_channels
-        self.audio_patch = list(audio_patch)
-        self.audio_max = list(audio_max)
         self.vocab_size = vocab_size
-        self.text_max = text_max
         self.text_length = text_length
         self.pad_token_id = pad_token_id
         self.mask_token_id = mask_token_id
@@ -178,6 +177,18 @@ class ImpConfig(PreTrainedConfig):
         self.merged_conditions = list(merged_conditions)
         self._check()
         super().__init__(**kwargs)
+
+    def _set_options(self, given: dict) -> None:
+        """Take the options of modalities out of `given`. Raises UserError for those of a modality that the model lacks."""
+        for name in MODALITIES:
+            for option, field in get_modality(name).Options.model_fields.items():
+                value = given.pop(f"{name}_{option}", None)
+                if name in self.modalities:
+                    value = field.default if value is None else value
+                    setattr(self, f"{name}_{option}", list(value) if isinstance(value, (list, tuple)) else value)
+                elif value is not None:
+                    got = f"{name}_{option}, of a model of {', '.join(self.modalities)}"
+                    raise UserError("an option of a modality that the model lacks", got=got, fix=f"add {name} to modalities")
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "ImpConfig":
@@ -245,14 +256,11 @@ class ImpConfig(PreTrainedConfig):
             )
         if self.expert_activation not in EXPERT_ACTIVATIONS:
             raise UserError("unknown expert_activation", got=self.expert_activation, allowed=", ".join(EXPERT_ACTIVATIONS))
-        unknown = {m for pair in self.pairs for m in pair} - set(MODALITIES)
+        unknown, known = {m for pair in self.pairs for m in pair} - set(self.modalities), ", ".join(self.modalities)
         if unknown:
-            raise UserError("a pair names an unknown modality", got=", ".join(sorted(unknown)), allowed=", ".join(MODALITIES))
-        for name, largest, patch in (("vision", self.vision_max, self.vision_patch), ("audio", self.audio_max, self.audio_patch)):
-            if min(*largest, *patch) < 1:
-                raise UserError(f"{name}_max or {name}_patch is not positive", got=f"{largest} and {patch}", allowed="1 or more")
-            if any(a % b for a, b in zip(largest, patch)):
-                raise UserError(f"{name}_max is not a multiple of {name}_patch", got=f"{largest} and {patch}")
+            raise UserError("a pair names a modality that the model does not have", got=", ".join(sorted(unknown)), allowed=known)
+        for name in self.modalities:
+            get_modality(name).check_options(self)
         self._check_prompts()
         self._check_router()
         if self.num_experts:
@@ -263,9 +271,7 @@ class ImpConfig(PreTrainedConfig):
     def _check_prompts(self):
         if self.candidate_prompts not in CANDIDATE_PROMPTS:
             raise UserError("unknown candidate_prompts", got=self.candidate_prompts, allowed=", ".join(CANDIDATE_PROMPTS))
-        positions = {"text": self.text_max}
-        for name, largest, patch in (("vision", self.vision_max, self.vision_patch), ("audio", self.audio_max, self.audio_patch)):
-            positions[name] = math.prod(a // b for a, b in zip(largest, patch))
+        positions = {name: get_modality(name).most_tokens(self) for name in self.modalities}
         shortest = min(positions, key=positions.get)
         if not 0 <= self.prompt_length <= positions[shortest]:
             raise UserError(

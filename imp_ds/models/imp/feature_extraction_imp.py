@@ -7,9 +7,9 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import audio
-from imp_ds.modalities.log_mel import LogMel
-from imp_ds.modalities.picture_files import is_file
+from imp_ds.modalities.audio import patches as audio
+from imp_ds.modalities.audio.log_mel import LogMel
+from imp_ds.modalities.vision.picture_files import is_file
 from imp_ds.models.imp.keywords import ImpAudioKwargs, check_keywords
 from imp_ds.models.imp.media_files import audio_of
 
@@ -20,7 +20,7 @@ class ImpFeatureExtractor(SequenceFeatureExtractor):
     """Log-mel spectrograms of `seconds` of sound, standardised by fixed numbers and cut into patches.
 
     Args:
-        log_mel: the fields of `imp_ds.modalities.log_mel.LogMel`; what is left out has the default there.
+        log_mel: the fields of `imp_ds.modalities.audio.log_mel.LogMel`; what is left out has the default there.
         seconds: length of the sound; longer ones are cut, shorter ones padded with silence.
         patch: spectrogram frames and mel bins of a patch, as `ImpConfig.audio_patch`.
         mean, std: log-mel values become (value - mean) / std.

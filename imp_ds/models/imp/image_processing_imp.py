@@ -3,11 +3,11 @@
 import numpy as np
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
-from imp_ds.modalities import vision
-from imp_ds.modalities.picture_files import opened_picture
-from imp_ds.modalities.pixels import ALLOWED, CHANNELS, size_pair, to_rgb, upright
+from imp_ds.modalities.decoding_settings import WHITE
+from imp_ds.modalities.vision import patches as vision
+from imp_ds.modalities.vision.picture_files import opened_picture
+from imp_ds.modalities.vision.pixels import ALLOWED, CHANNELS, size_pair, to_rgb, upright
 from imp_ds.models.imp.keywords import ImpImageProcessorKwargs, check_keywords
 from imp_ds.models.imp.picture_values import SWITCHES, check_rgb, chosen, own_size, scaled, set_switches
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.framing import Size
-from imp_ds.modalities.picture_files import file_bytes
+from imp_ds.modalities.vision.framing import Size
+from imp_ds.modalities.vision.picture_files import file_bytes
 
-_DECODERS = "imp_ds.data.decoding.files"
+_DECODERS = "imp_ds.modalities.one_file"
 
 
 def video_of(source, frames: int | None, sampling: str, stride: int, size: Size, ground: Sequence[int]) -> np.ndarray:

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import EMBEDDINGS
-from imp_ds.modalities.text import WordTable
-from imp_ds.models.imp.conditions import MODALITIES, build_condition, condition_name, is_target
+from imp_ds.modalities.modality import get_modality
+from imp_ds.modalities.text.tokens import WordTable
+from imp_ds.models.imp.conditions import build_condition, condition_name, is_target
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.encoder.layers import RANDOM_SITES, ImpBlock
 from imp_ds.models.imp.encoder.prompts import SEPARATE
@@ -49,11 +49,15 @@ class Encoding:
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+FIELDS = ("vision", "audio", "text", "videos")  # what has a field of its own in ImpOutput
+
+
 @dataclass
 class ImpOutput(ModelOutput):
     """What `ImpModel.forward` returns; a field is None when its modality was not given.
 
-    vision_pooled, audio_pooled, text_pooled: [B, D]; videos_pooled: of videos beside images.
+    vision_pooled, audio_pooled, text_pooled: [B, D]; videos_pooled: of videos given together with images; more_pooled: of further
+        modalities by their names.
     embeddings: "source_to_target" -> unit vectors [B, C]; compare "vision_to_text" with "text_to_vision" by dot product;
         "videos_to_text" too.
     router_z_loss: the z-losses of all MoE layers and modalities, weighted by config.router_z_loss and summed.
@@ -69,6 +73,7 @@ class ImpOutput(ModelOutput):
     router_z_loss: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | dict[str, tuple[torch.Tensor, ...]] | None = None
     attentions: tuple[torch.Tensor, ...] | dict[str, tuple[torch.Tensor, ...]] | None = None
+    more_pooled: dict[str, torch.Tensor] | None = None
 
 
 class Projection(nn.Module):
@@ -155,11 +160,11 @@ class ImpModel(ImpPreTrainedModel):
     def __init__(self, config: ImpConfig):
         super().__init__(config)
         width = config.hidden_size
-        self.embeddings = nn.ModuleDict({name: EMBEDDINGS[name][0](config) for name in MODALITIES})
-        self.pre_encoder = nn.ModuleDict({name: nn.Linear(width, width) for name in MODALITIES})
+        self.embeddings = nn.ModuleDict({name: get_modality(name).embedding(config) for name in config.modalities})
+        self.pre_encoder = nn.ModuleDict({name: nn.Linear(width, width) for name in config.modalities})
         self.blocks = nn.ModuleList(ImpBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.post_encoder = nn.ModuleDict({name: nn.Linear(width, width) for name in MODALITIES})
+        self.post_encoder = nn.ModuleDict({name: nn.Linear(width, width) for name in config.modalities})
         ordered = [order for a, b in config.pairs for order in ((a, b), (b, a))]
         self.projections = nn.ModuleDict({f"{a}_to_{b}": Projection(config) for a, b in ordered})
         families = config.likelihood_families
@@ -175,7 +180,7 @@ class ImpModel(ImpPreTrainedModel):
             task: one of config.objectives; gates that ask for modalities alone, or for nothing, do without.
             target: whether the segment is of the task's candidates; None: it is when the task has candidates of
                 the modality and no queries of it.
-            attributes: names of `imp_ds.models.imp.conditions.ATTRIBUTES`, instead of those of the task: for a task that the
+            attributes: names of `attribute_names(config.modalities)`, instead of those of the task: for a task that the
                 model has not been trained on.
 
         Raises UserError for a task or an attribute that the model does not know, naming the task.
@@ -279,7 +284,7 @@ class ImpModel(ImpPreTrainedModel):
     def _block_keys(self, modalities: list[str], key_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The keys of the random sites of each block, [B, S]. Each sequence of modalities has its own."""
         for modality in modalities:
-            key_B = derive(key_B, MODALITIES.index(modality))
+            key_B = derive(key_B, self.config.modalities.index(modality))
         sites = torch.arange(len(self.blocks) * RANDOM_SITES, device=key_B.device)
         return derive(key_B[:, None], sites).split(RANDOM_SITES, dim=1)
 
@@ -323,12 +328,14 @@ class ImpModel(ImpPreTrainedModel):
         return_dict: bool | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         pixel_positions_videos: torch.Tensor | None = None,
+        **more_inputs: torch.Tensor | None,
     ) -> ImpOutput | tuple:
         """Encode whatever is given, as `ImpProcessor` returns it, and project it towards every modality it is paired with.
 
         Args:
             pixel_values_videos: videos beside the images of pixel_values, encoded alike; videos alone may be either.
             pixel_positions, feature_positions: None: those of a whole grid, where the number of patches gives it.
+            more_inputs: of the model's further modalities, by the names of their `Modality.inputs`.
             task: one of config.objectives, whose condition all of it has; task and attribute gates need it.
             output_hidden_states, output_attentions, return_dict: as in transformers; None: as the configuration says. Without
                 `return_dict` the answer is a tuple of what ImpOutput holds, in its order.
@@ -338,7 +345,7 @@ class ImpModel(ImpPreTrainedModel):
         inputs = dict(
             pixel_values=pixel_values, pixel_positions=pixel_positions, input_features=input_features,
             feature_positions=feature_positions, input_ids=input_ids, attention_mask=attention_mask,
-            pixel_values_videos=pixel_values_videos, pixel_positions_videos=pixel_positions_videos,
+            pixel_values_videos=pixel_values_videos, pixel_positions_videos=pixel_positions_videos, **more_inputs,
         )  # fmt: skip
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -350,7 +357,8 @@ class ImpModel(ImpPreTrainedModel):
                 modality, named, condition=condition, hidden_states=hidden_states, attentions=attentions
             )
         output = ImpOutput(
-            **{f"{source}_pooled": encoding.pooled_BD for source, encoding in encodings.items()},
+            **{f"{source}_pooled": encoding.pooled_BD for source, encoding in encodings.items() if source in FIELDS},
+            more_pooled={source: encoding.pooled_BD for source, encoding in encodings.items() if source not in FIELDS} or None,
             embeddings={
                 f"{source}_to_{target}": projection(encoding.pooled_BD)
                 for (modality, target), projection in ((name.split("_to_"), each) for name, each in self.projections.items())

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.framing import Size
+from imp_ds.modalities.vision.framing import Size
 
 # By these `do_rescale` and `do_normalize` do what the model does with uint8 values: 0..255 to -1..1.
 SWITCHES = {

@@ -6,11 +6,11 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_processing_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
-from imp_ds.modalities import vision
-from imp_ds.modalities.picture_files import is_file
-from imp_ds.modalities.pixels import size_pair, to_three_channels, to_uint8
+from imp_ds.modalities.decoding_settings import WHITE
+from imp_ds.modalities.vision import patches as vision
+from imp_ds.modalities.vision.picture_files import is_file
+from imp_ds.modalities.vision.pixels import size_pair, to_three_channels, to_uint8
 from imp_ds.models.imp.image_processing_imp import channels_last, patches_of, size_dict, to_frame
 from imp_ds.models.imp.keywords import ImpVideoProcessorKwargs, check_keywords
 from imp_ds.models.imp.media_files import video_of

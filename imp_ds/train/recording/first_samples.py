@@ -4,7 +4,9 @@ import numpy as np
 
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.errors import UserError
-from imp_ds.tasks import Batch
+from imp_ds.modalities.modality import get_modality
+from imp_ds.modalities.views import Views
+from imp_ds.tasks import Batch, Task
 
 _HORIZON = 10_000  # steps in which a task's first occurrence is looked for
 
@@ -22,10 +24,18 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
         samples[name] = batch
         task = batches.tasks[name]
         views = task.all_views[batch.report.view]
-        if views.audio is not None:
-            heard = [one.sample["audio"] for one in batches.usable(task, views).at(batches.sample_indices(step)[:most])]
+        if heard := sounds_of(batches, task, views, step, most):
             sounds[name] = heard
     return samples, sounds
+
+
+def sounds_of(batches: StepBatches, task: Task, views: Views, step: int, most: int) -> list[tuple[np.ndarray, int]]:
+    """What can be heard of the first samples of a step: (samples in [-1, 1], rate) each, decoded anew; none where nothing can."""
+    audible = [name for name in views.names() if get_modality(name).is_audible]
+    if not audible:
+        return []
+    usable = batches.usable(task, views).at(batches.sample_indices(step)[:most])
+    return [get_modality(audible[0]).sound(one.sample[audible[0]]) for one in usable]
 
 
 def first_occurrences(batches: StepBatches) -> dict[str, int]:

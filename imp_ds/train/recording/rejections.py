@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from imp_ds.data.samples import Reader
+from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.parallel.groups import world_size
 from imp_ds.tasks import Rejection, Task

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imp_ds.data.decoding.image import read_image
-from imp_ds.data.decoding.picture import read_clips
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
-from imp_ds.tasks import Augmentation, VisionView
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.views import Augmentation
+from imp_ds.modalities.vision.clips import read_clips
+from imp_ds.modalities.vision.image import read_image
+from imp_ds.modalities.vision.view import VisionView
 
 GREYS = [10, 60, 110, 160, 210]
 # begin at 0, 100, 800, 850 and 900 ms, and end at 1,000 ms

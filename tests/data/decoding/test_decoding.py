@@ -10,15 +10,21 @@ import soundfile
 from PIL import Image
 
 from helpers.media_files import bomb, write_corpus, write_film
-from imp_ds.data.decoding import Wanted, decode, decode_all, decode_windows, picture, turns
-from imp_ds.data.decoding import film as films
-from imp_ds.data.decoding import image as images
-from imp_ds.data.decoding import sound_files as sounds
-from imp_ds.data.decoding import times as shown
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
-from imp_ds.tasks import AudioView, Augmentation, TextView, Views, VisionView
+from imp_ds.data.decoding import decode, decode_all, decode_windows
+from imp_ds.modalities import in_turn as turns
+from imp_ds.modalities.audio import recordings as sounds
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.modality import Wanted
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Augmentation, Views
+from imp_ds.modalities.vision import clips as picture
+from imp_ds.modalities.vision import image as images
+from imp_ds.modalities.vision import times as shown
+from imp_ds.modalities.vision import video as films
+from imp_ds.modalities.vision.view import VisionView
 
 NOTHING = MediaCache(0)
 

@@ -7,15 +7,17 @@ import pytest
 from PIL import Image
 
 from imp_ds import ImpProcessor
-from imp_ds.data.decoding import Wanted, decode
+from imp_ds.data.decoding import decode
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.samples import Media
-from imp_ds.decoding_settings import DecodingSettings
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.media import Media
+from imp_ds.modalities.modality import Wanted
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
-from imp_ds.tasks import Views, VisionView
 
 GROUND = (10, 200, 30)
 SETTINGS = DecodingSettings(alpha_ground=GROUND)

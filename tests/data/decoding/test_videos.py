@@ -14,15 +14,17 @@ import pytest
 from PIL import Image
 
 from helpers.numbered_videos import FRAMES, HEIGHT, KINDS, SILENT, WIDTH, numbered, numbers_of, video_bytes
-from imp_ds.data.decoding.film import read_film
-from imp_ds.data.decoding.image import open_image
-from imp_ds.data.decoding.picture import read_clips
-from imp_ds.data.decoding.sound_files import open_sound
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.inspect.media_facts import media_facts
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
-from imp_ds.tasks import Augmentation, VisionView
+from imp_ds.modalities.audio.facts import audio_facts
+from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.views import Augmentation
+from imp_ds.modalities.vision.clips import read_clips
+from imp_ds.modalities.vision.facts import vision_facts
+from imp_ds.modalities.vision.image import open_image
+from imp_ds.modalities.vision.video import read_film
+from imp_ds.modalities.vision.view import VisionView
 
 
 def shown(name: str, data: bytes, frames: int) -> list[int]:
@@ -70,7 +72,7 @@ def test_videos_are_known_by_their_content(name, suffix):
     media = [Media(f"x{suffix}", data=video_bytes(name)), Media("y.png", data=_png())]
     video, image = read_clips(media, VisionView(frames=4), [None, None], MediaCache(0), Augmentation())
     assert numbers_of(video) == EXPECTED[4] and numbers_of(image) == [77]
-    assert media_facts("vision", media[0])["width"] == WIDTH
+    assert vision_facts(media[0])["width"] == WIDTH
 
 
 def test_images_are_known_by_their_content_where_their_name_is_a_videos():
@@ -125,7 +127,7 @@ def test_the_audio_of_each_container_is_read(name):
     assert len(window_N) == 4800
     # the first packets after a seek may be coded by those before them
     np.testing.assert_allclose(window_N[2400:], full_N[26400:28800], atol=0.02)
-    facts = media_facts("audio", media)
+    facts = audio_facts(media)
     assert facts["samples a second"] == 48000 and facts["channels"] == 1 and 1.7 < facts["sound seconds"] < 2.2
 
 
@@ -165,9 +167,9 @@ def test_frames_are_turned_by_the_display_matrix(tmp_path, matrix, quarters):
 
 MANY_CHANNELS = """
 import io, sys, av, numpy as np
-from imp_ds.data.decoding.picture import read_clips
-from imp_ds.data.decoding.sound_files import open_sound
-from imp_ds.data.samples import Media
+from imp_ds.modalities.vision.clips import read_clips
+from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.media import Media
 for layout, channels in (("5.1", 6), ("7.1", 8), ("7.1.4", 12), ("hexadecagonal", 16), ("22.2", 24)):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mov") as container:
@@ -206,7 +208,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, kind, suffix):
     read = {"png": open_image, "mp4": lambda one: read_film(one, VisionView(), None, MediaCache(0))}.get(suffix, open_sound)
     with pytest.raises(BadSample, match="unreachable"):
         read(media)
-    assert media_facts("audio" if suffix in ("wav", "m4a") else "vision", media) == {}
+    assert (audio_facts if suffix in ("wav", "m4a") else vision_facts)(media) == {}
 
 
 def wav(rate: int, value: float = 0.25) -> bytes:

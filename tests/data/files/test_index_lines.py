@@ -8,8 +8,8 @@ import pytest
 from imp_ds.data.files import index_lines
 from imp_ds.data.files.index_lines import Lines
 from imp_ds.data.files.storage import Storage
-from imp_ds.data.samples import BadSample
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 
 
 def lines_of(tmp_path, data, kind="lines", progress=None):

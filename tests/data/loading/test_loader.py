@@ -18,8 +18,12 @@ from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.order.order import SampleIndex
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification
-from imp_ds.tasks import AudioView, Task, TextView, Views, VisionView
+from imp_ds.tasks import Task
 
 
 def captions(batch):

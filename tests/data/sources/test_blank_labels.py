@@ -12,12 +12,14 @@ from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.data.class_names import with_class_names
 from imp_ds.data.inspect.check import look
 from imp_ds.data.order.subset import spread_over
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification
-from imp_ds.tasks import Source, Task, Views, VisionView
+from imp_ds.tasks import Source, Task
 
 BLANK = ["", "  ", "\u200b"]  # the last has no visible character
 

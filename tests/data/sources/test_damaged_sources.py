@@ -7,9 +7,9 @@ import pytest
 from helpers.damaged_sources import NAMES, parquet_files, picture
 from imp_ds.config import DataSettings
 from imp_ds.data.files.file_cache import FileCache
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import labels, open_reader, parquet
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 from imp_ds.tasks import Source
 
 PARQUET = Source(path="t", format="parquet", vision="file_name", text="caption", label="label", label_names=NAMES)

@@ -13,10 +13,10 @@ from imp_ds.commands.check.command import check
 from imp_ds.commands.check.request import CheckRequest
 from imp_ds.commands.show_command import show as show_page
 from imp_ds.config import DataSettings
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import open_reader
-from imp_ds.data.sources.columns.values import captions
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.text.captions import captions
 from imp_ds.planning.plan import plan
 from imp_ds.tasks import Source
 from imp_ds.terminal.printable import printable

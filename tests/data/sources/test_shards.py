@@ -22,11 +22,11 @@ from PIL import Image
 from imp_ds.config import DataSettings
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.files.storage import Storage
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import captions, has_split, labels, open_reader
 from imp_ds.data.sources.tar.headers import members
 from imp_ds.data.sources.tar.index import open_index, short_text
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 from imp_ds.tasks import Source
 
 datasets.disable_progress_bars()

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from imp_ds.data.files import storage
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources import captions, has_split, labels, open_reader
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 from imp_ds.tasks import Source
 
 SOURCE = Source(path="images", vision="file_name", text="captions", label="label")

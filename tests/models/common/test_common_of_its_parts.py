@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from helpers import common_tests
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor

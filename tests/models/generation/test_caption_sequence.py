@@ -8,7 +8,7 @@ import torch
 
 from helpers.small_model import assert_near, clip_inputs, small_model, sound_inputs
 from imp_ds.errors import UserError
-from imp_ds.models.imp.conditions import ATTRIBUTES
+from imp_ds.models.imp.conditions import attribute_names
 from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, caption_mask, encode_captions, query_states
 from imp_ds.objectives import task_entry
 
@@ -25,6 +25,8 @@ ENCODERS = {
     "task": dict(CONSTANT, gate="task"),
     "attribute": dict(CONSTANT, gate="attribute"),
 }
+
+ATTRIBUTES = attribute_names(["vision", "audio", "text"])
 
 
 def build(**encoder):

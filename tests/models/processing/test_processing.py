@@ -18,8 +18,8 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from imp_ds import ImpConfig, ImpModel, ImpProcessor
 from imp_ds.errors import UserError
-from imp_ds.modalities import vision
-from imp_ds.modalities.tokenizers import from_sentencepiece, load_tokenizer, train_sentencepiece, train_tokenizer
+from imp_ds.modalities.text.tokenizers import from_sentencepiece, load_tokenizer, train_sentencepiece, train_tokenizer
+from imp_ds.modalities.vision import patches as vision
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor

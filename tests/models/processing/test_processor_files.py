@@ -13,17 +13,19 @@ from PIL import Image
 from imp_ds import ImpProcessor
 from imp_ds.data.decoding import decode
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.samples import Media
-from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
-from imp_ds.modalities import picture_files
-from imp_ds.modalities.tokenizers import train_tokenizer
-from imp_ds.modalities.vision import clip_indices
+from imp_ds.modalities.audio.view import AudioView
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.media import Media
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision import picture_files
+from imp_ds.modalities.vision.patches import clip_indices
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp import media_files
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
-from imp_ds.tasks import AudioView, Views, VisionView
 
 RATE = 16000
 FRAMES = np.empty((12, 32, 40, 3), dtype=np.uint8)

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from imp_ds import ImpProcessor
-from imp_ds.data.decoding.image import read_image
-from imp_ds.data.samples import Media
-from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.media import Media
+from imp_ds.modalities.text.tokenizers import train_tokenizer
+from imp_ds.modalities.vision.image import read_image
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor

@@ -7,7 +7,7 @@ from PIL import Image
 
 from imp_ds import ImpConfig, ImpModel, ImpProcessor
 from imp_ds.errors import UserError
-from imp_ds.modalities.tokenizers import train_tokenizer
+from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor

@@ -18,20 +18,21 @@ from helpers.plain_engine import fill, make_engine
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel, ImpProcessor
 from imp_ds.commands.exported_model import load_model
 from imp_ds.config import DataSettings, RunConfig
-from imp_ds.data.decoding.film import read_film
-from imp_ds.data.decoding.image import read_image
-from imp_ds.data.decoding.sound_files import open_sound
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.zero_shot import load_classes
-from imp_ds.modalities.tokenizers import load_tokenizer, train_tokenizer
+from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.text.tokenizers import load_tokenizer, train_tokenizer
+from imp_ds.modalities.vision.image import read_image
+from imp_ds.modalities.vision.video import read_film
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import Source, VisionView
+from imp_ds.tasks import Source
 from imp_ds.train import checkpoint
 from imp_ds.train.engine import ds_config
 

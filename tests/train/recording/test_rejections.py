@@ -8,8 +8,11 @@ import pytest
 import torch.distributed as dist
 
 from imp_ds.errors import UserError
+from imp_ds.modalities.text.view import TextView
+from imp_ds.modalities.views import Views
+from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Contrastive
-from imp_ds.tasks import Rejection, Source, Task, TextView, Views, VisionView
+from imp_ds.tasks import Rejection, Source, Task
 from imp_ds.train.recording import rejections
 from imp_ds.train.recording.rejections import Rejections
 

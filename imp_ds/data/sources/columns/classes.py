@@ -1,10 +1,10 @@
 """The names of a source's classes."""
 
 from imp_ds.data.files.storage import Storage, place
-from imp_ds.data.sources.columns.values import shown
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
+from imp_ds.modalities.media import shown
 from imp_ds.tasks import Source
 from imp_ds.terminal.printable import is_text
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.data.sources.columns.values import shown
 from imp_ds.data.sources.named_files import NamedFiles
 from imp_ds.data.sources.rows import no_field
+from imp_ds.modalities.media import BadSample, Media, shown
 
 _KNOWN = {
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac",

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from imp_ds.data.files.storage import Storage
-from imp_ds.data.samples import BadSample
-from imp_ds.data.sources.columns.values import is_visible
 from imp_ds.data.sources.rows import RowReader, nested
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.text.captions import is_visible
 
 _MOST = 100_000  # a column with more different strings holds no classes
 

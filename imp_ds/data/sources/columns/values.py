@@ -1,36 +1,12 @@
-"""What the columns of a row may hold: a caption or several, a class by index or name."""
+"""What a column of classes may hold: an index or a name."""
 
 import math
-import unicodedata
 
-from imp_ds.data.samples import BadSample
-from imp_ds.terminal.printable import is_text
+from imp_ds.modalities.media import BadSample, shown
+from imp_ds.modalities.text.captions import is_visible
 
 _MOST_LABEL = 2**31
 _MOST_DIGITS = 4000  # Python makes no number of more than 4,300
-
-
-def captions(value, where: str) -> list[str]:
-    """The captions of a value that is one or a list of them; None, blank ones and those without a visible character are passed
-    over.
-
-    Raises BadSample("wrong column") for another value, or one that is no Unicode text, and BadSample("no text") when nothing is
-    left.
-    """
-    found = [value] if isinstance(value, str) or value is None else value
-    if not isinstance(found, list) or not all(caption is None or isinstance(caption, str) for caption in found):
-        raise BadSample("wrong column", f"{where} is neither a caption nor a list of captions: {shown(value)}")
-    found = [caption for caption in found if caption and is_visible(caption)]
-    if not found:
-        raise BadSample("no text", where)
-    if not all(map(is_text, found)):
-        raise BadSample("wrong column", f"{where} is no Unicode text, but has half of a surrogate pair: {shown(value)}")
-    return found
-
-
-def is_visible(text: str) -> bool:
-    """Whether any of its characters is more than a space, a control character, or a format character such as U+200B."""
-    return any(not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf") for character in text)
 
 
 def label(value, places: dict[str, int] | None, where: str) -> int:
@@ -65,9 +41,3 @@ def written_label(text: str, places: dict[str, int] | None) -> int | str:
     text = text.strip()
     is_index = text.isdecimal() and len(text) <= _MOST_DIGITS and not (places is not None and text in places)
     return int(text) if is_index else text
-
-
-def shown(value) -> str:
-    """A value in a message: not more than its beginning."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -12,10 +12,10 @@ import numpy as np
 from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.files.index_names import COLUMNS, append_names, name_at
 from imp_ds.data.files.storage import Storage, local_path
-from imp_ds.data.samples import Media
 from imp_ds.data.sources.named_files import NamedFiles
 from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import Wanted
+from imp_ds.modalities.media import Media
 
 
 class ClassFolderReader(RowReader):

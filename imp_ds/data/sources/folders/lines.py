@@ -10,12 +10,12 @@ from imp_ds.data.files.index_lines import Lines
 from imp_ds.data.files.lru_cache import LruCache
 from imp_ds.data.files.storage import File
 from imp_ds.data.files.text_encoding import decoded
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.data.sources.columns.values import shown, written_label
+from imp_ds.data.sources.columns.values import written_label
 from imp_ds.data.sources.rows import RowReader, check_columns, runs
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
+from imp_ds.modalities.media import BadSample, Media, shown
 
 _OPEN = 64  # files that are open at a time
 _DELIMITERS = (",", ";", "\t", "|")
@@ -48,7 +48,7 @@ class LineReader(RowReader):
             fields = self.fields(row)
         except BadSample:
             fields = {}
-        named = [fields.get(column) for role, column in self.columns.items() if role in ("vision", "audio")]
+        named = [fields.get(column) for role, column in self.columns.items() if role not in ("text", "label")]
         if named and isinstance(named[0], str):
             return named[0]
         place, number = self._place(row)

@@ -10,9 +10,9 @@ from imp_ds.data.files.index import IndexWriter, cached_index
 from imp_ds.data.files.index_names import COLUMNS, append_names, name_at
 from imp_ds.data.files.storage import File, Storage, local_path
 from imp_ds.data.files.text_encoding import decoded
-from imp_ds.data.samples import BadSample, Media
 from imp_ds.data.sources.rows import RowReader, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted
+from imp_ds.modalities.media import BadSample, Media
 
 _NO_MEDIA = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md")
 _MOST_TEXT = 1 << 24  # bytes of a caption's file

@@ -27,9 +27,9 @@ import numpy as np
 
 from imp_ds.data.files.index import Index, IndexWriter, cached_index
 from imp_ds.data.files.storage import File, Storage, local_path
-from imp_ds.data.samples import BadSample
 from imp_ds.data.sources.named_files import check_name
 from imp_ds.data.sources.tar.headers import Damaged, Member, members
+from imp_ds.modalities.media import BadSample
 
 FORMAT = "4"  # of the index
 TEXTS = {"txt", "text", "caption", "cls", "cls2", "index", "id", "json"}  # the last part of their extensions

@@ -26,22 +26,22 @@ class ImpCost:
         return count_parameters(self.config, sizes)
 
     def tokens(self, task: Task) -> dict[str, int]:
-        return tokens.task_tokens(task, self.config, self.run.data.audio)
+        return tokens.task_tokens(task, self.config, self.run.data)
 
     def encodings(self, task: Task) -> int:
         return len(self._encoded(task))
 
     def kernels(self, task: Task, world: int, value_bytes: int, ep_size: int = 1) -> list[Kernel]:
-        return flops.step_kernels(task, self.config, self.run.data.audio, world, value_bytes, ep_size)
+        return flops.step_kernels(task, self.config, self.run.data, world, value_bytes, ep_size)
 
     def flops(self, task: Task, world: int) -> float:
-        return flops.step_flops(task, self.config, self.run.data.audio, world)
+        return flops.step_flops(task, self.config, self.run.data, world)
 
     def rank_flops(self, task: Task, world: int, alone: bool) -> float:
-        return flops.rank_flops(task, self.config, self.run.data.audio, world, alone)
+        return flops.rank_flops(task, self.config, self.run.data, world, alone)
 
     def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
-        return memory.activation_bytes(task, self.config, self.run.data.audio, world, value_bytes, checkpointing)
+        return memory.activation_bytes(task, self.config, self.run.data, world, value_bytes, checkpointing)
 
     def touched(self, task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
         own = [*SHARED, f"objectives.{task.name}."]
@@ -74,7 +74,7 @@ class ImpCost:
 
     def _encoded(self, task: Task) -> list:
         """All sequences that a step encodes."""
-        sequences = tokens.task_sequences(task, self.config, self.run.data.audio)
+        sequences = tokens.task_sequences(task, self.config, self.run.data)
         return [*sequences.values(), *tokens.candidate_sequences(task, self.config).values()]
 
 

@@ -11,39 +11,40 @@ Shapes: b samples of a rank, L tokens of a sample, T = b * L tokens, D width, F 
 patch, C width of a common space, N samples of all ranks, V words of the vocabulary.
 """
 
-import math
 from collections.abc import Sequence
 
-from imp_ds.config import AudioSettings
+from imp_ds.config import DataSettings
 from imp_ds.costs import FLOAT32, Kernel, passes, product
 from imp_ds.families.imp.costs.flops_experts import conditional_linear, linear_widths, merge_experts, mixture
 from imp_ds.families.imp.costs.tokens import task_candidates, task_sequences, task_tokens
+from imp_ds.modalities.modality import TEXT, get_modality
+from imp_ds.modalities.views import Views
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives.objective import StepShape
-from imp_ds.tasks import Task, Views
+from imp_ds.tasks import Task
 
 
-def step_flops(task: Task, config: ImpConfig, audio: AudioSettings, world: int) -> float:
+def step_flops(task: Task, config: ImpConfig, data: DataSettings, world: int) -> float:
     """Model FLOPs of one optimizer step of `task`, summed over `world` ranks."""
-    return world * sum(kernel.flops for kernel in step_kernels(task, config, audio, world, FLOAT32))
+    return world * sum(kernel.flops for kernel in step_kernels(task, config, data, world, FLOAT32))
 
 
-def rank_flops(task: Task, config: ImpConfig, audio: AudioSettings, world: int, alone: bool) -> float:
+def rank_flops(task: Task, config: ImpConfig, data: DataSettings, world: int, alone: bool) -> float:
     """Those of one of the ranks; `alone`: it compares its own samples only."""
     if alone:
         task, world = task.model_copy(update={"batch_size": task.batch_size // world}), 1
-    return step_flops(task, config, audio, world) / world
+    return step_flops(task, config, data, world) / world
 
 
 def step_kernels(
-    task: Task, config: ImpConfig, audio: AudioSettings, world: int, value_bytes: int, ep_size: int = 1
+    task: Task, config: ImpConfig, data: DataSettings, world: int, value_bytes: int, ep_size: int = 1
 ) -> list[Kernel]:
     """The kernels of one rank in a step of `task` on `world` ranks, of which `ep_size` share one set of experts, with values
     of `value_bytes` bytes."""
     samples = task.batch_size // world
     kernels = []
-    lengths, sets, values = task_tokens(task, config, audio), task_candidates(task, config), patch_values(task.views, config)
-    for sequences in (*task_sequences(task, config, audio).values(), *(candidates for candidates, _ in sets.values())):
+    lengths, sets, values = task_tokens(task, config, data), task_candidates(task, config), patch_values(task.views, config)
+    for sequences in (*task_sequences(task, config, data).values(), *(candidates for candidates, _ in sets.values())):
         kernels += _encoder(sequences.segments, values, config, sequences.of_rank(world), value_bytes, ep_size)
     for candidates, objective in sets.values():
         kernels += objective.candidate_kernels(config, candidates.of_rank(world), value_bytes)
@@ -55,10 +56,9 @@ def step_kernels(
 
 
 def patch_values(views: Views, config: ImpConfig) -> dict[str, int]:
-    """Raw values that become one token, by modality; 0 for a text, which has none. A patch of an image has one frame."""
-    full = config.num_channels * math.prod(config.vision_patch)
-    image = views.vision is not None and views.vision.frames == 1
-    return {"vision": full // config.vision_patch[0] if image else full, "audio": math.prod(config.audio_patch), "text": 0}
+    """Raw values that become one token, by modality in view; and of text, which objectives may add: 0."""
+    found = {name: get_modality(name).values(getattr(views, name), config) for name in views.names()}
+    return {TEXT: 0} | found
 
 
 def _encoder(
@@ -67,7 +67,7 @@ def _encoder(
     """A sequence of segments (modality, tokens) from their raw values, so many for a token, to the pooled encoding."""
     length, width, kernels = sum(length for _, length in segments), config.hidden_size, []
     for modality, part in segments:
-        kernels += _embedding(modality, values[modality], config, samples * part, size)
+        kernels += get_modality(modality).kernels(config, samples * part, values[modality], size)
         kernels += [product(samples * part, width, width, size)] * 2  # before and after the blocks
     tokens = samples * length
     kernels += [passes("norm", 5 * tokens * width * size, 1), passes("copy", 6 * tokens * width * size, 4)]  # biases, mean
@@ -83,19 +83,6 @@ def _encoder(
         kernels += [kernel for name in linears for kernel in merge_experts(config, name, size, ep_size)] * (additional * sparse)
     last = _feed_forward(*shape, linears, ep_size) if linears else mixture(*shape, ep_size)
     return kernels + (attention(*shape, linears, ep_size) + last) * sparse
-
-
-def _embedding(modality: str, values: int, config: ImpConfig, tokens: int, size: int) -> list[Kernel]:
-    """Raw values to tokens; positions are looked up on each axis, summed and normed."""
-    width = config.hidden_size
-    if modality == "text":
-        table = config.vocab_size * width * size  # the gradient of the words is dense: filled with zeros, then added to
-        return [passes("copy", table + 5 * tokens * width * size, 3)]
-    axes = 3 if modality == "vision" else 2
-    raw = passes("copy", (5 * tokens * values if modality == "vision" else 0) * size, 3)
-    places = passes("copy", 7 * axes * tokens * width * size, 3 * axes)
-    norm = passes("norm", 5 * tokens * width * size, 1)
-    return [product(tokens, values, width, size, input_gradient=False), raw, places, norm]
 
 
 def _linear(

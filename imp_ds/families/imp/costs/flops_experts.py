@@ -5,7 +5,7 @@ experts of a token or a condition.
 """
 
 from imp_ds.costs import FLOAT32, Kernel, passes, product
-from imp_ds.models.imp.conditions import ATTRIBUTES
+from imp_ds.models.imp.conditions import attribute_names
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.moe.grouping import examples_per_group
 
@@ -85,7 +85,7 @@ def merge_experts(config: ImpConfig, name: str, size: int, ep_size: int) -> list
 def _gate(config: ImpConfig) -> Kernel:
     """The decision of a constant gate: products of a single row."""
     decided = product(1, config.hidden_size, config.num_experts, FLOAT32)
-    read = product(1, len(ATTRIBUTES), config.hidden_size, FLOAT32, input_gradient=False)
+    read = product(1, len(attribute_names(config.modalities)), config.hidden_size, FLOAT32, input_gradient=False)
     both = [decided, read] if config.gate == "attribute" else [decided]
     return Kernel("routing", 0, sum(kernel.flops for kernel in both), sum(kernel.bytes for kernel in both), len(both), True)
 

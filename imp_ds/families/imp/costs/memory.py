@@ -4,7 +4,7 @@ Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-fo
 vocabulary.
 """
 
-from imp_ds.config import AudioSettings
+from imp_ds.config import DataSettings
 from imp_ds.costs import FLOAT32
 from imp_ds.families.imp.costs.flops import patch_values
 from imp_ds.families.imp.costs.flops_experts import expert_rows, linear_widths
@@ -15,7 +15,7 @@ from imp_ds.tasks import Task
 
 
 def activation_bytes(
-    task: Task, config: ImpConfig, audio: AudioSettings, world: int, size: int, checkpointing: bool
+    task: Task, config: ImpConfig, data: DataSettings, world: int, size: int, checkpointing: bool
 ) -> float:
     """What one rank keeps of one step of `task` for the backward, and the most that the backward of one block needs beside it.
 
@@ -23,7 +23,7 @@ def activation_bytes(
     """
     layers, moe, width = config.num_hidden_layers, len(config.moe_layer_indices), config.hidden_size
     kept, most, values = 0.0, 0.0, patch_values(task.views, config)
-    for sequences in (*task_sequences(task, config, audio).values(), *candidate_sequences(task, config).values()):
+    for sequences in (*task_sequences(task, config, data).values(), *candidate_sequences(task, config).values()):
         samples, length = sequences.of_rank(world, task.micro_batches), sequences.length
         tokens = samples * length
         dense, sparse = block_values(config, samples, length)
@@ -38,7 +38,7 @@ def activation_bytes(
     samples = task.batch_size // world // task.micro_batches
     counts = {name: found.count for name, found in candidate_sequences(task, config).items()}
     everyone = samples * world * task.micro_batches
-    shape = StepShape(config, samples, everyone, task_tokens(task, config, audio), counts, size)
+    shape = StepShape(config, samples, everyone, task_tokens(task, config, data), counts, size)
     losses = sum(objective.loss_values(shape) for objective in task.objectives)
     return (kept + most) * size + losses * FLOAT32
 

@@ -16,8 +16,8 @@ from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import Metric, Shown
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, used_views
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.modalities.masking import IGNORED
-from imp_ds.modalities.text import preprocess_captions
+from imp_ds.modalities.text.masking import IGNORED
+from imp_ds.modalities.text.tokens import preprocess_captions
 from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, query_states
 from imp_ds.objectives.captioning import target_log_probabilities
 from imp_ds.parallel.gather import gather_rows
@@ -139,7 +139,7 @@ def _counted(model, objective, prefix: ConditioningPrefix, vectors_VC: torch.Ten
 def _check(record: Evaluation, task: Task, references: list[list[str]]) -> None:
     where = f"evaluation {record.name}"
     if record.modality == "text":
-        raise UserError(f"{where}: captions are generated from pictures and audio", got="modality text", allowed="vision, audio")
+        raise UserError(f"{where}: captions are generated from pictures and audio", got="modality text", allowed="another")
     if record.views.text is None or getattr(record.views, record.modality) is None:
         needed = f"views.{record.modality} and views.text"
         raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()) or "none", allowed=needed)

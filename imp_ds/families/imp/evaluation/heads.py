@@ -14,8 +14,9 @@ from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split
 from imp_ds.evaluation.task_heads import heads, labels_of_head
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.modalities.views import Views
 from imp_ds.objectives.objective import ClassObjective
-from imp_ds.tasks import Batch, Evaluation, Task, Views
+from imp_ds.tasks import Batch, Evaluation, Task
 
 
 @register_evaluator

@@ -14,8 +14,8 @@ from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import Metric, Shown
 from imp_ds.evaluation.split import Split
 from imp_ds.families.imp.pretraining import ImpForPreTraining
-from imp_ds.modalities import text
-from imp_ds.modalities.masking import IGNORED
+from imp_ds.modalities.text import tokens as text
+from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.objectives.candidates import Words
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import on_main, rank, world_size

@@ -19,6 +19,7 @@ from imp_ds.evaluation.retrieval import both_directions
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, class_prompts, used_views
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
 from imp_ds.families.imp.evaluation.sides import both, build_sides
+from imp_ds.modalities.modality import TextNeeds
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Batch, Evaluation
 
@@ -83,7 +84,7 @@ class TextEvaluator(Evaluator):
         asked = record.modality == "text" or marked  # the text is what is read
         return cls(
             record,
-            split.batches(source, used_views(record), record.name, marked=marked),
+            split.batches(source, used_views(record), record.name, text=TextNeeds(mask_at_answer=marked)),
             split.processor.tokenizer,
             labels=None if source.label is None else split.labels(source),
             classes=class_prompts(split.run, record, split.reader(source)),

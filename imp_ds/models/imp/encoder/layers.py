@@ -11,10 +11,17 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from imp_ds.models.imp.conditions import ATTRIBUTES, MODALITIES
+from imp_ds.models.imp.conditions import attribute_names
 from imp_ds.models.imp.configuration_imp import LINEAR_PAIRS
 from imp_ds.models.imp.encoder.prompts import DeepPrompts, see_prompts
-from imp_ds.moe.conditional import ConditionalLinear, LinearByCondition, MergedLinear, RoutedLinear, SequenceFacts, layer_report
+from imp_ds.moe.conditional import (
+    ConditionalLinear,
+    LinearByCondition,
+    MergedLinear,
+    RoutedLinear,
+    SequenceFacts,
+    layer_report,
+)
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routers.context import visible
@@ -49,8 +56,8 @@ def make_linear(config, layer: int, name: str, in_features: int, out_features: i
         return RoutedLinear(
             in_features, out_features, experts, router, Grouping(config.group_tokens, config.group_examples), site=site
         )
-    known = {"modality": dict(ids=len(MODALITIES)), "task": dict(ids=len(config.gate_tasks))}
-    known["attribute"] = dict(attributes=len(ATTRIBUTES))
+    known = {"modality": dict(ids=len(config.modalities)), "task": dict(ids=len(config.gate_tasks))}
+    known["attribute"] = dict(attributes=len(attribute_names(config.modalities)))
     router = MergeRouter(
         config.hidden_size, experts, experts_per_token=config.experts_per_token, noise=config.router_noise, **known[config.gate]
     ) if decides else None  # fmt: skip

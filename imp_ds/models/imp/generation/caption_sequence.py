@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import EMBEDDINGS
+from imp_ds.modalities import get_modality
 from imp_ds.models.imp.likelihood import spe_inputs
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.moe.routing import Condition
@@ -62,7 +62,7 @@ def encode_captions(
         parts.append(("text", dict(input_ids=words_BKW.flatten(1), places=place_W, **valid), prefix.text_condition))
     queries_BL = spe["input_ids"].expand(batch, captions * queries)
     parts.append(("text", dict(input_ids=queries_BL, places=place_Q, **valid), prefix.text_condition))
-    seen = 1 + prefix.inputs[EMBEDDINGS[prefix.modality][1][0]].shape[1]
+    seen = 1 + prefix.inputs[get_modality(prefix.modality).inputs[0]].shape[1]
     return model.encode_segments(parts, key_B, caption_mask(seen, captions, place_W, place_Q))
 
 

@@ -1,22 +1,12 @@
-"""What training changes at random in a picture or a spectrogram. All draws come from the sample's own generator.
+"""What training changes at random in a picture. All draws come from the sample's own generator.
 
-Shapes: T frames of a clip, H height, W width, C = 3 channels, N = T * H * W pixels; F frames of a spectrogram, M mel bins.
+Shapes: T frames of a clip, H height, W width, C = 3 channels, N = T * H * W pixels.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # grey of red, green, blue (ITU-R BT.601)
 _AT_A_TIME = 1 << 14  # pixels that are recoloured together: their floats stay in the cache
-
-
-class SpecMasks(NamedTuple):
-    """How many bands of time, and as many of frequency, are masked; the longest and widest, as shares of the whole."""
-
-    count: int
-    time: float
-    frequency: float
 
 
 def mirror(clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -43,22 +33,3 @@ def recolour(clip_THWC: np.ndarray, most: float, rng: np.random.Generator) -> np
         colours_N3 += shift
         changed_N3[part] = np.clip(colours_N3, 0.0, 255.0, out=colours_N3)
     return changed_N3.reshape(clip_THWC.shape)
-
-
-def mask_spectrogram(mel_FM: np.ndarray, masks: SpecMasks, rng: np.random.Generator) -> None:
-    """Set random bands of time and of frequency to zero, the mean of a standardised spectrogram, in its place (SpecAugment,
-    arXiv 1904.08779, section 2: lengths uniform from none to the longest, places uniform)."""
-    for _ in range(masks.count):
-        mel_FM[_band(len(mel_FM), masks.time, rng)] = 0.0
-        mel_FM[:, _band(mel_FM.shape[1], masks.frequency, rng)] = 0.0
-
-
-def _band(size: int, share: float, rng: np.random.Generator) -> slice:
-    length = below(int(share * size) + 1, rng)
-    start = below(size - length + 1, rng)
-    return slice(start, start + length)
-
-
-def below(count: int, rng: np.random.Generator) -> int:
-    """One of 0 .. count-1, each as likely as the others to 2^-53; a quarter of the time of `rng.integers`."""
-    return int(rng.random() * count)

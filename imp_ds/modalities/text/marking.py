@@ -6,8 +6,8 @@ Shapes: B texts, L tokens of a text.
 
 import numpy as np
 
-from imp_ds.modalities import masking
-from imp_ds.modalities.text import preprocess
+from imp_ds.modalities.text import masking
+from imp_ds.modalities.text.tokens import preprocess
 
 MARK = "[MASK]"  # in a text, whatever the tokenizer calls its mask token
 

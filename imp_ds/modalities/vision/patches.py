@@ -16,8 +16,8 @@ from torch import nn
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
-from imp_ds.modalities.framing import Size, centre_box, own_grid, resize
 from imp_ds.modalities.positions import FactoredPositions
+from imp_ds.modalities.vision.framing import Size, centre_box, own_grid, resize
 
 INPUT_NAMES = ("pixel_values", "pixel_positions")
 
@@ -152,3 +152,21 @@ def patches(clip_THWC: np.ndarray, grid: tuple[int, int, int], patch: tuple[int,
     (steps, rows, columns), (_, high, wide), channels = grid, patch, clip_THWC.shape[-1]
     blocks = clip_THWC.reshape(steps, len(clip_THWC) // steps, rows, high, columns, wide, channels)
     return blocks.transpose(0, 2, 4, 1, 3, 5, 6)
+
+
+def grid_of(buckets: Sequence[int], patch: Sequence[int], channels: int, patches: int, values: int) -> tuple[int, int, int]:
+    """Steps, rows and columns of a picture or a video of that many patches of so many values, from the
+    patches of the largest clip on each axis. Raises UserError where they do not follow from the number."""
+    steps, rows, columns = buckets
+    if values * patch[0] == math.prod(patch) * channels:
+        steps = 1  # one frame
+    squares = ((patches // n**2, n) for n in (math.isqrt(patches // s) for s in range(1, steps + 1)) if n and patches % n**2 == 0)
+    fitting = sorted({(s, n, n) for s, n in squares if s <= steps and n <= min(rows, columns) and s * n * n == patches})
+    if len(fitting) != 1:
+        raise UserError(
+            "the positions of patches cannot be derived from their number",
+            got=f"{patches} patches, which make " + (" or ".join("x".join(map(str, g)) for g in fitting) or "no square"),
+            allowed="a square picture, or a video of square frames whose number of steps is the only one that fits",
+            fix="give pixel_positions, as ImpProcessor returns them",
+        )  # fmt: skip
+    return fitting[0]

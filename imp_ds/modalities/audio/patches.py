@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.augmentation import SpecMasks, below, mask_spectrogram
+from imp_ds.modalities.audio.augmentation import SpecMasks, mask_spectrogram
+from imp_ds.modalities.audio.log_mel import LogMel
+from imp_ds.modalities.audio.resampling import resample
+from imp_ds.modalities.draws import below
 from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
-from imp_ds.modalities.log_mel import LogMel
 from imp_ds.modalities.positions import FactoredPositions
-from imp_ds.modalities.resampling import resample
 
 INPUT_NAMES = ("input_features", "feature_positions")
 CROPS = ("start", "center", "random")

@@ -7,7 +7,7 @@ image after another, each evicts the others; one kind after another, an image of
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from imp_ds.data.samples import BadSample
+from imp_ds.modalities.media import BadSample
 
 _HELD = 1 << 19  # bytes, decoded, of media that are open together: what a core's own cache holds (benchmarks/results/loader.md)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from imp_ds.data.decoding.film import read_film
-from imp_ds.data.decoding.picture import read_clips
-from imp_ds.data.decoding.sound_files import Sound, open_sound
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
-from imp_ds.tasks import Augmentation, VisionView
+from imp_ds.modalities.audio.recordings import Sound, open_sound
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.vision.clips import read_clips
+from imp_ds.modalities.vision.video import read_film
+from imp_ds.modalities.vision.view import VisionAugmentation, VisionView
 
 
 def video(
@@ -34,7 +34,7 @@ def video(
         frames, sampling = settings.video_frames, "uniform"
     view = VisionView(frames=frames, sampling=sampling, stride=stride, height=size[0], width=size[1])
     media = _media(path, data, "video")
-    (clip,) = read_clips([media], view, [None], MediaCache(0), Augmentation(), settings)
+    (clip,) = read_clips([media], view, [None], MediaCache(0), VisionAugmentation(), settings)
     if type(clip) is BadSample and clip.reason == "unreadable image":  # no picture, or a video without its suffix
         try:
             clip = read_film(media, view, None, MediaCache(0), settings)

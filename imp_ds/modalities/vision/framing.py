@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from imp_ds.modalities.augmentation import below
+from imp_ds.modalities.draws import below
 
 Size = tuple[int, int]
 _ATTEMPTS = 10  # crops that are drawn before the largest centred one is taken, as in the Inception crop

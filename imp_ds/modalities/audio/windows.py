@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from imp_ds.data.decoding.sound_files import OpenSound, Sound, open_sound
-from imp_ds.data.decoding.turns import in_turn
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.audio.recordings import OpenSound, Sound, open_sound
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.in_turn import in_turn
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
 
 _SPEEDS = 100  # steps of a speed of 1: the resampler designs a filter for each
 

@@ -8,10 +8,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
-from imp_ds.modalities.picture_files import ALLOWED, FORMATS, TooManyPixels, bounded, decode_smaller
-from imp_ds.modalities.pixels import to_rgb, upright
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.vision.picture_files import ALLOWED, FORMATS, TooManyPixels, bounded, decode_smaller
+from imp_ds.modalities.vision.pixels import to_rgb, upright
 
 
 class OpenImage(NamedTuple):

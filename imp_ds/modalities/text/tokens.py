@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from imp_ds.errors import UserError
-from imp_ds.modalities import masking
 from imp_ds.modalities.positions import FactoredPositions
+from imp_ds.modalities.text import masking
 
 INPUT_NAMES = ("input_ids", "attention_mask")
 _LONGEST = 1 << 20  # tokenizers without a maximum say 1e30, which their own code cannot count to
@@ -74,8 +74,8 @@ def preprocess(
 def preprocess_masked(
     texts: list[str], tokenizer, length: int | None, rate: float, rngs: list[np.random.Generator]
 ) -> dict[str, np.ndarray]:
-    """`preprocess`, with a share of the words hidden (`imp_ds.modalities.masking`), and `words`, int64 [B, L]: the ids of the
-    hidden tokens, -100 elsewhere.
+    """`preprocess`, with a share of the words hidden (`imp_ds.modalities.text.masking`), and `words`, int64 [B, L]: the ids of
+    the hidden tokens, -100 elsewhere.
 
     Args:
         rate: share of the words.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imp_ds.tasks import VisionView
+from imp_ds.modalities.vision.view import VisionView
 
 
 class Times(NamedTuple):

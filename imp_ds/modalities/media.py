@@ -1,29 +1,24 @@
-"""What a reader gives to the decoder, and how both say that a sample cannot be used."""
+"""One sample as a reader gives it: the bytes of media files, and how reading and decoding say that it cannot be used."""
 
 import io
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
-from imp_ds.data.files.storage import open_regular
-from imp_ds.tasks import Source
-
-# Why a sample is left out: what is counted, and what rejected.jsonl says.
-REASONS = (
-    "missing file", "empty", "unsafe name", "unreachable", "bad JSON", "missing column", "wrong column", "no label",
-    "no such class", "unreadable image", "unreadable film", "unreadable sound", "cut off", "damaged", "too large", "no pictures",
-    "no sound", "no text",
-)  # fmt: skip
+from imp_ds.errors import UserError
 
 
 class BadSample(Exception):
-    """A sample that cannot be used. `reason` is one of REASONS; `detail` says what was met."""
+    """A sample that cannot be used.
+
+    Args:
+        reason: a few words that are the same for all samples with this fault: they are counted by it.
+        detail: what was found in this sample.
+    """
 
     def __init__(self, reason: str, detail: str = ""):
-        assert reason in REASONS, reason
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -80,26 +75,28 @@ class Media(NamedTuple):
 RawSample = dict
 
 
-class Reader(Protocol):
-    """The rows of one split of one source, in a fixed order of their own, each to be had at once by its number.
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file of this machine, for reading. Raises UserError for a pipe or a device, which might never end or never begin, and
+    OSError."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path} is not a file", got="a pipe, a socket or a device", fix="write what it gives to a file")
+    return file
 
-    A reader holds nothing that grows with the rows but what it maps from an index on disk; it can be forked and pickled.
-    name: the source as messages and counts call it, for example "images[train]".
-    shard_rows: rows of each shard, int64 [S], in the order of the rows. What has no shards is cut into runs of rows.
-    class_names: in the order of the labels, or None.
-    damage: files that end before they should, each in a sentence; the rows before their ends are there.
-    """
 
-    name: str
-    source: Source
-    shard_rows: np.ndarray
-    class_names: list[str] | None
-    damage: list[str]
+def first_facts(readers: list[Callable[[Media], dict]], media: Media) -> dict[str, float]:
+    """What the first of the readers that gets along with the file says of it, without what is 0 or unknown; nothing where none
+    does."""
+    for read in readers:
+        try:
+            return {name: float(value) for name, value in read(media).items() if value}
+        except Exception:  # whatever a library runs into with a damaged header: decoding says what is wrong with it
+            continue
+    return {}
 
-    def __len__(self) -> int: ...
 
-    def key(self, row: int) -> str:
-        """A name of the row that stays the same, whatever is done with the others."""
-
-    def read(self, row: int) -> RawSample:
-        """All roles of the row. Raises BadSample."""
+def shown(value) -> str:
+    """A value in a message: not more than its beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

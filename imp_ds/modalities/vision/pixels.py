@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from imp_ds.decoding_settings import WHITE
 from imp_ds.errors import UserError
+from imp_ds.modalities.decoding_settings import WHITE
 
 CHANNELS = (1, 3, 4)
 ALLOWED = (

@@ -9,21 +9,21 @@ from functools import partial
 
 import numpy as np
 
-from imp_ds.data.decoding.animation import is_animated, read_animation
-from imp_ds.data.decoding.film import FILMS, is_film, read_film
-from imp_ds.data.decoding.image import OpenImage, open_image
-from imp_ds.data.decoding.turns import in_turn, opened_in_parts
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
-from imp_ds.modalities.augmentation import mirror, recolour
-from imp_ds.modalities.framing import random_box, resize
-from imp_ds.tasks import Augmentation, VisionView
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.in_turn import in_turn, opened_in_parts
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.vision.animation import is_animated, read_animation
+from imp_ds.modalities.vision.augmentation import mirror, recolour
+from imp_ds.modalities.vision.framing import random_box, resize
+from imp_ds.modalities.vision.image import OpenImage, open_image
+from imp_ds.modalities.vision.video import FILMS, is_film, read_film
+from imp_ds.modalities.vision.view import VisionAugmentation, VisionView
 
 
 def read_clips(
     media: Sequence[Media | BadSample], view: VisionView, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
-    augment: Augmentation, settings: DecodingSettings = DEFAULTS,
+    augment: VisionAugmentation, settings: DecodingSettings = DEFAULTS,
 ) -> list[np.ndarray | BadSample]:  # fmt: skip
     """The frames that the view wants of each image (T = 1) or film, changed as `augment` says: uint8 [T, H, W, 3] each.
 
@@ -69,7 +69,7 @@ def _image_after_all(media: Media, needed: tuple[int, int], settings: DecodingSe
         raise bad from None
 
 
-def pixels_needed(view: VisionView, augment: Augmentation) -> tuple[int, int]:
+def pixels_needed(view: VisionView, augment: VisionAugmentation) -> tuple[int, int]:
     """(height, width) that a picture should have at least, so that nothing has to be enlarged that was scaled down before."""
     if augment.crop_area is None:
         return view.height, view.width
@@ -78,7 +78,7 @@ def pixels_needed(view: VisionView, augment: Augmentation) -> tuple[int, int]:
     return math.ceil(view.height * factor), math.ceil(view.width * factor)
 
 
-def _augmented(clips: list, view: VisionView, augment: Augmentation, rngs: Sequence[np.random.Generator | None]) -> list:
+def _augmented(clips: list, view: VisionView, augment: VisionAugmentation, rngs: Sequence[np.random.Generator | None]) -> list:
     if not rngs or rngs[0] is None:
         return clips
     if augment.crop_area is not None:
@@ -92,7 +92,7 @@ def _augmented(clips: list, view: VisionView, augment: Augmentation, rngs: Seque
     return clips
 
 
-def _cropped(view: VisionView, augment: Augmentation, clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _cropped(view: VisionView, augment: VisionAugmentation, clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = clip_THWC.shape[1:3]
     aspect = size[1] / size[0] if view.keep_aspect else view.width / view.height
     return random_box(size, aspect, augment.crop_area, augment.crop_aspect, rng).cut(clip_THWC)

@@ -16,13 +16,13 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from imp_ds.data.decoding.container import finds_times, opened, tells_times
-from imp_ds.data.decoding.image import check_pixels
-from imp_ds.data.decoding.times import Times, chosen_frames
-from imp_ds.data.files.cache import MediaCache
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
-from imp_ds.tasks import VisionView
+from imp_ds.modalities.container import finds_times, opened, tells_times
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.vision.image import check_pixels
+from imp_ds.modalities.vision.times import Times, chosen_frames
+from imp_ds.modalities.vision.view import VisionView
 
 FILMS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".asf",

@@ -7,12 +7,12 @@ from contextlib import suppress
 
 import numpy as np
 
-from imp_ds.data.decoding.image import OpenImage, bad_image, check_pixels
-from imp_ds.data.decoding.times import Times, chosen_frames
-from imp_ds.data.samples import BadSample
-from imp_ds.modalities.picture_files import bounded
-from imp_ds.modalities.pixels import to_rgb, upright
-from imp_ds.tasks import VisionView
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.vision.image import OpenImage, bad_image, check_pixels
+from imp_ds.modalities.vision.picture_files import bounded
+from imp_ds.modalities.vision.pixels import to_rgb, upright
+from imp_ds.modalities.vision.times import Times, chosen_frames
+from imp_ds.modalities.vision.view import VisionView
 
 _FORMATS = {"GIF", "WEBP", "PNG", "AVIF"}  # the several pictures of a TIFF, an MPO or a HEIC file follow no time
 _UNSAID_MS = 100  # browsers show a frame without a duration, or of 10 ms or less, for so long

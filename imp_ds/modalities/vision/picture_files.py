@@ -9,9 +9,9 @@ from os import PathLike
 
 from PIL import Image
 
-from imp_ds.decoding_settings import DecodingSettings
 from imp_ds.errors import UserError
-from imp_ds.modalities.framing import Size
+from imp_ds.modalities.decoding_settings import DecodingSettings
+from imp_ds.modalities.vision.framing import Size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 try:  # HEIC, where the package is installed: pip install imp_ds[heic]

@@ -10,9 +10,9 @@ import av
 import numpy as np
 import soundfile
 
-from imp_ds.data.decoding.container import finds_times, opened
-from imp_ds.data.samples import BadSample, Media
-from imp_ds.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.container import finds_times, opened
+from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
+from imp_ds.modalities.media import BadSample, Media
 
 # what libsndfile reads is tried by it first; all else, and all videos, by FFmpeg first
 BY_LIBSNDFILE = {

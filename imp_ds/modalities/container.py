@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import av
 
-from imp_ds.data.samples import BadSample, Media
+from imp_ds.modalities.media import BadSample, Media
 
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,aac,mp3,ogg,wav,flac,asf,aiff,au,caf,w64,"
 _CONTAINERS += "mxf,gxf,dv,nut,ivf,obu,rm,swf,wtv,nsv,yuv4mpegpipe,h264,hevc,m4v,amr,ape,wv,tta,ac3,eac3"
@@ -40,3 +40,10 @@ def opened(media: Media, failure: str) -> Iterator[av.container.InputContainer]:
         except Exception as error:  # FFmpeg's errors, and what PyAV runs into with what it gave
             said = str(error).strip().partition("\n")[0] or type(error).__name__
             raise BadSample(failure, f"{media.name}: {said}") from error
+
+
+def seconds_of(container, stream) -> float:
+    """Length of a stream; 0 where the file does not say."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
