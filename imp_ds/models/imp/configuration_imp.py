@@ -4,7 +4,7 @@ from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality, standard_modalities
-from imp_ds.models.imp.conditions import MODALITIES, candidate_tasks, causal_tasks
+from imp_ds.models.imp.conditions import candidate_tasks, causal_tasks
 from imp_ds.models.imp.encoder.prompts import CANDIDATE_PROMPTS, SHARED
 from imp_ds.moe.routers.registry import ROUTERS, default_router, planned_router
 from imp_ds.moe.routers.router import Router
