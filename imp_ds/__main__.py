@@ -5,7 +5,7 @@ from imp_ds.terminal.interrupted import leave_interrupted
 
 
 def main() -> None:
-    """Run a command. After Ctrl-C it says so in a line, and the exit code is 130."""
+    """Run a command. After Ctrl-C it prints one line, and the exit code is 130."""
     try:
         watch_launcher()
         from imp_ds.cli import main as run

@@ -1,4 +1,4 @@
-"""What a step costs, as those that know a part of it say it: kernels with their products and traffic, and sequences.
+"""What a step costs, given by those that know a part of it: kernels with their products and traffic, and sequences.
 
 Traffic is counted in passes over a tensor, read or written, as an eager run without fusion makes them.
 """

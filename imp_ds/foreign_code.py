@@ -1,6 +1,6 @@
 """Loading what somebody else may have made: a model, processor or tokenizer, from a folder or a hub.
 
-Whether code that comes with it may run: no, unless the command line says so. Where transformers does not know, it asks on
+Whether code that comes with it may run: no, unless the command line allows it. Where transformers does not know, it asks on
 standard input, and runs the code after a "y": every loading call of ours goes through here.
 """
 
@@ -11,7 +11,7 @@ _TRUSTED = False
 
 
 def trust() -> None:
-    """From here on, such code is run in this process: what --trust_remote_code says."""
+    """From here on, such code is run in this process: what --trust_remote_code allows."""
     global _TRUSTED
     _TRUSTED = True
 
@@ -22,7 +22,7 @@ def said() -> dict[str, bool]:
 
 
 def options() -> list[str]:
-    """What a command line of ours says before the command, for a process that is to do as this one does."""
+    """The options of our command line before the command, for a process that is to do as this one does."""
     return [OPTION] if _TRUSTED else []
 
 

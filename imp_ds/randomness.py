@@ -29,7 +29,7 @@ def sample_keys(seed: int, step: int, first: int, count: int) -> torch.Tensor:
     """The keys of samples first .. first+count-1 of the global batch of a step: int64 [count]; samples beyond 2^24 of a batch
     would have the next step's.
 
-    All keys of a step differ in the lower 24 bits alone, so that any of them says which step it is of (`step_key`).
+    All keys of a step differ in the lower 24 bits alone, so that any of them shows which step it is of (`step_key`).
     """
     first += _signed((_run_key(seed) + step) << _SAMPLE)
     return torch.arange(first, first + count)

@@ -36,7 +36,7 @@ class Registry:
             raise UserError(f"this class is no {self.what}", got=part.__name__, allowed=f"a subclass of {base.__name__}")
         if inspect.isabstract(part):
             missing = ", ".join(sorted(part.__abstractmethods__))
-            raise UserError(f"the {self.what} {part.__name__} does not say all of itself", got=f"no {missing}", fix="define them")
+            raise UserError(f"the {self.what} {part.__name__} does not define all parts", got=f"no {missing}", fix="define them")
         if not isinstance(name, str) or not name:
             raise UserError(f"the {self.what} {part.__name__} has no name", got=repr(name), fix='kind = "NAME"')
         taken, home = self._found.get(name, part), self.homes.get(name, part.__module__)

@@ -42,6 +42,6 @@ def write_result(path: str | Path, content: str | bytes) -> Path:
 
 
 def wrote_folder(folder: str | Path, use: str) -> str:
-    """The line that says what a command wrote: the folder, how much is in it, and what it is for."""
+    """The line about what a command wrote: the folder, how much is in it, and what it is for."""
     sizes = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
     return f"wrote {folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, for {use}"

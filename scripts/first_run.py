@@ -45,7 +45,7 @@ def missing(shown: list[str], output: str) -> list[str]:
 
 
 def walk(folder: Path, before: str | None) -> int:
-    """The number of blocks that did not do what the page says. Ends at the first."""
+    """The number of blocks that did not do what the page shows. Ends at the first."""
     page = PAGE.read_text()
     (folder / "my_recipe.py").write_text(recipe(page))
     subprocess.run([sys.executable, DATA, folder / "data"], check=True)

@@ -4,7 +4,7 @@ Each sample is a source whose file is damaged; its indexes are built and its row
 may end, hang or grow; the sample that did so is named, and kept under --found. A sample passes when its rows are read or left out
 as bad, or the source is refused by a UserError, within --seconds and --memory. With a damaged index of a shard (the kind "index")
 the rows must be those of a complete one. 30,000 of a kind take two to four minutes on one core.
-Each sample is a pure function of its kind, the seed and its number. The last line says what was found; the exit code is 1 for an
+Each sample is a pure function of its kind, the seed and its number. The last line gives what was found; the exit code is 1 for an
 escape.
 """
 

@@ -73,7 +73,7 @@ prepare() {
     if [[ $resume == yes && -e $run/model ]]; then
         move_aside "$run/model"
     fi
-    # a corpus of the user's own is taken as it is; train says so when it is not one
+    # a corpus of the user's own is taken as it is; train reports when it is not one
     step "1/4 the corpus"
     if [[ $corpus == data/digits || ! -e $corpus ]]; then
         python -m imp_ds corpus digits "$corpus"

@@ -9,8 +9,8 @@
 #   wire    the machines see each other, a pulled cable parts them, plugged in again they meet
 #   clean   an undisturbed run through the deepspeed launcher and a hostfile; its losses are what the others must find
 #   blip    the cable is out for BLIP seconds in mid-run: the run goes on, to the same losses
-#   cut     the cable stays out: within the limit both machines stop and say why; resumed, the run has the same losses
-#   kill    all of the second machine is killed with -9: the first stops and says who is gone; resumed, the same losses
+#   cut     the cable stays out: within the limit both machines stop and log why; resumed, the run has the same losses
+#   kill    all of the second machine is killed with -9: the first stops and names who is gone; resumed, the same losses
 #   kill0   the same with the first machine, through which the ranks find each other
 # The same losses means: each bit of each step's loss. One line for each scene; exit code 1 if one is bad.
 #
@@ -124,9 +124,9 @@ both_end_well() {
     ended 0 "$PATIENCE" && [[ $code == 0 ]] && ended 1 "$PATIENCE" && [[ $code == 0 ]]
 }
 
-# compared RUN: whether its losses are those of the undisturbed run; $said is how many there are, or where they part
+# compared RUN: whether its losses are those of the undisturbed run; $reported is how many there are, or where they part
 compared() {
-    said=$(python scripts/same_losses.py "$folder/clean/metrics.jsonl" "$folder/$1/metrics.jsonl" "$STEPS" 2>&1)
+    reported=$(python scripts/same_losses.py "$folder/clean/metrics.jsonl" "$folder/$1/metrics.jsonl" "$STEPS" 2>&1)
 }
 
 # stopped RUN NODE SECONDS: the launcher on a machine ends in time, not well, and names the rank that is to blame
@@ -139,7 +139,7 @@ stopped() {
         outcome bad "$1" "node$2 ended as if nothing had happened"
         return 1
     elif ! message=$(grep -m 1 '^error: .*rank [01]' "$folder/$1.node$2.log"); then
-        outcome bad "$1" "node$2 stopped with exit code $code and did not say who is to blame"
+        outcome bad "$1" "node$2 stopped with exit code $code and did not name who is to blame"
         return 1
     fi
     echo "     $1: node$2 ended after $((SECONDS - since)) s, exit code $code: $message"
@@ -157,9 +157,9 @@ resumed() {
     if [[ -z $from ]]; then
         outcome bad "$1" "$2; it began again from the start"
     elif compared "$1"; then
-        outcome ok "$1" "$2; resumed from $from: $said"
+        outcome ok "$1" "$2; resumed from $from: $reported"
     else
-        outcome bad "$1" "$2; resumed from $from: $said"
+        outcome bad "$1" "$2; resumed from $from: $reported"
     fi
 }
 
@@ -208,9 +208,9 @@ scene_blip() {
     elif [[ $before != "$after" || $after -ge $STEPS ]]; then
         outcome bad blip "the run did not wait while the cable was out: steps $before and $after"
     elif compared blip; then
-        outcome ok blip "the cable was out for $BLIP s after step $after: the run waited and went on: $said"
+        outcome ok blip "the cable was out for $BLIP s after step $after: the run waited and went on: $reported"
     else
-        outcome bad blip "$said"
+        outcome bad blip "$reported"
     fi
 }
 

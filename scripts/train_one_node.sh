@@ -9,7 +9,7 @@
 #   RANKS        ranks to start; default: one for each GPU, or one on a machine without
 #   MASTER_PORT  port through which the ranks find each other; default: a free one
 #
-# What the run will cost is said before by `python -m imp_ds plan RECIPE --gpus N`. Relative paths are meant from the
+# What the run will cost is shown before by `python -m imp_ds plan RECIPE --gpus N`. Relative paths are meant from the
 # project's root.
 #
 # SIGTERM or SIGUSR1 to this script, or Ctrl-C: a checkpoint after the current step, then the end, with exit code 75 (for

@@ -19,7 +19,7 @@
 #
 # Two minutes before the time limit (--signal) Slurm sends SIGUSR1 to all ranks; when it wants the machines for another job,
 # SIGTERM. The ranks save a checkpoint after the step that they are doing and end with exit code 75, which puts the job back
-# into the queue; Slurm does that itself for a node that failed (--requeue). The job always says --resume auto: it goes on
+# into the queue; Slurm does that itself for a node that failed (--requeue). The job always has --resume auto: it goes on
 # from its newest complete checkpoint, or starts when there is none. Choose the time of --signal longer than a step, an
 # evaluation and a checkpoint take together. Any other exit code ends the job: what failed by itself would fail again.
 #

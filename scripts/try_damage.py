@@ -49,13 +49,13 @@ def train_line(corpus: Path, out: Path, steps: int, *more: str) -> list[str]:
 
 def forked(line: list[str], prepare: Callable[[], None] = lambda: None) -> tuple[int, str]:
     """`imp_ds LINE` in a process of its own, which has imported all already: exit code and output."""
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         pid = os.fork()
         if not pid:
             code = 1
             try:
                 os.setsid()
-                os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+                os.dup2(output.fileno(), 1), os.dup2(output.fileno(), 2)
                 prepare()
                 sys.argv = ["imp_ds", *map(str, line)]
                 from imp_ds.cli import main
@@ -77,8 +77,8 @@ def forked(line: list[str], prepare: Callable[[], None] = lambda: None) -> tuple
                 os.kill(pid, signal.SIGKILL), os.waitpid(pid, 0)
                 raise Fault(f"hung: {' '.join(map(str, line))}")
             time.sleep(0.02)
-        said.seek(0)
-        return os.waitstatus_to_exitcode(ended[1]), said.read().decode(errors="replace")
+        output.seek(0)
+        return os.waitstatus_to_exitcode(ended[1]), output.read().decode(errors="replace")
 
 
 def check(code: int, output: str, allowed: tuple[int, ...] = (0, 2)) -> None:
@@ -131,8 +131,8 @@ def kills(work: Path, corpus: Path, trials: int, dice: random.Random) -> Iterato
         raise Fault(f"the run that is compared with: {(work / 'kills.log').read_text()[-2000:]}")
     lasted = time.monotonic() - begun
     for trial in range(trials):
-        out, said = work / f"killed_{trial}", work / "kills.log"
-        said.write_bytes(b"")
+        out, output = work / f"killed_{trial}", work / "kills.log"
+        output.write_bytes(b"")
         child = start(out)
         time.sleep(dice.uniform(0, 1.1 * lasted))
         tree = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)] if child.poll() is None else []
@@ -143,7 +143,7 @@ def kills(work: Path, corpus: Path, trials: int, dice: random.Random) -> Iterato
         for process in left:
             process.kill()
         if start(out).wait(LIMIT_S):
-            raise Fault(f"not resumed: {said.read_text()[-3000:]}")
+            raise Fault(f"not resumed: {output.read_text()[-3000:]}")
         same = losses(out) == losses(full) and weights(out) == weights(full)
         yield "" if same and not left else f"trial {trial}: same: {same}, left: {left}"
         shutil.rmtree(out)

@@ -21,7 +21,7 @@ BF16_LOSS = 2 * 2.0**-8 / 0.2
 
 @dataclass(frozen=True)
 class Result:
-    """One case: `refused` says why it would not start; `found` is what `worker.compare` measured; None: it did not end."""
+    """One case: `refused`: why it would not start; `found` is what `worker.compare` measured; None: it did not end."""
 
     case: Case
     refused: str | None

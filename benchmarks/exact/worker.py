@@ -131,7 +131,7 @@ def moments(engine: Engine) -> list[tuple[master_state.Slice, torch.Tensor]]:
 
 
 def gradient_differences(before: list, after: list, beta: float, expected: dict, step: int, clip: float) -> tuple[float, float]:
-    """Experts and the rest: m = beta * m_before + (1 - beta) * gradient says what gradient the optimizer was given."""
+    """Experts and the rest: m = beta * m_before + (1 - beta) * gradient shows what gradient the optimizer was given."""
     norm = expected[f"gradient_norm/{step}"].item()
     scale = min(1.0, clip / norm) if clip else 1.0
     worst, largest = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", choices=("references", "cases"))
-    parser.add_argument("--local_rank", type=int)  # the launcher's; the environment says it too
+    parser.add_argument("--local_rank", type=int)  # the launcher's; the environment has it too
     options = parser.parse_args()
     if options.part == "references":
         files = sorted(options.folder.glob("cases_*.json"))

@@ -110,8 +110,8 @@ def _in_order(arguments: list[str]) -> list[str]:
 def _leave(error: UserError) -> None:
     """Say what is wrong, once, and end this rank.
 
-    Before the ranks have joined, all of a machine meet the same error: rank 0 speaks, and the first of another machine says a
-    line, since a recipe may be missing there. After that an error may be one rank's own (its file, its disk): each says a
+    Before the ranks have joined, all of a machine meet the same error: rank 0 logs it, and the first of another machine logs a
+    line, since a recipe may be missing there. After that an error may be one rank's own (its file, its disk): each logs a
     line, and ends at once, since a clean end would wait for the others.
     """
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)

@@ -47,7 +47,7 @@ def data_check(
     output: Annotated[Path | None, typer.Option("--output", help="write what was found as JSON to this file")] = None,
     set_: Set = [],
 ):
-    """Read samples of every source of a recipe, and say what is in them, what is broken, how fast they are decoded, and how many
+    """Read samples of every source of a recipe, and show what is in them, what is broken, how fast they are decoded, and how many
     workers a plan needs. Exit code 1 when more is broken than data.max_rejected allows.
 
     Example: imp_ds data check mine.py --all --output found.json
@@ -90,7 +90,7 @@ def data_tokenizer(
     vocab_size: Annotated[int | None, typer.Option("--vocab_size", min=8, help="default: data.vocab_size of the recipe")] = None,
     set_: Set = [],
 ):
-    """Train a SentencePiece tokenizer on the captions of a recipe, and say how it fits them.
+    """Train a SentencePiece tokenizer on the captions of a recipe, and show how it fits them.
 
     Example: imp_ds data tokenizer mine.py tokenizer --vocab_size 8000
     """

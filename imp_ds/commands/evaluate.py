@@ -31,7 +31,7 @@ def evaluate(
     recipe: RunConfig | None = None,
     settings: list[str] = [],
 ) -> dict[str, float]:
-    """Evaluate the model in the folder `model_path` as its run configuration says; print a table and return the values.
+    """Evaluate the model in the folder `model_path` by its run configuration; print a table and return the values.
 
     Args:
         model_path: a folder that `export` wrote: model, processor and run_config.json.

@@ -65,7 +65,7 @@ def _write(found: dict[str, Interference], output: Path, **facts) -> None:
 
 
 def as_json(found: dict[str, Interference]) -> dict:
-    """What JSON can say of it, by the weight's name; null for what is not a number."""
+    """What JSON can hold of it, by the weight's name; null for what is not a number."""
     return {
         name: {
             "tasks": list(measured.tasks),

@@ -45,7 +45,7 @@ def upcycle_folder(model: Path, out: Path, *, slices: int = 1, noise: float = 0.
 
 
 def layers(text: str | None) -> str | list[int] | None:
-    """What --moe_layers says, for ImpConfig: indices with commas between them are a list."""
+    """The value of --moe_layers for ImpConfig: indices with commas between them are a list."""
     indices = (text or "").split(",")
     return [int(index) for index in indices] if all(index.isdigit() for index in indices) else text
 

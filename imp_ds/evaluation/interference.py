@@ -31,7 +31,7 @@ class Interference:
     matrix_KK: I, float64; the row is the task that is affected, the column the one that takes the step. A row is not a number
         where a sample of its task has a gradient of exactly zero.
     averse_K: on how many of a task's samples steps of its own would raise its loss. What divides is then near zero or below it:
-        where they are many, the row says little.
+        where they are many, the row shows little.
     """
 
     tasks: tuple[str, ...]

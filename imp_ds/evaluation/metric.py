@@ -80,7 +80,7 @@ class Metric(NamedTuple):
 
 
 def checked(found: object, evaluator: str) -> Metric:
-    """What an evaluator has yielded, its value as a float. Raises UserError for what is no Metric, and says whose it is."""
+    """What an evaluator has yielded, its value as a float. Raises UserError for what is no Metric, and names whose it is."""
     what = f"the evaluator {evaluator} yields something else than metrics"
     if not isinstance(found, Metric):
         raise UserError(what, got=repr(found), allowed='Metric("KIND/OF/MEASURE", value, unit, better)', shared=True)
@@ -120,7 +120,7 @@ def in_one_line(metrics: Iterable[Metric]) -> str:
     for metric in by_kind(metric for metric in metrics if metric.shown is not None):
         of = found.setdefault(metric.shown.heading, {}).setdefault(metric.of, [])
         of.append(metric.shown.label + metric.written())
-    lines = (", ".join(f"{name} {' '.join(said)}" for name, said in of.items()) for of in found.values())
+    lines = (", ".join(f"{name} {' '.join(written)}" for name, written in of.items()) for of in found.values())
     return "; ".join(f"{heading} {line}" for heading, line in zip(found, lines))
 
 

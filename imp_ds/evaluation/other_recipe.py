@@ -21,7 +21,7 @@ def seen_by(run: RunConfig, recipe: RunConfig) -> tuple[RunConfig, list[str], li
             task = task.model_copy(update={"source": other.source, "additional_sources": other.additional_sources})
             measured.append(task.name)
         elif own and others:
-            notes.append(f"task {task.name}: its head is left out, with {_said(own)}; the recipe's has {_said(others)}")
+            notes.append(f"task {task.name}: its head is left out, with {_counts(own)}; the recipe's has {_counts(others)}")
         tasks.append(task)
     kept = {"tokenizer": run.data.tokenizer, "vocab_size": run.data.vocab_size}
     kept |= {name: getattr(run.data, name) for name in data_settings()}  # as the model was trained
@@ -38,5 +38,5 @@ def _agree(own: tuple[str, int], other: tuple[str, int | None]) -> bool:
     return own[0] == other[0] and other[1] in (own[1], None)
 
 
-def _said(classes: list[tuple[str, int]]) -> str:
+def _counts(classes: list[tuple[str, int]]) -> str:
     return ", ".join(f"{count} classes of {modality}" for modality, count in classes)

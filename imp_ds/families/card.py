@@ -1,4 +1,4 @@
-"""The README.md of an exported model (a Hugging Face card): how it was trained, what it scored, and what its family says."""
+"""The README.md of an exported model (a Hugging Face card): how it was trained, what it scored, and what its family adds."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ BEFORE = "before/"  # how the names of what was measured before a tuning begin
 
 
 class Card(NamedTuple):
-    """What a family says of a model. about: what it is, under the heading; sections: Markdown before the training, such as how it
-    is loaded; shape: rows (what, value) of the table of the training; further: Markdown before the scores; scored: how the scores
-    were measured, in a few words."""
+    """What a family adds about a model. about: what it is, under the heading; sections: Markdown before the training, such as how
+    it is loaded; shape: rows (what, value) of the table of the training; further: Markdown before the scores; scored: how the
+    scores were measured, in a few words."""
 
     about: str
     tags: list[str]

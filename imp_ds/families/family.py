@@ -84,7 +84,7 @@ class ModelFamily(ABC):
     def load_initial(
         self, model: TrainModule, folder: Path, processor: ProcessorMixin
     ) -> tuple[list[str], dict[str, tuple[Path, str]]]:
-        """Copy the weights of an exported model into a fresh one. Returns lines that say what was loaded, and for each parameter
+        """Copy the weights of an exported model into a fresh one. Returns lines that list what was loaded, and for each parameter
         that was the file and the key there. Raises UserError."""
         what = f"a run of the family {self.kind} starts from fresh weights"
         raise UserError(what, got=f"train.init_from = {folder}", fix="--set train.init_from=null")
@@ -116,7 +116,7 @@ class ModelFamily(ABC):
         raise UserError(f"models of the family {self.kind} have no conditions to merge", got="--merge", fix="leave it out")
 
     def card(self, run, config: PreTrainedConfig, results: list[Metric], folder: str) -> Card:
-        """What the card of an exported model says that is the family's own. folder: what its example loads."""
+        """The sections of an exported model's card that are the family's own. folder: what its example loads."""
         return Card(about=f"A model of the family `{self.kind}`, trained with `imp_ds` on DeepSpeed.", tags=[self.kind])
 
 
@@ -129,7 +129,7 @@ def text_shapes(task: Task, samples: int, family: str) -> Batch:
     UserError for a task that reads something else."""
     views, needs = task.views, task.needs
     if views.names() != ["text"]:
-        what = f"the family {family} does not say what a batch of the task {task.name} is made of"
+        what = f"the family {family} does not define what a batch of the task {task.name} is made of"
         raise UserError(what, got=", ".join(views.names()), allowed="text", fix="define ModelFamily.shapes")
     ids_BL = torch.empty(samples, views.text.length, dtype=torch.int64, device="meta")
     wanted = {"label": needs.label, "caption": needs.target_ids, "words": needs.mask_rate}

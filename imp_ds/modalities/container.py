@@ -38,8 +38,8 @@ def opened(media: Media, failure: str) -> Iterator[av.container.InputContainer]:
         except MemoryError as error:
             raise BadSample("too large", f"{media.name}: no memory for it") from error
         except Exception as error:  # FFmpeg's errors, and what PyAV runs into with what it gave
-            said = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise BadSample(failure, f"{media.name}: {said}") from error
+            message = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise BadSample(failure, f"{media.name}: {message}") from error
 
 
 def seconds_of(container, stream) -> float:

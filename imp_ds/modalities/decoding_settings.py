@@ -1,4 +1,4 @@
-"""How media and captions are decoded: bounds on what comes out, whatever a header says, and the ground of transparency."""
+"""How media and captions are decoded: bounds on what comes out, whatever a header claims, and the ground of transparency."""
 
 from typing import Annotated
 

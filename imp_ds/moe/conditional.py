@@ -110,7 +110,7 @@ class MergedLinear(ConditionalLinear):
 
 
 class LinearByCondition(ConditionalLinear):
-    """One plain linear layer for each condition of a merged model; `Condition.copy` says which."""
+    """One plain linear layer for each condition of a merged model; given by `Condition.copy`."""
 
     def __init__(self, in_features: int, out_features: int, copies: int):
         super().__init__()

@@ -24,7 +24,7 @@ _CANDIDATE_KEYS, _TEXT_KEY = 16, 17  # what random keys are for
 class Candidates:
     """`count` candidates, each a text; `texts(index_n, key_1)` gives the tokens of some of them.
 
-    name: of the set among a batch's encodings: whoever looks among the same set finds it encoded.
+    name: of the set among a batch's encodings: another objective with the same set finds it encoded.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The kinds of objective that there are, by name: from this package, and from whoever registers one.
+"""The kinds of objective that there are, by name: from this package, and from code that registers one.
 
 `@register` on a subclass of `ObjectiveRecord` makes its kind known to recipes, models and the trainer.
 """
@@ -24,7 +24,7 @@ def register(record: type[ObjectiveRecord]) -> type[ObjectiveRecord]:
     kind = record.model_fields["kind"].default
     if inspect.isabstract(record):
         missing = ", ".join(sorted(record.__abstractmethods__))
-        raise UserError(f"the objective {record.__name__} does not say all of itself", got=f"no {missing}", fix="define them")
+        raise UserError(f"the objective {record.__name__} does not define all parts", got=f"no {missing}", fix="define them")
     if not isinstance(kind, str):
         fix = 'kind: Literal["name"] = Field("name", description="which objective this is")'
         raise UserError(f"the objective {record.__name__} has no kind", got=repr(kind), fix=fix)
@@ -59,7 +59,7 @@ AnyObjective = Annotated[SerializeAsAny[ObjectiveRecord], BeforeValidator(object
 def model_spec(record: ObjectiveRecord, tokenizer=None, task: str = "") -> dict:
     """An objective as ImpConfig has it, as JSON: the record, its sides, and what a model knows of it by the tokenizer.
 
-    So a model's configuration says all that its encoder needs, whether the code of the objective is there or not.
+    So a model's configuration holds all that its encoder needs, whether the code of the objective is there or not.
     """
     sides = record.sides()._asdict()
     sides = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in sides.items()}

@@ -2,7 +2,7 @@
 
 One rank that hangs or dies stops all the others inside a collective operation, so many ranks stand still and one is
 the cause. What is certain comes first: a process that is gone, then an error that a rank met by itself, then an error
-that only says that a connection broke. Of ranks that stand still, the one that does not wait for the others is the cause.
+that only shows a broken connection. Of ranks that stand still, the one that does not wait for the others is the cause.
 """
 
 import re

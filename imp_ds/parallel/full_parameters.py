@@ -18,7 +18,7 @@ def full_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
             for name, _ in experts.named_parameters(recurse=False):
                 key = f"{path}.experts.{name}"
                 held, *rest = found[key][0]
-                # a layer whose experts are spread over ranks says how many it has in all
+                # a layer whose experts are spread over ranks has `num_experts` of all ranks
                 found[key] = ((getattr(layer, "num_experts", held), *rest), experts.first * prod(rest))
     return found
 

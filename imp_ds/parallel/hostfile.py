@@ -57,7 +57,7 @@ def _host(entry: str, where: str) -> tuple[str, int]:
         )  # fmt: skip
     if not rest:
         raise UserError(
-            "the hostfile does not say how many slots a host has", got=where, allowed="name slots=N",
+            "the hostfile does not give how many slots a host has", got=where, allowed="name slots=N",
             fix=f"write {name} slots=N, one slot for each GPU of the machine",
         )  # fmt: skip
     slots = re.fullmatch(r"slots=([0-9]+)", " ".join(rest))

@@ -1,6 +1,6 @@
 """Finding out who we are under any launcher: deepspeed, torchrun, accelerate, srun, or none.
 
-All of them but srun say it in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; srun's variables are
+All of them but srun give it in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; srun's variables are
 translated, and a plain process is a world of one.
 """
 
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def init_environment(environ=os.environ) -> int:
-    """Make the five variables complete, whoever started this process, and return the world size.
+    """Make the five variables complete, whatever started this process, and return the world size.
 
     Raises UserError when only some of them are set.
     """

@@ -95,7 +95,7 @@ def is_lost(watched: list[Process]) -> bool:
     process = look_up(os.getppid())
     while process is not None and _has_variable(process.pid, mark):  # what the launcher started has it too: a shell, say
         process = look_up(process.parent)
-    # a program of one's own may start ranks by torch's classes: it is in Python, and whoever adopts orphans is not
+    # a program of one's own may start ranks by torch's classes: it is in Python, and the process that adopts orphans is not
     return process is not None and not is_launcher(_arguments(process.pid)) and not _is_python(process.pid)
 
 

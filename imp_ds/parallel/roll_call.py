@@ -16,7 +16,7 @@ _POLL_S = 0.1
 _SHOWN = 8  # ranks in a message
 _LOG_S = 30.0  # after so long the missing ranks are logged
 _LINGER_S = 2.0  # rank 0 holds the list: it leaves last
-_FIX = "the output of a missing rank says why it ended, if it was started at all; --set train.start_timeout_s=... waits longer"
+_FIX = "the output of a missing rank shows why it ended, if it was started at all; --set train.start_timeout_s=... waits longer"
 
 
 def roll_call(timeout_s: float) -> object:

@@ -99,7 +99,7 @@ class HardwareProfile(Record):
 
 def h200() -> HardwareProfile:
     """One H200 in bf16. Measured: 780e12 FLOPs a second in large products, 4.3e12 bytes a second in a copy (benchmark notes of
-    the project); all else is assumed, and `assumed` says so."""
+    the project); all else is assumed, and `assumed` names it."""
     products, copy, start = {0: 780e12}, 4.3e12, 5e-6
     passing = KernelRate(overhead_s=start, bytes_per_s=copy)
     kernels = {kind: passing for kind in KINDS}

@@ -5,7 +5,7 @@ overlapped.
          + step_s + tensors * tensor_s + held * held_s + updated * owned_s                                     engine
          + sum over collectives [ calls * latency * ceil(log2 n) + traffic / bandwidth ]                        communication
 
-Compute is what the model's family says (`CostModel.kernels`); kernels of blocks count 4/3 where they run forward twice (gradient
+Compute is what the model's family gives (`CostModel.kernels`); kernels of blocks count 4/3 where they run forward twice (gradient
 checkpointing, GradCache). Traffic of one rank in a group of n, for S bytes of the joined tensor: all-reduce
 2 S (n-1)/n, all-gather and reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. What DeepSpeed 0.19.8
 sends in a step:

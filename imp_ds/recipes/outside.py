@@ -104,11 +104,11 @@ def import_users(name: str, what: str = "the module of the recipe") -> types.Mod
 
 
 def _only(module: types.ModuleType, origin: str) -> Callable:
-    """The recipe of a file: its only function that says it returns a RunConfig, or else its only one without arguments."""
+    """The recipe of a file: its only function that is annotated to return a RunConfig, or else its only one without arguments."""
     own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
     public = [f for f in own if not f.__name__.startswith("_")]
-    said = [f for f in public if f.__annotations__.get("return") in (RunConfig, "RunConfig")]
-    found = said or [f for f in public if not any(p.default is p.empty for p in _parameters(f))]
+    annotated = [f for f in public if f.__annotations__.get("return") in (RunConfig, "RunConfig")]
+    found = annotated or [f for f in public if not any(p.default is p.empty for p in _parameters(f))]
     if len(found) == 1:
         return found[0]
     if not found:
@@ -136,7 +136,7 @@ def _named(module: types.ModuleType, name: str, origin: str) -> Callable:
 def _parameters(function: Callable) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a callable that does not say
+    except (TypeError, ValueError):  # a callable without a signature
         return []
 
 
@@ -164,8 +164,8 @@ def _failed(error: BaseException, origin: str) -> UserError:
     if isinstance(error, UserError):
         return UserError(f"{where}: {error}")
     what = f"{where}: the recipe failed"
-    said = "".join(traceback.format_exception_only(error)).strip()
-    return UserError(what, got=said, fix=suggested_fix(error, own[-1].line if own else None))
+    message = "".join(traceback.format_exception_only(error)).strip()
+    return UserError(what, got=message, fix=suggested_fix(error, own[-1].line if own else None))
 
 
 def _explained(kind: type[BaseModel], error: ValidationError, where: str) -> UserError:

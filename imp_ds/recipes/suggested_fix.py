@@ -1,4 +1,4 @@
-"""How to mend what Python says of a recipe file: the name that was meant, where one is misspelt or not imported."""
+"""How to fix what Python reports of a recipe file: the name that was meant, where one is misspelt or not imported."""
 
 import difflib
 import re

@@ -17,7 +17,7 @@ class StageProgress:
     def __enter__(self):
         from rich.progress import MofNCompleteColumn, Progress
 
-        self.bar, self.tasks, self._said = None, {}, {}
+        self.bar, self.tasks, self._last_line = None, {}, {}
         if sys.stdout.isatty():
             self.bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
             self.bar.start()
@@ -40,6 +40,6 @@ class StageProgress:
         now = time.monotonic()
         if done >= total:
             print(f"{stage}: {done}", flush=True)
-        elif now - self._said.setdefault(stage, now) > _LINE_S:
-            self._said[stage] = now
+        elif now - self._last_line.setdefault(stage, now) > _LINE_S:
+            self._last_line[stage] = now
             print(f"{stage}: {done} of {total}", flush=True)

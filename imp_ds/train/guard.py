@@ -11,7 +11,7 @@ from collections import deque
 
 WINDOW = 128
 MIXTURE = "*"  # in place of a task, where ranks train several in one step; no task has this name
-LEAST = 64  # below so many values the deviation says little, and everything finite is accepted
+LEAST = 64  # below so many values the deviation shows little, and everything finite is accepted
 
 
 class Guard:

@@ -7,7 +7,7 @@ them stop after the same one.
 
     with Preemption() as preemption:
         ...                                       # a step
-        if not all ranks say `not preemption.requested`:
+        if not all ranks have `not preemption.requested`:
             ...                                   # save
             raise preemption.preempted(step, folder)
 """

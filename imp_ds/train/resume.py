@@ -1,6 +1,6 @@
 """Which checkpoint a run goes on from: what `--resume` means.
 
-    auto     the newest complete one, or the start when the run has none: what a job says that may be restarted at any time
+    auto     the newest complete one, or the start when the run has none: for a job that may be restarted at any time
     latest   the newest complete one; there must be one
     STEP     the one of that step; there must be none of a later step
 """

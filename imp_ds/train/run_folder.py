@@ -110,8 +110,8 @@ def _check_same(output_dir: Path, run: RunConfig, resume: bool, allow_changes: b
             fix="--output_dir DIR for a new run, or --resume auto to go on with this one",
         )  # fmt: skip
     changed = differences(load_run(output_dir), run)
-    asked = {path: said for path, said in changed.items() if _among(path, _ON_REQUEST)}
-    refused = [said for path, said in changed.items() if path not in asked or not allow_changes]
+    asked = {path: line for path, line in changed.items() if _among(path, _ON_REQUEST)}
+    refused = [line for path, line in changed.items() if path not in asked or not allow_changes]
     if refused:
         more = "" if asked.keys() != changed.keys() else "; with --allow_changes these too"
         raise UserError(
@@ -123,8 +123,8 @@ def _check_same(output_dir: Path, run: RunConfig, resume: bool, allow_changes: b
         )  # fmt: skip
     if "train.init_from" in asked and (newest := checkpoint.newest(output_dir, lambda message: None)) is not None:
         checkpoint.Reader(newest, run.train.init_from).check_base()
-    for said in asked.values():
-        print(f"changed from here on: {said}", flush=True)
+    for line in asked.values():
+        print(f"changed from here on: {line}", flush=True)
 
 
 def _clear(output_dir: Path) -> None:

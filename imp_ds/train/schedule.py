@@ -19,7 +19,7 @@ import numpy as np
 from imp_ds.errors import UserError
 
 SCHEDULES = ("rotation", "sampling", "sampling_per_rank")
-_KEPT = 4  # blocks of draws that are kept: whoever asks comes back to the last few only
+_KEPT = 4  # blocks of draws that are kept: callers come back to the last few only
 
 
 class Occurrence(NamedTuple):

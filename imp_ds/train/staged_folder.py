@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imp_ds.errors import UserError
 
-# how what is written in Rust (safetensors, tokenizers) says that the system refused to write
+# how what is written in Rust (safetensors, tokenizers) reports that the system refused to write
 _OF_THE_SYSTEM = re.compile(r"\(os error \d+\)|No space left|File too large|Disk quota")
 
 

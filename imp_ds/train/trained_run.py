@@ -17,7 +17,7 @@ from imp_ds.train.run_folder import load_run
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """`reader` is that of a checkpoint that has been verified; `reader.state["step"]` says which."""
+    """`reader` is that of a checkpoint that has been verified; `reader.state["step"]` gives it."""
 
     run: RunConfig
     processor: ProcessorMixin

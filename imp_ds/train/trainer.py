@@ -196,7 +196,7 @@ class Trainer:
         if self.before:
             self.monitor.record_evaluation(0, self.before, {}, split=BEFORE)
         if (without := unscored_note(unscored(self.run, "validation"), "validation")) is not None:
-            self.monitor.progress.say(without)
+            self.monitor.progress.log(without)
         samples, sounds = first_samples(self.loader.batches, SHOWN_SAMPLES)
         self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), sounds)
 
@@ -370,7 +370,7 @@ class Trainer:
         results, evaluators = self.evaluate(), self.evaluators
         split, without = final_split(self.run)
         if without is not None:
-            self.monitor.progress.say(without)
+            self.monitor.progress.log(without)
         if split == "test":
             evaluators = build_evaluators(self.run, self.processor, "test")
             with uncompiled():

@@ -38,7 +38,7 @@ def measured() -> dict[str, float]:
     record = Evaluation(name="pictures", modality="vision", source=TASK.source, views=TASK.views, captioner="captions", beam=3)
     references = [[caption] for caption in CAPTIONS]
     evaluator = CaptioningEvaluator(record, TASK, lambda: map(entries, dealt), references, TOKENIZER)
-    return by_name(evaluate(small_model(), [evaluator])) | {"said": evaluator.said}
+    return by_name(evaluate(small_model(), [evaluator])) | {"generated": evaluator.generated}
 
 
 def compare_all(out: str) -> None:

@@ -68,7 +68,7 @@ except UserError as error:
 
 def test_an_objective_that_leaves_something_open_is_refused_at_import():
     page = shown_files("extending.md")["my_objectives.py"]
-    with pytest.raises(UserError, match="(?s)LabelRegression does not say all of itself.*no kernels"):
+    with pytest.raises(UserError, match="(?s)LabelRegression does not define all parts.*no kernels"):
         exec(page.replace("    def kernels(self, shape):", "    def costs(self, shape):"), {"__name__": "mine"})
 
 
@@ -132,5 +132,5 @@ except UserError as error:
 
 def test_a_router_that_leaves_something_open_is_refused_at_import():
     page = shown_files("extending.md")["my_routers.py"]
-    with pytest.raises(UserError, match="(?s)TopPRouter does not say all of itself.*no rows"):
+    with pytest.raises(UserError, match="(?s)TopPRouter does not define all parts.*no rows"):
         exec(page.replace("    def rows(self", "    def count(self"), {"__name__": "mine"})

@@ -114,7 +114,7 @@ def test_names_and_options_of_evaluators_are_refused_with_a_suggestion(tmp_path,
         with pytest.raises(ValueError, match=f"(?s){said}"):
             neighbour_run(tmp_path / str(len(said)), **fields)
     page = shown_files("extending.md")["my_evaluators.py"]
-    with pytest.raises(UserError, match="(?s)NeighbourEvaluator does not say all of itself.*no run"):
+    with pytest.raises(UserError, match="(?s)NeighbourEvaluator does not define all parts.*no run"):
         exec(page.replace("    def run(self", "    def measure(self"), {"__name__": "mine"})
     with pytest.raises(UserError, match="two of one name: the evaluator captioning"):
         exec(page.replace('kind = "neighbours"', 'kind = "captioning"'), {"__name__": "mine"})

@@ -87,5 +87,5 @@ def test_a_family_that_leaves_something_open_is_refused_at_import(monkeypatch):
         monkeypatch.setattr(known, "kinds", dict(known.kinds))
     monkeypatch.setattr("imp_ds.objectives.registry.OBJECTIVES", ObjectiveRecord.kinds)
     page = shown_files("extending.md")["my_families.py"]
-    with pytest.raises(UserError, match="(?s)LlamaFamily does not say all of itself.*no processor"):
+    with pytest.raises(UserError, match="(?s)LlamaFamily does not define all parts.*no processor"):
         exec(page.replace("    def processor(", "    def tokens("), {"__name__": "mine"})

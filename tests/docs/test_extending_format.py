@@ -74,7 +74,7 @@ def test_names_and_options_of_formats_are_refused_with_a_suggestion(formats):
 
 def test_a_format_that_leaves_something_open_is_refused_at_import():
     page = shown_files("extending.md")["my_formats.py"]
-    with pytest.raises(UserError, match="(?s)JsonFormat does not say all of itself.*no find"):
+    with pytest.raises(UserError, match="(?s)JsonFormat does not define all parts.*no find"):
         exec(page.replace("    def find(self", "    def search(self"), {"__name__": "mine"})
     with pytest.raises(UserError, match="(?s)two of one name: the format parquet.*imp_ds.data.sources.parquet"):
         exec(page.replace("json_samples", "parquet"), {"__name__": "mine"})

@@ -1,7 +1,7 @@
 """From speech to images, which no task ever compared: both were named by texts alone, in the space that all tasks share.
 
 A voice finds the images whose vectors are nearest to its own. Each is read as its own task reads it, under that task's
-condition; an image is right when it shows the digit that is said.
+condition; an image is right when it shows the spoken digit.
 
 Shapes: N rows of a split, C width of the common space.
 """

@@ -43,13 +43,13 @@ def compare_routers(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError("the output folder cannot be written", got=f"{out}: {error.strerror}", fix="name another") from None
-    say = lambda line: print(line, flush=True)  # noqa: E731
+    log = lambda line: print(line, flush=True)  # noqa: E731
     with StageProgress() as progress:
-        run_jobs(jobs, parallel, progress=progress, say=say)
+        run_jobs(jobs, parallel, progress=progress, log=log)
         times = _times(out, jobs, rounds, progress)
     command = _command_line(out, data, routers, seeds, steps, parallel, samples, rounds, settings)
     _write(out, jobs, times, facts(command, jobs[0].run().train.steps, seeds, samples), rounds)
-    say(f"wrote {out / PAGE}, {out / TABLE}, {out / PICTURE}")
+    log(f"wrote {out / PAGE}, {out / TABLE}, {out / PICTURE}")
 
 
 def _times(out: Path, jobs: list[Job], rounds: int, progress: Callable) -> dict[int, dict[str, dict]]:
@@ -107,8 +107,8 @@ def _notes(study: dict, times: dict[int, dict], conditional: list[int], rounds: 
         f"feed-forward ({WEIGHTS}): 1 is what steps of a task's own do, below 0 they harm. Layers with experts are "
         f"{', '.join(map(str, conditional)) or 'none'}, counted from 0.",
         "Scores are those of the test split: handwriting never seen, voices never heard. Never trained are captions of films, "
-        "said as those of images are, and images that a voice finds by its vector, where both were named by texts alone: right "
-        "is any image of the digit that is said, about a tenth of them.",
+        "generated as those of images are, and images that a voice finds by its vector, where both were named by texts alone: "
+        "right is any image of the spoken digit, about a tenth of them.",
     ]  # fmt: skip
     if found := [difference for difference in merged if difference is not None]:
         notes.append(f"Merged models answer as those with experts do, to {max(found):.1e} of the largest number.")

@@ -43,11 +43,11 @@ class _Running:
 
 
 def run_jobs(
-    jobs: list[Job], parallel: int, *, progress: Callable[[str, int, int], None], say: Callable[[str], None] = print
+    jobs: list[Job], parallel: int, *, progress: Callable[[str, int, int], None], log: Callable[[str], None] = print
 ) -> None:
     """Bring all jobs to their ends, at most `parallel` at a time; those that are done are not touched.
 
-    progress: called with ("training", steps done, steps in all). say: called with a line when a process has ended.
+    progress: called with ("training", steps done, steps in all). log: called with a line when a process has ended.
 
     Raises UserError when one fails; the others are then stopped, after a checkpoint.
     """
@@ -55,7 +55,7 @@ def run_jobs(
     steps, threads = {job.name: job.run().train.steps for job in jobs}, max(1, len(os.sched_getaffinity(0)) // parallel)
     reported, kept = None, signal.signal(signal.SIGTERM, _leave)
     if done := len(jobs) - len(waiting):
-        say(f"{done} of {len(jobs)} runs are done already")
+        log(f"{done} of {len(jobs)} runs are done already")
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
@@ -65,7 +65,7 @@ def run_jobs(
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 one.check()
-                say(f"{one.job.name}: {one.command[3]} took {time.monotonic() - one.since:.0f} s")
+                log(f"{one.job.name}: {one.command[3]} took {time.monotonic() - one.since:.0f} s")
                 if one.job.command() is not None:
                     waiting.insert(0, one.job)
             open_steps = {one.job.name: steps[one.job.name] - one.job.steps_done() for one in running}

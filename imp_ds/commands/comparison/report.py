@@ -83,7 +83,7 @@ def _head(study: dict) -> list[str]:
 
 
 def _finite(value):
-    """The same with null for what JSON cannot say."""
+    """The same with null for what JSON cannot hold."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list):

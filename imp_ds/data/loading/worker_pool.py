@@ -1,4 +1,4 @@
-"""Processes that make the parts of a sequence: each the next one that nobody has begun, all of them a few parts ahead of whoever
+"""Processes that make the parts of a sequence: each the next one that nobody has begun, all of them a few parts ahead of what
 takes the parts in order.
 
 So a worker that is slow, or whose part is, keeps no other waiting. The workers share the number of the next part, and each has a

@@ -8,7 +8,7 @@ hold one copy of it, and share one row of the router, so that they are chosen to
 
 What becomes of the combine weights p_e: experts of one copy weigh the same, so where the weights of a token sum to 1, each
 slice gets 1 / G of them, and the output matrix of a slice is multiplied by G: sum_e p_e G f_(e mod G)(x) = sum_g f_g(x). The
-outputs are then the dense model's, whatever the router says: under expert choice (weights are not renormalised) with
+outputs are then the dense model's, whatever the router is: under expert choice (weights are not renormalised) with
 capacity_factor = num_experts, under top-k (renormalised for k > 1) with experts_per_token a multiple of G and nothing dropped.
 Expert choice with a smaller factor c starts from near-uniform probabilities: a token's weights sum to little more than
 c / num_experts on average, the mixtures give that much less than the dense feed-forward, and training has to make up for it.
@@ -121,7 +121,7 @@ def sparse_config(dense: ImpConfig, *, num_experts: int, moe_layers=None, slices
         num_experts=num_experts, expert_intermediate_size=dense.intermediate_size // slices,
         moe_layers=f"last:{max(1, dense.num_hidden_layers // 2)}" if moe_layers is None else moe_layers,
     )  # fmt: skip
-    # what a dense model says of routing means nothing, and would hold against the defaults of a gate
+    # what a dense model has of routing means nothing, and would hold against the defaults of a gate
     kept = {name: value for name, value in dense.to_dict().items() if name not in ("router", "gate_tasks", "conditional_linears")}
     config = ImpConfig.from_dict({**kept, **routing, **changes})
     if config.expert_activation != "gelu":

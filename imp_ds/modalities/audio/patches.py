@@ -141,7 +141,7 @@ def _place(
     samples_N: np.ndarray, rate: int, target: int, row_N: np.ndarray, crop: str, rng: np.random.Generator | None,
     do_normalize: bool,
 ):  # fmt: skip
-    """Write a sound into its row of silence: resampled, cut or shifted as `crop` says, and normalised."""
+    """Write a sound into its row of silence: resampled, cut or shifted by `crop`, and normalised."""
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate < 1:
         raise UserError("a sampling rate must be a whole number of samples per second", got=repr(rate), allowed="such as 16000")
     wanted = math.ceil(len(row_N) * rate / target)

@@ -97,8 +97,8 @@ class OpenSound:
 
 
 def _unreadable(name: str, error: Exception) -> BadSample:
-    said = str(error).strip().partition("\n")[0] or type(error).__name__
-    return BadSample("unreadable sound", f"{name}: {said}")
+    message = str(error).strip().partition("\n")[0] or type(error).__name__
+    return BadSample("unreadable sound", f"{name}: {message}")
 
 
 class _ByLibsndfile(OpenSound):

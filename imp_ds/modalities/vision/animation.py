@@ -58,8 +58,8 @@ def _times(opened: OpenImage) -> Times:
         image.seek(frame)
         image.load()  # WebP and AVIF tell the duration with the pixels alone
         start_N.append(now)
-        said = image.info.get("duration") or 0
-        now += int(said) if said >= _LEAST_MS else _UNSAID_MS
+        stated = image.info.get("duration") or 0
+        now += int(stated) if stated >= _LEAST_MS else _UNSAID_MS
     return Times(np.array(start_N, dtype=np.int64), now)
 
 

@@ -81,5 +81,5 @@ def bad_image(name: str, error: Exception) -> BadSample:
         return BadSample("too large", f"{name}: {error}")
     if isinstance(error, Image.UnidentifiedImageError):
         return BadSample("unreadable image", f"{name}: no image of a kind that is read: {ALLOWED}")
-    said = str(error).strip().partition("\n")[0] or type(error).__name__
-    return BadSample("unreadable image", f"{name}: {said}")
+    message = str(error).strip().partition("\n")[0] or type(error).__name__
+    return BadSample("unreadable image", f"{name}: {message}")

@@ -29,7 +29,7 @@ def size_pair(size) -> tuple[int, int]:
 
 
 def upright(image):
-    """A PIL image turned as its EXIF orientation says; anything else, and an image whose EXIF cannot be read, as it is."""
+    """A PIL image turned by its EXIF orientation; anything else, and an image whose EXIF cannot be read, as it is."""
     if not isinstance(image, Image.Image):
         return image
     try:

@@ -107,7 +107,7 @@ def encode_with_spe(model, parts: list[tuple], key_B: torch.Tensor | None = None
 
 def encode_at_mark(model, parts: list[tuple], key_B: torch.Tensor | None = None):
     """The Encoding of the segments of `parts`, of which the last text has a mask token: its `pooled_BD` is the state of the first
-    one there. A text without one would be read at its beginning; whoever makes the texts sees to it that there is one."""
+    one there. A text without one would be read at its beginning; the code that makes the texts ensures one."""
     spe_inputs(model.config, 1, torch.device("cpu"))  # that there is such a token
     encoding = model.encode_segments(parts, key_B)
     place = max(i for i, (modality, _, _) in enumerate(parts) if modality == "text")

@@ -31,7 +31,7 @@ def rows_of_experts(count_E: Tensor | None) -> Count:
 
 
 def router_logits(x_TD: Tensor, weight_ED: Tensor) -> tuple[Tensor, Tensor]:
-    """x weight^T in float32, whatever the types of tokens and weights: [T, E]; and x, for whoever computes with the tokens:
+    """x weight^T in float32, whatever the types of tokens and weights: [T, E]; and x, for code that computes with the tokens:
     kernels add the gradients of both uses in one pass."""
     weight_ED = weight_ED.float()
     if _has_kernels(x_TD) and x_TD.dtype == torch.bfloat16 and len(weight_ED) <= gpu_router.MOST_EXPERTS:

@@ -5,9 +5,9 @@ multiplied without the matrix units. But a float32 number is the sum of three bf
 matrix units take the tokens as they are, and each part of the weights in turn, and add in float32. The gradient of the weights
 splits the logits' gradient in the same way; that of the tokens is rounded to bfloat16 anyway, and two parts will do.
 
-The tokens go on to whoever computes with them: the gradient that comes back from there and that of the logits are added up in the
-same pass. Nothing is added with atomics: results are the same at every run. Both directions are operators of torch.library, so
-torch.compile keeps one graph.
+The tokens go on to the code that computes with them: the gradient that comes back from there and that of the logits are added up
+in the same pass. Nothing is added with atomics: results are the same at every run. Both directions are operators of
+torch.library, so torch.compile keeps one graph.
 
 Shapes: T flat tokens, D width, E experts.
 """

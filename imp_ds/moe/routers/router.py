@@ -1,4 +1,4 @@
-"""The contract of a router: how experts are chosen. Each router is one class in a file of its own, which says
+"""The contract of a router: how experts are chosen. Each router is one class in a file of its own, which gives
 
     kind, Options         its name, and what can be set of it, as a record
     choose                the decision, from the logits of groups of tokens

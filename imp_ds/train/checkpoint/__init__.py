@@ -6,7 +6,7 @@
     checkpoints/latest           the name of the newest complete one
 
 A rank writes the ranges of weights and moments that its optimizer holds, as float32 safetensors by parameter name; the index
-says which file has which elements of a parameter, so any number of ranks, ep_size and ZeRO stage can read them. DeepSpeed's
+lists which file has which elements of a parameter, so any number of ranks, ep_size and ZeRO stage can read them. DeepSpeed's
 own format is a pickle, is published before all ranks have written, and wants three matrices in an expert. What is not trained is
 referred to, by path and sha256; persistent buffers are written as they are; a rank's random state serves as many ranks again.
 

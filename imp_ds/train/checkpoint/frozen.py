@@ -125,7 +125,7 @@ def _write(mine: dict[str, torch.Tensor], full_shapes: dict, root: Path) -> tupl
 
 
 def remove_unreferred(root: Path) -> None:
-    """Delete what the run wrote for checkpoints that are no more. Nothing, where a checkpoint cannot say what it refers to."""
+    """Delete what the run wrote for checkpoints that are no more. Nothing, where a checkpoint does not give what it refers to."""
     used = set()
     try:
         for folder in files.published(root):

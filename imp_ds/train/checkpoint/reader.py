@@ -1,4 +1,4 @@
-"""Find a complete checkpoint, and read any range of any parameter from it, whoever wrote it.
+"""Find a complete checkpoint, and read any range of any parameter from it, whatever wrote it.
 
 JSON and safetensors are all that is read: nothing in a checkpoint can be executed.
 """
@@ -140,7 +140,7 @@ class Reader:
                 raise UserError(
                     "the weights that the run does not train are no longer those that it was saved with", got=f"{path}: {found}",
                     allowed=f"{before['path']}: sha256 {before['sha256']}, as {self.folder / files.REFERENCES} names it",
-                    fix="put that file back, or say where the model lies now: --set train.init_from=FOLDER --allow_changes",
+                    fix="put that file back, or give where the model is now: --set train.init_from=FOLDER --allow_changes",
                 )  # fmt: skip
 
     def read(self, key: str, start: int, stop: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: read it, fill every "auto" from the run, and refuse a literal that says something else.
+"""DeepSpeed's JSON: read it, fill every "auto" from the run, and refuse a literal that disagrees.
 
 The files hold engine facts (ZeRO stage, offload, precision, communication). What the run owns stands there as "auto".
 """
@@ -143,7 +143,7 @@ def _setting(path: str) -> str:
 
 
 def _check_ep_size(section: dict, run: RunConfig) -> None:
-    """Our own section, which says what a shipped file is meant for: {"imp_ds": {"ep_size": 2}}."""
+    """Our own section, which gives what a shipped file is meant for: {"imp_ds": {"ep_size": 2}}."""
     unknown = sorted(set(section) - {"ep_size"})
     if unknown:
         raise UserError(

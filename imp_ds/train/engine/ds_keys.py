@@ -1,4 +1,4 @@
-"""Which keys DeepSpeed's configuration may hold, at every depth, and what DeepSpeed itself says to their values.
+"""Which keys DeepSpeed's configuration may hold, at every depth, and what DeepSpeed itself checks of their values.
 
 DeepSpeed 0.19.8 passes over most keys that it does not know, and what is misspelt is then not done. Sections that are records of
 its own are read from these; the others are looked up by name in its code, and stand here.
@@ -31,7 +31,7 @@ _SECTIONS = {
     "checkpoint.writer": "type io_buffer_size io_buffer_double io_multiplier show_statistics data_parallel decoupled",
     "timers": "throughput",
 }
-# parts of DeepSpeed that this trainer does not run: their keys would say something that is not done
+# parts of DeepSpeed that this trainer does not run: their keys would have no effect
 _UNUSED = (
     "autotuning", "data_efficiency", "datastates", "datastates_ckpt", "hybrid_engine", "pipeline", "sequence_parallel_size",
     "tensor_parallel", "vocabulary_size", "weight_quantization",

@@ -36,7 +36,7 @@ from imp_ds.train.engine.surrogate_loss import own_gradients, rescale_to_norm, s
 
 
 def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800.0) -> torch.device:
-    """Join the other ranks, whoever launched us, and return this rank's device.
+    """Join the other ranks, whatever launched us, and return this rank's device.
 
     timeout_s: of the collectives. Raises UserError, naming them, when some ranks have not started within start_timeout_s.
     """
@@ -56,7 +56,8 @@ def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800
 
 
 def parameter_groups(model: TrainModule, weight_decay: float) -> list[dict]:
-    """Two groups: weight decay acts on what the model says, matrices that multiply ("kernels"). Frozen parameters are in none."""
+    """Two groups: weight decay acts on what the model names, matrices that multiply ("kernels"). Frozen parameters are in
+    none."""
     kernels, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -146,7 +147,7 @@ class Engine:
     def update(
         self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite, target_norm: float | None = None
     ) -> tuple[float, bool]:
-        """Backward, and one optimizer step unless `accept(gradient norm)` says no; it is asked once, and must say the same on
+        """Backward, and one optimizer step unless `accept(gradient norm)` is false; it is called once, and must agree on
         every rank.
 
         target_norm: the norm that the gradient is rescaled to (Uni-Perceiver v2, arXiv 2211.09808, task-balanced gradient
@@ -204,7 +205,7 @@ class Engine:
         """ZeRO 1 to 3 know the norm inside their step alone; there the step is discarded as they discard an invalid norm, by
         the sentinel -1 (0.19.8)."""
         zero = self.deepspeed.optimizer
-        # it would say of every step that is left out that its gradients are not finite; the trainer says why it was
+        # it would log of every skipped step that its gradients are not finite; the trainer logs the reason
         zero.loss_scaler.update_scale = lambda overflow: None
         if self.stage == 3:
             norms_of_groups = zero._get_norm_groups

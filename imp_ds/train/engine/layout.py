@@ -1,6 +1,6 @@
 """What cannot be right is refused here, before anything is allocated: the run against its ranks and DeepSpeed's settings.
 
-The facts behind it were found by running DeepSpeed 0.19.8; each refusal says which.
+The facts behind it were found by running DeepSpeed 0.19.8; each refusal names which.
 """
 
 from imp_ds.config import RunConfig

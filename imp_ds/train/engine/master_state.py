@@ -1,7 +1,7 @@
 """The float32 weights and Adam moments that this rank's optimizer holds, whatever form a ZeRO stage keeps them in.
 
 A parameter is seen as one flat array over all of its experts; a rank holds a range of it. Reading and writing ranges needs
-no exchange between ranks, and a range says nothing of the number of ranks or the stage, so neither does a checkpoint.
+no exchange between ranks, and a range does not depend on the number of ranks or the stage, so neither does a checkpoint.
 `engine` is an `imp_ds.train.engine.engine.Engine`. What is known of DeepSpeed 0.19.8's insides stands here.
 """
 

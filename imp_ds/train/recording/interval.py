@@ -13,7 +13,7 @@ REPORTED = ("z_loss", "balance_loss", "usage", "dropped_fraction", "mean_combine
 
 @dataclass
 class StepRecord:
-    """What one step, or the part of the ranks that had the task, said of itself; tensors are detached and still on their device.
+    """What one step, or the part of the ranks that had the task, measured; tensors are detached and still on their device.
 
     share: of the ranks that trained the task; examples, tokens, FLOPs and seconds are theirs, so that those of a step add up.
     """

@@ -99,7 +99,7 @@ class Monitor:
         if not self.enabled:
             return
         self.progress.advance(step)
-        self.progress.say(f"step {step} of task {task} was skipped: {reason} ({skipped} skipped so far)")
+        self.progress.log(f"step {step} of task {task} was skipped: {reason} ({skipped} skipped so far)")
         self.board.scalars(step, {"optimizer/skipped_steps": skipped})
 
     def record_rejections(self, step: int, new: list[Rejection], counts: dict[str, dict[str, int]]) -> None:
@@ -110,7 +110,7 @@ class Monitor:
         for rejection in new:
             if (rejection.source, rejection.reason) not in self._logged_kinds:
                 self._logged_kinds.add((rejection.source, rejection.reason))
-                self.progress.say(f"left out: {rejection.source}, {rejection.key}: {rejection.reason} ({rejection.detail})")
+                self.progress.log(f"left out: {rejection.source}, {rejection.key}: {rejection.reason} ({rejection.detail})")
         tags = {f"data/{source}/left_out/{reason}": n for source, reasons in counts.items() for reason, n in reasons.items()}
         self.board.scalars(step, tags)
 
@@ -129,8 +129,8 @@ class Monitor:
         prefix = "" if split == "validation" else f"{split}/"
         self.board.scalars(step, {prefix + name: value for name, value in by_name(metrics).items()})
         self.board.flush()
-        said = in_one_line(metrics) or ("evaluated" if metrics else "nothing was evaluated: no evaluation and no head to score")
-        self.progress.say(f"step {step}, {split}: {said}")
+        parts = in_one_line(metrics) or ("evaluated" if metrics else "nothing was evaluated: no evaluation and no head to score")
+        self.progress.log(f"step {step}, {split}: {parts}")
 
     def record_interference(self, step: int, found: dict[str, Interference]) -> None:
         """How the tasks interfere after `step` steps, by the names of weights."""
@@ -139,21 +139,21 @@ class Monitor:
         try:
             record_interference(self.board, self.output_dir, step, found)
         except OSError as error:
-            self.progress.say(f"the picture of the interference cannot be written: {error.strerror or error}")
+            self.progress.log(f"the picture of the interference cannot be written: {error.strerror or error}")
         between = sum(measured.between_tasks for measured in found.values()) / len(found)
-        self.progress.say(f"step {step}: interference between tasks {between:.2f}, a task with itself 1")
+        self.progress.log(f"step {step}: interference between tasks {between:.2f}, a task with itself 1")
 
     def record_examples(
-        self, step: int, evaluation: Evaluation, shown: Batch, said: list[tuple[str, str]], processor
+        self, step: int, evaluation: Evaluation, shown: Batch, captions: list[tuple[str, str]], processor
     ) -> None:  # fmt: skip
         """What a model has made after `step` steps of the samples of `shown`, such as captions; these are drawn as the model saw
         them; beside it what it was to be."""
         if not self.enabled:
             return
-        tag, captions = f"captions/{evaluation.name}", list(zip(*said))
+        tag, captions = f"captions/{evaluation.name}", list(zip(*captions))
         for what, picture in batch_pictures(shown, evaluation.views, processor, SAMPLES).items():
             self.board.picture(f"{tag}/{what}", picture, step)
-        self.board.text(f"{tag}/said", sample_table(dict(zip(("said", "in the corpus"), captions))), step)
+        self.board.text(f"{tag}/generated", sample_table(dict(zip(("generated", "in the corpus"), captions))), step)
         self.board.flush()
 
     def log_projector(self, name: str, vectors_NC: torch.Tensor, labels=None, images_N3HW=None, *, step: int) -> None:
@@ -199,13 +199,13 @@ class Monitor:
 
 
 def _facts(found: dict, tags: dict[str, float]) -> str:
-    """What a log line says of an interval beside the losses: mean training accuracy, gradient norm, rate and speed."""
+    """What a log line shows of an interval beside the losses: mean training accuracy, gradient norm, rate and speed."""
     tasks = [[value for name, value in of.items() if name.startswith("accuracy/")] for of in found["tasks"].values()]
     means = [sum(values) / len(values) for values in tasks if values]
-    said = [f"accuracy {100 * sum(means) / len(means):.1f} %"] if means else []
+    parts = [f"accuracy {100 * sum(means) / len(means):.1f} %"] if means else []
     if (norm := tags.get("optimizer/grad_norm")) is not None:
-        said.append(f"grad norm {norm:.3g}")
-    return "  ".join([*said, f"lr {found['learning_rate']:.2e}", f"{found['examples_per_s']:,.0f} samples/s"])
+        parts.append(f"grad norm {norm:.3g}")
+    return "  ".join([*parts, f"lr {found['learning_rate']:.2e}", f"{found['examples_per_s']:,.0f} samples/s"])
 
 
 def train_scalars(found: dict) -> dict[str, float]:
@@ -281,7 +281,7 @@ def _read_line(line: dict) -> None:
 
 
 def _finite(value):
-    """The same value with null for what JSON cannot say."""
+    """The same value with null for what JSON cannot hold."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -40,7 +40,7 @@ class Progress:
             self._bar.update(self._row, completed=done)
 
     def report(self, losses: dict[str, float], facts: str) -> None:
-        """The end of a log interval: mean loss of each task that trained in it, and what else is said of it, in words."""
+        """The end of a log interval: mean loss of each task that trained in it, and other facts, in words."""
         if not self.enabled:
             return
         self._measure()
@@ -51,10 +51,10 @@ class Progress:
             mean = sum(losses.values()) / max(1, len(losses))
             self._bar.update(self._row, note=f"loss {mean:.3f}  {facts}  {left}")
         else:
-            self.say(f"step {self.done}/{self.total}  {known}  {facts}  {left}")
+            self.log(f"step {self.done}/{self.total}  {known}  {facts}  {left}")
 
-    def say(self, line: str) -> None:
-        """One line, above the bar where there is one; what a user's data say in it cannot end it."""
+    def log(self, line: str) -> None:
+        """One line, above the bar where there is one; control characters in a user's data cannot end it."""
         line = printable(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)

@@ -13,7 +13,7 @@ class RecordFile:
     """Appends complete records to a file, which is made with the first one.
 
     A write that fails is taken back, so that no part of a record stays in the file, and its records wait in memory for the next
-    `flush`. This is said once for all files of the process, on standard error, and once when all of them are written again.
+    `flush`. This is logged once for all files of the process, on standard error, and once when all of them are written again.
     """
 
     _waiting: set[Path] = set()  # the files whose records wait, of the whole process

@@ -38,7 +38,7 @@ class FakeJob:
 
 def run(jobs, parallel=2):
     reported, lines = [], []
-    run_jobs(jobs, parallel, progress=lambda *how_far: reported.append(how_far), say=lines.append)
+    run_jobs(jobs, parallel, progress=lambda *how_far: reported.append(how_far), log=lines.append)
     return reported, lines
 
 

@@ -40,7 +40,7 @@ def test_an_error_cannot_be_given_an_additional_entry():
 
 def test_progress_and_tables_say_it_in_one_line(capsys):
     out = io.StringIO()
-    Progress(1, stream=out).say(f"left out: {FORGED}")
+    Progress(1, stream=out).log(f"left out: {FORGED}")
     assert out.getvalue() == "left out: a\\x1b[2J\\nerror: forged\\r\\x9b31m\\u202e.png\n"
     with StageProgress() as progress:
         progress(FORGED, 1, 1)

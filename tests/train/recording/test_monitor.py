@@ -291,7 +291,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     progress = Progress(100, 40, stream=stream)
     progress.advance(50)
     progress.report({"image_text": 1.0, "film_text": 2.0}, "lr 1.00e-03")
-    progress.say("hello")
+    progress.log("hello")
     progress.close()
     assert "50/100" in stream.getvalue() and "loss 1.500" in stream.getvalue() and "hello" in stream.getvalue()
 

@@ -13,21 +13,21 @@ from imp_ds.tasks import Batch, Evaluation
 from imp_ds.train.recording.monitor import Monitor
 
 
-def test_pictures_stand_beside_what_was_said_of_them(tmp_path):
+def test_pictures_stand_beside_the_generated_captions(tmp_path):
     record = Evaluation(name="pictures", modality="vision", source=TASK.source, views=TASK.views, captioner="captions")
     shown = Batch("evaluation", {"vision": pictures([0, 5])}, {})
     processor = SimpleNamespace(image_processor=SimpleNamespace(patch=[1, 4, 4]))
-    said = [("a red ball", "a red ball stands in the hall"), ("a | cup", "a blue cup")]
+    captions = [("a red ball", "a red ball stands in the hall"), ("a | cup", "a blue cup")]
     for enabled in (False, True):
         monitor = Monitor(tmp_path / str(enabled), get_recipe("digits"), enabled=enabled, total_steps=9)
-        monitor.record_examples(3, record, shown, said, processor)
+        monitor.record_examples(3, record, shown, captions, processor)
         monitor.close()
     events = EventAccumulator(str(tmp_path / "True" / "tensorboard"), size_guidance={"tensors": 0, "images": 0})
     events.Reload()
-    (text,) = events.Tensors("captions/pictures/said/text_summary")
+    (text,) = events.Tensors("captions/pictures/generated/text_summary")
     assert text.step == 3
     assert text.tensor_proto.string_val[0].decode().splitlines() == [
-        "| sample | said | in the corpus |",
+        "| sample | generated | in the corpus |",
         "| --- | --- | --- |",
         "| 1 | a red ball | a red ball stands in the hall |",
         "| 2 | a \\| cup | a blue cup |",

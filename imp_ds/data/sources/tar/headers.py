@@ -36,7 +36,7 @@ def members(number: int) -> Iterator[Member]:
 
     Raises Damaged where a header is cut or is none.
     """
-    end, at, said = os.fstat(number).st_size, 0, {}
+    end, at, stated = os.fstat(number).st_size, 0, {}
     while at < end:
         header = os.pread(number, _BLOCK, at)
         if len(header) < _BLOCK:
@@ -47,13 +47,13 @@ def members(number: int) -> Iterator[Member]:
             raise Damaged(f"there is no tar header at byte {at}")
         kind, size, begin = header[156:157], _number(header[124:136], at), at + _BLOCK
         if kind == _LONG_NAME or kind in _PAX:
-            said |= _extra(kind, _bytes(number, begin, size), at)
+            stated |= _extra(kind, _bytes(number, begin, size), at)
         elif kind not in (_LONG_LINK, b"g"):
-            size = said.get("size", size)
+            size = stated.get("size", size)
             begin = _past_map(number, begin, header) if kind == _SPARSE else begin
-            name = said.get("name") or _name(header)
-            yield Member(name, begin, size, _kind(kind, name, said))
-            size, said = 0 if kind in _WITHOUT_DATA else size, {}
+            name = stated.get("name") or _name(header)
+            yield Member(name, begin, size, _kind(kind, name, stated))
+            size, stated = 0 if kind in _WITHOUT_DATA else size, {}
         at = begin + (size + _BLOCK - 1) // _BLOCK * _BLOCK
 
 
@@ -82,30 +82,30 @@ def _name(header: bytes) -> str:
     return os.fsdecode(name)
 
 
-def _kind(kind: bytes, name: str, said: dict) -> str:
-    if kind in _REGULAR and not said.get("sparse"):
+def _kind(kind: bytes, name: str, stated: dict) -> str:
+    if kind in _REGULAR and not stated.get("sparse"):
         return "folder" if name.endswith("/") else "file"
     return "folder" if kind == _FOLDER else "other"
 
 
 def _extra(kind: bytes, data: bytes, at: int) -> dict:
-    """What a long name or a pax header says of the next entry: "name", "size", whether it is "sparse"."""
+    """What a long name or a pax header gives of the next entry: "name", "size", whether it is "sparse"."""
     if kind == _LONG_NAME:
         return {"name": os.fsdecode(data.split(b"\0", 1)[0])}
-    said = {}
+    stated = {}
     while data:
         length, space, _ = data.partition(b" ")
         if not space or not length.isdigit() or not len(length) + 2 < int(length) <= len(data):
             break  # padding
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         if key == b"path":
-            said["name"] = os.fsdecode(value)
+            stated["name"] = os.fsdecode(value)
         elif key == b"size":
-            said["size"] = _decimal(value, at)
+            stated["size"] = _decimal(value, at)
         elif key.startswith(b"GNU.sparse."):
-            said["sparse"] = True
+            stated["sparse"] = True
         data = data[int(length) :]
-    return said
+    return stated
 
 
 def _decimal(value: bytes, at: int) -> int:
