@@ -3,10 +3,17 @@
 Traffic is counted in passes over a tensor, read or written, as an eager run without fusion makes them.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 FLOAT32 = 4
+_OF_EXPERTS = re.compile(r"(^|\.)experts\.w\d?$")
+
+
+def is_of_experts(name: str) -> bool:
+    """Whether a parameter of that name is a stack of experts' weights, as layers of `imp_ds.moe` call them."""
+    return _OF_EXPERTS.search(name) is not None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from imp_ds.config import RunConfig
-from imp_ds.costs import Exchange, Kernel, Parameters
+from imp_ds.costs import Exchange, Kernel, Parameters, is_of_experts
 from imp_ds.errors import UserError
 from imp_ds.families.train_module import TrainModule
 from imp_ds.moe.layer import MoELayer
@@ -53,7 +53,7 @@ class CountedCost:
 
     def parameters(self, sizes: dict[str, int]) -> Parameters:
         encoder = sum(n for name, n in sizes.items() if name.startswith(self._blocks))
-        experts = sum(n for name, n in sizes.items() if ".experts." in name)
+        experts = sum(n for name, n in sizes.items() if is_of_experts(name))
         one = experts // (self.experts * len(self._layers)) if self.experts else 0
         active = encoder - experts
         if self.experts:

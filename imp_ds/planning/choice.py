@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from imp_ds.config import RunConfig
+from imp_ds.costs import is_of_experts
 from imp_ds.families.family import CostModel
 from imp_ds.planning.hardware_profile import HardwareProfile
 from imp_ds.planning.memory import Memory, memory_of_rank
@@ -37,7 +38,7 @@ class Case:
 
     def memory(self, ep_size: int, stage: int) -> Memory:
         """Of a rank, in the task that keeps most."""
-        experts = sum(n for name, n in self.sizes.items() if ".experts." in name)
+        experts = sum(n for name, n in self.sizes.items() if is_of_experts(name))
         rest, checkpointing = sum(self.sizes.values()) - experts, self.run.train.gradient_checkpointing
         size = VALUE_BYTES[self.precision]
         most = max(self.cost.activation_bytes(task, self.world, size, checkpointing) for task in self.run.tasks)

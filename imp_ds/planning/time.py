@@ -29,7 +29,7 @@ import math
 from dataclasses import dataclass
 
 from imp_ds.config import RunConfig
-from imp_ds.costs import Exchange
+from imp_ds.costs import Exchange, is_of_experts
 from imp_ds.families.family import CostModel
 from imp_ds.planning.hardware_profile import HardwareProfile, Link
 from imp_ds.tasks import Task
@@ -103,15 +103,15 @@ def task_weights(sizes: dict[str, int], touched_by: tuple[str, ...], shared: tup
     """From the number of elements of each parameter of a model, by name, and the prefixes of those that a task touches, and that
     every encoding runs through."""
     touched = {name: n for name, n in sizes.items() if name.startswith(touched_by)}
-    experts = sum(n for name, n in sizes.items() if ".experts." in name)
-    touched_experts = sum(n for name, n in touched.items() if ".experts." in name)
+    experts = sum(n for name, n in sizes.items() if is_of_experts(name))
+    touched_experts = sum(n for name, n in touched.items() if is_of_experts(name))
     again = [name for name in touched if name.startswith(shared)]
     modules = lambda names: len({name.rpartition(".")[0] for name in names})  # noqa: E731
     return Weights(
         rest=sum(sizes.values()) - experts, experts=experts // ep_size,
         touched_rest=sum(touched.values()) - touched_experts, touched_experts=touched_experts // ep_size,
         touched_tensors=len(touched), touched_modules=modules(touched),
-        again_rest=sum(touched[name] for name in again if ".experts." not in name),
+        again_rest=sum(touched[name] for name in again if not is_of_experts(name)),
         again_tensors=len(again), again_modules=modules(again),
     )  # fmt: skip
 

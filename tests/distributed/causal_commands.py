@@ -25,9 +25,22 @@ def use(folder: str, runs: list[str]) -> None:
     scale, missing = model.logit_scale.item(), sorted(loading["missing_keys"])
     with torch.no_grad():
         loss = model.eval()(text_batch(0)).loss.item()
-    (folder / "facts.json").write_text(json.dumps({"scale": scale, "missing": missing, "loss": loss}))
+    facts = {"scale": scale, "missing": missing, "loss": loss, "counted": _counted(folder / runs[0])}
+    (folder / "facts.json").write_text(json.dumps(facts))
     scored = ("--split", "validation", "--output", folder / "scores.json")
     _run("eval", folder / f"{runs[0]}_model", "--import", "causal_family", *scored)
+
+
+def _counted(run_dir: Path) -> dict:
+    """Costs that nobody worked out for this family."""
+    from imp_ds.families import family_of
+    from imp_ds.train.run_folder import load_run
+
+    run = load_run(run_dir)
+    cost, task = family_of(run).cost(run), run.tasks[0]
+    found = cost.parameters(cost.sizes())
+    facts = {"words": run.data.vocab_size, "flops": cost.flops(task, 4), "exchanges": cost.exchanges(task, 4, 2, 4)}
+    return facts | {"active": found.active, "encoder": found.encoder}
 
 
 def _run(*arguments) -> None:

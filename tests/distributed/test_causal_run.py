@@ -2,10 +2,10 @@
 launcher, watched, stopped and resumed, exported, loaded, evaluated."""
 
 import json
-import os
 import random
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import causal_commands
@@ -15,13 +15,13 @@ import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers.processes import ROOT, environment, run_together
+from helpers.processes import ROOT, environment, free_port, run_together
 from helpers.ranks import Ranks, command, end_well
 
 pytestmark = pytest.mark.distributed
 
 HERE = Path(__file__).parent
-FILES = ("causal_model.py", "causal_family.py", "causal_recipe.py")
+FILES = ("helpers/causal_model.py", "distributed/causal_family.py", "distributed/causal_recipe.py")
 WORDS = "a the red blue dog cat runs sits on under mat tree".split()
 
 
@@ -40,26 +40,29 @@ def arguments(folder: Path, run: str, *more: str) -> list[str]:
 
 
 def launch(folder: Path) -> None:
-    """Two ranks by our script for one node, which calls the launcher of deepspeed."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    line = ["bash", "scripts/train_one_node.sh", *arguments(folder, "launched", "--set", "train.ep_size=2")]
-    (done,) = run_together([(line, environment(PATH=path, RANKS="2"))], timeout=150, cwd=ROOT)
-    assert "step 6, validation: tokens said loss" in done.output
+    """Two ranks by the launcher of deepspeed."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
+    line = [*launcher, "--module", "imp_ds", "train", *arguments(folder, "launched", "--set", "train.ep_size=2")]
+    (done,) = run_together([(line, environment())], timeout=240, cwd=ROOT)
+    assert "step 6, validation: tokens said loss" in done.output, done
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The family's files, a corpus beside them, and the runs `alone`, `launched`, and `stopped`, which was resumed."""
     folder = tmp_path_factory.mktemp("family")
+    (folder / "helpers").mkdir()
     for name in FILES:
-        shutil.copy(HERE / name, folder)
+        shutil.copy(HERE.parent / name, folder / name.removeprefix("distributed/"))
     write_texts(folder)
-    alone = Ranks(command, "train", *arguments(folder, "alone"), ranks=1, folder=folder / "logs_alone")
-    line = arguments(folder, "stopped", "--set", "train.ep_size=2", "--resume", "auto")
-    ended = Ranks(command, "train", *line, ranks=2, folder=folder / "logs_stopped", environ={"STOP": "1"}).wait(150)
-    assert ended.codes == [75, 75] and "stopped after step 4" in str(ended), str(ended)
-    end_well([alone, Ranks(command, "train", *line, ranks=2, folder=folder / "logs_resumed")], 150)
-    launch(folder)
+    with ThreadPoolExecutor(1) as pool:
+        launched = pool.submit(launch, folder)
+        alone = Ranks(command, "train", *arguments(folder, "alone"), ranks=1, folder=folder / "logs_alone")
+        line = arguments(folder, "stopped", "--set", "train.ep_size=2", "--resume", "auto")
+        ended = Ranks(command, "train", *line, ranks=2, folder=folder / "logs_stopped", environ={"STOP": "1"}).wait(150)
+        assert ended.codes == [75, 75] and "stopped after step 4" in str(ended), str(ended)
+        end_well([alone, Ranks(command, "train", *line, ranks=2, folder=folder / "logs_resumed")], 150)
+        launched.result()
     runs = ["alone", "launched", "stopped"]
     used = Ranks(causal_commands.use, str(folder), runs, ranks=1, folder=folder / "logs_used")
     end_well([used], 150)
@@ -76,6 +79,15 @@ def steps(run: Path) -> dict[int, tuple[float, float]]:
 def test_it_is_planned(folder):
     printed = (folder / "logs_used" / "rank0.log").read_text()
     assert "causal_texts: 1 node(s) x 4 = 4 rank(s), ep_size 2" in printed and "text 12" in printed
+    counted = json.loads((folder / "facts.json").read_text())["counted"]
+    # 96 tokens, width 16: queries, keys and values, output, attention over 12 tokens, the router of 4 experts, two of them of
+    # width 32 for each token, in two layers; the head; forward, and twice as much backward
+    layer = 16 * 48 + 16 * 16 + 2 * 12 * 16 + 16 * 4 + 2 * 2 * 16 * 32
+    assert counted["flops"] == 3 * 2 * 96 * (2 * layer + 16 * counted["words"])
+    # of a rank of four 24 tokens' rows, forward and backward there and back in both layers: 2 * 2 rounds of 48 rows of 16 float32
+    assert counted["exchanges"] == [["all_to_all", 2 * 2 * 48 * 16 * 4, 4]] * 2
+    # of an expert 2 * 16 * 32 parameters, and a token meets two of four
+    assert counted["active"] == counted["encoder"] - 2 * 2 * 2 * 16 * 32
 
 
 def test_two_ranks_learn_what_one_learns(folder):

@@ -3,7 +3,7 @@
 import torch
 
 from imp_ds.config import RunConfig
-from imp_ds.costs import FLOAT32, Exchange, Kernel, Parameters
+from imp_ds.costs import FLOAT32, Exchange, Kernel, Parameters, is_of_experts
 from imp_ds.families.imp.costs import flops, memory, tokens
 from imp_ds.families.imp.costs.flops_experts import expert_rows, linear_widths
 from imp_ds.families.imp.pretraining import ImpForPreTraining
@@ -88,7 +88,7 @@ def parameter_sizes(config: ImpConfig) -> dict[str, int]:
 def count_parameters(config: ImpConfig, sizes: dict[str, int]) -> Parameters:
     """Sums over `parameter_sizes`."""
     encoder = sum(n for name, n in sizes.items() if name.startswith(SHARED))
-    experts = sum(n for name, n in sizes.items() if ".experts." in name)
+    experts = sum(n for name, n in sizes.items() if is_of_experts(name))
     one_expert = experts // (config.num_experts * len(config.moe_layer_indices)) if config.num_experts else 0
     each = expert_rows(config, 1, config.group_tokens) / config.group_tokens if config.num_experts else 0
     active = encoder - experts + round(each * one_expert * len(config.moe_layer_indices))
