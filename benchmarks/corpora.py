@@ -1,6 +1,6 @@
-"""The corpora of benchmarks/loader.py: tar shards of images, films and sounds, which all its contestants can read.
+"""The corpora of benchmarks/loader.py: tar shards of images, videos and sounds, which all its contestants can read.
 
-The photographs, films and recordings of the real corpus, packed as they are; the recordings once more as FLAC and MP3; and its
+The photographs, videos and recordings of the real corpus, packed as they are; the recordings once more as FLAC and MP3; and its
 photographs enlarged to 500 x 375, with detail laid over them, so that their JPEGs are as large as those of a camera.
 """
 
@@ -56,7 +56,7 @@ def corpora(real: Path, folder: Path) -> Iterator[Corpus]:
     yield _corpus("images, 32 x 32", folder, "jpg", images, vision=small, batch_size=64)
     enlarged = _enlarged(images[:: len(images) // ENLARGED][:ENLARGED])
     yield _corpus("images, 500 x 375", folder, "jpg", enlarged, vision=large, batch_size=32, patch=(4, 16, 16))
-    yield _corpus("films, 64 x 64", folder, "mp4", _films(real), vision=film, batch_size=16)
+    yield _corpus("films, 64 x 64", folder, "mp4", _videos(real), vision=film, batch_size=16)
     yield _corpus("sounds, wav", folder, "wav", sounds, **sound)
     for extension in ("flac", "mp3"):
         yield _corpus(f"sounds, {extension}", folder, extension, _recoded(sounds, extension), **sound)
@@ -95,7 +95,7 @@ def _images(real: Path) -> Iterator[tuple[bytes, int]]:
             yield row["image"]["bytes"], row["label"]
 
 
-def _films(real: Path) -> Iterator[tuple[bytes, int]]:
+def _videos(real: Path) -> Iterator[tuple[bytes, int]]:
     folder = real / "videos" / "train"
     for line in (folder / "metadata.jsonl").read_text().splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""Where decoding takes a shorter way, and whether it is one: JPEGs scaled by their decoder, films by key frames, torch's resize,
+"""Where decoding takes a shorter way, and whether it is one: JPEGs scaled by their decoder, videos by key frames, torch's resize,
 our change of rates.
 
     python benchmarks/decoding.py [--rounds 7] [--out benchmarks/results/decoding.md]
@@ -103,7 +103,7 @@ def resizing(rounds: int) -> str:
 
 
 def films(folder: Path, rounds: int) -> str:
-    from helpers.media_files import write_film
+    from helpers.media_files import write_video
     from imp_ds.modalities.media import Media
     from imp_ds.modalities.media_cache import MediaCache
     from imp_ds.modalities.vision import video as film
@@ -114,20 +114,20 @@ def films(folder: Path, rounds: int) -> str:
     frames = np.stack([np.roll(base, (k, 2 * k), (0, 1)) for k in range(300)])
     for group in (12, 30, 75, 250):
         path = folder / f"{group}.mp4"
-        write_film(path, frames, options={"g": str(group), "crf": "23", "preset": "veryfast"})
+        write_video(path, frames, options={"g": str(group), "crf": "23", "preset": "veryfast"})
         media = Media(str(path), path=path)
         for wanted in (1, 2, 4, 8, 16):
             view = VisionView(frames=wanted)
 
             def read(threshold: int):
                 film.SEEK_FROM = threshold
-                return film.read_film(media, view, None, nothing)
+                return film.read_video(media, view, None, nothing)
 
             times = best(rounds, on=lambda: read(1 << 30), seeking=lambda: read(8), always=lambda: read(0))
             cells = [group, wanted, *(f"{times[way]:.1f}" for way in ("on", "seeking", "always"))]
             rows.append([*cells, f"{times['on'] / times['seeking']:.1f}"])
     columns = ["frames between key frames", "wanted of 300", "read on", "seek when 8 are skipped", "seek always", "times faster"]
-    return table("A film of 320 x 240, 12 s", columns, rows)
+    return table("A video of 320 x 240, 12 s", columns, rows)
 
 
 def rates(rounds: int) -> str:

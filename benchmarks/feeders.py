@@ -32,7 +32,7 @@ from imp_ds.modalities.vision.augmentation import mirror
 from imp_ds.modalities.vision.clips import pixels_needed
 from imp_ds.modalities.vision.framing import random_box, resize
 from imp_ds.modalities.vision.image import read_image
-from imp_ds.modalities.vision.video import FILMS, read_film
+from imp_ds.modalities.vision.video import VIDEOS, read_video
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.tasks import Batch, Task
@@ -69,8 +69,8 @@ def _decoded(media: Media, task: Task, rng: np.random.Generator, nothing: MediaC
         start = int(rng.random() * (max(0, len(samples_N) - (wanted := round(task.views.audio.seconds * rate))) + 1))
         return samples_N[start : start + wanted], rate
     view, augment = task.views.vision, task.augment
-    if media.suffix in FILMS:
-        clip_THWC = read_film(media, view, rng, nothing)
+    if media.suffix in VIDEOS:
+        clip_THWC = read_video(media, view, rng, nothing)
     else:
         clip_THWC = read_image(media, pixels_needed(view, augment))[None]
     box = random_box(clip_THWC.shape[1:3], view.width / view.height, augment.crop_area, augment.crop_aspect, rng)

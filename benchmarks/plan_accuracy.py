@@ -83,7 +83,7 @@ def launch(ranks: int, what: str, case: int, file: Path) -> None:
 
 
 def make_run(case: tuple):
-    """Three tasks: films of 2 x 64 patches with text, sounds of 96 patches with text, and images of 64 patches with classes."""
+    """Three tasks: videos of 2 x 64 patches with text, sounds of 96 patches with text, and images of 64 patches with classes."""
     from imp_ds.config import RunConfig, TrainSettings
     from imp_ds.families.imp.settings import ModelSettings
     from imp_ds.modalities.audio.view import AudioView

@@ -97,13 +97,13 @@ def _decode_video(name: str, data: bytes, rng: np.random.Generator) -> None:
     from imp_ds.modalities.media import Media
     from imp_ds.modalities.media_cache import MediaCache
     from imp_ds.modalities.vision.facts import vision_facts
-    from imp_ds.modalities.vision.video import read_film
+    from imp_ds.modalities.vision.video import read_video
     from imp_ds.modalities.vision.view import VisionView
 
     av.logging.set_level(None)
     media = Media(name, data=data)
     vision_facts(media)
-    read_film(media, VisionView(frames=int(rng.integers(1, 9))), None, MediaCache(0))
+    read_video(media, VisionView(frames=int(rng.integers(1, 9))), None, MediaCache(0))
 
 
 def _decode_audio(name: str, data: bytes, rng: np.random.Generator) -> None:

@@ -17,7 +17,7 @@ def corpus_digits(
     seed: Annotated[int, typer.Option("--seed", min=0, help="the same seed gives the same bytes")] = 0,
     scale: Annotated[float, typer.Option("--scale", min=0.001, max=1.0, help="share of the full size")] = 1.0,
 ):
-    """Images, films and speech of the ten digits, with captions.
+    """Images, videos and speech of the ten digits, with captions.
 
     Example: imp_ds corpus digits data/digits --scale 0.1
     """
@@ -74,7 +74,7 @@ def data_show(
     run: Run = None,
     set_: Set = [],
 ):
-    """Write one page of what the model is fed: pictures, film strips, spectrograms with their sounds, and captions.
+    """Write one page of what the model is fed: pictures, frame strips, spectrograms with their sounds, and captions.
 
     Example: imp_ds data show mine.py page.html
     """

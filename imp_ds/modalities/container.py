@@ -1,4 +1,4 @@
-"""Films and sounds in containers, opened by FFmpeg through PyAV so that they can reach nothing but their own bytes."""
+"""Videos and audio in containers, opened by FFmpeg through PyAV so that they can reach nothing but their own bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,8 @@ def tells_times(container) -> bool:
 
 @contextmanager
 def opened(media: Media, failure: str) -> Iterator[av.container.InputContainer]:
-    """The container of a film or a sound; whatever its decoder runs into inside the context is raised as BadSample(`failure`)."""
+    """The container of a video or a sound; whatever its decoder runs into inside the context is raised as
+    BadSample(`failure`)."""
     with media.open() as file:
         try:
             with av.open(file, mode="r", options=_OPTIONS) as container:

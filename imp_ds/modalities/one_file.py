@@ -14,7 +14,7 @@ from imp_ds.modalities.decoding_settings import DecodingSettings
 from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.media_cache import MediaCache
 from imp_ds.modalities.vision.clips import read_clips
-from imp_ds.modalities.vision.video import read_film
+from imp_ds.modalities.vision.video import read_video
 from imp_ds.modalities.vision.view import VisionAugmentation, VisionView
 
 
@@ -37,7 +37,7 @@ def video(
     (clip,) = read_clips([media], view, [None], MediaCache(0), VisionAugmentation(), settings)
     if type(clip) is BadSample and clip.reason == "unreadable image":  # no picture, or a video without its suffix
         try:
-            clip = read_film(media, view, None, MediaCache(0), settings)
+            clip = read_video(media, view, None, MediaCache(0), settings)
         except BadSample as bad:
             clip = bad
     if type(clip) is BadSample:

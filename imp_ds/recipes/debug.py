@@ -12,9 +12,9 @@ from imp_ds.recipes import digits, imp
 _SOURCES = {
     "image_text": (digits.IMAGES, None),
     "image_class": (digits.IMAGES, 10),
-    "video_text": (digits.FILMS, None),
-    "video_class": (digits.FILMS, 40),
-    "video_audio_text": (digits.SOUND_FILMS, None),
+    "video_text": (digits.VIDEOS, None),
+    "video_class": (digits.VIDEOS, 40),
+    "video_audio_text": (digits.SOUND_VIDEOS, None),
     "audio_class": (digits.SPEECH, 10),
 }
 

@@ -1,10 +1,10 @@
-"""The recipe `digits`: images, films, speech and text of the ten digits, on two CPU cores.
+"""The recipe `digits`: images, videos, speech and text of the ten digits, on two CPU cores.
 
     imp_ds corpus digits data/digits
     deepspeed --num_gpus 2 --module imp_ds train digits --set train.ep_size=2
 
 Hardware: two CPU cores, 0.88 GiB for each rank. Time: 6 minutes. Zero-shot top 1 on the test split, 2026-11-27: images 98.3 %,
-films 88.5 % (of 40), speech 98.1 % (`bash scripts/quickstart.sh`).
+videos 88.5 % (of 40), speech 98.1 % (`bash scripts/quickstart.sh`).
 """
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
@@ -19,16 +19,16 @@ from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import Evaluation, Source, Task
 
 IMAGE = VisionView(frames=1, height=32, width=32)
-# Two ways to see a film with fewer tokens than the whole (72): a quarter of the tokens dropped (54), or half of the frames (36).
-FILM = VisionView(frames=8, height=48, width=48)
-FILM_DROPPED = VisionView(frames=8, height=48, width=48, drop_rate=0.25)
-FILM_HALVED = VisionView(frames=4, height=48, width=48)
+# Two ways to see a video with fewer tokens than the whole (72): a quarter of the tokens dropped (54), or half of the frames (36).
+VIDEO = VisionView(frames=8, height=48, width=48)
+VIDEO_DROPPED = VisionView(frames=8, height=48, width=48, drop_rate=0.25)
+VIDEO_HALVED = VisionView(frames=4, height=48, width=48)
 SOUND = AudioView(seconds=1.28)
 CAPTION = TextView(length=10)
 
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label")
-FILMS = Source(path="films", vision="file_name", text="captions", label="label")
-SOUND_FILMS = Source(path="films", vision="file_name", audio="file_name", text="captions", label="label")
+VIDEOS = Source(path="films", vision="file_name", text="captions", label="label")
+SOUND_VIDEOS = Source(path="films", vision="file_name", audio="file_name", text="captions", label="label")
 SPEECH = Source(path="speech", audio="file_name", text="captions", label="label")
 
 
@@ -44,7 +44,7 @@ def naming(modality: Modality, folder: str) -> Classification:
 
 
 def tasks() -> list[Task]:
-    """Four tasks that match modalities with each other, two that name the digit. Films are the hardest: they come most often."""
+    """Four tasks that match modalities with each other, two that name the digit. Videos are the hardest: they come most often."""
     text = ("vision", "text"), ("audio", "text")
     return [
         Task(
@@ -57,15 +57,15 @@ def tasks() -> list[Task]:
         ),
         Task(
             name="film_text",
-            source=FILMS,
-            views=Views(vision=FILM_DROPPED, text=CAPTION),
+            source=VIDEOS,
+            views=Views(vision=VIDEO_DROPPED, text=CAPTION),
             objectives=[matching(text[0]), naming("vision", "films")],
             batch_size=32,
         ),
         Task(
             name="film_speech_text",
-            source=SOUND_FILMS,
-            views=Views(vision=FILM_HALVED, audio=SOUND, text=CAPTION),
+            source=SOUND_VIDEOS,
+            views=Views(vision=VIDEO_HALVED, audio=SOUND, text=CAPTION),
             objectives=[matching(("vision", "text"), ("vision", "audio"), ("audio", "text"))],
             batch_size=32,
             interval=2,
@@ -101,7 +101,7 @@ def evaluations() -> list[Evaluation]:
     """Zero-shot classification by prompts, and retrieval by captions, for each modality against text."""
     return [
         Evaluation(name="image", modality="vision", source=IMAGES, views=Views(vision=IMAGE, text=CAPTION), classes="images"),
-        Evaluation(name="video", modality="vision", source=FILMS, views=Views(vision=FILM, text=CAPTION), classes="films"),
+        Evaluation(name="video", modality="vision", source=VIDEOS, views=Views(vision=VIDEO, text=CAPTION), classes="films"),
         Evaluation(name="audio", modality="audio", source=SPEECH, views=Views(audio=SOUND, text=CAPTION), classes="speech"),
     ]
 

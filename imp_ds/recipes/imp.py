@@ -20,11 +20,11 @@ from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import Source, Task
 
-# 256 tokens for each image and film, by resolution, frames or dropped tokens; 64 for a sound; 16 for a text
+# 256 tokens for each image and video, by resolution, frames or dropped tokens; 64 for a sound; 16 for a text
 IMAGE = VisionView(frames=1, height=256, width=256)
-FILM = VisionView(frames=16, height=256, width=256, drop_rate=0.75)
-LOW_FILM = VisionView(frames=16, height=128, width=128)
-SHORT_FILM = VisionView(frames=4, height=256, width=256)
+VIDEO = VisionView(frames=16, height=256, width=256, drop_rate=0.75)
+LOW_VIDEO = VisionView(frames=16, height=128, width=128)
+SHORT_VIDEO = VisionView(frames=4, height=256, width=256)
 SOUND = AudioView(seconds=8.192)
 CAPTION = TextView(length=16)
 
@@ -69,8 +69,8 @@ def tasks(temperature: float) -> list[Task]:
         Task(
             name="video_text",
             source=Source(path="videos_text", **seen),
-            views=Views(vision=FILM, text=CAPTION),
-            additional_views=[Views(vision=LOW_FILM, text=CAPTION), Views(vision=SHORT_FILM, text=CAPTION)],
+            views=Views(vision=VIDEO, text=CAPTION),
+            additional_views=[Views(vision=LOW_VIDEO, text=CAPTION), Views(vision=SHORT_VIDEO, text=CAPTION)],
             augment=CROP,
             objectives=_matching(temperature, pair),
             interval=12,
@@ -79,7 +79,7 @@ def tasks(temperature: float) -> list[Task]:
         Task(
             name="video_class",
             source=Source(path="videos_class", vision="file_name", label="label"),
-            views=Views(vision=SHORT_FILM),
+            views=Views(vision=SHORT_VIDEO),
             augment=CROP_AND_COLOUR,
             objectives=_naming("vision", 700),
             interval=5,
@@ -88,8 +88,8 @@ def tasks(temperature: float) -> list[Task]:
         Task(
             name="video_audio_text",
             source=Source(path="videos_audio_text", audio="file_name", **seen),
-            views=Views(vision=FILM, audio=SOUND, text=CAPTION),
-            additional_views=[Views(vision=LOW_FILM, audio=SOUND, text=CAPTION)],
+            views=Views(vision=VIDEO, audio=SOUND, text=CAPTION),
+            additional_views=[Views(vision=LOW_VIDEO, audio=SOUND, text=CAPTION)],
             augment=CROP,
             objectives=_matching(temperature, pair, ("vision", "audio"), ("audio", "text")),
             interval=12,

@@ -1,4 +1,4 @@
-"""The recipe `real_small`: photographs, films of people and spoken digits of a small real corpus, in three storage formats.
+"""The recipe `real_small`: photographs, videos of people and spoken digits of a small real corpus, in three storage formats.
 
     deepspeed --num_gpus 2 --module imp_ds train real_small --set data.root=DIR --set train.ep_size=2
 
@@ -7,7 +7,7 @@ metadata.jsonl), each with classes.json and the splits train and validation. Six
 its captions, and each by its class.
 
 Hardware: two CPU cores. Time: 14 to 20 minutes. Zero-shot top 1 on the validation split, 2026-11-27: photographs 53.8 % (10
-classes), films 75.0 % (4 actions, 8 films), speech 96.5 % (10 digits); benchmarks/results/real_small.md.
+classes), videos 75.0 % (4 actions, 8 videos), speech 96.5 % (10 digits); benchmarks/results/real_small.md.
 """
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
@@ -21,9 +21,9 @@ from imp_ds.recipes.digits import audio, matching
 from imp_ds.tasks import Evaluation, Source, Task
 
 # most tokens are dropped in training: it costs as much less, and little data last longer. Small patches of which many are dropped
-# serve better than large ones of which few are: films at 64 x 64 instead of 32 x 32, sounds in patches of 40 instead of 80 ms
+# serve better than large ones of which few are: videos at 64 x 64 instead of 32 x 32, sounds in patches of 40 instead of 80 ms
 IMAGE = VisionView(frames=1, height=32, width=32, drop_rate=0.5)
-FILM = VisionView(frames=8, height=64, width=64, sampling="clip", stride=4, drop_rate=0.75)
+VIDEO = VisionView(frames=8, height=64, width=64, sampling="clip", stride=4, drop_rate=0.75)
 SOUND = AudioView(seconds=0.96, drop_rate=0.625)
 CAPTION = TextView(length=8)
 
@@ -31,7 +31,7 @@ IMAGES = Source(
     path="images", format="parquet", vision="image", text="caption", label="label", label_names="classes.json",
     captions_ignore=["sides", "colours"],
 )  # fmt: skip
-FILMS = Source(
+VIDEOS = Source(
     path="videos", vision="file_name", text="caption", label="label", label_names="classes.json",
     captions_ignore=["sides", "colours"],
 )  # fmt: skip
@@ -57,11 +57,11 @@ def tasks() -> list[Task]:
             objectives=[Classification(modality="vision", num_classes=10, label_smoothing=0.1)], batch_size=64,
         ),
         Task(
-            name="film_text", source=FILMS, views=Views(vision=FILM, text=CAPTION), augment=CLIP,
+            name="film_text", source=VIDEOS, views=Views(vision=VIDEO, text=CAPTION), augment=CLIP,
             objectives=[matching(("vision", "text"))], batch_size=16, interval=4,
         ),
         Task(
-            name="film_class", source=FILMS, views=Views(vision=FILM), augment=CLIP,
+            name="film_class", source=VIDEOS, views=Views(vision=VIDEO), augment=CLIP,
             objectives=[Classification(modality="vision", num_classes=4, label_smoothing=0.1)], batch_size=16, interval=4,
         ),
         Task(
@@ -83,7 +83,7 @@ def evaluations() -> list[Evaluation]:
             templates=["a photo of a {}", "a photo of an {}"],
         ),
         Evaluation(
-            name="video", modality="vision", source=FILMS, views=Views(vision=FILM, text=CAPTION), templates=["a person {}"]
+            name="video", modality="vision", source=VIDEOS, views=Views(vision=VIDEO, text=CAPTION), templates=["a person {}"]
         ),
         Evaluation(
             name="audio", modality="audio", source=SPEECH, views=Views(audio=SOUND, text=CAPTION),

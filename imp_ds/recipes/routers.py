@@ -3,7 +3,7 @@
     imp_ds compare-routers runs/compare_routers
 
 trains all of them; they differ in the gate alone (Uni-Perceiver-MoE, arXiv 2206.04674: a dense encoder against token, context,
-modality, task and attribute routers). Films are never trained. With three seeds it takes 42 minutes on two cores;
+modality, task and attribute routers). Videos are never trained. With three seeds it takes 42 minutes on two cores;
 `benchmarks/results/compare_routers` is what came out.
 """
 
@@ -13,7 +13,7 @@ from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.objectives import Captioning, Likelihood
-from imp_ds.recipes.digits import FILM_HALVED, FILMS, IMAGE, IMAGES, SOUND, SPEECH, audio
+from imp_ds.recipes.digits import IMAGE, IMAGES, SOUND, SPEECH, VIDEO_HALVED, VIDEOS, audio
 from imp_ds.tasks import Evaluation, Source, Task
 
 ROUTERS = ("dense", "token", "context", "modality", "task", "attribute")
@@ -66,8 +66,8 @@ def tasks() -> list[Task]:
 
 
 def evaluations() -> list[Evaluation]:
-    """What the tasks are for, and captions of films, of which none was ever trained."""
-    film = FILM_HALVED.model_copy(update={"drop_rate": 0.0})
+    """What the tasks are for, and captions of videos, of which none was ever trained."""
+    video = VIDEO_HALVED.model_copy(update={"drop_rate": 0.0})
     said = dict(modality="vision", captioner="image_caption")
     named = dict(label="label", label_names=list(WORDS))
     return [
@@ -91,7 +91,7 @@ def evaluations() -> list[Evaluation]:
         ),
         Evaluation(name="image_caption", source=IMAGES, views=Views(vision=IMAGE, text=SENTENCE), **said),
         Evaluation(name="hidden_words", modality="text", source=IMAGE_TEXTS, views=Views(text=SENTENCE)),
-        Evaluation(name="film_caption", source=FILMS, views=Views(vision=film, text=SENTENCE), beam=1, **said),
+        Evaluation(name="film_caption", source=VIDEOS, views=Views(vision=video, text=SENTENCE), beam=1, **said),
     ]
 
 

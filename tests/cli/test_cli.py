@@ -125,8 +125,8 @@ def test_an_error_of_one_joined_rank_is_not_lost(monkeypatch, capsys):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(os, "_exit", lambda code: ends.append(code) or sys.exit(code))
     with pytest.raises(SystemExit):
-        cli._leave(UserError("the film cannot be read", got="x.mp4"))
-    assert ends == [2] and capsys.readouterr().err == "error on rank 1: the film cannot be read\n"
+        cli._leave(UserError("the video cannot be read", got="x.mp4"))
+    assert ends == [2] and capsys.readouterr().err == "error on rank 1: the video cannot be read\n"
 
 
 def test_train_hands_everything_over(command, monkeypatch):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from helpers.made_corpus import make_run, write_films, write_images, write_rows, write_sounds
+from helpers.made_corpus import make_run, write_images, write_rows, write_sounds, write_videos
 from imp_ds import cli
 from imp_ds.commands.check import command as check_command
 from imp_ds.commands.check.command import examine, processor_of
@@ -33,7 +33,7 @@ ALL = ("image_text", "image_class", "film_class", "film_sound", "sound_class")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     write_images(root)
-    write_films(root)
+    write_videos(root)
     write_sounds(root)
     return root
 
@@ -91,12 +91,12 @@ def test_tokens_are_those_of_the_tokenizer(root, quick):
     assert (counted["count"], counted["mean"], counted["largest"]) == (6, sum(lengths) / 6, max(lengths))
 
 
-def test_films(found):
+def test_videos(found):
     films = found["films[train]"]
     assert films["kinds"] == {"vision": {".mp4": 4}, "audio": {".mp4": 4}}
     numbers = films["numbers"]
     assert (numbers["frames"]["least"], numbers["frames"]["largest"], numbers["frames"]["count"]) == (5, 10, 3)
-    assert numbers["film seconds"]["largest"] == pytest.approx(0.4) and numbers["frames a second"]["mean"] == 25
+    assert numbers["video seconds"]["largest"] == pytest.approx(0.4) and numbers["frames a second"]["mean"] == 25
     # two have a sound, of 0.2 s to a frame of AAC, 1,024 samples
     assert numbers["sound seconds"]["count"] == 2 and numbers["sound seconds"]["mean"] == pytest.approx(0.2, abs=0.064)
     assert films["media"]["different"] == 4
@@ -115,13 +115,13 @@ def test_each_task_leaves_out_what_it_cannot_use(found):
     assert found["images[train]"]["left_out"] == {"image_text": broken, "image_class": broken | {"no such class": 1}}
     named = [(example["key"], example["reason"]) for example in found["images[train]"]["examples"]]
     assert named == [("d.png", "unreadable image"), ("e.png", "missing file"), ("f.jpg", "no such class")]
-    # a film without sound is of use to the task that does not hear
-    expected = {"film_class": {"unreadable film": 1}, "film_sound": {"no sound": 1, "unreadable film": 1}}
+    # a video without sound is of use to the task that does not hear
+    expected = {"film_class": {"unreadable video": 1}, "film_sound": {"no sound": 1, "unreadable video": 1}}
     assert found["films[train]"]["left_out"] == expected
 
 
 def test_the_share_that_is_broken_is_that_of_the_task_that_can_use_the_least(root, quick):
-    # 3 of 6 pictures under image_class, 2 of 4 films under film_sound
+    # 3 of 6 pictures under image_class, 2 of 4 videos under film_sound
     of_all = report(make_run(root, *ALL, max_rejected=0.4))
     assert [source.share_left_out for source in of_all.sources] == [3 / 6, 2 / 4, 0]
     assert [source.name for source in of_all.broken()] == ["images[train]", "films[train]"]
@@ -235,7 +235,7 @@ def test_a_worker_is_timed_by_what_it_does(root, monkeypatch):
 
 def test_a_task_without_a_usable_sample_has_no_speed(tmp_path):
     folder = write_rows(tmp_path, "films", dict(file_name="0.mp4", label=0))
-    (folder / "0.mp4").write_bytes(b"no film at all")
+    (folder / "0.mp4").write_bytes(b"no video at all")
     run = make_run(tmp_path, "film_class")
     no_tokens, readers = SimpleNamespace(has_tokens=None), open_corpus(run)["film_class"]
     assert worker_speed(run.tasks[0], readers, no_tokens, 0, seed=0, window=16, seconds=0.1) is None

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from helpers.made_corpus import IMAGES, RATE, make_run, picture, tone, write_images, write_rows, write_sounds
-from helpers.media_files import write_film
+from helpers.media_files import write_video
 from imp_ds.commands.check.command import processor_of
 from imp_ds.commands.show_command import show
 from imp_ds.data.corpus import open_corpus
@@ -28,7 +28,7 @@ FRAMES, PIXELS = 4, 16
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Four pictures and two films that have the view's size already, and three tones."""
+    """Four pictures and two videos that have the view's size already, and three tones."""
     root = tmp_path_factory.mktemp("shown")
     folder = write_rows(
         root, "images", *(dict(file_name=f"{n}.png", label=n % 3, captions=caption) for n, caption in enumerate(CAPTIONS))
@@ -37,7 +37,7 @@ def root(tmp_path_factory):
         Image.fromarray(picture(PIXELS, PIXELS, n)).save(folder / f"{n}.png")
     folder = write_rows(root, "films", *(dict(file_name=f"{n}.mp4", label=n) for n in range(2)))
     for n in range(2):
-        write_film(folder / f"{n}.mp4", film(n), tone(500)[None])
+        write_video(folder / f"{n}.mp4", film(n), tone(500)[None])
     write_sounds(root)
     return root
 
@@ -112,7 +112,7 @@ def test_dropped_tokens_are_grey_and_all_others_are_in_their_place(root, tmp_pat
         assert kept.sum() == 8 and (seen[~kept] == 128).all()
 
 
-def test_film_strips_show_the_frames_one_after_another(root, tmp_path):
+def test_frame_strips_show_the_frames_one_after_another(root, tmp_path):
     [shown] = page(root, tmp_path / "page.html", "film_class")
     assert len(shown["cards"]) == 2
     for card in shown["cards"]:
@@ -188,7 +188,7 @@ def test_hidden_words_are_shown_as_hidden_and_reported_beside(root, tmp_path):
 def test_what_is_left_out_on_the_way_is_counted(tmp_path):
     write_images(tmp_path)
     folder = write_rows(tmp_path, "films", *(dict(file_name=f"{n}.mp4", label=0) for n in range(2)))
-    write_film(folder / "0.mp4", film(0))
+    write_video(folder / "0.mp4", film(0))
     (folder / "1.mp4").write_bytes(b"no film")
     [shown] = page(tmp_path, tmp_path / "page.html", "film_class")
     left_out = re.search("left out on the way: ([0-9]+)", shown["facts"])

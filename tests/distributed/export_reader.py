@@ -7,7 +7,7 @@ import numpy as np
 
 
 def make_raw() -> dict:
-    """Four images, four films, four sounds and four texts."""
+    """Four images, four videos, four sounds and four texts."""
     draw = np.random.default_rng(3)
     images = draw.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     films = draw.integers(0, 256, (4, 8, 64, 64, 3), dtype=np.uint8)
@@ -17,7 +17,7 @@ def make_raw() -> dict:
 
 
 def make_inputs(processor) -> list:
-    """Two sets of model inputs: images with sounds and texts, and films."""
+    """Two sets of model inputs: images with sounds and texts, and videos."""
     raw = make_raw()
     first = processor(images=raw["images"], audio=raw["sounds"], text=raw["texts"], sampling_rate=16000, max_length=16)
     return [first, processor(videos=raw["films"])]

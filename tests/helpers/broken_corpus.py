@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from helpers.media_files import bomb, write_film
+from helpers.media_files import bomb, write_video
 from helpers.small_loader import processor
 from imp_ds.config import DataSettings
 from imp_ds.data.loading.collation import Collator
@@ -105,7 +105,7 @@ def write_media(folder) -> None:
             label = -1
         if i == 38:
             name = "38.mp4"
-            write_film(folder / name, np.zeros((3, 32, 32, 3), np.uint8))
+            write_video(folder / name, np.zeros((3, 32, 32, 3), np.uint8))
         lines.append("{" if i == 39 else json.dumps(dict(file_name=name, label=label, caption=f"tone {i}")))
     # the last row is looked at when the source is opened: a good one stands there
     order = [39, *range(39)]

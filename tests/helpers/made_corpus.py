@@ -1,4 +1,4 @@
-"""A corpus of six pictures, four films and three sounds of which everything is known, and a run of two tasks over each kind."""
+"""A corpus of six pictures, four videos and three sounds of which everything is known, and a run of two tasks over each kind."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from helpers.media_files import write_film
+from helpers.media_files import write_video
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.audio.view import AudioView
@@ -19,9 +19,9 @@ from imp_ds.tasks import Source, Task
 
 NAMES = ["dog", "cat", "number"]
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label", label_names=NAMES)
-FILMS = Source(path="films", vision="file_name", audio="file_name", label="label")
+VIDEOS = Source(path="films", vision="file_name", audio="file_name", label="label")
 SOUNDS = Source(path="sounds", audio="file_name", label="label")
-IMAGE, FILM, SOUND = VisionView(height=16, width=16), VisionView(frames=4, height=16, width=16), AudioView(seconds=0.32)
+IMAGE, VIDEO, SOUND = VisionView(height=16, width=16), VisionView(frames=4, height=16, width=16), AudioView(seconds=0.32)
 RATE = 16000
 
 
@@ -54,13 +54,13 @@ def write_images(root) -> None:
     (folder / "d.png").write_bytes((folder / "d.png").read_bytes()[:1000])
 
 
-def write_films(root) -> None:
-    """Two of 5 frames and 0.2 s of sound, one of 10 frames without, and what is no film."""
+def write_videos(root) -> None:
+    """Two of 5 frames and 0.2 s of sound, one of 10 frames without, and what is no video."""
     folder = write_rows(root, "films", *(dict(file_name=f"{n}.mp4", label=0) for n in range(4)))
     for n in (0, 1):
-        write_film(folder / f"{n}.mp4", np.full((5, 32, 32, 3), 40 * n, np.uint8), tone(400, 0.2)[None])
-    write_film(folder / "2.mp4", np.full((10, 32, 32, 3), 80, np.uint8))
-    (folder / "3.mp4").write_bytes(b"no film at all")
+        write_video(folder / f"{n}.mp4", np.full((5, 32, 32, 3), 40 * n, np.uint8), tone(400, 0.2)[None])
+    write_video(folder / "2.mp4", np.full((10, 32, 32, 3), 80, np.uint8))
+    (folder / "3.mp4").write_bytes(b"no video at all")
 
 
 def write_sounds(root) -> None:
@@ -79,9 +79,9 @@ def tasks() -> list[Task]:
         Task(name="image_class", source=IMAGES, views=Views(vision=IMAGE), batch_size=2,
              additional_views=[Views(vision=IMAGE.model_copy(update={"drop_rate": 0.5}))],
              objectives=[Classification(modality="vision", num_classes=2)]),
-        Task(name="film_class", source=FILMS, views=Views(vision=FILM), batch_size=2,
+        Task(name="film_class", source=VIDEOS, views=Views(vision=VIDEO), batch_size=2,
              objectives=[Classification(modality="vision", num_classes=2)]),
-        Task(name="film_sound", source=FILMS, views=Views(vision=FILM, audio=SOUND), batch_size=2,
+        Task(name="film_sound", source=VIDEOS, views=Views(vision=VIDEO, audio=SOUND), batch_size=2,
              objectives=[Contrastive(pairs=[("vision", "audio")])]),
         Task(name="sound_class", source=SOUNDS, views=Views(audio=SOUND), batch_size=4,
              objectives=[Classification(modality="audio", num_classes=3)]),

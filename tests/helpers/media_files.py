@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 
 
-def write_film(path, frames_THWC, sound=None, rate=16000, fps=25, options=None):
+def write_video(path, frames_THWC, sound=None, rate=16000, fps=25, options=None):
     """An mp4 (or whatever the suffix says) with an optional mono or stereo AAC sound track, float [C, N]; `options` of x264."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps)
@@ -32,7 +32,8 @@ def write_film(path, frames_THWC, sound=None, rate=16000, fps=25, options=None):
 
 
 def write_corpus(root, rows=20, splits=("train", "validation")):
-    """root/{images,films,speech}/{split}: `rows` pictures of grey 10 * row, films of 3 such frames, tones of 100 (row + 1) Hz."""
+    """root/{images,films,speech}/{split}: `rows` pictures of grey 10 * row, videos of 3 such frames, tones of 100 (row + 1)
+    Hz."""
     for split in splits:
         for kind in ("images", "films", "speech"):
             folder = root / kind / split
@@ -44,7 +45,7 @@ def write_corpus(root, rows=20, splits=("train", "validation")):
                 if kind == "images":
                     Image.fromarray(np.full((32, 32), 10 * i % 256, np.uint8)).save(folder / name)
                 elif kind == "films":
-                    write_film(folder / name, np.full((3, 32, 32, 3), 10 * i % 256, np.uint8), tone[None])
+                    write_video(folder / name, np.full((3, 32, 32, 3), 10 * i % 256, np.uint8), tone[None])
                 else:
                     soundfile.write(folder / name, tone, 16000)
                 lines.append(dict(file_name=name, label=i % 10, captions=[f"{kind} {i}", f"number {i}", f"this is {i}"]))

@@ -43,7 +43,7 @@ def test_an_image_has_patches_of_its_one_frame():
     assert film["pixel_values"].tolist() == [image.reshape(-1).tolist() * 4] * 2  # two steps of four frames
 
 
-def test_an_image_is_embedded_as_the_film_of_its_frame_repeated():
+def test_an_image_is_embedded_as_the_video_of_its_frame_repeated():
     """Values and gradients, in float64: weights of frame f meet the same pixels, whether they are there once or four times."""
     torch.manual_seed(0)
     once, repeated = (vision.PatchProjection(4, 12, 5).double() for _ in range(2))
@@ -55,7 +55,7 @@ def test_an_image_is_embedded_as_the_film_of_its_frame_repeated():
         out.square().sum().backward()
     torch.testing.assert_close(once.weight.grad, repeated.weight.grad, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(once.bias.grad, repeated.bias.grad, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(once(values_BLP.repeat(1, 1, 4)), seen[1], rtol=0, atol=0)  # and a film is what it was
+    torch.testing.assert_close(once(values_BLP.repeat(1, 1, 4)), seen[1], rtol=0, atol=0)  # and a video is what it was
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class TestAttributes:
         assert bits_1A.shape == (1, len(ATTRIBUTES)) and " ".join(names) == ROWS["image_text", "text", True]
 
     def test_a_task_that_was_never_trained_is_composed_of_the_same_bits(self):
-        """Captions of films are asked for as those of images are; both are vision, so what was learnt of the one serves."""
+        """Captions of videos are asked for as those of images are; both are vision, so what was learnt of the one serves."""
         model = model_with("attribute")
         found = model.condition("text", attributes=segment_attributes("text", CAPTIONS, target=False))
         assert found.known.sum() == len(CAPTION_ROWS["text"].split())
@@ -85,7 +85,7 @@ class TestWhatTellsThem:
         outputs = [model(**text_inputs([4], 5), task=task).text_pooled for task in ("words", "image_text")]
         assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
-    def test_an_image_is_a_film_to_every_gate(self):
+    def test_an_image_is_a_video_to_every_gate(self):
         """Its condition is that of its modality: nothing says how many frames there are."""
         for gate, task in (("modality", None), ("task", "image_text"), ("attribute", "image_text")):
             model = model_with(gate)
@@ -104,10 +104,10 @@ class TestWhatTellsThem:
 
 REFUSED = {
     "a task that is needed": (
-        "task", dict(), "(?s)task gates need the task.*no task.*film, image_class, image_text",
+        "task", dict(), "(?s)task gates need the task.*no task.*video, image_class, image_text",
     ),
     "attributes that need it": ("attribute", dict(), "(?s)attribute gates need the task.*no task"),
-    "an unknown task": ("task", dict(task="birds"), "(?s)task gates do not know this task.*got: +birds.*film, image_class"),
+    "an unknown task": ("task", dict(task="birds"), "(?s)task gates do not know this task.*got: +birds.*video, image_class"),
     "a task without attributes": ("attribute", dict(task="birds"), "(?s)do not know this task.*birds.*give the attributes"),
     "an unknown attribute": (
         "attribute", dict(task="birds", attributes=("input_smell", "token_text")),

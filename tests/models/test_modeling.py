@@ -70,13 +70,13 @@ class TestInputs:
     def test_an_image_is_a_clip_of_one_step(self):
         image_THWC = np.random.default_rng(0).integers(0, 256, (1, 16, 8, 3), dtype=np.uint8)
         as_image = vision.preprocess([image_THWC], 1, (16, 8), (2, 4, 4))
-        as_film = vision.preprocess([np.repeat(image_THWC, 2, axis=0)], 2, (16, 8), (2, 4, 4))
+        as_video = vision.preprocess([np.repeat(image_THWC, 2, axis=0)], 2, (16, 8), (2, 4, 4))
         model = small_model()
         images, films = (
             model.encode("vision", {name: torch.from_numpy(value) for name, value in inputs.items()}).pooled_BD
-            for inputs in (as_image, as_film)
+            for inputs in (as_image, as_video)
         )
-        assert as_image["pixel_values"].shape[-1] * 2 == as_film["pixel_values"].shape[-1]
+        assert as_image["pixel_values"].shape[-1] * 2 == as_video["pixel_values"].shape[-1]
         assert_near(images, films)
 
     @pytest.mark.parametrize("experts", [{}, EXPERTS])

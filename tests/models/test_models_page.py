@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from helpers.media_files import write_film
+from helpers.media_files import write_video
 from imp_ds import ImpProcessor
 from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
@@ -30,7 +30,7 @@ def given(tmp_path_factory):
     samples = np.sin(np.arange(8000) / 7).astype(np.float32) / 2
     Image.fromarray(picture).save(folder / "photo.jpg")
     soundfile.write(folder / "tone.wav", samples, 16000)
-    write_film(folder / "video.mp4", rng.integers(0, 256, (16, 32, 48, 3), dtype=np.uint8), samples[None])
+    write_video(folder / "video.mp4", rng.integers(0, 256, (16, 32, 48, 3), dtype=np.uint8), samples[None])
     processor = ImpProcessor(
         ImpImageProcessor(size=32, patch=(2, 8, 8)),
         ImpVideoProcessor(frames=4, size=32, patch=(2, 8, 8)),

@@ -106,7 +106,7 @@ def _notes(study: dict, times: dict[int, dict], conditional: list[int], rounds: 
         f"{study['interference_samples']} gradients of each task after a third of training, in the last linear layer of the "
         f"feed-forward ({WEIGHTS}): 1 is what steps of a task's own do, below 0 they harm. Layers with experts are "
         f"{', '.join(map(str, conditional)) or 'none'}, counted from 0.",
-        "Scores are those of the test split: handwriting never seen, voices never heard. Never trained are captions of films, "
+        "Scores are those of the test split: handwriting never seen, voices never heard. Never trained are captions of videos, "
         "generated as those of images are, and images that a voice finds by its vector, where both were named by texts alone: "
         "right is any image of the spoken digit, about a tenth of them.",
     ]  # fmt: skip

@@ -52,8 +52,8 @@ SKILL = (
     Measure("interference/shared", "interference, shared layers", "", 1, 3),
 )
 NEVER_TRAINED = (
-    Measure("captioning/film_caption/bleu4", "film captions: BLEU-4", "%", 100, 1, MORE),
-    Measure("captioning/film_caption/cider", "film captions: CIDEr", "", 1, 2, MORE),
+    Measure("captioning/film_caption/bleu4", "video captions: BLEU-4", "%", 100, 1, MORE),
+    Measure("captioning/film_caption/cider", "video captions: CIDEr", "", 1, 2, MORE),
     Measure("retrieval/speech_to_image/R@1", "speech to images: nearest is right", "%", 100, 1, MORE),
 )
 SECTIONS = {"What it costs": COST, "What it learns": SKILL, "What it was never trained on": NEVER_TRAINED}

@@ -1,4 +1,4 @@
-"""The digits corpus: handwritten digits as images and films, spoken digits, and captions; made in under a minute, offline."""
+"""The digits corpus: handwritten digits as images and videos, spoken digits, and captions; made in under a minute, offline."""
 
 from imp_ds.data.digits.corpus import build
 from imp_ds.data.digits.manifest import verify

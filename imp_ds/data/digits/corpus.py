@@ -17,7 +17,7 @@ _METADATA = "metadata.jsonl"
 _OWN_FOLDER = "the digits corpus needs a folder of its own"
 _SPLITS = tuple(images.SHARES)
 # Streams of random numbers: [seed, stage, split]. Stage 1 is the split of the handwritten images.
-_IMAGES, _SPEECH, _FILMS = 2, 3, 4
+_IMAGES, _SPEECH, _VIDEOS = 2, 3, 4
 
 
 def build(out: str | Path, seed: int = 0, *, scale: float = 1.0, progress: Progress | None = None) -> bool:
@@ -85,7 +85,7 @@ def _move(staging: Path, out: Path, seed: int, scale: float) -> bool:
 
 
 def _write(root: Path, seed: int, scale: float, progress: Progress):
-    """Write the whole corpus below `root`. Speech before films: their sound tracks are made from it."""
+    """Write the whole corpus below `root`. Speech before videos: their sound tracks are made from it."""
     handwriting = images.Handwriting(seed, scale)
     with Speaker() as speaker:
         for index, split in enumerate(_SPLITS):
@@ -98,9 +98,9 @@ def _write(root: Path, seed: int, scale: float, progress: Progress):
             count = _scaled(speech.CLIPS[split], scale, len(captions.WORDS))
             spoken = speech.write(folders["speech"], split, count, speaker, streams[_SPEECH])
             spoken = _finish(folders["speech"], spoken, count, progress)
-            count = _scaled(films.FILMS[split], scale, len(captions.class_names("films")))
+            count = _scaled(films.VIDEOS[split], scale, len(captions.class_names("films")))
             clips = folders["speech"]
-            rows = films.write(folders["films"], count, handwriting, split, clips, spoken, [seed, _FILMS, index])
+            rows = films.write(folders["films"], count, handwriting, split, clips, spoken, [seed, _VIDEOS, index])
             _finish(folders["films"], rows, count, progress)
     (root / "classes.json").write_text(json.dumps(captions.classes(), indent=1))
     manifest.write(root, seed, scale)

@@ -1,7 +1,7 @@
 """Handwritten digits moving left, right, up or down while a voice speaks the digit's word: mp4, h264 and AAC through PyAV.
 
-Digit and voice are of the film's own split. A film is a pure function of (seed, split, number), encoded by one thread with
-bit-exact flags, so the bytes do not depend on how many films are made at a time.
+Digit and voice are of the video's own split. A video is a pure function of (seed, split, number), encoded by one thread with
+bit-exact flags, so the bytes do not depend on how many videos are made at a time.
 Shapes: F frames, H height, W width.
 """
 
@@ -20,10 +20,10 @@ from imp_ds.data.digits.captions import DIRECTIONS, WORDS, captions, class_names
 from imp_ds.data.digits.images import Handwriting
 from imp_ds.data.digits.speech import RATE_HZ
 
-FILMS = {"train": 2400, "validation": 400, "test": 800}
+VIDEOS = {"train": 2400, "validation": 400, "test": 800}
 SIDE, FRAMES, FRAMES_PER_S = 48, 8, 8
-SOUND = RATE_HZ * FRAMES // FRAMES_PER_S  # samples: as long as the film
-# Without lookahead and rate control: with them the same frames gave other bytes in about 1 film of 200 to 600, more under
+SOUND = RATE_HZ * FRAMES // FRAMES_PER_S  # samples: as long as the video
+# Without lookahead and rate control: with them the same frames gave other bytes in about 1 video of 200 to 600, more under
 # load and more with several threads (unwritten memory, by the look of it); without, in none of 12,000.
 _H264 = {"preset": "veryfast", "tune": "zerolatency", "qp": "18", "x264-params": "weightp=0:scenecut=0"}
 _STEP_XY = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -32,14 +32,14 @@ _SPEEDS = (1.4, 2.2)  # pixels per frame: seven steps stay inside the frame for 
 
 
 def write(folder: Path, count: int, handwriting: Handwriting, split: str, clips: Path, rows: list[dict], seed: list[int]):
-    """Write `count` films as mp4 into `folder`; an iterator over their metadata rows, in order.
+    """Write `count` videos as mp4 into `folder`; an iterator over their metadata rows, in order.
 
     Row: file_name, label (digit * 4 + direction), digit (0 to 9), direction (a word), drawing (index in scikit-learn's set),
     voice, captions.
 
     Args:
         clips, rows: folder and metadata of the split's speech.
-        seed: of this split's films.
+        seed: of this split's videos.
     """
     labels = np.random.default_rng(seed).permutation(np.arange(count) % len(class_names("films"))).tolist()
     spoken = [[row for row in rows if row["label"] == digit and row["seconds"] <= SOUND / RATE_HZ] for digit in range(len(WORDS))]
@@ -87,7 +87,7 @@ def _move(handwriting: Handwriting, drawing: int, direction: str, rng: np.random
 
 
 def _place(path: Path, rng: np.random.Generator) -> np.ndarray:
-    """The clip somewhere in a silence as long as the film: int16 [SOUND]."""
+    """The clip somewhere in a silence as long as the video: int16 [SOUND]."""
     clip, _ = soundfile.read(path, dtype="int16")
     track = np.zeros(SOUND, np.int16)
     start = rng.integers(0, SOUND - len(clip) + 1)
@@ -101,7 +101,7 @@ def _encode(path: Path, frames_FHW: np.ndarray, sound: np.ndarray):
         video = container.add_stream("libx264", rate=FRAMES_PER_S, options=_H264)
         video.width, video.height, video.pix_fmt, video.thread_count = SIDE, SIDE, "yuv420p", 1
         audio = container.add_stream("aac", rate=RATE_HZ, layout="mono")
-        # The default search for quantisers takes twice as long as all the rest of a film, and is not heard in one word.
+        # The default search for quantisers takes twice as long as all the rest of a video, and is not heard in one word.
         audio.bit_rate, audio.options = 48_000, {"aac_coder": "fast", "aac_tns": "0"}
         for stream in (video, audio):
             stream.codec_context.flags |= Flags.bitexact

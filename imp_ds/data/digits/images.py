@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part), as PNG.
 
-Splits are by handwritten image and stratified by class; the films draw from the same split's images.
+Splits are by handwritten image and stratified by class; the videos draw from the same split's images.
 Shapes: N images, H height, W width.
 """
 

@@ -12,7 +12,7 @@ from imp_ds.objectives.objective import ObjectiveRecord
 from imp_ds.registry import MODALITIES
 
 _ABOUT = """\
-One encoder for images, films, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
+One encoder for images, videos, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
 """
 _LOADING = """\
@@ -25,7 +25,7 @@ folder = {folder!r}
 model = AutoModel.from_pretrained(folder).eval()
 processor = AutoProcessor.from_pretrained(folder)
 
-image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; films: videos=, sounds: audio=, sampling_rate=
+image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; for videos: videos=, for audio: audio=, sampling_rate=
 {comparing}```
 """
 _COMPARING = """\

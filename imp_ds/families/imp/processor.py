@@ -38,18 +38,18 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
         tokenizer = train_tokenizer(texts, run.data.vocab_size, seed=run.data.seed)
     views = [*(entry.views for entry in run.evaluations), *(view for task in run.tasks for view in task.all_views)]
     image = next((v.vision for v in views if v.vision is not None and v.vision.frames == 1), None)
-    film = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
+    clip_view = next((v.vision for v in views if v.vision is not None and v.vision.frames > 1), None)
     text = [v.text.length for v in views if v.text is not None]
     tokenizer.model_max_length = max(text, default=config.text_max)
     tokenizer.init_kwargs.pop("padding", None)  # a tokenizer of another model may bring its own: texts are padded as trained
     image_view = {} if image is None else dict(size=(image.height, image.width), keep_aspect=image.keep_aspect)
-    film_view = {} if film is None else dict(
-        frames=film.frames, sampling=film.sampling, stride=film.stride, size=(film.height, film.width),
-        keep_aspect=film.keep_aspect,
+    video_view = {} if clip_view is None else dict(
+        frames=clip_view.frames, sampling=clip_view.sampling, stride=clip_view.stride, size=(clip_view.height, clip_view.width),
+        keep_aspect=clip_view.keep_aspect,
     )  # fmt: skip
     return ImpProcessor(
         image_processor=ImpImageProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **image_view),
-        video_processor=ImpVideoProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **film_view),
+        video_processor=ImpVideoProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **video_view),
         feature_extractor=build_extractor(run, config, readers),
         tokenizer=tokenizer,
         modalities=build_processings(run, config, readers, views),

@@ -1,4 +1,4 @@
-"""Pictures as a view sees them: images and films decoded, and changed at random.
+"""Pictures as a view sees them: images and videos decoded, and changed at random.
 
 Shapes: T frames of a clip, H height, W width.
 """
@@ -17,7 +17,7 @@ from imp_ds.modalities.vision.animation import is_animated, read_animation
 from imp_ds.modalities.vision.augmentation import mirror, recolour
 from imp_ds.modalities.vision.framing import random_box, resize
 from imp_ds.modalities.vision.image import OpenImage, open_image
-from imp_ds.modalities.vision.video import FILMS, is_film, read_film
+from imp_ds.modalities.vision.video import VIDEOS, is_video, read_video
 from imp_ds.modalities.vision.view import VisionAugmentation, VisionView
 
 
@@ -25,29 +25,29 @@ def read_clips(
     media: Sequence[Media | BadSample], view: VisionView, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
     augment: VisionAugmentation, settings: DecodingSettings = DEFAULTS,
 ) -> list[np.ndarray | BadSample]:  # fmt: skip
-    """The frames that the view wants of each image (T = 1) or film, changed as `augment` says: uint8 [T, H, W, 3] each.
+    """The frames that the view wants of each image (T = 1) or video, changed as `augment` says: uint8 [T, H, W, 3] each.
 
     Without a generator nothing is changed. With one, a crop has the view's size, or, where the view keeps a picture's aspect
     ratio, the crop's own; all frames are changed alike. What cannot be decoded has a BadSample instead.
     """
-    needed, clips, films = pixels_needed(view, augment), [], set()
+    needed, clips, videos = pixels_needed(view, augment), [], set()
 
     def opened(media: Media) -> OpenImage | None:
         """None for what need not be opened yet, and for videos."""
-        if media.suffix in FILMS or (media.name, needed) in cache:
+        if media.suffix in VIDEOS or (media.name, needed) in cache:
             return None
         try:
             return open_image(media, needed, settings)
         except BadSample as bad:
-            if bad.reason != "unreadable image" or not is_film(media):
+            if bad.reason != "unreadable image" or not is_video(media):
                 raise
-            films.add(media.name)  # whatever its name ends in
+            videos.add(media.name)  # whatever its name ends in
             return None
 
     def read(image: OpenImage | None, media: Media, rng) -> np.ndarray:
-        if image is None and (media.suffix in FILMS or media.name in films):
+        if image is None and (media.suffix in VIDEOS or media.name in videos):
             try:
-                return read_film(media, view, rng, cache, settings)
+                return read_video(media, view, rng, cache, settings)
             except BadSample as bad:
                 image = _image_after_all(media, needed, settings, bad)
         if view.frames > 1 and image is not None and is_animated(image):
@@ -61,7 +61,7 @@ def read_clips(
 
 def _image_after_all(media: Media, needed: tuple[int, int], settings: DecodingSettings, bad: BadSample) -> OpenImage:
     """The image that is named as a video. Raises `bad`, which the video was, where it is none."""
-    if bad.reason not in ("unreadable film", "no pictures"):
+    if bad.reason not in ("unreadable video", "no pictures"):
         raise bad
     try:
         return open_image(media, needed, settings)

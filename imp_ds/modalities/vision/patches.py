@@ -1,4 +1,4 @@
-"""Vision: an image is a clip of one step, a film a clip of several; both are 3-D patches (IMP, section 3.1; VATT).
+"""Vision: an image is a clip of one step, a video a clip of several; both are 3-D patches (IMP, section 3.1; VATT).
 
 A patch of an image holds its one frame, and the embedding takes it for all frames of a patch. So an image is a fraction of the
 bytes on its way from the workers to the device that it would be with the frame repeated, and the embedding as much less work.
@@ -77,9 +77,9 @@ def preprocess(
     rngs: Sequence[np.random.Generator] | None = None,
     empty: Callable = np.empty,
 ) -> dict[str, np.ndarray]:
-    """Images (T = 1) or films to the model's inputs: `pixel_values` uint8 [B, K, P] and `pixel_positions` float32 [B, K, 3].
+    """Images (T = 1) or videos to the model's inputs: `pixel_values` uint8 [B, K, P] and `pixel_positions` float32 [B, K, 3].
 
-    `frames` frames are taken uniformly over a film. Each is resized so that it just covers `size`, and cut at the centre. One
+    `frames` frames are taken uniformly over a video. Each is resized so that it just covers `size`, and cut at the centre. One
     frame alone is a step by itself, and P are the values of that frame.
 
     Args:
@@ -124,7 +124,7 @@ def preprocess(
 
 
 def clip_indices(total: int, frames: int, sampling: str = "uniform", stride: int = 1) -> np.ndarray:
-    """Which of `total` frames make a clip; a film that has too few repeats its last frame.
+    """Which of `total` frames make a clip; a video that has too few repeats its last frame.
 
     sampling: "uniform": the middles of `frames` equal stretches; "stride": every stride-th from the beginning; "clip": every
         stride-th of the middle.
@@ -143,7 +143,7 @@ def clip_indices(total: int, frames: int, sampling: str = "uniform", stride: int
 
 
 def clip_frames(frames_THWC: np.ndarray, frames: int) -> np.ndarray:
-    """`frames` frames uniformly over the film, [frames, H, W, C]."""
+    """`frames` frames uniformly over the video, [frames, H, W, C]."""
     return frames_THWC if len(frames_THWC) == frames else frames_THWC[clip_indices(len(frames_THWC), frames)]
 
 

@@ -27,9 +27,9 @@ def clips_BTHW3(inputs: dict, view, patch: list[int]) -> np.ndarray:
 
 
 def vision_pictures(inputs: dict, view, patch: list[int]) -> dict[str, np.ndarray]:
-    """"pictures" in a row, or "film_strips", a video in each row; uint8 [H, W, 3]."""
+    """"pictures" in a row, or "frame_strips", a video in each row; uint8 [H, W, 3]."""
     each = [{name: tensor[i : i + 1] for name, tensor in inputs.items()} for i in range(len(inputs["pixel_values"]))]
     clips = [clips_BTHW3(one, view, patch)[0] for one in each]
     if view.frames == 1:
         return {"pictures": side_by_side([enlarged(clip[0]) for clip in clips])}
-    return {"film_strips": side_by_side([side_by_side([enlarged(frame) for frame in clip]) for clip in clips], axis=0)}
+    return {"frame_strips": side_by_side([side_by_side([enlarged(frame) for frame in clip]) for clip in clips], axis=0)}

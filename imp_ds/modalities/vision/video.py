@@ -24,7 +24,7 @@ from imp_ds.modalities.vision.image import check_pixels
 from imp_ds.modalities.vision.times import Times, chosen_frames
 from imp_ds.modalities.vision.view import VisionView
 
-FILMS = {
+VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".asf",
     ".3gp", ".3g2", ".ogv", ".f4v", ".ismv", ".mxf", ".gxf", ".dv", ".nut", ".ivf", ".obu", ".rm", ".rmvb", ".swf", ".wtv",
     ".nsv", ".y4m", ".h264", ".264", ".h265", ".hevc",
@@ -46,7 +46,7 @@ class Packets(NamedTuple):
     timed: bool
 
 
-def read_film(
+def read_video(
     media: Media, view: VisionView, rng: np.random.Generator | None, cache: MediaCache,
     settings: DecodingSettings = DEFAULTS,
 ) -> np.ndarray:  # fmt: skip
@@ -60,29 +60,29 @@ def read_film(
     return cache.get((media.name, wanted), lambda: _read(media, view, None, settings))
 
 
-def is_film(media: Media) -> bool:
+def is_video(media: Media) -> bool:
     """Whether it is a video by its content; a damaged AVIF or HEIC image is none."""
     try:
-        with opened(media, "unreadable film") as container:
+        with opened(media, "unreadable video") as container:
             return container.metadata.get("major_brand") not in _IMAGES and video_stream(container) is not None
     except BadSample:
         return False
 
 
 def _read(media: Media, view: VisionView, rng: np.random.Generator | None, settings: DecodingSettings) -> np.ndarray:
-    with opened(media, "unreadable film") as container:
+    with opened(media, "unreadable video") as container:
         stream = _open_stream(container, media, settings)
         packets = _packets(container, stream, media, settings)
         wanted_T = chosen_frames(packets.times, view, rng)
         decoder = _Decoder(container, stream, media, packets, settings)
         clip = decoder.seeking(wanted_T) if packets.timed and finds_times(container) else None
     if clip is None:
-        with opened(media, "unreadable film") as container:
+        with opened(media, "unreadable video") as container:
             clip = _Decoder(container, _open_stream(container, media, settings), media, packets, settings).straight(wanted_T)
     if not clip:
-        raise BadSample("unreadable film", f"{media.name}: no frame can be decoded")
+        raise BadSample("unreadable video", f"{media.name}: no frame can be decoded")
     if len({picture.shape for picture in clip}) > 1:
-        raise BadSample("unreadable film", f"{media.name}: its frames differ in size")
+        raise BadSample("unreadable video", f"{media.name}: its frames differ in size")
     return np.stack(clip)
 
 
@@ -117,7 +117,7 @@ def _packets(container, stream, media: Media, settings: DecodingSettings) -> Pac
         if len(shown) > settings.video_frames:
             raise BadSample("too large", f"{media.name}: more than data.decoding.video_frames = {settings.video_frames} frames")
     if not shown:
-        raise BadSample("unreadable film", f"{media.name}: it has no frames")
+        raise BadSample("unreadable video", f"{media.name}: it has no frames")
     if timed:
         start_N = np.unique(np.array(shown, dtype=np.int64))
         timed = len(start_N) == len(shown)  # where two frames have one time, times do not tell them apart
@@ -180,7 +180,7 @@ def _first_from(wanted: int, places: Iterator[tuple[int, "av.VideoFrame"]]) -> t
 
 
 def as_shown(picture_HW3: np.ndarray, frame) -> np.ndarray:
-    """A frame turned and mirrored as its display matrix says: a phone that is held upright films lying frames."""
+    """A frame turned and mirrored as its display matrix says: a phone that is held upright records lying frames."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture_HW3

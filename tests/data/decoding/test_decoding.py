@@ -1,4 +1,4 @@
-"""Decoding: known pictures, films and sounds come back; damaged and hostile ones are named."""
+"""Decoding: known pictures, videos and sounds come back; damaged and hostile ones are named."""
 
 import pickle
 import time
@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from helpers.media_files import bomb, write_corpus, write_film
+from helpers.media_files import bomb, write_corpus, write_video
 from imp_ds.data.decoding import decode, decode_all, decode_windows
 from imp_ds.modalities import in_turn as turns
 from imp_ds.modalities.audio import recordings as sounds
@@ -37,8 +37,8 @@ def read_image(path, needed=None):
     return images.read_image(media(path), needed)
 
 
-def read_film(path, frames, rng=None, **view):
-    return films.read_film(media(path), VisionView(frames=frames, **view), rng, NOTHING)
+def read_video(path, frames, rng=None, **view):
+    return films.read_video(media(path), VisionView(frames=frames, **view), rng, NOTHING)
 
 
 def read_sound(path):
@@ -48,7 +48,7 @@ def read_sound(path):
 GREYS = np.arange(10, dtype=np.uint8) * 20 + 30
 
 
-def grey_film(frames=10, size=32):
+def grey_video(frames=10, size=32):
     return np.broadcast_to(GREYS[:frames, None, None, None], (frames, size, size, 3))
 
 
@@ -84,42 +84,42 @@ def test_exif_orientation_is_undone(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])  # the header of a mkv does not say how many frames there are
-def test_films_give_uniform_frames(tmp_path, suffix):
+def test_videos_give_uniform_frames(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
-    write_film(path, grey_film())
+    write_video(path, grey_video())
     # 10 frames in 4 parts of 2.5: the middles are 1.25, 3.75, 6.25 and 8.75; in one part: 5.
-    frames = read_film(path, 4)
+    frames = read_video(path, 4)
     assert frames.shape == (4, 32, 32, 3) and frames.dtype == np.uint8
     np.testing.assert_allclose(frames.mean((1, 2, 3)), GREYS[[1, 3, 6, 8]], atol=2)
-    np.testing.assert_allclose(read_film(path, 1).mean(), GREYS[5], atol=2)
-    assert len(read_film(path, 100)) == 10
+    np.testing.assert_allclose(read_video(path, 1).mean(), GREYS[5], atol=2)
+    assert len(read_video(path, 100)) == 10
     # every third frame from the first: 0, 3, 6, 9; of five such there are four
-    np.testing.assert_allclose(read_film(path, 5, sampling="stride", stride=3).mean((1, 2, 3)), GREYS[[0, 3, 6, 9]], atol=2)
+    np.testing.assert_allclose(read_video(path, 5, sampling="stride", stride=3).mean((1, 2, 3)), GREYS[[0, 3, 6, 9]], atol=2)
     # the middle clip of 3 frames at stride 2 spans 5 of 10: it begins at (10 - 5) // 2 = 2
-    np.testing.assert_allclose(read_film(path, 3, sampling="clip", stride=2).mean((1, 2, 3)), GREYS[[2, 4, 6]], atol=2)
+    np.testing.assert_allclose(read_video(path, 3, sampling="clip", stride=2).mean((1, 2, 3)), GREYS[[2, 4, 6]], atol=2)
 
 
-def test_a_random_clip_lies_anywhere_in_the_film(tmp_path):
-    write_film(tmp_path / "x.mp4", grey_film())
+def test_a_random_clip_lies_anywhere_in_the_video(tmp_path):
+    write_video(tmp_path / "x.mp4", grey_video())
     view = dict(sampling="clip", stride=2)
     firsts = set()
     for seed in range(40):
-        greys = read_film(tmp_path / "x.mp4", 3, np.random.default_rng(seed), **view).mean((1, 2, 3))
+        greys = read_video(tmp_path / "x.mp4", 3, np.random.default_rng(seed), **view).mean((1, 2, 3))
         first = int(np.abs(GREYS - greys[0]).argmin())
         np.testing.assert_allclose(greys, GREYS[[first, first + 2, first + 4]], atol=2)
         firsts.add(first)
     assert firsts == set(range(6))  # the last clip ends with the last frame
-    alone = [read_film(tmp_path / "x.mp4", 3, np.random.default_rng(5), **view) for _ in range(2)]
+    alone = [read_video(tmp_path / "x.mp4", 3, np.random.default_rng(5), **view) for _ in range(2)]
     np.testing.assert_array_equal(*alone)
 
 
 def test_frames_far_apart_are_found_by_key_frames(tmp_path):
     """60 frames with a key frame every 12: frame k is of grey 2 k + 60, whether it is read on to or sought."""
     film = np.broadcast_to((np.arange(60, dtype=np.uint8) * 2 + 60)[:, None, None, None], (60, 32, 32, 3))
-    write_film(tmp_path / "x.mp4", film, options={"g": "12", "bf": "2"})
+    write_video(tmp_path / "x.mp4", film, options={"g": "12", "bf": "2"})
     for frames in (2, 3, 5, 60):
         expected = (2 * np.arange(frames) + 1) * 60 // (2 * frames) * 2 + 60
-        np.testing.assert_allclose(read_film(tmp_path / "x.mp4", frames).mean((1, 2, 3)), expected, atol=2)
+        np.testing.assert_allclose(read_video(tmp_path / "x.mp4", frames).mean((1, 2, 3)), expected, atol=2)
 
 
 def test_variable_frame_rates_are_seen_as_they_play():
@@ -129,9 +129,9 @@ def test_variable_frame_rates_are_seen_as_they_play():
     assert shown.chosen_frames(times, VisionView(frames=4), None).tolist() == [4, 9]
 
 
-def test_a_film_sound_track_and_its_rate(tmp_path):
+def test_a_video_sound_track_and_its_rate(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    write_film(tmp_path / "x.mp4", grey_film(), np.stack([tone, np.zeros_like(tone)]))
+    write_video(tmp_path / "x.mp4", grey_video(), np.stack([tone, np.zeros_like(tone)]))
     sound, rate = read_sound(tmp_path / "x.mp4")
     assert rate == 16000 and sound.dtype == np.float32 and sound.ndim == 1
     # The mean of a tone of amplitude 0.5 and silence is a tone of 0.25; the AAC encoder adds at most a frame or two.
@@ -153,7 +153,7 @@ def test_sounds_are_mixed_to_mono(tmp_path, name, subtype, exact):
 def test_damaged_and_hostile_media_are_named(tmp_path):
     good = tmp_path / "good.png"
     Image.effect_noise((64, 64), 50).save(good)
-    write_film(tmp_path / "good.mp4", grey_film())
+    write_video(tmp_path / "good.mp4", grey_video())
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), 8000, subtype="FLOAT")
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0, np.float32), 8000)
     files = {
@@ -172,7 +172,7 @@ def test_damaged_and_hostile_media_are_named(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in [*files, "nan.wav", "nothing.wav", "gone.png", "gone.wav", "gone.mp4"]:
         kind = {"png": "image", "mp4": "film"}.get(name[-3:], "sound")
-        read = {"image": read_image, "film": lambda path: read_film(path, 4), "sound": read_sound}[kind]
+        read = {"image": read_image, "film": lambda path: read_video(path, 4), "sound": read_sound}[kind]
         with pytest.raises(BadSample) as error:
             read(tmp_path / name)
         assert error.value.reason == {"gone": "missing file", "empt": "empty"}.get(name[:4], f"unreadable {kind}")
@@ -184,7 +184,7 @@ def test_damaged_and_hostile_media_are_named(tmp_path):
 def test_sizes_are_refused_from_the_header(tmp_path):
     small = DecodingSettings(image_pixels=100, audio_samples=50)
     Image.new("L", (11, 10)).save(tmp_path / "x.png")
-    write_film(tmp_path / "x.mp4", grey_film())
+    write_video(tmp_path / "x.mp4", grey_video())
     soundfile.write(tmp_path / "x.wav", np.zeros(51), 8000)
     for views, name in ((VisionView(), "x.png"), (VisionView(frames=2), "x.mp4"), (AudioView(), "x.wav")):
         role = "audio" if name == "x.wav" else "vision"
@@ -327,10 +327,10 @@ def test_training_hears_a_random_window_of_a_long_sound(tmp_path, name):
     assert min(starts) < 6000 and max(starts) > 22000  # of 0 to 28000
 
 
-def test_a_window_of_a_film_sound_track_is_sought(tmp_path):
+def test_a_window_of_a_video_sound_track_is_sought(tmp_path):
     """Twenty tones of a tenth of a second: the pitch of a window tells where it was taken."""
     tones = np.concatenate([np.sin(2 * np.pi * 400 * (k + 1) * np.arange(1600) / 16000) * 0.5 for k in range(20)])
-    write_film(tmp_path / "x.mp4", grey_film(), tones[None])
+    write_video(tmp_path / "x.mp4", grey_video(), tones[None])
     raw, view, found = {"audio": media(tmp_path / "x.mp4")}, Views(audio=AudioView(seconds=0.1)), set()
     for seed in range(12):
         place = float(np.random.default_rng(seed).random())
@@ -363,7 +363,7 @@ def test_pictures_are_changed_as_asked_and_the_same_in_all_frames(tmp_path):
     left_dark = np.zeros((48, 64, 3), np.uint8)
     left_dark[:, 32:] = 200
     Image.fromarray(left_dark).save(tmp_path / "x.png")
-    write_film(tmp_path / "x.mp4", np.stack([left_dark] * 4))
+    write_video(tmp_path / "x.mp4", np.stack([left_dark] * 4))
     view = Views(vision=VisionView(frames=4, height=32, width=32))
     rngs = lambda: (np.random.default_rng(seed) for seed in range(30))  # noqa: E731
     for name in ("x.png", "x.mp4"):

@@ -23,13 +23,13 @@ from imp_ds.modalities.views import Augmentation
 from imp_ds.modalities.vision.clips import read_clips
 from imp_ds.modalities.vision.facts import vision_facts
 from imp_ds.modalities.vision.image import open_image
-from imp_ds.modalities.vision.video import read_film
+from imp_ds.modalities.vision.video import read_video
 from imp_ds.modalities.vision.view import VisionView
 
 
 def shown(name: str, data: bytes, frames: int) -> list[int]:
     media = Media(f"x.{name.rpartition('.')[2]}", data=data)
-    return numbers_of(read_film(media, VisionView(frames=frames), None, MediaCache(0)))
+    return numbers_of(read_video(media, VisionView(frames=frames), None, MediaCache(0)))
 
 
 # Of 50 frames the middles of n equal stretches are the frames (2 k + 1) 50 / (2 n), rounded down.
@@ -61,7 +61,7 @@ def test_digital_video_is_frame_exact():
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     media = Media("x.dv", data=buffer.getvalue())
-    clip_THW3 = read_film(media, VisionView(frames=4), None, MediaCache(0))
+    clip_THW3 = read_video(media, VisionView(frames=4), None, MediaCache(0))
     small = [np.asarray(Image.fromarray(picture).resize((WIDTH, HEIGHT))) for picture in clip_THW3]
     assert numbers_of(np.stack(small)) == EXPECTED[4]
 
@@ -82,7 +82,7 @@ def test_images_are_known_by_their_content_where_their_name_is_a_videos():
     media = [Media("a.mp4", data=animated.getvalue()), Media("b.mp4", data=_png()), Media("c.mp4", data=b"nothing at all" * 99)]
     animation, still, neither = read_clips(media, VisionView(frames=2), [None] * 3, MediaCache(0), Augmentation())
     assert numbers_of(animation) == [3, 5] and numbers_of(still) == [77]
-    assert neither.reason == "unreadable film"
+    assert neither.reason == "unreadable video"
 
 
 def _png() -> bytes:
@@ -158,7 +158,7 @@ def test_frames_are_turned_by_the_display_matrix(tmp_path, matrix, quarters):
     a, b, c, d = (65536 * value for value in matrix)
     at = data.rfind(unit)  # of the track, after that of the movie
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    (seen_HW3,) = read_film(Media("x.mp4", data=bytes(data)), VisionView(frames=1), None, MediaCache(0))
+    (seen_HW3,) = read_video(Media("x.mp4", data=bytes(data)), VisionView(frames=1), None, MediaCache(0))
     height, width = (64, 32) if b else (32, 64)
     assert seen_HW3.shape == (height, width, 3)
     corners = [seen_HW3[y, x].mean() for y in (3, height - 4) for x in (3, width - 4)]
@@ -205,7 +205,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, kind, suffix):
     else:
         path = tmp_path / ("\0" if kind == "name with a null" else "x" * 300)
     media = Media(f"x.{suffix}", path=path)
-    read = {"png": open_image, "mp4": lambda one: read_film(one, VisionView(), None, MediaCache(0))}.get(suffix, open_sound)
+    read = {"png": open_image, "mp4": lambda one: read_video(one, VisionView(), None, MediaCache(0))}.get(suffix, open_sound)
     with pytest.raises(BadSample, match="unreachable"):
         read(media)
     assert (audio_facts if suffix in ("wav", "m4a") else vision_facts)(media) == {}
@@ -248,5 +248,5 @@ def test_frames_beyond_a_bound_are_refused(limit, more):
     """Two frames of 128 x 32 = 4096 pixels are wanted of 50."""
     media = Media("x.mkv", data=video_bytes("mkv"))
     with pytest.raises(BadSample, match=f"too large.*{limit}"):
-        read_film(media, VisionView(frames=2), None, MediaCache(0), DecodingSettings(**{limit: more}))
-    read_film(media, VisionView(frames=2), None, MediaCache(0), DecodingSettings(**{limit: more + 1}))
+        read_video(media, VisionView(frames=2), None, MediaCache(0), DecodingSettings(**{limit: more}))
+    read_video(media, VisionView(frames=2), None, MediaCache(0), DecodingSettings(**{limit: more + 1}))

@@ -23,7 +23,7 @@ from imp_ds.errors import UserError
 
 SCALE = 0.03
 SPLITS = ("train", "validation", "test")
-# 0.03 of 2400, 400, 800 films in steps of 40 classes: 72 -> 80, 12 -> 40, 24 -> 40. Speech in steps of 10: 90, 10, 20.
+# 0.03 of 2400, 400, 800 videos in steps of 40 classes: 72 -> 80, 12 -> 40, 24 -> 40. Speech in steps of 10: 90, 10, 20.
 # Images by class: 0.03 of 174..183 is 5, of which max(1, 0.5) validation, 1 test, 3 train; times ten classes.
 COUNTS = {"films": (80, 40, 40), "speech": (90, 10, 20), "images": (30, 10, 10)}
 
@@ -165,7 +165,7 @@ def _centroids(frames_FHW: np.ndarray) -> np.ndarray:
     return np.array(centres)
 
 
-def test_films_move_in_the_direction_of_their_label(corpus):
+def test_videos_move_in_the_direction_of_their_label(corpus):
     sign = {"left": (1, -1), "right": (1, 1), "up": (0, -1), "down": (0, 1)}  # axis (0 is y) and sign of the motion
     for row in rows(corpus, "films", "train"):
         with av.open(str(corpus / "films" / "train" / row["file_name"])) as container:
@@ -179,7 +179,7 @@ def test_films_move_in_the_direction_of_their_label(corpus):
         assert np.abs(steps[:, 1 - axis]).max() < 0.5
 
 
-def test_a_film_carries_the_spoken_word_as_long_as_it_runs(corpus):
+def test_a_video_carries_the_spoken_word_as_long_as_it_runs(corpus):
     split = "validation"
     speech = [(row, _clip(corpus, split, row)) for row in rows(corpus, "speech", split)]
     for row in rows(corpus, "films", split)[:10]:

@@ -30,7 +30,7 @@ STARTS, WAYS = ("A photo of", "Someone says", "This is"), ("small", "moving left
 CAPTIONS = [f"{start} the digit {word}, {way}." for start in STARTS for way in WAYS for word in WORDS]
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-FILM = RNG.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+VIDEO = RNG.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def sample_inputs(processor):
     wave = np.sin(np.arange(12000) / 9).astype(np.float32)
     return {
         **processor([IMAGE, IMAGE[::-1]], ["This is the digit two", "nine"], audio=[wave, wave[:5000]], sampling_rate=16000),
-        "film": processor(videos=FILM)["pixel_values"],
+        "film": processor(videos=VIDEO)["pixel_values"],
     }
 
 
@@ -147,25 +147,25 @@ def test_every_mode_of_image_becomes_rgb(mode, processor):
 @pytest.mark.parametrize(
     "film",
     [
-        FILM.transpose(0, 3, 1, 2),
-        list(FILM),
-        [Image.fromarray(frame) for frame in FILM],
-        [FILM],
-        FILM[None],
-        FILM.astype(np.float32) / 255,
-        [list(FILM)],
+        VIDEO.transpose(0, 3, 1, 2),
+        list(VIDEO),
+        [Image.fromarray(frame) for frame in VIDEO],
+        [VIDEO],
+        VIDEO[None],
+        VIDEO.astype(np.float32) / 255,
+        [list(VIDEO)],
     ],
     ids=["channels_first", "frames", "PIL", "batch", "array_batch", "float", "batch_of_frames"],
 )
-def test_every_kind_of_film_gives_the_same_pixels(film, processor):
-    expected = processor.video_processor(FILM)["pixel_values"]
+def test_every_kind_of_video_gives_the_same_pixels(film, processor):
+    expected = processor.video_processor(VIDEO)["pixel_values"]
     np.testing.assert_array_equal(processor.video_processor(film)["pixel_values"], expected)
 
 
-def test_a_grey_film_and_other_numbers_of_frames(processor):
-    grey = processor.video_processor(FILM[..., 0])["pixel_values"]
-    np.testing.assert_array_equal(grey, processor.video_processor(np.repeat(FILM[..., :1], 3, -1))["pixel_values"])
-    assert processor.video_processor(FILM[:5], frames=4, size=(16, 24))["pixel_values"].shape == (1, 6, 768)
+def test_a_grey_video_and_other_numbers_of_frames(processor):
+    grey = processor.video_processor(VIDEO[..., 0])["pixel_values"]
+    np.testing.assert_array_equal(grey, processor.video_processor(np.repeat(VIDEO[..., :1], 3, -1))["pixel_values"])
+    assert processor.video_processor(VIDEO[:5], frames=4, size=(16, 24))["pixel_values"].shape == (1, 6, 768)
 
 
 def test_keywords_of_a_task_override_what_is_stored(processor):
@@ -202,7 +202,7 @@ def test_sounds_as_stereo_list_or_mixed_rates(processor):
         lambda p: p(videos=IMAGE),
         lambda p: p(videos=[]),
         lambda p: p(videos=[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]),
-        lambda p: p(videos=FILM, videos_kwargs=dict(frames=6)),
+        lambda p: p(videos=VIDEO, videos_kwargs=dict(frames=6)),
         lambda p: p(audio=np.ones(100)),
         lambda p: p(audio=np.ones(100), sampling_rate="16 kHz"),
         lambda p: p(audio=[], sampling_rate=16000),

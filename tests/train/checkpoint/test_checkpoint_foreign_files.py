@@ -26,7 +26,7 @@ from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.media_cache import MediaCache
 from imp_ds.modalities.text.tokenizers import load_tokenizer, train_tokenizer
 from imp_ds.modalities.vision.image import read_image
-from imp_ds.modalities.vision.video import read_film
+from imp_ds.modalities.vision.video import read_video
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
@@ -224,7 +224,7 @@ def test_corpora_and_configurations(tmp_path, mark, form):
         "tar": open_it("webdataset"),
         "data set": open_it("huggingface"),
         "image": lambda: read_image(raw("0.png")),
-        "film": lambda: read_film(raw("0.mp4"), view, None, MediaCache(0)),
+        "film": lambda: read_video(raw("0.mp4"), view, None, MediaCache(0)),
         "sound": lambda: open_sound(raw("0.wav")).samples(),
         "classes": lambda: load_classes(folder / "classes.json", "digits"),
         "DeepSpeed": lambda: ds_config.load(folder / "ds.json"),

@@ -183,8 +183,8 @@ def image_batch() -> tuple[Batch, np.ndarray]:
     return Batch("image_text", {"vision": vision, "text": text}, {"label": torch.tensor([3, 4])}), images
 
 
-def film_batch() -> tuple[Batch, np.ndarray]:
-    """One film of 8 frames of 64 x 64 in patches of 4 x 8 x 8, and a spectrogram of 6 frames and 8 bins in patches of 2 x 4."""
+def video_batch() -> tuple[Batch, np.ndarray]:
+    """One video of 8 frames of 64 x 64 in patches of 4 x 8 x 8, and a spectrogram of 6 frames and 8 bins in patches of 2 x 4."""
     film = np.random.default_rng(1).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
     patches = film.reshape(2, 4, 8, 8, 8, 8, 3).transpose(0, 2, 4, 1, 3, 5, 6).reshape(1, 128, -1)
     vision = {"pixel_values": torch.from_numpy(patches), "pixel_positions": torch.from_numpy(grid_positions(2, 8, 8))[None]}
@@ -196,7 +196,7 @@ def film_batch() -> tuple[Batch, np.ndarray]:
 
 def test_samples_show_what_the_model_is_fed(tmp_path):
     monitor = Monitor(tmp_path, make_run(), enabled=True, total_steps=8)
-    (images, pixels), (films, film) = image_batch(), film_batch()
+    (images, pixels), (films, film) = image_batch(), video_batch()
     tone = 0.5 * np.sin(np.arange(800) / 5).astype(np.float32)
     batches, sounds = {"image_text": images, "film_speech_text": films}, {"film_speech_text": [(tone, 16000)]}
     monitor.log_start(batches, Processor, '{"a": 1}', sounds)
@@ -223,7 +223,7 @@ def test_samples_show_what_the_model_is_fed(tmp_path):
 
 
 def test_a_dropped_piece_of_a_spectrogram_is_grey(tmp_path):
-    batch, _ = film_batch()
+    batch, _ = video_batch()
     audio = batch.inputs["audio"]
     kept = {name: tensor[:, :5] for name, tensor in audio.items()}  # without the upper half of the last two frames
     monitor = Monitor(tmp_path, make_run(), enabled=True, total_steps=8)

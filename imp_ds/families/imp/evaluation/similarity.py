@@ -150,8 +150,8 @@ class TextEvaluator(Evaluator):
         seen."""
         if self._frames is None:
             return None
-        films = [self._frames(row) for row in self.rows_N[:rows].tolist()]
-        pictures = [Image.fromarray(film[len(film) // 2]).resize((side, side)) for film in films]
+        clips = [self._frames(row) for row in self.rows_N[:rows].tolist()]
+        pictures = [Image.fromarray(clip[len(clip) // 2]).resize((side, side)) for clip in clips]
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
 
 
