@@ -1,4 +1,4 @@
-"""The corpora of benchmarks/loader.py: tar shards of images, videos and sounds, which all its contestants can read.
+"""The corpora of benchmarks/loader.py: tar shards of images, videos and recordings, which all its contestants can read.
 
 The photographs, videos and recordings of the real corpus, packed as they are; the recordings once more as FLAC and MP3; and its
 photographs enlarged to 500 x 375, with detail laid over them, so that their JPEGs are as large as those of a camera.
@@ -51,15 +51,15 @@ def corpora(real: Path, folder: Path) -> Iterator[Corpus]:
     """Written below `folder`; `real` has images/, videos/ and audio/ as the recipe `real_small` reads them."""
     small, large = VisionView(height=32, width=32), VisionView(height=256, width=256)
     film = VisionView(frames=16, height=32, width=32, sampling="clip", stride=2)
-    sound = dict(vision=None, audio=AudioView(seconds=0.96), batch_size=32)
-    images, sounds = list(_images(real)), list(_sounds(real))
+    waveform = dict(vision=None, audio=AudioView(seconds=0.96), batch_size=32)
+    images, waveforms = list(_images(real)), list(_waveforms(real))
     yield _corpus("images, 32 x 32", folder, "jpg", images, vision=small, batch_size=64)
     enlarged = _enlarged(images[:: len(images) // ENLARGED][:ENLARGED])
     yield _corpus("images, 500 x 375", folder, "jpg", enlarged, vision=large, batch_size=32, patch=(4, 16, 16))
     yield _corpus("films, 64 x 64", folder, "mp4", _videos(real), vision=film, batch_size=16)
-    yield _corpus("sounds, wav", folder, "wav", sounds, **sound)
+    yield _corpus("sounds, wav", folder, "wav", waveforms, **waveform)
     for extension in ("flac", "mp3"):
-        yield _corpus(f"sounds, {extension}", folder, extension, _recoded(sounds, extension), **sound)
+        yield _corpus(f"sounds, {extension}", folder, extension, _recoded(waveforms, extension), **waveform)
 
 
 def _corpus(name: str, folder: Path, extension: str, samples: Iterable, *, batch_size: int, patch=(4, 4, 4), **views) -> Corpus:
@@ -102,7 +102,7 @@ def _videos(real: Path) -> Iterator[tuple[bytes, int]]:
         yield (folder / row["file_name"]).read_bytes(), row["label"]
 
 
-def _sounds(real: Path) -> Iterator[tuple[bytes, int]]:
+def _waveforms(real: Path) -> Iterator[tuple[bytes, int]]:
     for path in sorted((real / "audio").glob("train-*.tar")):
         with tarfile.open(path) as tar:
             files = {member.name: tar.extractfile(member).read() for member in tar}
@@ -110,8 +110,8 @@ def _sounds(real: Path) -> Iterator[tuple[bytes, int]]:
             yield files[name], json.loads(files[name.removesuffix("wav") + "json"])["label"]
 
 
-def _recoded(sounds: Iterable[tuple[bytes, int]], extension: str) -> Iterator[tuple[bytes, int]]:
-    for data, label in sounds:
+def _recoded(waveforms: Iterable[tuple[bytes, int]], extension: str) -> Iterator[tuple[bytes, int]]:
+    for data, label in waveforms:
         samples, rate = soundfile.read(io.BytesIO(data))
         out = io.BytesIO()
         soundfile.write(out, samples, rate, format=extension.upper())

@@ -137,15 +137,15 @@ def rates(rounds: int) -> str:
 
     rows = []
     for rate in (8000, 44100, 48000, 8240):
-        sound = np.random.default_rng(0).normal(size=10 * rate).astype(np.float32)
+        waveform = np.random.default_rng(0).normal(size=10 * rate).astype(np.float32)
         divisor = np.gcd(rate, 16000)
-        scipy = lambda: resample_poly(sound, 16000 // divisor, rate // divisor)  # noqa: E731
-        times = best(rounds, ours=lambda: resample(sound, rate, 16000), scipy=scipy)
-        differ = np.abs(resample(sound, rate, 16000) - scipy()).max()
+        scipy = lambda: resample_poly(waveform, 16000 // divisor, rate // divisor)  # noqa: E731
+        times = best(rounds, ours=lambda: resample(waveform, rate, 16000), scipy=scipy)
+        differ = np.abs(resample(waveform, rate, 16000) - scipy()).max()
         cells = [f"{rate} to 16000", f"{times['scipy']:.2f}", f"{times['ours']:.2f}"]
         rows.append([*cells, f"{times['scipy'] / times['ours']:.1f}", f"{differ:.0e}"])
     columns = ["samples a second", "scipy", "ours", "times faster", "largest difference"]
-    return table("10 s of sound at another rate", columns, rows)
+    return table("10 s of audio at another rate", columns, rows)
 
 
 if __name__ == "__main__":

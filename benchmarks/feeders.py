@@ -24,7 +24,7 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.sources import open_reader
-from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.audio.recordings import open_recording
 from imp_ds.modalities.media import Media
 from imp_ds.modalities.media_cache import MediaCache
 from imp_ds.modalities.modality import Wanted
@@ -65,7 +65,7 @@ def prepared(corpus: Corpus, collate: Collator, samples: list[tuple[bytes, int]]
 
 def _decoded(media: Media, task: Task, rng: np.random.Generator, nothing: MediaCache):
     if task.views.audio is not None:
-        samples_N, rate = open_sound(media).samples()
+        samples_N, rate = open_recording(media).samples()
         start = int(rng.random() * (max(0, len(samples_N) - (wanted := round(task.views.audio.seconds * rate))) + 1))
         return samples_N[start : start + wanted], rate
     view, augment = task.views.vision, task.augment

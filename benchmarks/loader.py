@@ -5,7 +5,7 @@
 All read the same tar shards (benchmarks/corpora.py) and do the same work by the same functions with as many workers, one thread
 each (benchmarks/feeders.py). Raw decoding and the peers do it for one sample from beginning to end and then for the next, as maps
 over samples do; our loader, and "raw, in turn", one kind of work for all samples of a batch before the next kind
-(imp_ds/modalities/in_turn.py). They take turns, `--rounds` times; the median is reported. About 10 minutes; `--only sounds`
+(imp_ds/modalities/in_turn.py). They take turns, `--rounds` times; the median is reported. About 10 minutes; `--only recordings`
 measures a part.
 """
 

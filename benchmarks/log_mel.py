@@ -1,8 +1,8 @@
-"""Speed of our log-mel against transformers' extractors on the same sound, in the same run.
+"""Speed of our log-mel against transformers' extractors on the same audio, in the same run.
 
     python benchmarks/log_mel.py [--threads N] [--out benchmarks/results/log_mel.md]
 
-Each extractor computes a 10 s sound; ours has the same settings as ASTFeatureExtractor (400 samples every 160, FFT of 512,
+Each extractor computes a 10 s audio; ours has the same settings as ASTFeatureExtractor (400 samples every 160, FFT of 512,
 128 mel bins, preemphasis, offset removed), in float32 and in float64 (`precise`), and as Speech2TextFeatureExtractor (80
 mel bins, Povey window, float64); the largest differences from both are printed too. Short runs of each alternate, so that a busy
 machine slows all of them alike; the median over all calls is reported.
@@ -29,14 +29,14 @@ AST = dict(frame_length=400, hop_length=160, mel_bins=128, f_min=20.0, f_max=800
            remove_offset=True, floor=1.192092955078125e-07)  # fmt: skip
 CLAP = dict(sampling_rate=48000, frame_length=1024, hop_length=480, mel_bins=64, f_min=0.0, f_max=14000.0, mel_scale="slaney",
             mel_norm="slaney", triangles="hertz", center=True, log="log10", floor=1e-10)  # fmt: skip
-# Kaldi's filterbank of sound in 16 bits; ours has it in [-1, 1], so the floor is that of 2**-30 of the energy.
+# Kaldi's filterbank of audio in 16 bits; ours has it in [-1, 1], so the floor is that of 2**-30 of the energy.
 SPEECH = {**AST, "mel_bins": 80, "window_power": 0.85, "floor": AST["floor"] / 2**30, "precise": True}
 OURS = "ours"
 SPEECH_ROW = f"{OURS}, settings of Speech2Text, float64"
 
 
 def errors() -> list[str]:
-    """Largest absolute difference from each extractor, on the sounds that are timed."""
+    """Largest absolute difference from each extractor, on the recordings that are timed."""
     noise = np.random.default_rng(0).normal(0, 0.1, 16000 * SECONDS).astype(np.float32)
     speech = Speech2TextFeatureExtractor(do_ceptral_normalize=False)(noise, sampling_rate=16000)["input_features"][0]
     ast = ASTFeatureExtractor(do_normalize=False, max_length=998)(noise, sampling_rate=16000)["input_values"][0]
@@ -95,7 +95,7 @@ def table(threads: int) -> list[str]:
     times = measure(candidates())
     ast, speech = times["ASTFeatureExtractor"], times["Speech2TextFeatureExtractor"]
     rows = [f"| {name} | {ms:.2f} | {ast / ms:.1f} | {speech / ms:.1f} |" for name, ms in times.items()]
-    header = ["| 10 s of sound | ms per clip | times AST's speed | times Speech2Text's speed |", "|---|---|---|---|"]
+    header = ["| 10 s of audio | ms per clip | times AST's speed | times Speech2Text's speed |", "|---|---|---|---|"]
     return [f"\ntorch threads: {threads}\n", *header, *rows]
 
 

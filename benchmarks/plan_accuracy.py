@@ -83,7 +83,8 @@ def launch(ranks: int, what: str, case: int, file: Path) -> None:
 
 
 def make_run(case: tuple):
-    """Three tasks: videos of 2 x 64 patches with text, sounds of 96 patches with text, and images of 64 patches with classes."""
+    """Three tasks: videos of 2 x 64 patches with text, recordings of 96 patches with text, and images of 64 patches with
+    classes."""
     from imp_ds.config import RunConfig, TrainSettings
     from imp_ds.families.imp.settings import ModelSettings
     from imp_ds.modalities.audio.view import AudioView
@@ -96,11 +97,11 @@ def make_run(case: tuple):
     _, width, experts, ep_size, _ = case
     source = Source(path="none", vision="v", audio="a", text="t", label="l")
     film, image = VisionView(frames=2, height=64, width=64), VisionView(height=64, width=64)
-    sound, text = AudioView(seconds=6.144), TextView(length=16)
+    waveform, text = AudioView(seconds=6.144), TextView(length=16)
     tasks = [
         Task(name="film_text", source=source, views=Views(vision=film, text=text), batch_size=16,
              objectives=[Contrastive(pairs=[("vision", "text")])]),
-        Task(name="sound_text", source=source, views=Views(audio=sound, text=text), batch_size=16,
+        Task(name="sound_text", source=source, views=Views(audio=waveform, text=text), batch_size=16,
              objectives=[Contrastive(pairs=[("audio", "text")])]),
         Task(name="image_class", source=source, views=Views(vision=image), batch_size=32,
              objectives=[Classification(modality="vision", num_classes=100)]),

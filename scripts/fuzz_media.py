@@ -110,14 +110,14 @@ def _decode_audio(name: str, data: bytes, rng: np.random.Generator) -> None:
     import av
 
     from imp_ds.modalities.audio.facts import audio_facts
-    from imp_ds.modalities.audio.windows import read_sounds
+    from imp_ds.modalities.audio.windows import read_recordings
     from imp_ds.modalities.media import BadSample, Media
     from imp_ds.modalities.media_cache import MediaCache
 
     av.logging.set_level(None)
     media = Media(name, data=data)
     audio_facts(media)
-    window, full = (read_sounds([media], 0.02, [one], MediaCache(0))[0] for one in (rng, None))
+    window, full = (read_recordings([media], 0.02, [one], MediaCache(0))[0] for one in (rng, None))
     for result in (window, full):
         if isinstance(result, BadSample):
             raise result

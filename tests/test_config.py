@@ -173,7 +173,7 @@ def test_token_counts_by_hand(run):
     views = Views(
         vision=VisionView(frames=8, height=64, width=32, drop_rate=0.7), audio=AudioView(seconds=1.28), text=TextView(length=16)
     )
-    # vision 2 * 8 * 4 = 64, of which int(0.3 * 64) = 19 stay; sound 20480 / 160 = 128 frames: 8 * 4 patches
+    # vision 2 * 8 * 4 = 64, of which int(0.3 * 64) = 19 stay; audio 20480 / 160 = 128 frames: 8 * 4 patches
     assert token_counts(views, config, data) == {"vision": 19, "audio": 32, "text": 16}
     assert token_counts(views, config, data, training=False)["vision"] == 64
     # an image is one step; 1.0 s is 100 frames, filled up to 7 patches of 16

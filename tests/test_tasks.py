@@ -25,7 +25,7 @@ def test_defaults_are_the_references():
     plain = task()
     assert (plain.interval, plain.weight, plain.reduction) == (1, 1.0, "sum")
     assert (NCE.positives, NCE.weight, DIGIT.loss, DIGIT.label_smoothing) == ("diagonal", 1.0, "softmax", 0.0)
-    # the released image: 256 x 256, nothing dropped; the released sound: 8.192 s; the released caption: 16 tokens
+    # the released image: 256 x 256, nothing dropped; the released audio: 8.192 s; the released caption: 16 tokens
     assert (VisionView().frames, VisionView().height, VisionView().width, VisionView().drop_rate) == (1, 256, 256, 0.0)
     assert (AudioView().seconds, TextView().length) == (8.192, 16)
 

@@ -74,7 +74,7 @@ def data_show(
     run: Run = None,
     set_: Set = [],
 ):
-    """Write one page of what the model is fed: pictures, frame strips, spectrograms with their sounds, and captions.
+    """Write one page of what the model is fed: pictures, frame strips, spectrograms with their recordings, and captions.
 
     Example: imp_ds data show mine.py page.html
     """

@@ -40,7 +40,7 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, help="classes that are shown of each file")] = 5,
     output: Annotated[Path | None, typer.Option("--output", help="write the predictions as JSON lines to this file")] = None,
 ):
-    """Say which classes a trained model sees or hears in files, with their probabilities.
+    """Say which classes a trained model finds in files, with their probabilities.
 
     Example: imp_ds predict model photos/ new.png --output predicted.jsonl
     """

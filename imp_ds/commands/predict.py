@@ -1,4 +1,4 @@
-"""`imp_ds predict MODEL FILE ...`: the classes that an exported model sees in images and videos or hears in audio, by name.
+"""`imp_ds predict MODEL FILE ...`: the classes that an exported model finds in images, videos and audio, by name.
 
 Files are decoded and preprocessed as in the evaluations of the model's run, by the view of the task.
 """

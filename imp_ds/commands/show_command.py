@@ -21,7 +21,7 @@ from imp_ds.modalities.views import Views
 from imp_ds.tasks import Batch, Task
 from imp_ds.terminal.printable import printable
 from imp_ds.terminal.stage_progress import StageProgress
-from imp_ds.train.recording.first_samples import first_occurrences, sounds_of
+from imp_ds.train.recording.first_samples import first_occurrences, waveforms_of
 from imp_ds.train.recording.samples import batch_pictures
 from imp_ds.train.schedule import build_schedule
 from imp_ds.written_files import write_result
@@ -81,9 +81,9 @@ def _section(batches: StepBatches, processor, task: Task, view: int, step: int, 
         raise batch
     views = task.all_views[view]
     count = len(batch.report.keys)
-    sounds = sounds_of(batches, task, views, step, samples) or [None] * count
+    waveforms = waveforms_of(batches, task, views, step, samples) or [None] * count
     readers = batches.readers[task.name]
-    cards = [_card(batch, position, views, processor, readers, sounds[position]) for position in range(count)]
+    cards = [_card(batch, position, views, processor, readers, waveforms[position]) for position in range(count)]
     number = f", view {view}" if len(task.all_views) > 1 else ""
     facts = [f"{modality}: {_described(modality, views, batch)}" for modality in views.names()]
     if batch.report.rejected:
@@ -98,11 +98,11 @@ def _described(modality: str, views: Views, batch: Batch) -> str:
     return f"{changed or 'as by default'} ({tokens} tokens, {batch.report.padding[modality]:.0%} padding)"
 
 
-def _card(batch: Batch, position: int, views: Views, processor, readers: list[Reader], sound) -> str:
+def _card(batch: Batch, position: int, views: Views, processor, readers: list[Reader], waveform) -> str:
     one = batch.map(lambda x: x[position : position + 1])
     parts = [_picture(picture) for picture in batch_pictures(one, views, processor, 1).values()]
-    if sound is not None:
-        parts.append(_sound(*sound))
+    if waveform is not None:
+        parts.append(_waveform(*waveform))
     lines = [_caption(one, processor.tokenizer)] if "text" in one.inputs else []
     if "label" in one.targets and one.targets["label"].dim() == 1:
         label, names = int(one.targets["label"]), readers[0].class_names
@@ -128,7 +128,7 @@ def _picture(picture_HW3: np.ndarray) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 
-def _sound(samples_N: np.ndarray, rate: int) -> str:
+def _waveform(samples_N: np.ndarray, rate: int) -> str:
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))

@@ -130,7 +130,7 @@ def _evaluation(source: RunConfig, name: str) -> Evaluation:
     record = found[name]
     if record.modality == "text" or record.answer_at == "mark":
         raise UserError(
-            f"evaluation {name}: what is tuned is the classification of images, videos and sounds",
+            f"evaluation {name}: what is tuned is the classification of images, videos and audio",
             got=f"modality = {record.modality}, answer_at = {record.answer_at}", 
             allowed="a modality other than text, read at the start",
         )  # fmt: skip

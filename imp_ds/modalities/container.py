@@ -28,7 +28,7 @@ def tells_times(container) -> bool:
 
 @contextmanager
 def opened(media: Media, failure: str) -> Iterator[av.container.InputContainer]:
-    """The container of a video or a sound; whatever its decoder runs into inside the context is raised as
+    """The container of a video or a recording; whatever its decoder runs into inside the context is raised as
     BadSample(`failure`)."""
     with media.open() as file:
         try:

@@ -31,7 +31,7 @@ class BadSample(Exception):
 
 
 class Media(NamedTuple):
-    """The bytes of one image, video or sound: a local file or what `read` returns, neither of which is read before `open`, or
+    """The bytes of one image, video or audio: a local file or what `read` returns, neither of which is read before `open`, or
     `data`, which a row holds.
 
     name: distinguishes it from all others of the run, and is what messages call it; its suffix gives the kind.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 
 
 class MediaCache:
-    """Decoded frames and sounds of one process.
+    """Decoded frames and recordings of one process.
 
     Args:
         megabytes: the bound; 0 keeps nothing.

@@ -217,8 +217,8 @@ class Modality(ABC):
         """The samples of a batch made visible: name -> uint8 [H, W, 3]."""
         return {}
 
-    def sound(self, sample) -> tuple[np.ndarray, int]:
-        """A decoded sample to be heard, where `is_audible`: float [N] in [-1, 1] and its rate."""
+    def waveform(self, sample) -> tuple[np.ndarray, int]:
+        """A decoded sample to listen to, where `is_audible`: float [N] in [-1, 1] and its rate."""
         raise NotImplementedError
 
     def changes(self, augment) -> list[str]:

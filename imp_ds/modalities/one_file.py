@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from imp_ds.errors import UserError
-from imp_ds.modalities.audio.recordings import Sound, open_sound
+from imp_ds.modalities.audio.recordings import Waveform, open_recording
 from imp_ds.modalities.decoding_settings import DecodingSettings
 from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.media_cache import MediaCache
@@ -45,10 +45,10 @@ def video(
     return clip
 
 
-def audio(path: Path | None, data: bytes | None) -> Sound:
+def audio(path: Path | None, data: bytes | None) -> Waveform:
     """The samples of a recording or of a video's audio, float32 [N], and its rate. Raises UserError as `video` does."""
     try:
-        return open_sound(_media(path, data, "audio"), DecodingSettings()).samples()
+        return open_recording(_media(path, data, "audio"), DecodingSettings()).samples()
     except BadSample as bad:
         raise UserError("audio cannot be read", got=str(bad), allowed="files of recordings and of videos, or arrays") from None
 

@@ -169,7 +169,7 @@ class Watchdog:
         selector = selectors.DefaultSelector()
         for number, connection in self._connections.items():
             selector.register(connection.socket, selectors.EVENT_READ, number)
-        events: dict[int, float] = {}  # rank -> when it died or failed, in the order of hearing
+        events: dict[int, float] = {}  # rank -> when it died or failed, in the order of arrival
         beat = 0.0
         while not self._done:
             ready = selector.select(self.interval_s / 5)

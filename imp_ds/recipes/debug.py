@@ -14,7 +14,7 @@ _SOURCES = {
     "image_class": (digits.IMAGES, 10),
     "video_text": (digits.VIDEOS, None),
     "video_class": (digits.VIDEOS, 40),
-    "video_audio_text": (digits.SOUND_VIDEOS, None),
+    "video_audio_text": (digits.VIDEOS_WITH_AUDIO, None),
     "audio_class": (digits.SPEECH, 10),
 }
 
@@ -58,7 +58,7 @@ def _shrink(views: Views, by: int) -> None:
         smaller = dict(frames=min(old.frames, 8), height=old.height // by, width=old.width // by)
         views.vision = old.model_copy(update=smaller)
     if views.audio is not None:
-        views.audio = digits.SOUND.model_copy()
+        views.audio = digits.AUDIO.model_copy()
 
 
 def imp_s_debug() -> RunConfig:

@@ -23,12 +23,12 @@ IMAGE = VisionView(frames=1, height=32, width=32)
 VIDEO = VisionView(frames=8, height=48, width=48)
 VIDEO_DROPPED = VisionView(frames=8, height=48, width=48, drop_rate=0.25)
 VIDEO_HALVED = VisionView(frames=4, height=48, width=48)
-SOUND = AudioView(seconds=1.28)
+AUDIO = AudioView(seconds=1.28)
 CAPTION = TextView(length=10)
 
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label")
 VIDEOS = Source(path="films", vision="file_name", text="captions", label="label")
-SOUND_VIDEOS = Source(path="films", vision="file_name", audio="file_name", text="captions", label="label")
+VIDEOS_WITH_AUDIO = Source(path="films", vision="file_name", audio="file_name", text="captions", label="label")
 SPEECH = Source(path="speech", audio="file_name", text="captions", label="label")
 
 
@@ -64,8 +64,8 @@ def tasks() -> list[Task]:
         ),
         Task(
             name="film_speech_text",
-            source=SOUND_VIDEOS,
-            views=Views(vision=VIDEO_HALVED, audio=SOUND, text=CAPTION),
+            source=VIDEOS_WITH_AUDIO,
+            views=Views(vision=VIDEO_HALVED, audio=AUDIO, text=CAPTION),
             objectives=[matching(("vision", "text"), ("vision", "audio"), ("audio", "text"))],
             batch_size=32,
             interval=2,
@@ -73,7 +73,7 @@ def tasks() -> list[Task]:
         Task(
             name="speech_text",
             source=SPEECH,
-            views=Views(audio=SOUND, text=CAPTION),
+            views=Views(audio=AUDIO, text=CAPTION),
             objectives=[matching(text[1])],
             batch_size=32,
             interval=2,
@@ -89,7 +89,7 @@ def tasks() -> list[Task]:
         Task(
             name="speech_digit",
             source=SPEECH,
-            views=Views(audio=SOUND),
+            views=Views(audio=AUDIO),
             objectives=[naming("audio", "speech")],
             batch_size=32,
             interval=2,
@@ -102,7 +102,7 @@ def evaluations() -> list[Evaluation]:
     return [
         Evaluation(name="image", modality="vision", source=IMAGES, views=Views(vision=IMAGE, text=CAPTION), classes="images"),
         Evaluation(name="video", modality="vision", source=VIDEOS, views=Views(vision=VIDEO, text=CAPTION), classes="films"),
-        Evaluation(name="audio", modality="audio", source=SPEECH, views=Views(audio=SOUND, text=CAPTION), classes="speech"),
+        Evaluation(name="audio", modality="audio", source=SPEECH, views=Views(audio=AUDIO, text=CAPTION), classes="speech"),
     ]
 
 

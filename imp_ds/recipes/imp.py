@@ -20,12 +20,12 @@ from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
 from imp_ds.tasks import Source, Task
 
-# 256 tokens for each image and video, by resolution, frames or dropped tokens; 64 for a sound; 16 for a text
+# 256 tokens for each image and video, by resolution, frames or dropped tokens; 64 for a recording; 16 for a text
 IMAGE = VisionView(frames=1, height=256, width=256)
 VIDEO = VisionView(frames=16, height=256, width=256, drop_rate=0.75)
 LOW_VIDEO = VisionView(frames=16, height=128, width=128)
 SHORT_VIDEO = VisionView(frames=4, height=256, width=256)
-SOUND = AudioView(seconds=8.192)
+AUDIO = AudioView(seconds=8.192)
 CAPTION = TextView(length=16)
 
 
@@ -88,8 +88,8 @@ def tasks(temperature: float) -> list[Task]:
         Task(
             name="video_audio_text",
             source=Source(path="videos_audio_text", audio="file_name", **seen),
-            views=Views(vision=VIDEO, audio=SOUND, text=CAPTION),
-            additional_views=[Views(vision=LOW_VIDEO, audio=SOUND, text=CAPTION)],
+            views=Views(vision=VIDEO, audio=AUDIO, text=CAPTION),
+            additional_views=[Views(vision=LOW_VIDEO, audio=AUDIO, text=CAPTION)],
             augment=CROP,
             objectives=_matching(temperature, pair, ("vision", "audio"), ("audio", "text")),
             interval=12,
@@ -98,7 +98,7 @@ def tasks(temperature: float) -> list[Task]:
         Task(
             name="audio_class",
             source=Source(path="audio_class", audio="file_name", label="label"),
-            views=Views(audio=SOUND),
+            views=Views(audio=AUDIO),
             augment=MASK,
             objectives=_naming("audio", 50),
             interval=8,

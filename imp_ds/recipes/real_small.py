@@ -21,10 +21,11 @@ from imp_ds.recipes.digits import audio, matching
 from imp_ds.tasks import Evaluation, Source, Task
 
 # most tokens are dropped in training: it costs as much less, and little data last longer. Small patches of which many are dropped
-# serve better than large ones of which few are: videos at 64 x 64 instead of 32 x 32, sounds in patches of 40 instead of 80 ms
+# serve better than large ones of which few are: videos at 64 x 64 instead of 32 x 32, recordings in patches of 40 instead of 80
+# ms
 IMAGE = VisionView(frames=1, height=32, width=32, drop_rate=0.5)
 VIDEO = VisionView(frames=8, height=64, width=64, sampling="clip", stride=4, drop_rate=0.75)
-SOUND = AudioView(seconds=0.96, drop_rate=0.625)
+AUDIO = AudioView(seconds=0.96, drop_rate=0.625)
 CAPTION = TextView(length=8)
 
 IMAGES = Source(
@@ -65,11 +66,11 @@ def tasks() -> list[Task]:
             objectives=[Classification(modality="vision", num_classes=4, label_smoothing=0.1)], batch_size=16, interval=4,
         ),
         Task(
-            name="speech_text", source=SPEECH, views=Views(audio=SOUND, text=CAPTION), augment=VOICE,
+            name="speech_text", source=SPEECH, views=Views(audio=AUDIO, text=CAPTION), augment=VOICE,
             objectives=[matching(("audio", "text"))], batch_size=32, interval=2,
         ),
         Task(
-            name="speech_class", source=SPEECH, views=Views(audio=SOUND), augment=VOICE,
+            name="speech_class", source=SPEECH, views=Views(audio=AUDIO), augment=VOICE,
             objectives=[Classification(modality="audio", num_classes=10, label_smoothing=0.1)], batch_size=32, interval=2,
         ),
     ]  # fmt: skip
@@ -86,7 +87,7 @@ def evaluations() -> list[Evaluation]:
             name="video", modality="vision", source=VIDEOS, views=Views(vision=VIDEO, text=CAPTION), templates=["a person {}"]
         ),
         Evaluation(
-            name="audio", modality="audio", source=SPEECH, views=Views(audio=SOUND, text=CAPTION),
+            name="audio", modality="audio", source=SPEECH, views=Views(audio=AUDIO, text=CAPTION),
             templates=["a voice saying {}"],
         ),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.objectives import Captioning, Likelihood
-from imp_ds.recipes.digits import IMAGE, IMAGES, SOUND, SPEECH, VIDEO_HALVED, VIDEOS, audio
+from imp_ds.recipes.digits import AUDIO, IMAGE, IMAGES, SPEECH, VIDEO_HALVED, VIDEOS, audio
 from imp_ds.tasks import Evaluation, Source, Task
 
 ROUTERS = ("dense", "token", "context", "modality", "task", "attribute")
@@ -25,7 +25,7 @@ IMAGE_NAME, SPEECH_NAME = "a picture of the digit {}.", "a voice says {}."
 
 
 def naming(modality: str, template: str) -> Likelihood:
-    """The digit of what is seen or heard, among texts of the ten words."""
+    """The digit of images and voices, among texts of the ten words."""
     return Likelihood(inputs=[modality], candidates=list(WORDS), templates=[template])
 
 
@@ -43,7 +43,7 @@ def tasks() -> list[Task]:
         Task(
             name="speech_digit",
             source=SPEECH,
-            views=Views(audio=SOUND),
+            views=Views(audio=AUDIO),
             objectives=[naming("audio", SPEECH_NAME)],
             batch_size=BATCH,
         ),
@@ -84,7 +84,7 @@ def evaluations() -> list[Evaluation]:
             name="speech_digit",
             modality="audio",
             source=Source(path="speech", audio="file_name", **named),
-            views=Views(audio=SOUND, text=SENTENCE),
+            views=Views(audio=AUDIO, text=SENTENCE),
             head="likelihood",
             task="speech_digit",
             templates=[SPEECH_NAME],

@@ -77,8 +77,8 @@ class Preemption:
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # a handler of any kind, so that the signal is written to the pipe instead of ending the process
         # a shell has its background jobs ignore Ctrl-C, and so it stays
-        heard = [number for number in SIGNALS if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
-        self._handlers = {number: signal.signal(number, lambda number, frame: None) for number in heard}
+        handled = [number for number in SIGNALS if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, lambda number, frame: None) for number in handled}
         threading.Thread(target=self._listen, args=(reader,), name="preemption", daemon=True).start()
         return self
 

@@ -197,8 +197,8 @@ class Trainer:
             self.monitor.record_evaluation(0, self.before, {}, split=BEFORE)
         if (without := unscored_note(unscored(self.run, "validation"), "validation")) is not None:
             self.monitor.progress.log(without)
-        samples, sounds = first_samples(self.loader.batches, SHOWN_SAMPLES)
-        self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), sounds)
+        samples, waveforms = first_samples(self.loader.batches, SHOWN_SAMPLES)
+        self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), waveforms)
 
     def loop(self) -> None:
         """Steps until the run is done, with evaluations and checkpoints on the way."""

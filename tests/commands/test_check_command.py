@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from helpers.made_corpus import make_run, write_images, write_rows, write_sounds, write_videos
+from helpers.made_corpus import make_run, write_images, write_recordings, write_rows, write_videos
 from imp_ds import cli
 from imp_ds.commands.check import command as check_command
 from imp_ds.commands.check.command import examine, processor_of
@@ -34,7 +34,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     write_images(root)
     write_videos(root)
-    write_sounds(root)
+    write_recordings(root)
     return root
 
 
@@ -97,16 +97,16 @@ def test_videos(found):
     numbers = films["numbers"]
     assert (numbers["frames"]["least"], numbers["frames"]["largest"], numbers["frames"]["count"]) == (5, 10, 3)
     assert numbers["video seconds"]["largest"] == pytest.approx(0.4) and numbers["frames a second"]["mean"] == 25
-    # two have a sound, of 0.2 s to a frame of AAC, 1,024 samples
-    assert numbers["sound seconds"]["count"] == 2 and numbers["sound seconds"]["mean"] == pytest.approx(0.2, abs=0.064)
+    # two have a recording, of 0.2 s to a frame of AAC, 1,024 samples
+    assert numbers["audio seconds"]["count"] == 2 and numbers["audio seconds"]["mean"] == pytest.approx(0.2, abs=0.064)
     assert films["media"]["different"] == 4
 
 
-def test_sounds(found):
-    sounds = found["sounds[train]"]
-    assert sounds["numbers"]["sound seconds"]["mean"] == pytest.approx(0.32)
-    assert sounds["numbers"]["samples a second"]["least"] == 16000 and sounds["numbers"]["channels"]["largest"] == 1
-    assert sounds["left_out"] == {"sound_class": {}} and sounds["examples"] == []
+def test_recordings(found):
+    waveforms = found["sounds[train]"]
+    assert waveforms["numbers"]["audio seconds"]["mean"] == pytest.approx(0.32)
+    assert waveforms["numbers"]["samples a second"]["least"] == 16000 and waveforms["numbers"]["channels"]["largest"] == 1
+    assert waveforms["left_out"] == {"sound_class": {}} and waveforms["examples"] == []
 
 
 def test_each_task_leaves_out_what_it_cannot_use(found):
@@ -115,8 +115,8 @@ def test_each_task_leaves_out_what_it_cannot_use(found):
     assert found["images[train]"]["left_out"] == {"image_text": broken, "image_class": broken | {"no such class": 1}}
     named = [(example["key"], example["reason"]) for example in found["images[train]"]["examples"]]
     assert named == [("d.png", "unreadable image"), ("e.png", "missing file"), ("f.jpg", "no such class")]
-    # a video without sound is of use to the task that does not hear
-    expected = {"film_class": {"unreadable video": 1}, "film_sound": {"no sound": 1, "unreadable video": 1}}
+    # a video without audio is of use to the task that does not hear
+    expected = {"film_class": {"unreadable video": 1}, "film_sound": {"no audio": 1, "unreadable video": 1}}
     assert found["films[train]"]["left_out"] == expected
 
 
@@ -163,14 +163,14 @@ def test_what_two_sources_or_splits_have_in_common_is_named(root, quick, tmp_pat
 def test_captions_that_a_view_cuts_and_padding_of_audio(root, quick):
     run = make_run(root, "image_text", "sound_class", "film_sound")
     found = report(run)
-    images, films, sounds = found.record()["sources"]
+    images, films, waveforms = found.record()["sources"]
     tokenizer = processor_of(run, open_corpus(run), None).tokenizer
     lengths = [len(tokenizer.tokenize(text)) for text in ("a red dog", "a cat", "собака", "a cat", "犬の写真", "123")]
     assert images["views"] == [{"task": "image_text", "tokens": 8, "cut": sum(length > 8 for length in lengths) / 6}]
-    assert sounds["views"] == [{"task": "sound_class", "modality": "audio", "seconds": 0.32, "padding": 0}]  # tones of 0.32 s
+    assert waveforms["views"] == [{"task": "sound_class", "modality": "audio", "seconds": 0.32, "padding": 0}]  # tones of 0.32 s
     # about 0.2 s, to a frame of AAC, in a view of 0.32 s
-    [heard] = films["views"]
-    assert heard["padding"] == pytest.approx(1 - 0.2 / 0.32, abs=0.064 / 0.32)
+    [waveforms] = films["views"]
+    assert waveforms["padding"] == pytest.approx(1 - 0.2 / 0.32, abs=0.064 / 0.32)
     assert "sound_class: a view of 0.32 s of audio is 0.0% padding" in printed(found)
 
 

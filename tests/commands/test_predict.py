@@ -91,8 +91,8 @@ def test_what_cannot_be_predicted_is_refused(folder, tmp_path):
 def test_a_task_that_can_read_the_file_is_named(tmp_path):
     soundfile.write(tmp_path / "owl.wav", np.zeros(800, np.float32), 8000)
     (tmp_path / "calls.csv").write_text("file,label\nowl.wav,0\n")
-    heard = open_reader(tmp_path, Source(path="calls.csv", audio="file", label="label"), "train", DataSettings())
-    model = export(tmp_path / "model", ANIMAL, task_of("call", "audio", AudioView(seconds=0.1)), call=[heard])
+    waveforms = open_reader(tmp_path, Source(path="calls.csv", audio="file", label="label"), "train", DataSettings())
+    model = export(tmp_path / "model", ANIMAL, task_of("call", "audio", AudioView(seconds=0.1)), call=[waveforms])
     with pytest.raises(UserError) as refusal:
         predict(model, [tmp_path / "owl.wav"], task="animal")
     assert str(refusal.value).splitlines()[2:] == [

@@ -11,7 +11,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from helpers.made_corpus import IMAGES, RATE, make_run, picture, tone, write_images, write_rows, write_sounds
+from helpers.made_corpus import IMAGES, RATE, make_run, picture, tone, write_images, write_recordings, write_rows
 from helpers.media_files import write_video
 from imp_ds.commands.check.command import processor_of
 from imp_ds.commands.show_command import show
@@ -38,7 +38,7 @@ def root(tmp_path_factory):
     folder = write_rows(root, "films", *(dict(file_name=f"{n}.mp4", label=n) for n in range(2)))
     for n in range(2):
         write_video(folder / f"{n}.mp4", film(n), tone(500)[None])
-    write_sounds(root)
+    write_recordings(root)
     return root
 
 
@@ -59,8 +59,8 @@ def section(text: str) -> dict:
     for card in re.findall("<figure>(.*?)</figure>", text, re.S):
         caption, key = re.search("<figcaption>(.*?)<small>(.*?)</small>", card, re.S).groups()
         pictures = [np.asarray(Image.open(io.BytesIO(data))) for data in embedded(card, "image/png")]
-        sounds = [played(data) for data in embedded(card, "audio/wav")]
-        found["cards"].append({"pictures": pictures, "sounds": sounds, "caption": caption, "key": html.unescape(key)})
+        waveforms = [played(data) for data in embedded(card, "audio/wav")]
+        found["cards"].append({"pictures": pictures, "sounds": waveforms, "caption": caption, "key": html.unescape(key)})
     return found
 
 
@@ -145,7 +145,7 @@ def test_spectrograms_are_those_of_the_batch(root, tmp_path):
     assert brightest["6000.wav"] < brightest["2000.wav"] < brightest["500.wav"]
 
 
-def test_sounds_are_heard_as_they_are_in_the_files(root, tmp_path):
+def test_recordings_are_heard_as_they_are_in_the_files(root, tmp_path):
     [shown] = page(root, tmp_path / "page.html", "sound_class", samples=3)
     assert len(shown["cards"]) == 3
     for card in shown["cards"]:

@@ -196,7 +196,7 @@ def test_bad_input_is_one_clear_error(folder, asked, message):
 
 @pytest.mark.parametrize("change, message", [
     (without_names, "names no classes to tune to"), (without_labels, "has no labels to learn from"),
-    (of_texts, "images, videos and sounds"), (without_a_view, "(?s)lacks a view.*views.vision and views.text"),
+    (of_texts, "images, videos and audio"), (without_a_view, "(?s)lacks a view.*views.vision and views.text"),
 ])  # fmt: skip
 def test_an_evaluation_that_cannot_be_tuned_to_is_refused(folder, change, message):
     source = RunConfig.load(folder)

@@ -7,19 +7,21 @@ import numpy as np
 
 
 def make_raw() -> dict:
-    """Four images, four videos, four sounds and four texts."""
+    """Four images, four videos, four recordings and four texts."""
     draw = np.random.default_rng(3)
     images = draw.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     films = draw.integers(0, 256, (4, 8, 64, 64, 3), dtype=np.uint8)
     times = np.arange(16000) / 16000
-    sounds = [np.sin(2 * np.pi * f * times).astype(np.float32) for f in (200, 400, 900, 1500)]
-    return dict(images=list(images), films=list(films), sounds=sounds, texts=["one", "the digit two", "three moves left", "4"])
+    waveforms = [np.sin(2 * np.pi * f * times).astype(np.float32) for f in (200, 400, 900, 1500)]
+    return dict(
+        images=list(images), films=list(films), waveforms=waveforms, texts=["one", "the digit two", "three moves left", "4"],
+    )
 
 
 def make_inputs(processor) -> list:
-    """Two sets of model inputs: images with sounds and texts, and videos."""
+    """Two sets of model inputs: images with recordings and texts, and videos."""
     raw = make_raw()
-    first = processor(images=raw["images"], audio=raw["sounds"], text=raw["texts"], sampling_rate=16000, max_length=16)
+    first = processor(images=raw["images"], audio=raw["waveforms"], text=raw["texts"], sampling_rate=16000, max_length=16)
     return [first, processor(videos=raw["films"])]
 
 

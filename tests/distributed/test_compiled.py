@@ -13,7 +13,8 @@ from helpers.ranks import Ranks, end_well
 
 pytestmark = pytest.mark.distributed
 
-# make_run has a dense block and one with experts. A rank alone sees four shapes: images of 8, texts of 8 and of 4, sounds of 4
+# make_run has a dense block and one with experts. A rank alone sees four shapes: images of 8, texts of 8 and of 4, recordings of
+# 4
 SHAPES, KINDS = 4, 2
 NOISY = {"router_noise": 1.0, "hidden_dropout": 0.1}
 ALONE = {

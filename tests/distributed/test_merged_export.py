@@ -41,10 +41,10 @@ def folder(digits_corpus, tmp_path_factory) -> Path:
 
 def embeddings(model: ImpModel) -> dict[str, torch.Tensor]:
     inputs, _ = make_inputs(ImpProcessor.from_pretrained(model.name_or_path))
-    sounds = {name: x for name, x in inputs.items() if name.startswith(("input", "feature", "attention"))}
+    waveforms = {name: x for name, x in inputs.items() if name.startswith(("input", "feature", "attention"))}
     images = {name: x for name, x in inputs.items() if name.startswith(("pixel", "input_ids", "attention"))}
     with torch.no_grad():
-        found = {task: model(**given, task=task).embeddings for task, given in zip(TASKS, (images, sounds))}
+        found = {task: model(**given, task=task).embeddings for task, given in zip(TASKS, (images, waveforms))}
     return {f"{task}/{name}": vectors for task, of_task in found.items() for name, vectors in of_task.items()}
 
 

@@ -68,7 +68,7 @@ def test_the_second_ranks_experts_had_no_token(trained, case):
 
 
 def test_each_rank_was_given_its_half(trained):
-    """Drop-free, a row for each of two choices of a valid token, on one MoE layer. Videos are 64 tokens, texts 7, sounds 8,
+    """Drop-free, a row for each of two choices of a valid token, on one MoE layer. Videos are 64 tokens, texts 7, recordings 8,
     images
     16. Of two rounds: 4 * (64 + 7) + 8 * 7 + 2 * (8 + 7) + 2 * 16 tokens, less 4 * 7 of the texts that are padding alone."""
     tokens = 2 * (4 * 71 + 8 * 7 + 2 * 15 + 2 * 16) - 4 * 7

@@ -113,22 +113,22 @@ def test_a_modality_that_no_task_has_trained_has_a_composed_condition():
     found = evaluator(modality="audio")
     results = by_name(evaluate(model, [found]))
     sides = Sides(frozenset(["audio"]), frozenset(["text"]))
-    sound, class_KC = vectors(model.imp, ["audio"], False, sides, None, batch), class_vectors(model.imp, sides, None)
-    torch.testing.assert_close(found.vectors_NC, sound)
-    assert results["zero_shot/x/top1"] == ((sound @ class_KC.T).argmax(1) == LABELS).double().mean()
+    waveform, class_KC = vectors(model.imp, ["audio"], False, sides, None, batch), class_vectors(model.imp, sides, None)
+    torch.testing.assert_close(found.vectors_NC, waveform)
+    assert results["zero_shot/x/top1"] == ((waveform @ class_KC.T).argmax(1) == LABELS).double().mean()
     other = vectors(model.imp, ["audio"], False, Sides(frozenset(["audio"]), frozenset(["vision"])), None, batch)
-    assert (other - sound).abs().max() > 1e-3
+    assert (other - waveform).abs().max() > 1e-3
 
 
-def test_sounds_find_images_that_they_were_never_compared_with():
+def test_recordings_find_images_that_they_were_never_compared_with():
     model, batch = build(**ATTRIBUTES), full()
     results = by_name(evaluate(model, [evaluator(classes=False, captions=True, modality="audio", target="vision")]))
     sides = Sides(frozenset(["audio"]), frozenset(["vision"]))
-    sound, image = (
+    waveform, image = (
         vectors(model.imp, ["audio"], False, sides, None, batch),
         vectors(model.imp, ["vision"], True, sides, None, batch),
     )
-    for direction, scores in (("x_to_vision", sound @ image.T), ("vision_to_x", image @ sound.T)):
+    for direction, scores in (("x_to_vision", waveform @ image.T), ("vision_to_x", image @ waveform.T)):
         expected = (scores.argmax(1) == torch.arange(6)).double().mean().item()
         assert results[f"retrieval/x/{direction}/R@1"] == pytest.approx(expected)
 

@@ -16,7 +16,7 @@ from imp_ds.recipes import get_recipe
 
 
 class Sounds:
-    """Six sounds of noise, each ten times as loud as the one before."""
+    """Six recordings of noise, each ten times as loud as the one before."""
 
     def __len__(self):
         return 6
@@ -29,15 +29,15 @@ class Sounds:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_a_run_hears_its_corpus_with_mean_0_and_variance_1(normalize, tmp_path):
+def test_a_run_takes_its_corpus_with_mean_0_and_variance_1(normalize, tmp_path):
     run = get_recipe("real_small")
     run.data.audio.normalize = normalize
     config = run.model.to_config(64, run.tasks)
     extractor = build_extractor(run, config, {task.name: [Sounds()] for task in run.tasks})
-    heard = [extractor(soundfile.read(Sounds().read(row)["audio"].open())[0], 8000)["input_features"] for row in range(6)]
-    assert np.mean(heard) == pytest.approx(0, abs=1e-3) and np.std(heard) == pytest.approx(1, abs=1e-3)
+    waveforms = [extractor(soundfile.read(Sounds().read(row)["audio"].open())[0], 8000)["input_features"] for row in range(6)]
+    assert np.mean(waveforms) == pytest.approx(0, abs=1e-3) and np.std(waveforms) == pytest.approx(1, abs=1e-3)
     # the loudest are 20 dB apart: alike only where loudness does not count
-    assert (abs(np.mean(heard[5]) - np.mean(heard[4])) < 0.1) == normalize
+    assert (abs(np.mean(waveforms[5]) - np.mean(waveforms[4])) < 0.1) == normalize
 
     processor = ImpProcessor(ImpImageProcessor(), ImpVideoProcessor(), extractor, train_tokenizer(["noise"], 16))
     processor.save_pretrained(tmp_path)

@@ -8,11 +8,11 @@ from helpers.small_model import (
     IMAGE,
     OBJECTIVES,
     WORDS,
+    audio_inputs,
     caption_mask,
     clip_inputs,
     small_config,
     small_model,
-    sound_inputs,
     text_inputs,
 )
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
@@ -28,7 +28,7 @@ CONDITIONS = {
     "task": 5,
     "attribute": 11,
 }  # of OBJECTIVES: what each gate distinguishes (tests/models/test_conditions.py)
-INPUTS = {"vision": clip_inputs(2, 1, 2, 2), "audio": sound_inputs(2), "text": text_inputs([3, 5], 6)}
+INPUTS = {"vision": clip_inputs(2, 1, 2, 2), "audio": audio_inputs(2), "text": text_inputs([3, 5], 6)}
 
 
 def trained(gate: str, kind=ImpModel, **changes):

@@ -63,7 +63,7 @@ BROKEN_SHARD = {
     78: ("leads out", "unsafe name"),
 }
 BROKEN_MEDIA = {
-    2: "missing file", 9: "unsafe name", 14: "unreadable sound", 21: "unreadable sound", 30: "no such class", 38: "no sound",
+    2: "missing file", 9: "unsafe name", 14: "unreadable audio", 21: "unreadable audio", 30: "no such class", 38: "no audio",
     39: "bad JSON",
 }  # fmt: skip
 

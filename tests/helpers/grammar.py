@@ -9,8 +9,8 @@ from imp_ds.modalities.views import Views
 from imp_ds.objectives import MaskedLanguage
 from imp_ds.tasks import Source, Task
 
-SOUNDS = dict(dog="barks", cat="meows", cow="moos", duck="quacks", lion="roars", bee="hums", horse="neighs", wolf="howls")
-SENTENCES = [f"{start} {animal} {sound}" for animal, sound in SOUNDS.items() for start in ("the", "a")]
+AUDIOS = dict(dog="barks", cat="meows", cow="moos", duck="quacks", lion="roars", bee="hums", horse="neighs", wolf="howls")
+SENTENCES = [f"{start} {animal} {waveform}" for animal, waveform in AUDIOS.items() for start in ("the", "a")]
 TASK = Task(
     name="words", source=Source(path="sentences", text="text"), views=Views(text=TextView(length=6)),
     objectives=[MaskedLanguage(rate=0.34)], batch_size=16,

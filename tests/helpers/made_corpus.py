@@ -1,4 +1,5 @@
-"""A corpus of six pictures, four videos and three sounds of which everything is known, and a run of two tasks over each kind."""
+"""A corpus of six pictures, four videos and three recordings of which everything is known, and a run of two tasks over each
+kind."""
 
 import json
 
@@ -20,8 +21,8 @@ from imp_ds.tasks import Source, Task
 NAMES = ["dog", "cat", "number"]
 IMAGES = Source(path="images", vision="file_name", text="captions", label="label", label_names=NAMES)
 VIDEOS = Source(path="films", vision="file_name", audio="file_name", label="label")
-SOUNDS = Source(path="sounds", audio="file_name", label="label")
-IMAGE, VIDEO, SOUND = VisionView(height=16, width=16), VisionView(frames=4, height=16, width=16), AudioView(seconds=0.32)
+AUDIOS = Source(path="sounds", audio="file_name", label="label")
+IMAGE, VIDEO, AUDIO = VisionView(height=16, width=16), VisionView(frames=4, height=16, width=16), AudioView(seconds=0.32)
 RATE = 16000
 
 
@@ -55,7 +56,7 @@ def write_images(root) -> None:
 
 
 def write_videos(root) -> None:
-    """Two of 5 frames and 0.2 s of sound, one of 10 frames without, and what is no video."""
+    """Two of 5 frames and 0.2 s of audio, one of 10 frames without, and what is no video."""
     folder = write_rows(root, "films", *(dict(file_name=f"{n}.mp4", label=0) for n in range(4)))
     for n in (0, 1):
         write_video(folder / f"{n}.mp4", np.full((5, 32, 32, 3), 40 * n, np.uint8), tone(400, 0.2)[None])
@@ -63,7 +64,7 @@ def write_videos(root) -> None:
     (folder / "3.mp4").write_bytes(b"no video at all")
 
 
-def write_sounds(root) -> None:
+def write_recordings(root) -> None:
     """Tones of 500, 2,000 and 6,000 Hz, 0.32 s each."""
     hertz = (500, 2000, 6000)
     folder = write_rows(root, "sounds", *(dict(file_name=f"{h}.wav", label=n) for n, h in enumerate(hertz)))
@@ -81,9 +82,9 @@ def tasks() -> list[Task]:
              objectives=[Classification(modality="vision", num_classes=2)]),
         Task(name="film_class", source=VIDEOS, views=Views(vision=VIDEO), batch_size=2,
              objectives=[Classification(modality="vision", num_classes=2)]),
-        Task(name="film_sound", source=VIDEOS, views=Views(vision=VIDEO, audio=SOUND), batch_size=2,
+        Task(name="film_sound", source=VIDEOS, views=Views(vision=VIDEO, audio=AUDIO), batch_size=2,
              objectives=[Contrastive(pairs=[("vision", "audio")])]),
-        Task(name="sound_class", source=SOUNDS, views=Views(audio=SOUND), batch_size=4,
+        Task(name="sound_class", source=AUDIOS, views=Views(audio=AUDIO), batch_size=4,
              objectives=[Classification(modality="audio", num_classes=3)]),
         Task(name="words", source=Source(path="images", text="captions"), views=Views(text=text), batch_size=4,
              objectives=[MaskedLanguage(rate=0.5)]),

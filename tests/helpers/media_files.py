@@ -10,21 +10,21 @@ import soundfile
 from PIL import Image
 
 
-def write_video(path, frames_THWC, sound=None, rate=16000, fps=25, options=None):
-    """An mp4 (or whatever the suffix says) with an optional mono or stereo AAC sound track, float [C, N]; `options` of x264."""
+def write_video(path, frames_THWC, waveform=None, rate=16000, fps=25, options=None):
+    """An mp4 (or whatever the suffix says) with an optional mono or stereo AAC audio track, float [C, N]; `options` of x264."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps)
         video.height, video.width = frames_THWC.shape[1:3]
         video.pix_fmt, video.options = "yuv444p", {"crf": "0", "preset": "ultrafast", **(options or {})}
         audio = None
-        if sound is not None:
-            audio = container.add_stream("aac", rate=rate, layout="mono" if len(sound) == 1 else "stereo")
+        if waveform is not None:
+            audio = container.add_stream("aac", rate=rate, layout="mono" if len(waveform) == 1 else "stereo")
         for frame in frames_THWC:
             container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(video.encode())
         if audio is not None:
-            for start in range(0, sound.shape[1], 1024):
-                piece = np.ascontiguousarray(sound[:, start : start + 1024], dtype=np.float32)
+            for start in range(0, waveform.shape[1], 1024):
+                piece = np.ascontiguousarray(waveform[:, start : start + 1024], dtype=np.float32)
                 frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=audio.layout.name)
                 frame.sample_rate, frame.pts = rate, start
                 container.mux(audio.encode(frame))

@@ -27,7 +27,7 @@ ROWS, STEPS = 20, 12
 
 @functools.cache
 def processor():
-    """Real processors: 16 patches of 32 x 32 pixels, sounds of 0.32 s as 2 x 2 patches, a tokenizer that spells."""
+    """Real processors: 16 patches of 32 x 32 pixels, recordings of 0.32 s as 2 x 2 patches, a tokenizer that spells."""
     words = [f"{kind} {i}" for kind in ("images", "number", "this is") for i in range(ROWS)]
     return ImpProcessor(
         ImpImageProcessor(size=32, patch=(4, 8, 8)),

@@ -32,7 +32,7 @@ def clip_inputs(batch: int, steps: int, rows: int, columns: int, seed: int = 0) 
     return {"pixel_values": pixels, "pixel_positions": positions_LA.expand(batch, -1, -1)}
 
 
-def sound_inputs(batch: int, steps: int = 4, bands: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+def audio_inputs(batch: int, steps: int = 4, bands: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
     positions_LA = torch.from_numpy(grid_positions(steps, bands))
     values = torch.randn(batch, len(positions_LA), 16, generator=torch.Generator().manual_seed(seed))
     return {"input_features": values, "feature_positions": positions_LA.expand(batch, -1, -1)}

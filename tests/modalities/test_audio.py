@@ -54,21 +54,21 @@ def test_standardisation_is_affine_and_fixed():
     np.testing.assert_allclose(scaled, (plain + 3.0) / 4.0, atol=1e-6)
 
 
-def test_normalised_sounds_are_those_of_transformers_whatever_their_loudness():
-    sound = np.random.default_rng(0).normal(0.1, 0.05, 9600).astype(np.float32)  # 0.6 s, and not around zero
-    (expected,) = Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm([sound.astype(np.float64)], None)
+def test_normalised_recordings_are_those_of_transformers_whatever_their_loudness():
+    waveform = np.random.default_rng(0).normal(0.1, 0.05, 9600).astype(np.float32)  # 0.6 s, and not around zero
+    (expected,) = Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm([waveform.astype(np.float64)], None)
     settings = dict(rngs=[np.random.default_rng(1)], crop="random")
     plain = audio.preprocess([expected], [16000], SHORT, 1.0, (16, 16), **settings)["input_features"]
     for factor in (1.0, 0.3, 5.0):
         settings = dict(rngs=[np.random.default_rng(1)], crop="random")
-        found = audio.preprocess([factor * sound], [16000], SHORT, 1.0, (16, 16), do_normalize=True, **settings)
+        found = audio.preprocess([factor * waveform], [16000], SHORT, 1.0, (16, 16), do_normalize=True, **settings)
         np.testing.assert_allclose(found["input_features"], plain, atol=1e-3)
 
 
-def test_what_is_heard_is_normalised_and_silence_stays_silent():
-    sound = tone(440, 16000, 2.0)
-    sound[16000:] *= 50.0  # not heard, so it counts for nothing
-    full, half = ([one] for one in (sound, sound[:16000]))
+def test_what_is_taken_is_normalised_and_silence_stays_silent():
+    waveform = tone(440, 16000, 2.0)
+    waveform[16000:] *= 50.0  # not heard, so it counts for nothing
+    full, half = ([one] for one in (waveform, waveform[:16000]))
     found = [audio.preprocess(s, [16000], SHORT, 1.0, (16, 16), do_normalize=True)["input_features"] for s in (full, half)]
     np.testing.assert_array_equal(*found)
     silence = audio.preprocess([np.full(8000, 0.3, np.float32)], [16000], SHORT, 1.0, (16, 16), do_normalize=True)
@@ -99,37 +99,37 @@ def test_integers_are_shares_of_their_range():
     assert audio.to_mono(np.array([0, 128, 192], np.uint8)).tolist() == [-1.0, 0.0, 0.5]
 
 
-def placed(crop, sound, rng=None):
-    """Which of ten tenths of a second hold sound."""
-    out = audio.preprocess([sound], [16000], SHORT, 1.0, (16, 16), crop=crop, rngs=rng and [rng])["input_features"][0]
+def placed(crop, waveform, rng=None):
+    """Which of ten tenths of a second hold audio."""
+    out = audio.preprocess([waveform], [16000], SHORT, 1.0, (16, 16), crop=crop, rngs=rng and [rng])["input_features"][0]
     loudness = spectrogram(out).max(1)[:100].reshape(10, 10)
     return [int(tenth[3:7].min() > SILENCE + 5) for tenth in loudness]
 
 
-def test_short_sounds_lie_at_the_start_or_the_centre():
+def test_short_recordings_lie_at_the_start_or_the_centre():
     assert placed("start", tone(1000, 16000, 0.4)) == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
     assert placed("center", tone(1000, 16000, 0.4)) == [0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
 
 
-def test_long_sounds_are_cut():
-    # sound only in the middle second of three
-    sound = np.concatenate([np.zeros(16000, np.float32), tone(1000, 16000, 1.0), np.zeros(16000, np.float32)])
-    assert placed("start", sound) == [0] * 10
-    assert placed("center", sound) == [1] * 10
+def test_long_recordings_are_cut():
+    # audio only in the middle second of three
+    waveform = np.concatenate([np.zeros(16000, np.float32), tone(1000, 16000, 1.0), np.zeros(16000, np.float32)])
+    assert placed("start", waveform) == [0] * 10
+    assert placed("center", waveform) == [1] * 10
 
 
 def test_random_crops_differ_and_repeat_with_the_seed():
-    sound = tone(1000, 16000, 0.3)
-    first = [placed("random", sound, np.random.default_rng(seed)) for seed in range(6)]
+    waveform = tone(1000, 16000, 0.3)
+    first = [placed("random", waveform, np.random.default_rng(seed)) for seed in range(6)]
     assert len({tuple(place) for place in first}) > 2
-    assert first == [placed("random", sound, np.random.default_rng(seed)) for seed in range(6)]
+    assert first == [placed("random", waveform, np.random.default_rng(seed)) for seed in range(6)]
 
 
-def test_drop_token_keeps_true_places_of_each_sound():
-    sounds = [tone(440, 16000, 1.0), tone(880, 16000, 1.0)]
-    full = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16))
+def test_drop_token_keeps_true_places_of_each_recording():
+    waveforms = [tone(440, 16000, 1.0), tone(880, 16000, 1.0)]
+    full = audio.preprocess(waveforms, [16000] * 2, SHORT, 1.0, (16, 16))
     rngs = [np.random.default_rng(0), np.random.default_rng(1)]
-    part = audio.preprocess(sounds, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rngs=rngs)
+    part = audio.preprocess(waveforms, [16000] * 2, SHORT, 1.0, (16, 16), drop_rate=0.5, rngs=rngs)
     assert part["input_features"].shape == (2, 14, 256)
     for row in range(2):
         kept = np.rint(part["feature_positions"][row] @ [28, 4]).astype(int)  # (step / 7, band / 4) to 4 step + band
@@ -139,12 +139,12 @@ def test_drop_token_keeps_true_places_of_each_sound():
 def test_masks_are_bands_of_the_mean():
     """With bands of at most half of the time and a quarter of the frequencies, what is masked is 0 in whole rows and
     columns."""
-    sounds, masks = [tone(440, 16000, 1.0)], SpecMasks(1, 0.5, 0.25)
-    plain = spectrogram(audio.preprocess(sounds, [16000], SHORT, 1.0, (16, 16))["input_features"][0])
+    waveforms, masks = [tone(440, 16000, 1.0)], SpecMasks(1, 0.5, 0.25)
+    plain = spectrogram(audio.preprocess(waveforms, [16000], SHORT, 1.0, (16, 16))["input_features"][0])
     shares = []
     for seed in range(40):
         rngs = [np.random.default_rng(seed)]
-        out = spectrogram(audio.preprocess(sounds, [16000], SHORT, 1.0, (16, 16), masks=masks, rngs=rngs)["input_features"][0])
+        out = spectrogram(audio.preprocess(waveforms, [16000], SHORT, 1.0, (16, 16), masks=masks, rngs=rngs)["input_features"][0])
         zero = out == 0
         rows, columns = zero.all(1), zero.all(0)
         np.testing.assert_array_equal(zero, rows[:, None] | columns[None, :])
@@ -155,14 +155,14 @@ def test_masks_are_bands_of_the_mean():
 
 
 def test_half_precision_is_the_same_to_its_rounding():
-    sounds = [tone(440, 16000, 1.0)]
-    full, half = (audio.preprocess(sounds, [16000], SHORT, 1.0, (16, 16), dtype=t) for t in (np.float32, np.float16))
+    waveforms = [tone(440, 16000, 1.0)]
+    full, half = (audio.preprocess(waveforms, [16000], SHORT, 1.0, (16, 16), dtype=t) for t in (np.float32, np.float16))
     assert half["input_features"].dtype == np.float16
     np.testing.assert_allclose(half["input_features"].astype(np.float32), full["input_features"], rtol=2**-11)
 
 
 @pytest.mark.parametrize(
-    "sound,rate",
+    "waveform,rate",
     [
         (np.zeros(0), 16000),
         (np.array([0.0, np.nan]), 16000),
@@ -174,6 +174,6 @@ def test_half_precision_is_the_same_to_its_rounding():
         (np.zeros(100), "16000"),
     ],
 )
-def test_what_is_no_sound_is_refused(sound, rate):
+def test_what_is_no_audio_is_refused(waveform, rate):
     with pytest.raises(UserError):
-        audio.preprocess([sound], [rate], SHORT, 1.0, (16, 16))
+        audio.preprocess([waveform], [rate], SHORT, 1.0, (16, 16))

@@ -32,7 +32,7 @@ CLVP = dict(
 )  # fmt: skip
 
 
-def sound(seconds: float, seed: int = 0, noise: float = 0.02) -> np.ndarray:
+def waveform(seconds: float, seed: int = 0, noise: float = 0.02) -> np.ndarray:
     """A gliding tone with vibrato in noise, float32 at 16 kHz."""
     time = np.arange(int(seconds * 16000)) / 16000
     hiss = np.random.default_rng(seed).normal(0, noise, time.shape)
@@ -42,7 +42,7 @@ def sound(seconds: float, seed: int = 0, noise: float = 0.02) -> np.ndarray:
 # AST's preemphasis sinks low bins 100 dB below the tone, where a float32 FFT has few digits left; `precise` has them all.
 @pytest.mark.parametrize("noise,precise,tolerance", [(0.02, True, 1e-4), (0.0, True, 1e-4), (0.02, False, 5e-3)])
 def test_equals_ast_features(noise, precise, tolerance):
-    wave = sound(2.0, noise=noise)
+    wave = waveform(2.0, noise=noise)
     theirs = ASTFeatureExtractor(do_normalize=False, max_length=198)(wave, sampling_rate=16000)["input_values"][0]
     ours = LogMel(**AST, precise=precise)(torch.from_numpy(wave)[None])[0]
     # frames: 1 + (32000 - 400) // 160 = 198
@@ -51,7 +51,7 @@ def test_equals_ast_features(noise, precise, tolerance):
 
 
 def test_equals_whisper_features():
-    wave = sound(2.0)
+    wave = waveform(2.0)
     theirs = WhisperFeatureExtractor(chunk_length=2)(wave, sampling_rate=16000)["input_features"][0]
     ours = LogMel(**WHISPER)(torch.from_numpy(wave)[None])[0, :-1].T
     # Whisper's own scaling of its log-mel: the top 8 decades, (x + 4) / 4
@@ -72,10 +72,10 @@ def test_equals_clap_features():
     np.testing.assert_allclose(ours, theirs / 10, rtol=0, atol=1e-4)
 
 
-# The benchmark measures these settings against this extractor, which scales the sound to 16 bits: 2 ln 2^15 in each value.
+# The benchmark measures these settings against this extractor, which scales the recording to 16 bits: 2 ln 2^15 in each value.
 @pytest.mark.parametrize("noise", [0.02, 0.0])
 def test_equals_speech_to_text_features(noise):
-    wave = sound(2.0, noise=noise)
+    wave = waveform(2.0, noise=noise)
     extractor = Speech2TextFeatureExtractor(do_ceptral_normalize=False)
     theirs = extractor(wave, sampling_rate=16000)["input_features"][0]
     settings = {**AST, "mel_bins": 80, "window_power": 0.85, "floor": AST["floor"] / 2**30}
@@ -85,7 +85,7 @@ def test_equals_speech_to_text_features(noise):
 
 @pytest.mark.parametrize("noise,precise", [(0.1, False), (0.05, False), (0.001, True)])
 def test_equals_clvp_features(noise, precise):
-    wave = sound(3.0, noise=noise)  # 48,000 samples: centred frames of 22.05 kHz, 1 + 48000 // 256 = 188
+    wave = waveform(3.0, noise=noise)  # 48,000 samples: centred frames of 22.05 kHz, 1 + 48000 // 256 = 188
     theirs = ClvpFeatureExtractor()(wave, sampling_rate=22050, max_length=48000)["input_features"][0]
     ours = LogMel(**CLVP, precise=precise)(torch.from_numpy(wave)[None])[0]
     assert ours.shape == (188, 80)
@@ -94,7 +94,7 @@ def test_equals_clvp_features(noise, precise):
 
 def test_power_is_the_exponent_of_the_magnitude():
     # where a filter of weight w sees one bin of magnitude a, power 1 gives ln(w a) and power 2 gives ln(w a^2)
-    wave = torch.from_numpy(sound(0.5))[None]
+    wave = torch.from_numpy(waveform(0.5))[None]
     settings = dict(frame_length=400, hop_length=160, n_fft=512, mel_bins=40, f_min=1000.0, f_max=1600.0, triangles="hertz")
     energy, magnitude = LogMel(**settings)(wave), LogMel(**settings, power=1.0)(wave)
     filters = mel_filters(LogMel(**settings))
@@ -105,9 +105,9 @@ def test_power_is_the_exponent_of_the_magnitude():
 
 
 def test_a_long_batch_equals_its_pieces():
-    # 1,200 frames are computed in several pieces; frame i of the whole is frame 0 of the sound from i * hop on
+    # 1,200 frames are computed in several pieces; frame i of the whole is frame 0 of the recording from i * hop on
     transform = LogMel(**{**AST, "mel_bins": 40})
-    waves = torch.from_numpy(np.stack([sound(12.1, 1), sound(12.1, 2)]))
+    waves = torch.from_numpy(np.stack([waveform(12.1, 1), waveform(12.1, 2)]))
     full = transform(waves)
     for frame in (0, 511, 512, 1023, 1024, 1199):
         alone = transform(waves[:, frame * 160 : frame * 160 + 400])
@@ -116,7 +116,7 @@ def test_a_long_batch_equals_its_pieces():
 
 def test_a_batch_equals_its_rows():
     transform = LogMel(**AST)
-    waves = torch.from_numpy(np.stack([sound(0.5, 1), sound(0.5, 2)]))
+    waves = torch.from_numpy(np.stack([waveform(0.5, 1), waveform(0.5, 2)]))
     rows = torch.cat([transform(wave[None]) for wave in waves])
     torch.testing.assert_close(transform(waves), rows, atol=1e-5, rtol=0)
 

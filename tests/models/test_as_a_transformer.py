@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from transformers import AutoModel, pipeline
 
-from helpers.small_model import EXPERTS, assert_near, clip_inputs, small_config, small_model, sound_inputs, text_inputs
+from helpers.small_model import EXPERTS, assert_near, audio_inputs, clip_inputs, small_config, small_model, text_inputs
 from imp_ds import ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.modalities.text.tokens import WordTable
 from imp_ds.objectives import task_entry
 from imp_ds.tasks import Batch
 
-INPUTS = {"vision": clip_inputs(2, 2, 3, 3), "audio": sound_inputs(2), "text": text_inputs([5, 8], 9)}
+INPUTS = {"vision": clip_inputs(2, 2, 3, 3), "audio": audio_inputs(2), "text": text_inputs([5, 8], 9)}
 LENGTHS = {"vision": 18, "audio": 16, "text": 9}
 
 
@@ -82,8 +82,8 @@ class TestPositions:
         derived = small_model()(pixel_values=one_frame["pixel_values"]).vision_pooled
         assert_near(derived, small_model()(**one_frame).vision_pooled, 0)
 
-    def test_those_of_a_sound(self):
-        inputs = sound_inputs(2, steps=5)
+    def test_those_of_a_recording(self):
+        inputs = audio_inputs(2, steps=5)
         derived = small_model()(input_features=inputs["input_features"]).audio_pooled
         assert_near(derived, small_model()(**inputs).audio_pooled, 0)
 

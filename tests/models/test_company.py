@@ -6,13 +6,13 @@ Shapes: B batch, L tokens of an example, D width.
 import pytest
 import torch
 
-from helpers.small_model import EXPERTS, GROUPS, ROUTERS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
+from helpers.small_model import EXPERTS, GROUPS, ROUTERS, assert_near, audio_inputs, clip_inputs, small_model, text_inputs
 from imp_ds.moe.routers.registry import build_router
 from imp_ds.moe.routing import Counted, RoutingContext, expert_slots
 
 INPUTS = {
     "vision": lambda: clip_inputs(6, 2, 4, 4),
-    "audio": lambda: sound_inputs(6),
+    "audio": lambda: audio_inputs(6),
     "text": lambda: text_inputs([5, 8, 1, 12, 3, 9], 12),
 }
 

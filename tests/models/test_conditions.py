@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.small_model import GATED, OBJECTIVES, clip_inputs, small_model, sound_inputs, text_inputs
+from helpers.small_model import GATED, OBJECTIVES, audio_inputs, clip_inputs, small_model, text_inputs
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import Sides, attribute_names, segment_attributes, task_conditions, task_sides
 
@@ -51,7 +51,7 @@ class TestAttributes:
     def test_a_segment_is_a_candidate_where_the_task_only_looks_for_it(self):
         sides = task_sides("film", OBJECTIVES["film"]["objectives"])
         marked = {modality: "target_side" in segment_attributes(modality, sides) for modality in ("vision", "audio", "text")}
-        assert marked == {"vision": False, "audio": False, "text": True}  # the sound is read too, by the classification
+        assert marked == {"vision": False, "audio": False, "text": True}  # the recording is read too, by the classification
 
     def test_captions_from_pictures_and_words_are_causal_among_words(self):
         for modality, names in CAPTION_ROWS.items():
@@ -77,7 +77,7 @@ class TestWhatTellsThem:
     def test_a_modality_gate_asks_for_nothing_else(self):
         model = model_with("modality")
         assert [model.condition(m).known.tolist() for m in ("vision", "audio", "text")] == [[0], [1], [2]]
-        assert model(**sound_inputs(2)).audio_pooled.isfinite().all()
+        assert model(**audio_inputs(2)).audio_pooled.isfinite().all()
 
     def test_a_task_gate_has_an_id_for_each(self):
         model = model_with("task")

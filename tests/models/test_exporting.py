@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.small_model import EXPERTS, GROUPS, ROUTERS, assert_near, clip_inputs, small_model, sound_inputs, text_inputs
+from helpers.small_model import EXPERTS, GROUPS, ROUTERS, assert_near, audio_inputs, clip_inputs, small_model, text_inputs
 
 MODELS = {
     **{name: {**GROUPS, **changes} for name, changes in ROUTERS.items()},
@@ -18,7 +18,7 @@ BATCH = torch.export.Dim("batch")
 
 def inputs_of(modalities: str, batch: int) -> dict[str, torch.Tensor]:
     found = text_inputs(([5, 8, 1, 12, 3, 9, 7])[:batch], 12)
-    return found if modalities == "text" else {**found, **clip_inputs(batch, 2, 4, 4), **sound_inputs(batch)}
+    return found if modalities == "text" else {**found, **clip_inputs(batch, 2, 4, 4), **audio_inputs(batch)}
 
 
 ON_TEXTS = ("top-2 with capacity", "linears, by context", "modality gate", "geglu, prompts")  # which have padding

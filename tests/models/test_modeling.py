@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from helpers.small_model import EXPERTS, assert_near, clip_inputs, small_config, small_model, sound_inputs, text_inputs
+from helpers.small_model import EXPERTS, assert_near, audio_inputs, clip_inputs, small_config, small_model, text_inputs
 from imp_ds import ImpConfig, ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.modalities.vision import patches as vision
@@ -91,7 +91,7 @@ class TestInputs:
         for steps in range(1, 9):
             for bands in range(1, 5):
                 with torch.no_grad():
-                    seen.append(model.encode("audio", sound_inputs(1, steps, bands)).pooled_BD)
+                    seen.append(model.encode("audio", audio_inputs(1, steps, bands)).pooled_BD)
         with torch.no_grad():
             seen.append(model.encode("text", text_inputs([64], 64)).pooled_BD)
         assert len(seen) == 16 + 32 + 1 and torch.isfinite(torch.cat(seen)).all()
@@ -126,7 +126,7 @@ class TestInputs:
         assert_near(out.router_z_loss, torch.stack(reports).sum())
 
     def test_the_z_loss_is_weighted_by_its_coefficient(self):
-        inputs = sound_inputs(2)
+        inputs = audio_inputs(2)
         full, tenth = (small_model(**EXPERTS, router_z_loss=c)(**inputs).router_z_loss for c in (1.0, 0.1))
         assert_near(tenth, 0.1 * full)
         assert full > 0 and small_model()(**inputs).router_z_loss == 0
@@ -147,10 +147,10 @@ class TestBlocks:
         assert isinstance(off.blocks[0].attention.query_norm, nn.Identity)
         # queries and keys a hundred times larger saturate the plain softmax and leave the normed one as it was
         for model, changes in ((on, False), (off, True)):
-            before = model.encode("audio", sound_inputs(1)).pooled_BD
+            before = model.encode("audio", audio_inputs(1)).pooled_BD
             for block in model.blocks:
                 block.attention.qkv.weight.data[:64] *= 100
-            difference = (model.encode("audio", sound_inputs(1)).pooled_BD - before).abs().max()
+            difference = (model.encode("audio", audio_inputs(1)).pooled_BD - before).abs().max()
             assert (difference > 1e-2) == changes
 
     def test_attention_equals_a_softmax_written_out(self):
@@ -202,7 +202,7 @@ class TestOnDisk:
             assert type(loaded) is ImpModel
             for (name, weight), (loaded_name, loaded_weight) in zip(model.state_dict().items(), loaded.state_dict().items()):
                 assert name == loaded_name and torch.equal(weight, loaded_weight)
-            assert torch.equal(loaded(**sound_inputs(2)).audio_pooled, model(**sound_inputs(2)).audio_pooled)
+            assert torch.equal(loaded(**audio_inputs(2)).audio_pooled, model(**audio_inputs(2)).audio_pooled)
 
     def test_the_encoder_loads_from_a_pretraining_folder(self, tmp_path):
         objectives = [
@@ -215,7 +215,7 @@ class TestOnDisk:
         temperature.data.fill_(0.07)  # learned; must not fall back to its start when loaded
         full.save_pretrained(tmp_path)
         for loaded in (ImpModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
-            assert torch.equal(loaded(**sound_inputs(2)).audio_pooled, full.imp(**sound_inputs(2)).audio_pooled)
+            assert torch.equal(loaded(**audio_inputs(2)).audio_pooled, full.imp(**audio_inputs(2)).audio_pooled)
         _, found = ImpModel.from_pretrained(tmp_path, output_loading_info=True)
         assert not found["missing_keys"] and not found["mismatched_keys"]
         again = ImpForPreTraining.from_pretrained(tmp_path)

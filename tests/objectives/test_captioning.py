@@ -155,16 +155,16 @@ def test_captions_are_learned_by_heart_and_said_by_a_loaded_model(tmp_path):
 
 
 def test_captions_of_another_modality_have_the_attributes_that_such_a_task_would_have():
-    """Image captions were trained; sounds are captioned by the same words and queries."""
+    """Image captions were trained; recordings are captioned by the same words and queries."""
     model = small_model(**ENCODERS["attribute"]).eval()
     objective = model.objectives[TASK.name].parts[0]
-    sounds = {"input_features": torch.randn(2, 16, 16), "feature_positions": torch.rand(2, 16, 2)}
+    waveforms = {"input_features": torch.randn(2, 16, 16), "feature_positions": torch.rand(2, 16, 2)}
     own, other = (objective.conditioning_prefix(model.imp, TASK.name, modality, {}) for modality in ("vision", "audio"))
     bits = lambda condition: condition.known[0].nonzero().flatten().tolist()  # noqa: E731
     # input_vision 0, input_audio 1, input_text 2, target_text 5, token_vision 6, token_audio 7, token_text 8, causal 10
     assert bits(own.condition) == [0, 2, 5, 6] and bits(own.text_condition) == [0, 2, 5, 8, 10]
     assert bits(other.condition) == [1, 2, 5, 7] and bits(other.text_condition) == [1, 2, 5, 8, 10]
-    assert model.generate_captions(**sounds, longest=5, beam=2).shape[0] == 2
+    assert model.generate_captions(**waveforms, longest=5, beam=2).shape[0] == 2
 
 
 @pytest.mark.parametrize("gate", ["modality", "task", "attribute"])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from helpers.grammar import SENTENCES, SOUNDS
+from helpers.grammar import AUDIOS, SENTENCES
 from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
@@ -29,7 +29,7 @@ from imp_ds.objectives.candidates import Names
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch, Source, Task
 
-ANIMALS = list(SOUNDS)
+ANIMALS = list(AUDIOS)
 SOURCE = Source(path="none", vision="v", text="t", label="l")
 VIEWS = Views(vision=VisionView(height=8, width=8), text=TextView(length=6))
 TOKENIZER = train_tokenizer([*SENTENCES, "which animal is it"], 80)
@@ -159,9 +159,9 @@ def test_answers_are_read_at_the_mark():
 
 
 def test_texts_are_classified_at_the_mark():
-    """The animal that makes a sound: a text alone, whose class is another text."""
-    sounds = [f"a [MASK] {sound}" for sound in SOUNDS.values()]
-    metrics = learn(build(), lambda step: batch_of("sound", sounds, marked=True), 40)
+    """The animal that makes a recording: a text alone, whose class is another text."""
+    waveforms = [f"a [MASK] {waveform}" for waveform in AUDIOS.values()]
+    metrics = learn(build(), lambda step: batch_of("sound", waveforms, marked=True), 40)
     assert metrics["accuracy/text_classes"] == 1
 
 
@@ -220,7 +220,7 @@ def test_hidden_words_of_the_grammar_are_learned():
 
     learn(model, lambda step: make(step), 100)
     losses = [model(make(1000 + step))[1]["loss/likelihood"].item() for step in range(10)]
-    # an article is a toss-up, and an animal and its sound tell each other: 0.23 is the least
+    # an article is a toss-up, and an animal and its audio tell each other: 0.23 is the least
     assert 0.2 < np.mean(losses) < 0.6
 
 

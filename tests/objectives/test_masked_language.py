@@ -143,8 +143,8 @@ def batch_of(tokenizer, step: int) -> Batch:
 
 
 def test_a_task_of_text_alone_learns_a_grammar(tmp_path):
-    """One of three words is hidden: an animal tells its sound, and the sound its animal; article or not is a toss-up. The batches
-    are those of training, read from a file of texts."""
+    """One of three words is hidden: an animal tells its audio, and the recording its animal; article or not is a toss-up. The
+    batches are those of training, read from a file of texts."""
     (tmp_path / "sentences" / "train").mkdir(parents=True)
     lines = (json.dumps({"text": sentence}) for sentence in SENTENCES)
     (tmp_path / "sentences" / "train" / "metadata.jsonl").write_text("\n".join(lines))

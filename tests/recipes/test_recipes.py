@@ -105,9 +105,9 @@ def noise_batch(run: RunConfig, task, config) -> Batch:
         inputs["vision"] = {name: torch.from_numpy(array) for name, array in found.items()}
     if (view := task.views.audio) is not None:
         mel = LogMel(sampling_rate=16000, frame_length=400, hop_length=160, mel_bins=64)
-        sounds = [rng.normal(size=9000).astype(np.float32) * 0.1] * size
+        waveforms = [rng.normal(size=9000).astype(np.float32) * 0.1] * size
         drop = dict(drop_rate=view.drop_rate, rngs=rngs)
-        found = audio.preprocess(sounds, [16000] * size, mel, view.seconds, config.audio_patch, **drop)
+        found = audio.preprocess(waveforms, [16000] * size, mel, view.seconds, config.audio_patch, **drop)
         inputs["audio"] = {name: torch.from_numpy(array) for name, array in found.items()}
     if (view := task.views.text) is not None:
         ids = torch.ones(size, view.length, dtype=torch.long)

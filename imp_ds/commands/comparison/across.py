@@ -24,8 +24,8 @@ SPEECH, IMAGES = "speech_digit", "image_digit"  # the tasks that read them
 def speech_to_images(trained: TrainedRun, split: str = "test") -> dict[str, float]:
     """{"retrieval/speech_to_image/R@1": share, ...} over the whole split, at 1, 5 and 10."""
     model = trained.load_model().to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    (sound_NC, sound_N), (image_NC, image_N) = (unit_vectors(trained, model, name, split) for name in (SPEECH, IMAGES))
-    found = recall(sound_NC, image_NC, sound_N, image_N)
+    (waveform_NC, waveform_N), (image_NC, image_N) = (unit_vectors(trained, model, name, split) for name in (SPEECH, IMAGES))
+    found = recall(waveform_NC, image_NC, waveform_N, image_N)
     return {f"retrieval/speech_to_image/R@{k}": share for k, share in found.items()}
 
 

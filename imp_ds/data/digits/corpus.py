@@ -85,7 +85,7 @@ def _move(staging: Path, out: Path, seed: int, scale: float) -> bool:
 
 
 def _write(root: Path, seed: int, scale: float, progress: Progress):
-    """Write the whole corpus below `root`. Speech before videos: their sound tracks are made from it."""
+    """Write the whole corpus below `root`. Speech before videos: their audio tracks are made from it."""
     handwriting = images.Handwriting(seed, scale)
     with Speaker() as speaker:
         for index, split in enumerate(_SPLITS):

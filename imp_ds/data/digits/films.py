@@ -22,7 +22,7 @@ from imp_ds.data.digits.speech import RATE_HZ
 
 VIDEOS = {"train": 2400, "validation": 400, "test": 800}
 SIDE, FRAMES, FRAMES_PER_S = 48, 8, 8
-SOUND = RATE_HZ * FRAMES // FRAMES_PER_S  # samples: as long as the video
+AUDIO = RATE_HZ * FRAMES // FRAMES_PER_S  # samples: as long as the video
 # Without lookahead and rate control: with them the same frames gave other bytes in about 1 video of 200 to 600, more under
 # load and more with several threads (unwritten memory, by the look of it); without, in none of 12,000.
 _H264 = {"preset": "veryfast", "tune": "zerolatency", "qp": "18", "x264-params": "weightp=0:scenecut=0"}
@@ -42,7 +42,7 @@ def write(folder: Path, count: int, handwriting: Handwriting, split: str, clips:
         seed: of this split's videos.
     """
     labels = np.random.default_rng(seed).permutation(np.arange(count) % len(class_names("films"))).tolist()
-    spoken = [[row for row in rows if row["label"] == digit and row["seconds"] <= SOUND / RATE_HZ] for digit in range(len(WORDS))]
+    spoken = [[row for row in rows if row["label"] == digit and row["seconds"] <= AUDIO / RATE_HZ] for digit in range(len(WORDS))]
     make = partial(_write_one, folder, handwriting, split, clips, spoken, seed)
     return _in_order(make, labels)
 
@@ -89,14 +89,14 @@ def _move(handwriting: Handwriting, drawing: int, direction: str, rng: np.random
 def _place(path: Path, rng: np.random.Generator) -> np.ndarray:
     """The clip somewhere in a silence as long as the video: int16 [SOUND]."""
     clip, _ = soundfile.read(path, dtype="int16")
-    track = np.zeros(SOUND, np.int16)
-    start = rng.integers(0, SOUND - len(clip) + 1)
+    track = np.zeros(AUDIO, np.int16)
+    start = rng.integers(0, AUDIO - len(clip) + 1)
     track[start : start + len(clip)] = clip
     return track
 
 
-def _encode(path: Path, frames_FHW: np.ndarray, sound: np.ndarray):
-    """Write frames (grey, uint8) and sound (int16, mono, RATE_HZ) as mp4."""
+def _encode(path: Path, frames_FHW: np.ndarray, waveform: np.ndarray):
+    """Write frames (grey, uint8) and audio (int16, mono, RATE_HZ) as mp4."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         video = container.add_stream("libx264", rate=FRAMES_PER_S, options=_H264)
         video.width, video.height, video.pix_fmt, video.thread_count = SIDE, SIDE, "yuv420p", 1
@@ -108,7 +108,7 @@ def _encode(path: Path, frames_FHW: np.ndarray, sound: np.ndarray):
         for frame_HW in frames_FHW:
             container.mux(video.encode(_yuv420p(frame_HW)))
         container.mux(video.encode())
-        samples = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+        samples = av.AudioFrame.from_ndarray(waveform[None], format="s16", layout="mono")
         samples.sample_rate, samples.pts = RATE_HZ, 0
         container.mux(audio.encode(samples))
         container.mux(audio.encode())

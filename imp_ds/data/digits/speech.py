@@ -60,13 +60,13 @@ def write(folder: Path, split: str, count: int, speaker: Speaker, rng: np.random
 def _finish(spoken: np.ndarray, rate_hz: int, low_pass: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Resample to 16 kHz, trim, scale to the peak, and surround by a little silence of random length: int16 [samples]."""
     ratio = Fraction(RATE_HZ, rate_hz)
-    sound = resample_poly(spoken.astype(np.float64), ratio.numerator, ratio.denominator, window=low_pass)
-    loudest = np.abs(sound).max(initial=0.0)
+    waveform = resample_poly(spoken.astype(np.float64), ratio.numerator, ratio.denominator, window=low_pass)
+    loudest = np.abs(waveform).max(initial=0.0)
     assert loudest > 0, "eSpeak NG spoke nothing"
-    audible = np.flatnonzero(np.abs(sound) > _AUDIBLE * loudest)
-    sound = sound[audible[0] : audible[-1] + 1] * (_PEAK / loudest)
+    audible = np.flatnonzero(np.abs(waveform) > _AUDIBLE * loudest)
+    waveform = waveform[audible[0] : audible[-1] + 1] * (_PEAK / loudest)
     before, after = (int(rng.uniform(*_SILENCE_S) * RATE_HZ) for _ in range(2))
-    return np.rint(np.pad(sound, (before, after)) * 32767).astype(np.int16)
+    return np.rint(np.pad(waveform, (before, after)) * 32767).astype(np.int16)
 
 
 def _low_pass(rate_hz: int) -> np.ndarray:

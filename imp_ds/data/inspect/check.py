@@ -31,7 +31,7 @@ class Findings:
     rows: how many were looked at.
     left_out: task -> reason -> how many it cannot use.
     examples: a few of these.
-    spreads: of numbers that samples have: "width", "height", "frames", "video seconds", "frames a second", "sound seconds",
+    spreads: of numbers that samples have: "width", "height", "frames", "video seconds", "frames a second", "audio seconds",
         "samples a second", "channels", "bytes" (of a media file), "captions" (of a sample), "words" and "tokens" (of a caption).
     kinds: suffixes of media files, by role.
     scripts: of captions.

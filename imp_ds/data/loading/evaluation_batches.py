@@ -23,7 +23,7 @@ def evaluation_batches(reader: Reader, collator: Collator, views: Views, *, batc
                        report: Callable[[int, int], None] | None = None) -> Iterator[Batch]:  # fmt: skip
     """This rank's rows of the split, in batches of exactly `batch_size`: blocks of rows are dealt to the ranks in turn.
 
-    A long recording is heard in several windows, each an entry of its own; a row that cannot be used has none. So ranks may have
+    A long recording is cut into several windows, each an entry of its own; a row that cannot be used has none. So ranks may have
     different numbers of batches, but each has at least one; the last is filled up by repetition. `targets["index"]`, int64 [B],
     is the row; `targets["valid"]`, bool [B], is False for a repetition. `report` is called with the rows read and those of the
     split. Raises UserError when no row of the split can be used.

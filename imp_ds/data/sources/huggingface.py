@@ -213,7 +213,7 @@ def _undecoded(rows, source: Source):
 
 
 def _medium(reader: str, row: int, column: str, value) -> Media:
-    """An image, video or sound. A path in a row of ours was written by `datasets` when it made the rows, not by strangers."""
+    """An image, a video or audio. A path in a row of ours was written by `datasets` when it made the rows, not by strangers."""
     if isinstance(value, Mapping) and value.get("bytes") is None and isinstance(value.get("path"), str):
         path = Path(value["path"])
         if path.is_absolute():

@@ -82,7 +82,7 @@ class RowReader:
         raise NotImplementedError
 
     def media(self, row: int, column: str, value) -> Media:
-        """The image, video or sound that a field is or names. Raises BadSample."""
+        """The image, video or audio that a field is or names. Raises BadSample."""
         raise NotImplementedError
 
 
@@ -155,4 +155,4 @@ def runs(rows: int) -> list[int]:
 
 def no_field(value, where: str) -> BadSample:
     """The error for a field that is neither media nor the name of a file."""
-    return BadSample("wrong column", f"{where} is neither an image, video or sound nor a file name: {shown(value)}")
+    return BadSample("wrong column", f"{where} is neither an image, video or audio nor a file name: {shown(value)}")

@@ -25,7 +25,7 @@ from imp_ds.modalities.media import BadSample, Media
 
 _OPEN = 64  # shards that are open at a time
 _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
-_MOST_MEDIA = 1 << 31  # bytes of an image, a video or a sound
+_MOST_MEDIA = 1 << 31  # bytes of an image, a video or a recording
 
 
 @register_format

@@ -12,7 +12,7 @@ from imp_ds.objectives.objective import ObjectiveRecord
 from imp_ds.registry import MODALITIES
 
 _ABOUT = """\
-One encoder for images, videos, sound and text, trained by alternating gradient descent: every optimizer step belonged to one
+One encoder for images, videos, audio and text, trained by alternating gradient descent: every optimizer step belonged to one
 task (IMP, [arXiv 2305.06324](https://arxiv.org/abs/2305.06324)). {experts} It was trained with `imp_ds` on DeepSpeed.
 """
 _LOADING = """\

@@ -168,8 +168,8 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
     def generate_captions(
         self, task: str | None = None, *, beam: int = 4, longest: int = 32, length_penalty: float = 1.0, **inputs: torch.Tensor
     ) -> torch.Tensor:
-        """Captions of images, videos or sounds by beam search: int64 [B, L], the end token at the end and wherever a caption is
-        shorter; `processor.batch_decode(ids, skip_special_tokens=True)` makes texts of them.
+        """Captions of images, videos or recordings by beam search: int64 [B, L], the end token at the end and wherever a caption
+        is shorter; `processor.batch_decode(ids, skip_special_tokens=True)` makes texts of them.
 
         Args:
             task: of those that generate captions, which may be that of another modality; None: the only one.

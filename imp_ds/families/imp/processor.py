@@ -95,8 +95,8 @@ def _before(run: RunConfig) -> ImpProcessor | None:
 
 
 def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]]) -> ImpFeatureExtractor:
-    """The spectrogram of the run, standardised by the mean and spread of the first sounds of its corpus, or as the model that it
-    starts from hears."""
+    """The spectrogram of the run, standardised by the mean and spread of the first recordings of its corpus, or that of the model
+    that it starts from."""
     audio = run.data.audio
     views = {task.name: task.views.audio for task in run.tasks if task.views.audio is not None}
     seconds = next((view.seconds for view in views.values()), 8.192)
@@ -111,8 +111,8 @@ def build_extractor(run: RunConfig, config: ImpConfig, readers: dict[str, list[R
         return extractor
     values = []
     for name, view in list(views.items())[:1]:
-        for sound, rate in _some("audio", readers[name][0], view, run.data.decoding):
-            values.append(extractor([sound], [rate], seconds=view.seconds, return_tensors="np")["input_features"])
+        for waveform, rate in _some("audio", readers[name][0], view, run.data.decoding):
+            values.append(extractor([waveform], [rate], seconds=view.seconds, return_tensors="np")["input_features"])
     if values:
         extractor.mean, extractor.std = round(float(np.mean(values)), 4), round(float(np.std(values)), 4)
     return extractor

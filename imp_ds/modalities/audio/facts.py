@@ -2,20 +2,20 @@
 
 from contextlib import closing
 
-from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.audio.recordings import open_recording
 from imp_ds.modalities.container import opened, seconds_of
 from imp_ds.modalities.media import Media, first_facts
 
 
 def audio_facts(media: Media) -> dict[str, float]:
-    """"sound seconds", "samples a second" and "channels" of a recording or of a video's audio, those that the header has."""
-    return first_facts([_sound], media)
+    """"audio seconds", "samples a second" and "channels" of a recording or of a video's audio, those that the header has."""
+    return first_facts([_waveform], media)
 
 
-def _sound(media: Media) -> dict:
-    with closing(open_sound(media)) as sound:
-        known = {"samples a second": sound.rate, "channels": sound.channels}
-        if sound.length is not None:
-            return {"sound seconds": sound.length / sound.rate} | known
-    with opened(media, "unreadable sound") as container:
-        return {"sound seconds": seconds_of(container, container.streams.audio[0])} | known
+def _waveform(media: Media) -> dict:
+    with closing(open_recording(media)) as waveform:
+        known = {"samples a second": waveform.rate, "channels": waveform.channels}
+        if waveform.length is not None:
+            return {"audio seconds": waveform.length / waveform.rate} | known
+    with opened(media, "unreadable audio") as container:
+        return {"audio seconds": seconds_of(container, container.streams.audio[0])} | known

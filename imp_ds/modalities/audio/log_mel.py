@@ -1,4 +1,4 @@
-"""Log-mel spectrograms of a batch of sounds by one real FFT (torch.fft).
+"""Log-mel spectrograms of a batch of recordings by one real FFT (torch.fft).
 
 The defaults are IMP's (arXiv 2305.06324; release `config/data.py`): frames of 2,048 samples every 1,024 at 16 kHz, 128 mel
 bins from 80 to 7,600 Hz, natural logarithm. The other settings exist so that the features of published extractors (Whisper,
@@ -148,12 +148,12 @@ class LogMel:
         # One padded buffer for all pieces: its tail stays zero, and memory need not be fetched anew for each.
         buffer_BFW = samples_BN.new_zeros(*parts_BFK2[pieces[0]].shape[:2], self.fft_length)
         for piece in pieces:
-            sound_BFW, spectrum_BFK2 = frames_BFW[piece], parts_BFK2[piece]
-            padded_BFW = buffer_BFW[: sound_BFW.shape[0], : sound_BFW.shape[1]]
+            waveform_BFW, spectrum_BFK2 = frames_BFW[piece], parts_BFK2[piece]
+            padded_BFW = buffer_BFW[: waveform_BFW.shape[0], : waveform_BFW.shape[1]]
             inside_BFW = padded_BFW[..., : self.frame_length]
             if self.remove_offset:
-                sound_BFW = torch.sub(sound_BFW, offset_BF1[piece], out=inside_BFW)
-            torch.mul(sound_BFW, self.window_W, out=inside_BFW)
+                waveform_BFW = torch.sub(waveform_BFW, offset_BF1[piece], out=inside_BFW)
+            torch.mul(waveform_BFW, self.window_W, out=inside_BFW)
             spectrum_BFK2.copy_(torch.view_as_real(torch.fft.rfft(padded_BFW)[..., : self.bins]))
         parts_BFK2.square_()  # in float32: half the memory to move, and nothing cancels in what follows
         power_BFK = parts_BFK2[..., 0] + parts_BFK2[..., 1]

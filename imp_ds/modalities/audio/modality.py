@@ -19,18 +19,18 @@ class Audio(PatchModality):
     kind, is_standard = "audio", True
     what = "recordings, and the audio of videos"
     column = "column of the recording, or of a video with audio"
-    missing = "no sound"
-    example = 'audio=[sound], sampling_rate=rate'
+    missing = "no audio"
+    example = 'audio=[audio], sampling_rate=rate'
     inputs = patches.INPUT_NAMES
     part = "feature_extractor"
     View, Options, Settings, Augmentation = AudioView, AudioOptions, AudioSettings, AudioAugmentation
     axes = 2
-    length_fact, is_audible = "sound seconds", True
+    length_fact, is_audible = "audio seconds", True
 
     def decode(self, raws, view, rngs, cache, augment, wanted):
-        from imp_ds.modalities.audio.windows import read_sounds
+        from imp_ds.modalities.audio.windows import read_recordings
 
-        return read_sounds(raws, view.seconds, rngs, cache, augment.speed, wanted.settings)
+        return read_recordings(raws, view.seconds, rngs, cache, augment.speed, wanted.settings)
 
     def windows(self, raw, view, cache, wanted):
         from imp_ds.modalities.audio.windows import read_windows
@@ -79,5 +79,5 @@ class Audio(PatchModality):
     def pictures(self, inputs, view, part):
         return audio_pictures(inputs, part.patch, part.feature_size)
 
-    def sound(self, sample):
+    def waveform(self, sample):
         return sample

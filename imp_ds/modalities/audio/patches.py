@@ -45,7 +45,7 @@ class AudioEmbedding(nn.Module):
 
 
 def preprocess(
-    sounds: list[np.ndarray],
+    waveforms: list[np.ndarray],
     sampling_rates: list[int],
     log_mel: LogMel,
     seconds: float,
@@ -67,15 +67,15 @@ def preprocess(
     rounded up to whole patches; what the last frames lack is silence.
 
     Args:
-        sounds: samples [N], [N, C] or [C, N]; floats in [-1, 1] or integers over their type's range.
+        waveforms: samples [N], [N, C] or [C, N]; floats in [-1, 1] or integers over their type's range.
         patch: spectrogram frames and mel bins of a patch.
-        mean, std: the log-mel values become (value - mean) / std; fixed numbers, not statistics of the sound.
-        do_normalize: bring what is heard of each sound to mean 0 and variance 1 first, so that its loudness does not count
+        mean, std: the log-mel values become (value - mean) / std; fixed numbers, not statistics of the recording.
+        do_normalize: bring the part of each recording that is taken to mean 0 and variance 1, so that loudness does not count
             (wav2vec 2.0, arXiv 2006.11477, section 2).
-        crop: where a longer sound is cut, and where a shorter one lies in the silence: "start", "center" or "random".
+        crop: where a longer recording is cut, and where a shorter one lies in the silence: "start", "center" or "random".
         masks: bands of the spectrogram to be masked at random.
         drop_rate: share of the tokens dropped.
-        rngs: one for each sound, the source of all that is random.
+        rngs: one for each recording, the source of all that is random.
         dtype: of the features: float32, or float16, half as much to carry and still exact to 1 / 2048 of a value.
         empty: makes the arrays, as `numpy.empty` does; for memory of one's own.
 
@@ -85,11 +85,11 @@ def preprocess(
     if log_mel.mel_bins % patch[1]:
         raise UserError("the patch does not divide the mel bins", got=f"{log_mel.mel_bins} bins in patches of {patch[1]}")
     if crop not in CROPS or (crop == "random" and rngs is None):
-        raise UserError("unknown crop of a sound", got=f"crop={crop!r}, rngs={rngs}", allowed=f'{CROPS}; "random" needs rngs')
-    mel_BFM = spectrograms(sounds, sampling_rates, log_mel, seconds, patch[0], crop, rngs, do_normalize)
+        raise UserError("unknown crop of a recording", got=f"crop={crop!r}, rngs={rngs}", allowed=f'{CROPS}; "random" needs rngs')
+    mel_BFM = spectrograms(waveforms, sampling_rates, log_mel, seconds, patch[0], crop, rngs, do_normalize)
     mel_BFM = mel_BFM.sub_(mean).div_(std).numpy()
     steps, bands = grid = mel_BFM.shape[1] // patch[0], log_mel.mel_bins // patch[1]
-    shape = len(sounds), kept_count(steps * bands, drop_rate)
+    shape = len(waveforms), kept_count(steps * bands, drop_rate)
     values_BKP, positions_BK2 = empty((*shape, math.prod(patch)), dtype), empty((*shape, 2), np.float32)
     for place, mel_FM in enumerate(mel_BFM):
         rng = None if rngs is None else rngs[place]
@@ -102,38 +102,39 @@ def preprocess(
 
 
 def spectrograms(
-    sounds: list[np.ndarray], sampling_rates: list[int], log_mel: LogMel, seconds: float, multiple: int, crop: str, rngs,
+    waveforms: list[np.ndarray], sampling_rates: list[int], log_mel: LogMel, seconds: float, multiple: int, crop: str, rngs,
     do_normalize: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """The log-mel spectrograms of `seconds` of each sound, float32 [B, F, M]; F is rounded up to a multiple of `multiple`."""
+    """The log-mel spectrograms of `seconds` of each recording, float32 [B, F, M]; F is rounded up to a multiple of `multiple`."""
     length = round(seconds * log_mel.sampling_rate)
     frames = multiple * math.ceil(math.ceil(length / log_mel.hop_length) / multiple)
-    samples_BN = np.zeros((len(sounds), max(length, log_mel.samples_for(frames))), np.float32)
-    for place, (sound, rate) in enumerate(zip(sounds, sampling_rates, strict=True)):
+    samples_BN = np.zeros((len(waveforms), max(length, log_mel.samples_for(frames))), np.float32)
+    for place, (waveform, rate) in enumerate(zip(waveforms, sampling_rates, strict=True)):
         rng = None if rngs is None else rngs[place]
-        _place(to_mono(sound), rate, log_mel.sampling_rate, samples_BN[place, :length], crop, rng, do_normalize)
+        _place(to_mono(waveform), rate, log_mel.sampling_rate, samples_BN[place, :length], crop, rng, do_normalize)
     return log_mel(torch.from_numpy(samples_BN[:, : log_mel.samples_for(frames)]))
 
 
-def to_mono(sound: np.ndarray) -> np.ndarray:
+def to_mono(waveform: np.ndarray) -> np.ndarray:
     """Samples of any shape and type to one channel, float32 [N]. The shorter axis of a 2-D array is the channels."""
-    sound = np.asarray(sound)
-    channels = min(sound.shape) if sound.ndim == 2 else 1
-    if sound.ndim not in (1, 2) or not sound.size or channels > _MOST_CHANNELS or sound.dtype.kind not in "iuf":
+    waveform = np.asarray(waveform)
+    channels = min(waveform.shape) if waveform.ndim == 2 else 1
+    if waveform.ndim not in (1, 2) or not waveform.size or channels > _MOST_CHANNELS or waveform.dtype.kind not in "iuf":
         raise UserError(
-            "this is no sound",
-            got=f"an array of shape {sound.shape} and type {sound.dtype}",
+            "this is no waveform",
+            got=f"an array of shape {waveform.shape} and type {waveform.dtype}",
             allowed=f"numbers of shape [samples], [samples, channels] or [channels, samples], up to {_MOST_CHANNELS} channels",
         )
-    if sound.dtype.kind == "f":
-        samples = sound.astype(np.float32, copy=False)
+    if waveform.dtype.kind == "f":
+        samples = waveform.astype(np.float32, copy=False)
     else:
-        span = float(np.iinfo(sound.dtype).max) + 1.0
-        samples = sound.astype(np.float32) / span if sound.dtype.kind == "i" else sound.astype(np.float32) / (span / 2) - 1.0
-    if sound.ndim == 2:
-        samples = samples.mean(int(np.argmin(sound.shape)))
+        span = float(np.iinfo(waveform.dtype).max) + 1.0
+        samples = waveform.astype(np.float32)
+        samples = samples / span if waveform.dtype.kind == "i" else samples / (span / 2) - 1.0
+    if waveform.ndim == 2:
+        samples = samples.mean(int(np.argmin(waveform.shape)))
     if not np.isfinite(samples).all():
-        raise UserError("a sound has samples that are not finite", got=f"{np.sum(~np.isfinite(samples))} of {samples.size}")
+        raise UserError("a recording has samples that are not finite", got=f"{np.sum(~np.isfinite(samples))} of {samples.size}")
     return samples
 
 
@@ -141,11 +142,11 @@ def _place(
     samples_N: np.ndarray, rate: int, target: int, row_N: np.ndarray, crop: str, rng: np.random.Generator | None,
     do_normalize: bool,
 ):  # fmt: skip
-    """Write a sound into its row of silence: resampled, cut or shifted by `crop`, and normalised."""
+    """Write a recording into its row of silence: resampled, cut or shifted by `crop`, and normalised."""
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate < 1:
         raise UserError("a sampling rate must be a whole number of samples per second", got=repr(rate), allowed="such as 16000")
     wanted = math.ceil(len(row_N) * rate / target)
-    # A long sound is cut before it is resampled: the rest would be thrown away.
+    # A long recording is cut before it is resampled: the rest would be thrown away.
     start = _offset(max(len(samples_N) - wanted, 0), crop, rng)
     samples_N = resample(samples_N[start : start + wanted], int(rate), target)[: len(row_N)]
     start = _offset(len(row_N) - len(samples_N), crop, rng)

@@ -22,29 +22,29 @@ ALLOWED = "WAV, FLAC, Ogg, Opus, MP3, AAC, M4A, AIFF, AU, CAF, W64, WMA, and the
 _BLOCK = 1 << 20  # samples of all channels that are read at a time
 _LOUDEST = 1e6  # recordings lie in [-1, 1]; even those that were never scaled, in 16 bits, are below
 
-Sound = tuple[np.ndarray, int]  # float32 [N] mono, samples per second
+Waveform = tuple[np.ndarray, int]  # float32 [N] mono, samples per second
 
 
-def open_sound(media: Media, settings: DecodingSettings = DEFAULTS) -> "OpenSound":
+def open_recording(media: Media, settings: DecodingSettings = DEFAULTS) -> "OpenRecording":
     """Read the header of a recording. Raises BadSample for what is none, or has a rate that `settings` do not allow."""
     first, second = (_ByLibsndfile, _ByFFmpeg) if media.suffix in BY_LIBSNDFILE else (_ByFFmpeg, _ByLibsndfile)
     try:
-        sound = first(media, settings)
+        waveform = first(media, settings)
     except BadSample as bad:
-        if bad.reason != "unreadable sound":
+        if bad.reason != "unreadable audio":
             raise
         try:
-            sound = second(media, settings)  # its name ends in what it is not
+            waveform = second(media, settings)  # its name ends in what it is not
         except BadSample:
             raise BadSample(bad.reason, f"{bad.detail}; read are {ALLOWED}") from None
-    if not settings.audio_min_rate <= sound.rate <= settings.audio_max_rate:
-        sound.close()
+    if not settings.audio_min_rate <= waveform.rate <= settings.audio_max_rate:
+        waveform.close()
         allowed = f"data.decoding.audio_min_rate to audio_max_rate, {settings.audio_min_rate} to {settings.audio_max_rate}"
-        raise BadSample("too large", f"{media.name}: {sound.rate} samples a second, allowed are {allowed}")
-    return sound
+        raise BadSample("too large", f"{media.name}: {waveform.rate} samples a second, allowed are {allowed}")
+    return waveform
 
 
-class OpenSound:
+class OpenRecording:
     """A recording whose header has been read.
 
     length: samples, None where that is not known.
@@ -54,7 +54,7 @@ class OpenSound:
     def __init__(self, name: str, length: int | None, channels: int, rate: int, settings: DecodingSettings):
         self.name, self.length, self.channels, self.rate, self._settings = name, length, channels, rate, settings
 
-    def samples(self, first: int = 0, count: int | None = None) -> Sound:
+    def samples(self, first: int = 0, count: int | None = None) -> Waveform:
         """Read `count` samples, or all that are left, and close it. Raises BadSample for what is damaged, too long, or not of
         numbers that a recording has."""
         pieces, total = [], 0
@@ -75,9 +75,9 @@ class OpenSound:
             self.close()
         mono_N = pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
         if not len(mono_N):
-            raise BadSample("unreadable sound", f"{self.name}: it has no samples")
+            raise BadSample("unreadable audio", f"{self.name}: it has no samples")
         if not (np.abs(mono_N).max() < _LOUDEST):  # also finds what is not a number
-            raise BadSample("unreadable sound", f"{self.name}: samples that are not finite numbers, or beyond {_LOUDEST:g}")
+            raise BadSample("unreadable audio", f"{self.name}: samples that are not finite numbers, or beyond {_LOUDEST:g}")
         return np.ascontiguousarray(mono_N, dtype=np.float32), self.rate
 
     def _check(self, samples: int) -> None:
@@ -98,45 +98,45 @@ class OpenSound:
 
 def _unreadable(name: str, error: Exception) -> BadSample:
     message = str(error).strip().partition("\n")[0] or type(error).__name__
-    return BadSample("unreadable sound", f"{name}: {message}")
+    return BadSample("unreadable audio", f"{name}: {message}")
 
 
-class _ByLibsndfile(OpenSound):
+class _ByLibsndfile(OpenRecording):
     def __init__(self, media: Media, settings: DecodingSettings):
         self._file = media.open()
         try:
-            self._sound = soundfile.SoundFile(self._file)
+            self._waveform = soundfile.SoundFile(self._file)
         except Exception as error:
             self._file.close()
             raise _unreadable(media.name, error) from error
-        super().__init__(media.name, self._sound.frames, self._sound.channels, self._sound.samplerate, settings)
+        super().__init__(media.name, self._waveform.frames, self._waveform.channels, self._waveform.samplerate, settings)
 
     def close(self) -> None:
-        self._sound.close()
+        self._waveform.close()
         self._file.close()
 
     def _read(self, first: int, count: int | None) -> Iterator[np.ndarray]:
         if first:
-            self._sound.seek(first)
+            self._waveform.seek(first)
         left, most = self.length - first if count is None else count, max(1, _BLOCK // self.channels)
         while left > 0:
-            piece_NC = self._sound.read(min(left, most), dtype="float32", always_2d=True)
+            piece_NC = self._waveform.read(min(left, most), dtype="float32", always_2d=True)
             if not len(piece_NC):
                 return
             yield piece_NC.T
             left -= len(piece_NC)
 
 
-class _ByFFmpeg(OpenSound):
+class _ByFFmpeg(OpenRecording):
     def __init__(self, media: Media, settings: DecodingSettings):
         with ExitStack() as stack:
-            self._container = stack.enter_context(opened(media, "unreadable sound"))
+            self._container = stack.enter_context(opened(media, "unreadable audio"))
             if not self._container.streams.audio:
-                raise BadSample("no sound", media.name)
+                raise BadSample("no audio", media.name)
             self._stream = stream = self._container.streams.audio[0]
             stream.codec_context.thread_count = 1
             if not stream.rate or not stream.channels:
-                raise BadSample("unreadable sound", f"{media.name}: its header names no sampling rate")
+                raise BadSample("unreadable audio", f"{media.name}: its header names no sampling rate")
             # elsewhere a length is a guess by the bit rate, and a seek ends somewhere within a frame
             self._seeks = stream.duration is not None and finds_times(self._container)
             length = int(stream.duration * stream.time_base * stream.rate) if self._seeks else None

@@ -1,8 +1,8 @@
-"""Change of a sound's sampling rate by a rational factor, band-limited, as matrix products.
+"""Change of a recording's sampling rate by a rational factor, band-limited, as matrix products.
 
 The new sample k is the sum of the old ones around k * down / up, weighted by the taps of one phase of a low-pass filter. After
 `up` new samples, `down` old ones later, the same weights come again: so a run of neighbouring new samples is one product of a
-matrix, whose rows are stretches of the sound, with another that holds the weights. That is what `scipy.signal.resample_poly`
+matrix, whose rows are stretches of the recording, with another that holds the weights. That is what `scipy.signal.resample_poly`
 computes, to rounding, in a seventh of the time (benchmarks/results/decoding.md).
 
 Shapes: N old samples, M new samples, R periods, K old samples that a run needs, G new samples of a run.
@@ -20,7 +20,7 @@ _BETA = 5.0  # of its Kaiser window; both are resample_poly's
 
 
 def resample(samples_N: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """A sound at `target` instead of `rate` samples per second: float32 [M], M = ceil(N * target / rate)."""
+    """A recording at `target` instead of `rate` samples per second: float32 [M], M = ceil(N * target / rate)."""
     if rate == target or not len(samples_N):
         return samples_N
     divisor = math.gcd(rate, target)

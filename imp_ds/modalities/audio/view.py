@@ -18,7 +18,7 @@ class AudioView(Record):
 
 
 class AudioOptions(Record):
-    """Sizes of a model that hears."""
+    """Sizes of a model for audio."""
 
     patch: tuple[_Count, _Count] = Field((16, 16), description="spectrogram frames and mel bins of a patch")
     max: tuple[_Count, _Count] = Field((1024, 128), description="the largest spectrogram, same units")

@@ -1,4 +1,4 @@
-"""Which part of a sound is heard: all of it, windows one after another, or one window at random.
+"""Which part of a recording is taken: all of it, windows one after another, or one window at random.
 
 Shapes: N samples.
 """
@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from imp_ds.modalities.audio.recordings import OpenSound, Sound, open_sound
+from imp_ds.modalities.audio.recordings import OpenRecording, Waveform, open_recording
 from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.modalities.in_turn import in_turn
 from imp_ds.modalities.media import BadSample, Media
@@ -17,23 +17,24 @@ from imp_ds.modalities.media_cache import MediaCache
 _SPEEDS = 100  # steps of a speed of 1: the resampler designs a filter for each
 
 
-def read_sounds(
+def read_recordings(
     media: Sequence[Media | BadSample], seconds: float, rngs: Sequence[np.random.Generator | None], cache: MediaCache,
     speed: float = 0.0, settings: DecodingSettings = DEFAULTS,
-) -> list[Sound | BadSample]:  # fmt: skip
-    """Each sound; with a generator, of one that is longer than `seconds` a window of that length at a random place.
+) -> list[Waveform | BadSample]:  # fmt: skip
+    """Each recording; with a generator, of one that is longer than `seconds` a window of that length at a random place.
 
-    speed: largest relative change of its speed and pitch, drawn uniformly; it is told as another rate, since the sound is
+    speed: largest relative change of its speed and pitch, drawn uniformly; it is given as another rate, since the recording is
     brought to the extractor's rate anyway.
 
-    What is no sound, is damaged, too long, or not of finite numbers has a BadSample instead.
+    What is no recording, is damaged, too long, or not of finite numbers has a BadSample instead.
     """
-    return in_turn(partial(_heard, seconds, speed, cache, settings), media, rngs)
+    return in_turn(partial(_one_window, seconds, speed, cache, settings), media, rngs)
 
 
-def read_windows(media: Media, seconds: float, cache: MediaCache, settings: DecodingSettings = DEFAULTS) -> list[Sound]:
-    """The sound in windows of `seconds`, one after another, the last one up to its end; the whole one when it is not longer."""
-    samples_N, rate = cache.get((media.name, "sound"), lambda: open_sound(media, settings).samples())
+def read_windows(media: Media, seconds: float, cache: MediaCache, settings: DecodingSettings = DEFAULTS) -> list[Waveform]:
+    """The recording in windows of `seconds`, one after another, the last one up to its end; the whole one when it is not
+    longer."""
+    samples_N, rate = cache.get((media.name, "audio"), lambda: open_recording(media, settings).samples())
     length = round(seconds * rate)
     if len(samples_N) <= length:
         return [(samples_N, rate)]
@@ -41,25 +42,25 @@ def read_windows(media: Media, seconds: float, cache: MediaCache, settings: Deco
     return [(samples_N[start : start + length], rate) for start in starts]
 
 
-def _heard(seconds: float, speed: float, cache: MediaCache, settings: DecodingSettings, media: Media, rng) -> Sound:
+def _one_window(seconds: float, speed: float, cache: MediaCache, settings: DecodingSettings, media: Media, rng) -> Waveform:
     # opened and read at once: both are one library's code, so to open many first, as of images, gains nothing
-    # what a whole sound is kept under: what is drawn must not hang on what others have read of it
-    key = (media.name, "sound") if rng is None else (media.name, "sound", seconds)
-    sound = None if key in cache else open_sound(media, settings)
+    # what a whole recording is kept under: what is drawn must not hang on what others have read of it
+    key = (media.name, "audio") if rng is None else (media.name, "audio", seconds)
+    waveform = None if key in cache else open_recording(media, settings)
     if rng is None:
-        return _complete(sound, key, cache)
+        return _complete(waveform, key, cache)
     factor = 1.0 if not speed else 1.0 + round(rng.uniform(-speed, speed) * _SPEEDS) / _SPEEDS
     window, place = seconds * factor, rng.random()
-    if sound is not None and sound.length is not None and sound.length > 2 * seconds * (1 + speed) * sound.rate:
-        wanted = round(window * sound.rate)
-        samples_N, rate = sound.samples(int(place * (sound.length - wanted + 1)), wanted)
+    if waveform is not None and waveform.length is not None and waveform.length > 2 * seconds * (1 + speed) * waveform.rate:
+        wanted = round(window * waveform.rate)
+        samples_N, rate = waveform.samples(int(place * (waveform.length - wanted + 1)), wanted)
     else:
-        samples_N, rate = _complete(sound, key, cache)
+        samples_N, rate = _complete(waveform, key, cache)
         if len(samples_N) > (wanted := round(window * rate)):
             start = int(place * (len(samples_N) - wanted + 1))
             samples_N = samples_N[start : start + wanted]
     return samples_N, max(1, round(rate * factor))
 
 
-def _complete(sound: OpenSound | None, key: tuple, cache: MediaCache) -> Sound:
-    return cache.get(key, lambda: sound.samples())
+def _complete(waveform: OpenRecording | None, key: tuple, cache: MediaCache) -> Waveform:
+    return cache.get(key, lambda: waveform.samples())

@@ -1,4 +1,4 @@
-"""ImpFeatureExtractor: sounds of any rate, length and number of channels to log-mel patches."""
+"""ImpFeatureExtractor: recordings of any rate, length and number of channels to log-mel patches."""
 
 from dataclasses import asdict
 
@@ -17,15 +17,15 @@ _ALLOWED = 'arrays of samples, {"array": ..., "sampling_rate": ...}, paths, byte
 
 
 class ImpFeatureExtractor(SequenceFeatureExtractor):
-    """Log-mel spectrograms of `seconds` of sound, standardised by fixed numbers and cut into patches.
+    """Log-mel spectrograms of `seconds` of audio, standardised by fixed numbers and cut into patches.
 
     Args:
         log_mel: the fields of `imp_ds.modalities.audio.log_mel.LogMel`; what is left out has the default there.
-        seconds: length of the sound; longer ones are cut, shorter ones padded with silence.
+        seconds: length of the recording; longer ones are cut, shorter ones padded with silence.
         patch: spectrogram frames and mel bins of a patch, as `ImpConfig.audio_patch`.
         mean, std: log-mel values become (value - mean) / std.
-        do_normalize: whether each sound is brought to mean 0 and variance 1 first, so that its loudness does not count.
-        crop: "start", "center" or "random": where a long sound is cut and a short one lies.
+        do_normalize: whether each recording is brought to mean 0 and variance 1 first, so that its loudness does not count.
+        crop: "start", "center" or "random": where a long recording is cut and a short one lies.
     """
 
     model_input_names = list(audio.INPUT_NAMES)
@@ -113,7 +113,7 @@ def with_rates(entries: list, sampling_rate) -> tuple[list[np.ndarray], list[int
     there is none, or a file cannot be decoded."""
     given = list(sampling_rate) if isinstance(sampling_rate, (list, tuple, np.ndarray)) else [sampling_rate] * len(entries)
     if len(given) != len(entries):
-        raise UserError("there is not one sampling rate for each sound", got=f"{len(given)} rates for {len(entries)} sounds")
+        raise UserError("there is not one sampling rate for each waveform", got=f"{len(given)} rates for {len(entries)} waveforms")
     samples, rates = [], []
     for entry, rate in zip(entries, given):
         if isinstance(entry, dict):

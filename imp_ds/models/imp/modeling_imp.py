@@ -1,4 +1,4 @@
-"""ImpModel: one encoder for image, video, sound and text (Akbari et al., 2023, arXiv 2305.06324).
+"""ImpModel: one encoder for image, video, audio and text (Akbari et al., 2023, arXiv 2305.06324).
 
 Shapes: B batch, L tokens of an example, D width, C width of a common space, S random sites of a block, N tokens of any examples,
 V words of the vocabulary.

@@ -12,11 +12,11 @@ _HORIZON = 10_000  # steps in which a task's first occurrence is looked for
 
 
 def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], dict[str, list[tuple[np.ndarray, int]]]]:
-    """Of each task the first `most` samples of its first occurrence, and their sounds as (samples, rate) where it hears.
+    """Of each task the first `most` samples of its first occurrence, and their waveforms as (samples, rate) where it has audio.
 
     A task without an occurrence in the first steps is left out. Raises UserError for a sample that cannot be read.
     """
-    samples, sounds = {}, {}
+    samples, waveforms = {}, {}
     for name, step in first_occurrences(batches).items():
         batch = batches.first_of(step, most)
         if isinstance(batch, UserError):
@@ -24,18 +24,18 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
         samples[name] = batch
         task = batches.tasks[name]
         views = task.all_views[batch.report.view]
-        if heard := sounds_of(batches, task, views, step, most):
-            sounds[name] = heard
-    return samples, sounds
+        if found := waveforms_of(batches, task, views, step, most):
+            waveforms[name] = found
+    return samples, waveforms
 
 
-def sounds_of(batches: StepBatches, task: Task, views: Views, step: int, most: int) -> list[tuple[np.ndarray, int]]:
-    """What can be heard of the first samples of a step: (samples in [-1, 1], rate) each, decoded anew; none where nothing can."""
+def waveforms_of(batches: StepBatches, task: Task, views: Views, step: int, most: int) -> list[tuple[np.ndarray, int]]:
+    """The audio of the first samples of a step: (samples in [-1, 1], rate) each, decoded anew; none where nothing can."""
     audible = [name for name in views.names() if get_modality(name).is_audible]
     if not audible:
         return []
     usable = batches.usable(task, views).at(batches.sample_indices(step)[:most])
-    return [get_modality(audible[0]).sound(one.sample[audible[0]]) for one in usable]
+    return [get_modality(audible[0]).waveform(one.sample[audible[0]]) for one in usable]
 
 
 def first_occurrences(batches: StepBatches) -> dict[str, int]:

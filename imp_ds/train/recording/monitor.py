@@ -55,10 +55,10 @@ class Monitor:
         self._logged_kinds: set[tuple[str, str]] = set()
         self.board = TensorBoard(self.output_dir / "tensorboard", start_step)
 
-    def log_start(self, samples: dict[str, Batch], processor, config_text: str, sounds: dict[str, list] | None = None) -> None:
+    def log_start(self, samples: dict[str, Batch], processor, config_text: str, waveforms: dict[str, list] | None = None) -> None:
         """Once, before the first step: the configuration, and of each task what the model is fed, rebuilt from a Batch.
 
-        `sounds`, {task: [(samples in [-1, 1], rate), ...]}, are the decoded sounds of the same samples.
+        `waveforms`, {task: [(samples in [-1, 1], rate), ...]}, are the decoded audio of the same samples.
         """
         if not self.enabled or self.start_step:
             return
@@ -71,8 +71,8 @@ class Monitor:
             captions = batch_captions(batch, processor.tokenizer, SAMPLES)
             if captions is not None:
                 self.board.text(f"samples/{name}/captions", captions)
-            for number, (sound, rate) in enumerate((sounds or {}).get(name, [])[:SAMPLES], start=1):
-                self.board.sound(f"samples/{name}/sound_{number}", sound, rate)
+            for number, (waveform, rate) in enumerate((waveforms or {}).get(name, [])[:SAMPLES], start=1):
+                self.board.audio(f"samples/{name}/audio_{number}", waveform, rate)
         self.board.flush()
 
     def record_step(self, step: int, records: list[StepRecord], learning_rate: float) -> None:

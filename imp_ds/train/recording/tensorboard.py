@@ -97,7 +97,7 @@ class TensorBoard:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             self.picture(tag, np.asarray(image.convert("RGB")), step)
 
-    def sound(self, tag: str, samples_N: np.ndarray, rate: int, step: int = 0) -> None:
+    def audio(self, tag: str, samples_N: np.ndarray, rate: int, step: int = 0) -> None:
         """Samples in [-1, 1]."""
         samples = torch.from_numpy(np.clip(np.asarray(samples_N, np.float32), -1, 1))
         self.writer.add_audio(tag, samples.unsqueeze(0), step, sample_rate=rate)

@@ -1,4 +1,4 @@
-"""Decoding: known pictures, videos and sounds come back; damaged and hostile ones are named."""
+"""Decoding: known pictures, videos and recordings come back; damaged and hostile ones are named."""
 
 import pickle
 import time
@@ -12,7 +12,7 @@ from PIL import Image
 from helpers.media_files import bomb, write_corpus, write_video
 from imp_ds.data.decoding import decode, decode_all, decode_windows
 from imp_ds.modalities import in_turn as turns
-from imp_ds.modalities.audio import recordings as sounds
+from imp_ds.modalities.audio import recordings as waveforms
 from imp_ds.modalities.audio.view import AudioView
 from imp_ds.modalities.decoding_settings import DecodingSettings
 from imp_ds.modalities.media import BadSample, Media
@@ -41,8 +41,8 @@ def read_video(path, frames, rng=None, **view):
     return films.read_video(media(path), VisionView(frames=frames, **view), rng, NOTHING)
 
 
-def read_sound(path):
-    return sounds.open_sound(media(path)).samples()
+def read_recording(path):
+    return waveforms.open_recording(media(path)).samples()
 
 
 GREYS = np.arange(10, dtype=np.uint8) * 20 + 30
@@ -129,25 +129,25 @@ def test_variable_frame_rates_are_seen_as_they_play():
     assert shown.chosen_frames(times, VisionView(frames=4), None).tolist() == [4, 9]
 
 
-def test_a_video_sound_track_and_its_rate(tmp_path):
+def test_a_video_audio_track_and_its_rate(tmp_path):
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     write_video(tmp_path / "x.mp4", grey_video(), np.stack([tone, np.zeros_like(tone)]))
-    sound, rate = read_sound(tmp_path / "x.mp4")
-    assert rate == 16000 and sound.dtype == np.float32 and sound.ndim == 1
+    waveform, rate = read_recording(tmp_path / "x.mp4")
+    assert rate == 16000 and waveform.dtype == np.float32 and waveform.ndim == 1
     # The mean of a tone of amplitude 0.5 and silence is a tone of 0.25; the AAC encoder adds at most a frame or two.
-    spectrum = np.abs(np.fft.rfft(sound[2048:14048])) / 6000
+    spectrum = np.abs(np.fft.rfft(waveform[2048:14048])) / 6000
     assert abs(np.argmax(spectrum) * 16000 / 12000 - 440) < 2
     assert spectrum.max() == pytest.approx(0.25, abs=0.02)
-    assert 15000 < len(sound) < 18100
+    assert 15000 < len(waveform) < 18100
 
 
 @pytest.mark.parametrize("name, subtype, exact", [("x.flac", "PCM_16", 1e-4), ("x.wav", "FLOAT", 1e-7), ("x.ogg", None, 0.1)])
-def test_sounds_are_mixed_to_mono(tmp_path, name, subtype, exact):
+def test_recordings_are_mixed_to_mono(tmp_path, name, subtype, exact):
     left = np.sin(np.arange(4000) / 10).astype(np.float32) * 0.5
     soundfile.write(tmp_path / name, np.stack([left, -0.5 * left], 1), 8000, subtype=subtype)
-    sound, rate = read_sound(tmp_path / name)
-    assert rate == 8000 and sound.dtype == np.float32
-    np.testing.assert_allclose(sound, 0.25 * left, atol=exact)
+    waveform, rate = read_recording(tmp_path / name)
+    assert rate == 8000 and waveform.dtype == np.float32
+    np.testing.assert_allclose(waveform, 0.25 * left, atol=exact)
 
 
 def test_damaged_and_hostile_media_are_named(tmp_path):
@@ -172,13 +172,13 @@ def test_damaged_and_hostile_media_are_named(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in [*files, "nan.wav", "nothing.wav", "gone.png", "gone.wav", "gone.mp4"]:
         kind = {"png": "image", "mp4": "film"}.get(name[-3:], "sound")
-        read = {"image": read_image, "film": lambda path: read_video(path, 4), "sound": read_sound}[kind]
+        read = {"image": read_image, "film": lambda path: read_video(path, 4), "sound": read_recording}[kind]
         with pytest.raises(BadSample) as error:
             read(tmp_path / name)
         assert error.value.reason == {"gone": "missing file", "empt": "empty"}.get(name[:4], f"unreadable {kind}")
         assert str(tmp_path / name) in error.value.detail
-    with pytest.raises(BadSample, match="no sound"):
-        read_sound(tmp_path / "good.mp4")
+    with pytest.raises(BadSample, match="no audio"):
+        read_recording(tmp_path / "good.mp4")
 
 
 def test_sizes_are_refused_from_the_header(tmp_path):
@@ -198,7 +198,7 @@ def test_a_bomb_is_refused_at_once(tmp_path, name):
     tracemalloc.start()
     start = time.monotonic()
     with pytest.raises(BadSample, match="too large"):
-        (read_image if name == "x.png" else read_sound)(tmp_path / name)
+        (read_image if name == "x.png" else read_recording)(tmp_path / name)
     assert time.monotonic() - start < 1.0 and tracemalloc.get_traced_memory()[1] < 200e6
     tracemalloc.stop()
 
@@ -238,7 +238,7 @@ def test_decode_follows_the_views(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "role, reason", [("vision", "no pictures"), ("audio", "no sound"), ("text", "no text"), ("label", "missing column")]
+    "role, reason", [("vision", "no pictures"), ("audio", "no audio"), ("text", "no text"), ("label", "missing column")]
 )
 def test_what_a_task_needs_may_be_missing(tmp_path, role, reason):
     raw = sample_of(tmp_path)
@@ -248,20 +248,20 @@ def test_what_a_task_needs_may_be_missing(tmp_path, role, reason):
 
 
 def mixed_rows(tmp_path):
-    """Rows of pictures and sounds of several kinds, some of which are of no use: [(row, why it is of none or None)]."""
+    """Rows of pictures and recordings of several kinds, some of which are of no use: [(row, why it is of none or None)]."""
     root = write_corpus(tmp_path, rows=3, splits=("train",))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), np.uint8)).save(tmp_path / "p.jpg")
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "p.jpg").read_bytes()[:300])
     (tmp_path / "no.wav").write_bytes(b"RIFF but nothing else")
-    film, sound = media(root / "films/train/1.mp4"), ramp(tmp_path)["audio"]
+    film, waveform = media(root / "films/train/1.mp4"), ramp(tmp_path)["audio"]
     return [
-        (dict(vision=media(root / "images/train/0.png"), audio=sound, label=0), None),
-        (dict(vision=media(tmp_path / "torn.jpg"), audio=sound, label=1), "unreadable image"),
+        (dict(vision=media(root / "images/train/0.png"), audio=waveform, label=0), None),
+        (dict(vision=media(tmp_path / "torn.jpg"), audio=waveform, label=1), "unreadable image"),
         (dict(vision=film, audio=film, label=2), None),
-        (dict(vision=media(tmp_path / "p.jpg"), audio=media(tmp_path / "no.wav"), label=3), "unreadable sound"),
+        (dict(vision=media(tmp_path / "p.jpg"), audio=media(tmp_path / "no.wav"), label=3), "unreadable audio"),
         (BadSample("bad JSON", "row 5"), "bad JSON"),
-        (dict(vision=media(tmp_path / "p.jpg"), audio=sound), "missing column"),
-        (dict(vision=media(tmp_path / "p.jpg"), audio=sound, label=6), None),
+        (dict(vision=media(tmp_path / "p.jpg"), audio=waveform), "missing column"),
+        (dict(vision=media(tmp_path / "p.jpg"), audio=waveform, label=6), None),
     ]
 
 
@@ -309,41 +309,41 @@ def test_no_more_is_open_than_memory_has_room_for(tmp_path, monkeypatch):
 
 
 def ramp(tmp_path, name="x.wav", seconds=4.0, rate=8000):
-    """A sound whose value tells its place: sample n is n / N."""
+    """A recording whose value tells its place: sample n is n / N."""
     total = round(seconds * rate)
     soundfile.write(tmp_path / name, np.arange(total) / total, rate, subtype="FLOAT" if name.endswith("wav") else None)
     return {"audio": media(tmp_path / name)}
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.flac"])
-def test_training_hears_a_random_window_of_a_long_sound(tmp_path, name):
+def test_training_hears_a_random_window_of_a_long_recording(tmp_path, name):
     raw, view, starts = ramp(tmp_path, name), Views(audio=AudioView(seconds=0.5)), []
     for seed in range(30):
-        sound, rate = decode(raw, view, np.random.default_rng(seed))["audio"]
-        assert len(sound) == 4000 and rate == 8000
-        start = round(float(sound[0]) * 32000)
-        np.testing.assert_allclose(sound, np.arange(start, start + 4000) / 32000, atol=1e-4)  # 16 bits
+        waveform, rate = decode(raw, view, np.random.default_rng(seed))["audio"]
+        assert len(waveform) == 4000 and rate == 8000
+        start = round(float(waveform[0]) * 32000)
+        np.testing.assert_allclose(waveform, np.arange(start, start + 4000) / 32000, atol=1e-4)  # 16 bits
         starts.append(start)
     assert min(starts) < 6000 and max(starts) > 22000  # of 0 to 28000
 
 
-def test_a_window_of_a_video_sound_track_is_sought(tmp_path):
+def test_a_window_of_a_video_audio_track_is_sought(tmp_path):
     """Twenty tones of a tenth of a second: the pitch of a window tells where it was taken."""
     tones = np.concatenate([np.sin(2 * np.pi * 400 * (k + 1) * np.arange(1600) / 16000) * 0.5 for k in range(20)])
     write_video(tmp_path / "x.mp4", grey_video(), tones[None])
     raw, view, found = {"audio": media(tmp_path / "x.mp4")}, Views(audio=AudioView(seconds=0.1)), set()
     for seed in range(12):
         place = float(np.random.default_rng(seed).random())
-        sound, rate = decode(raw, view, np.random.default_rng(seed))["audio"]
-        assert rate == 16000 and len(sound) == 1600
+        waveform, rate = decode(raw, view, np.random.default_rng(seed))["audio"]
+        assert rate == 16000 and len(waveform) == 1600
         begin = place * (2.0 - 0.1)  # seconds; the encoder's priming moves it by at most 0.07 s
-        pitch = np.abs(np.fft.rfft(sound * np.hanning(1600))).argmax() * 10
+        pitch = np.abs(np.fft.rfft(waveform * np.hanning(1600))).argmax() * 10
         assert min(abs(begin + shift - (pitch / 400 - 1) * 0.1) for shift in (0.0, 0.07, -0.07)) <= 0.11
         found.add(round(pitch / 400))
     assert len(found) > 5
 
 
-def test_evaluation_hears_all_of_a_long_sound(tmp_path):
+def test_evaluation_hears_all_of_a_long_recording(tmp_path):
     raw = ramp(tmp_path, seconds=1.3)
     windows = [sample["audio"][0] for sample in decode_windows(raw, Views(audio=AudioView(seconds=0.5)))]
     # 10,400 samples in windows of 4,000: from 0, 4,000, and the last one from 6,400

@@ -15,7 +15,7 @@ from PIL import Image
 
 from helpers.numbered_videos import FRAMES, HEIGHT, KINDS, SILENT, WIDTH, numbered, numbers_of, video_bytes
 from imp_ds.modalities.audio.facts import audio_facts
-from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.audio.recordings import open_recording
 from imp_ds.modalities.decoding_settings import DecodingSettings
 from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.media_cache import MediaCache
@@ -120,15 +120,15 @@ def test_frames_that_an_edit_list_hides_are_not_seen():
 def test_the_audio_of_each_container_is_read(name):
     """Two seconds of 440 Hz; an encoder adds or loses a few frames. A window is what the whole recording has there."""
     media = Media(f"x.{name.rpartition('.')[2]}", data=video_bytes(name, tone=True))
-    full_N, rate = open_sound(media).samples()
+    full_N, rate = open_recording(media).samples()
     assert rate == 48000 and 94000 <= len(full_N) <= 96000 + 3 * 2048
     assert np.abs(np.fft.rfft(full_N[9600:57600])).argmax() == 440  # of one second: bins of 1 Hz
-    window_N, _ = open_sound(media).samples(24000, 4800)
+    window_N, _ = open_recording(media).samples(24000, 4800)
     assert len(window_N) == 4800
     # the first packets after a seek may be coded by those before them
     np.testing.assert_allclose(window_N[2400:], full_N[26400:28800], atol=0.02)
     facts = audio_facts(media)
-    assert facts["samples a second"] == 48000 and facts["channels"] == 1 and 1.7 < facts["sound seconds"] < 2.2
+    assert facts["samples a second"] == 48000 and facts["channels"] == 1 and 1.7 < facts["audio seconds"] < 2.2
 
 
 # a, b, c, d of the display matrix (x' = a x + c y, y' = b x + d y), and which quarter of the stored frame (0 1 / 2 3) is shown
@@ -205,7 +205,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, kind, suffix):
     else:
         path = tmp_path / ("\0" if kind == "name with a null" else "x" * 300)
     media = Media(f"x.{suffix}", path=path)
-    read = {"png": open_image, "mp4": lambda one: read_video(one, VisionView(), None, MediaCache(0))}.get(suffix, open_sound)
+    read = {"png": open_image, "mp4": lambda one: read_video(one, VisionView(), None, MediaCache(0))}.get(suffix, open_recording)
     with pytest.raises(BadSample, match="unreachable"):
         read(media)
     assert (audio_facts if suffix in ("wav", "m4a") else vision_facts)(media) == {}
@@ -221,26 +221,26 @@ def wav(rate: int, value: float = 0.25) -> bytes:
 @pytest.mark.parametrize("name", ["x.wav", "x.m4a"])  # by libsndfile, by FFmpeg
 def test_sampling_rates_out_of_bounds_are_refused(name, rate):
     with pytest.raises(BadSample, match="too large.*audio_min_rate"):
-        open_sound(Media(name, data=wav(rate)))
+        open_recording(Media(name, data=wav(rate)))
     wide = DecodingSettings(audio_min_rate=1, audio_max_rate=20_000_000)
-    assert open_sound(Media(name, data=wav(rate)), wide).samples()[1] == rate
+    assert open_recording(Media(name, data=wav(rate)), wide).samples()[1] == rate
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.m4a"])  # by libsndfile, by FFmpeg
 def test_recordings_that_are_too_long_are_refused(name):
     """A quarter of a second, 4,000 samples at 16 kHz. A window of it is read all the same."""
     media = Media(name, data=wav(16000))
-    assert len(open_sound(media, DecodingSettings(audio_seconds=0.25)).samples()[0]) == 4000
+    assert len(open_recording(media, DecodingSettings(audio_seconds=0.25)).samples()[0]) == 4000
     with pytest.raises(BadSample, match="too large.*longer than data.decoding.audio_seconds"):
-        open_sound(media, DecodingSettings(audio_seconds=0.2499)).samples()
-    assert len(open_sound(media, DecodingSettings(audio_seconds=0.01)).samples(0, 100)[0]) == 100
+        open_recording(media, DecodingSettings(audio_seconds=0.2499)).samples()
+    assert len(open_recording(media, DecodingSettings(audio_seconds=0.01)).samples(0, 100)[0]) == 100
 
 
 @pytest.mark.parametrize("value", [1e38, np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["x.wav", "x.m4a"])
 def test_values_that_no_recording_has_are_refused(name, value):
-    with pytest.raises(BadSample, match="unreadable sound.*finite"):
-        open_sound(Media(name, data=wav(8000, value))).samples()
+    with pytest.raises(BadSample, match="unreadable audio.*finite"):
+        open_recording(Media(name, data=wav(8000, value))).samples()
 
 
 @pytest.mark.parametrize("limit, more", [("image_pixels", 4095), ("video_pixels", 8191), ("video_frames", FRAMES - 1)])

@@ -111,7 +111,8 @@ def test_no_voice_is_in_two_splits(corpus):
 
 @pytest.fixture
 def importable_torchcodec(monkeypatch):
-    """`datasets` imports torchcodec's encoder before it looks at a sound, though it stores a file's path and encodes nothing."""
+    """`datasets` imports torchcodec's encoder before it looks at a recording, though it stores a file's path and encodes
+    nothing."""
     if find_spec("torchcodec") is None:
         encoders = ModuleType("torchcodec.encoders")
         encoders.AudioEncoder = None

@@ -31,7 +31,7 @@ def named(rejection) -> tuple[str, str]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_broken_is_reported_exactly_and_the_run_goes_on(root, workers):
-    # 80 pictures are ten batches of 8 and 40 sounds five: 20 steps in turn are an epoch of the one and two of the other
+    # 80 pictures are ten batches of 8 and 40 recordings five: 20 steps in turn are an epoch of the one and two of the other
     found = list(loader(root, 20, workers))
     assert [batch.task for batch in found] == ["pictures", "sounds"] * 10
     rejected = {named(rejection) for batch in found for rejection in batch.report.rejected}

@@ -141,7 +141,7 @@ def kept_tokens(batches) -> dict[tuple, list]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_dropped_tokens_do_not_depend_on_the_ranks(tmp_path, workers):
-    """Eight steps of half of the tokens of pictures (8 of 16) and sounds (2 of 4), over one, two and four ranks."""
+    """Eight steps of half of the tokens of pictures (8 of 16) and recordings (2 of 4), over one, two and four ranks."""
     root = write_corpus(tmp_path, rows=10, splits=("train",))
     label = [Classification(modality="vision", num_classes=10)], [Classification(modality="audio", num_classes=10)]
     tasks = [
@@ -281,7 +281,7 @@ def test_closing_ends_the_workers_and_may_be_taken_up_again(root):
     assert_equal(first + list(some), full)
 
 
-def test_sounds_of_mixed_rates_meet_in_one_batch():
+def test_recordings_of_mixed_rates_meet_in_one_batch():
     # One tone at three rates; the spectrogram of each is that of the tone at 16 kHz, but for the edges of the resampling.
     def tone(rate):
         return (0.5 * np.sin(2 * np.pi * 1000 * np.arange(round(0.32 * rate)) / rate)).astype(np.float32), rate
@@ -293,7 +293,7 @@ def test_sounds_of_mixed_rates_meet_in_one_batch():
 
 
 @pytest.mark.parametrize("view", [AudioView(seconds=0.32, drop_rate=0.5), AudioView(seconds=0.16)])
-def test_what_is_drawn_for_a_sound_is_its_own(view, monkeypatch):
+def test_what_is_drawn_for_a_recording_is_its_own(view, monkeypatch):
     monkeypatch.setattr(processor().feature_extractor, "crop", "random")
     noise = np.random.default_rng(0).normal(size=5120).astype(np.float32) / 4
     samples, views = [dict(audio=(noise, 16000))] * 6, Views(audio=view)
@@ -343,7 +343,7 @@ def test_evaluation_leaves_out_what_it_cannot_read(tmp_path):
     assert [b.targets["index"].tolist() for b in first] == [[2, 2]] and not first[0].targets["valid"].any()
 
 
-def test_a_long_recording_is_heard_in_windows(root):
+def test_a_long_recording_is_taken_in_windows(root):
     """Row i of the speech is 3200 + 100 i samples at 16 kHz; windows of 0.1 s have 1600: 2 for row 0, 3 for the others."""
     reader = open_reader(root, SPEECH, "train", DataSettings(root=str(root), cache_dir=str(root / "cache")))
     batches = list(evaluation_batches(reader, Collator(processor()), Views(audio=AudioView(seconds=0.1)), batch_size=8))

@@ -13,12 +13,12 @@ from helpers.small_model import (
     OBJECTIVES,
     WORDS,
     assert_near,
+    audio_inputs,
     caption,
     caption_mask,
     clip_inputs,
     small_config,
     small_model,
-    sound_inputs,
     text_inputs,
 )
 from imp_ds import ImpForPreTraining
@@ -71,10 +71,10 @@ def test_constant_gates_have_maps_of_the_feed_forward_by_default():
 
 
 def batch_of(task: str) -> Batch:
-    clips, sounds, words = clip_inputs(4, 1, 2, 2), sound_inputs(4), text_inputs([5, 3, 1, 4], 6)
+    clips, waveforms, words = clip_inputs(4, 1, 2, 2), audio_inputs(4), text_inputs([5, 3, 1, 4], 6)
     inputs = {
-        "image_text": {"vision": clips, "text": words}, "speech_text": {"audio": sounds, "text": words},
-        "image_class": {"vision": clips}, "words": {"text": words}, "film": {"vision": clips, "audio": sounds, "text": words},
+        "image_text": {"vision": clips, "text": words}, "speech_text": {"audio": waveforms, "text": words},
+        "image_class": {"vision": clips}, "words": {"text": words}, "film": {"vision": clips, "audio": waveforms, "text": words},
     }  # fmt: skip
     hidden_BL = torch.full((4, 6), -100)
     hidden_BL[:, 0] = 7

@@ -6,12 +6,12 @@ Shapes: B batch, L tokens of an example, D width.
 import pytest
 import torch
 
-from helpers.small_model import EXPERTS, clip_inputs, small_model, sound_inputs, text_inputs
+from helpers.small_model import EXPERTS, audio_inputs, clip_inputs, small_model, text_inputs
 from imp_ds.models.imp.encoder import layers
 from imp_ds.randomness import sample_keys
 
 RANDOM = dict(**EXPERTS, hidden_dropout=0.2, router_noise=1.0)
-INPUTS = {"vision": clip_inputs(8, 1, 3, 2), "audio": sound_inputs(8), "text": text_inputs([9, 4, 2, 7, 8, 8, 1, 5], 9)}
+INPUTS = {"vision": clip_inputs(8, 1, 3, 2), "audio": audio_inputs(8), "text": text_inputs([9, 4, 2, 7, 8, 8, 1, 5], 9)}
 
 
 def keys(step: int = 0, first: int = 0, count: int = 8) -> torch.Tensor:

@@ -6,7 +6,7 @@ Shapes: B samples, K captions of each, W words, Q queries, L tokens of a sequenc
 import pytest
 import torch
 
-from helpers.small_model import assert_near, clip_inputs, small_model, sound_inputs
+from helpers.small_model import assert_near, audio_inputs, clip_inputs, small_model
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import attribute_names
 from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, caption_mask, encode_captions, query_states
@@ -109,9 +109,9 @@ def test_the_mask_by_hand():
     ]
 
 
-def test_sounds_have_captions_too():
+def test_recordings_have_captions_too():
     model = build()
-    encoding = encode_captions(model, conditioning_prefix(model, "audio", sound_inputs(3)), words(), range(WORDS))
+    encoding = encode_captions(model, conditioning_prefix(model, "audio", audio_inputs(3)), words(), range(WORDS))
     assert query_states(encoding).shape == (3, 1, WORDS, 32) and encoding.lengths == (1, 16, WORDS, WORDS)
 
 

@@ -176,7 +176,7 @@ def test_keywords_of_a_task_override_what_is_stored(processor):
     assert out["input_features"].shape == (1, 8, 256)  # 50 frames, rounded up to 64: 4 x 4 patches, half of them
 
 
-def test_sounds_as_stereo_list_or_mixed_rates(processor):
+def test_recordings_as_stereo_list_or_mixed_rates(processor):
     wave = np.sin(np.arange(8000) / 5).astype(np.float32)
     mono = processor.feature_extractor(wave, sampling_rate=16000)["input_features"]
     for same in (np.stack([wave, wave]), np.stack([wave, wave], 1), wave.tolist(), torch.from_numpy(wave), [wave]):

@@ -21,7 +21,7 @@ from imp_ds.config import DataSettings, RunConfig
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.zero_shot import load_classes
-from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.audio.recordings import open_recording
 from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.media_cache import MediaCache
 from imp_ds.modalities.text.tokenizers import load_tokenizer, train_tokenizer
@@ -225,7 +225,7 @@ def test_corpora_and_configurations(tmp_path, mark, form):
         "data set": open_it("huggingface"),
         "image": lambda: read_image(raw("0.png")),
         "film": lambda: read_video(raw("0.mp4"), view, None, MediaCache(0)),
-        "sound": lambda: open_sound(raw("0.wav")).samples(),
+        "sound": lambda: open_recording(raw("0.wav")).samples(),
         "classes": lambda: load_classes(folder / "classes.json", "digits"),
         "DeepSpeed": lambda: ds_config.load(folder / "ds.json"),
         "run": lambda: RunConfig.load(folder),

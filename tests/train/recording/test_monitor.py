@@ -188,8 +188,8 @@ def video_batch() -> tuple[Batch, np.ndarray]:
     film = np.random.default_rng(1).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
     patches = film.reshape(2, 4, 8, 8, 8, 8, 3).transpose(0, 2, 4, 1, 3, 5, 6).reshape(1, 128, -1)
     vision = {"pixel_values": torch.from_numpy(patches), "pixel_positions": torch.from_numpy(grid_positions(2, 8, 8))[None]}
-    sound = np.arange(48, dtype=np.float32).reshape(6, 8)
-    cells = sound.reshape(3, 2, 2, 4).transpose(0, 2, 1, 3).reshape(1, 6, 8)
+    waveform = np.arange(48, dtype=np.float32).reshape(6, 8)
+    cells = waveform.reshape(3, 2, 2, 4).transpose(0, 2, 1, 3).reshape(1, 6, 8)
     audio = {"input_features": torch.from_numpy(cells), "feature_positions": torch.from_numpy(grid_positions(3, 2))[None]}
     return Batch("film_speech_text", {"vision": vision, "audio": audio}, {}), film
 
@@ -198,8 +198,8 @@ def test_samples_show_what_the_model_is_fed(tmp_path):
     monitor = Monitor(tmp_path, make_run(), enabled=True, total_steps=8)
     (images, pixels), (films, film) = image_batch(), video_batch()
     tone = 0.5 * np.sin(np.arange(800) / 5).astype(np.float32)
-    batches, sounds = {"image_text": images, "film_speech_text": films}, {"film_speech_text": [(tone, 16000)]}
-    monitor.log_start(batches, Processor, '{"a": 1}', sounds)
+    batches, waveforms = {"image_text": images, "film_speech_text": films}, {"film_speech_text": [(tone, 16000)]}
+    monitor.log_start(batches, Processor, '{"a": 1}', waveforms)
     monitor.close()
     events = read(tmp_path)
     assert '"a": 1' in words(events, "configuration")
@@ -218,8 +218,8 @@ def test_samples_show_what_the_model_is_fed(tmp_path):
     assert (np.diff(brightness, axis=1) > 0).all() and (np.diff(brightness, axis=0) < 0).all()  # louder later, and upwards
     table = words(events, "samples/image_text/captions")
     assert "| 1 | caption 7 | 3 |" in table and "| 2 | caption 9 | 4 |" in table
-    (sound,) = events.Audio("samples/film_speech_text/sound_1")
-    assert (sound.sample_rate, sound.length_frames) == (16000, 800)
+    (waveform,) = events.Audio("samples/film_speech_text/sound_1")
+    assert (waveform.sample_rate, waveform.length_frames) == (16000, 800)
 
 
 def test_a_dropped_piece_of_a_spectrogram_is_grey(tmp_path):

@@ -21,7 +21,7 @@ _BEGINNINGS = (
 
 
 def embedded(value, name: str, where: str, beside: NamedFiles | None) -> Media:
-    """The image, video or sound of a field: bytes, {bytes, path}, or the name of a file.
+    """The image, video or audio of a field: bytes, {bytes, path}, or the name of a file.
 
     Args:
         name: what the media are called, without a suffix.
