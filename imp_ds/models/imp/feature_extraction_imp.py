@@ -113,7 +113,7 @@ def with_rates(entries: list, sampling_rate) -> tuple[list[np.ndarray], list[int
     there is none, or a file cannot be decoded."""
     given = list(sampling_rate) if isinstance(sampling_rate, (list, tuple, np.ndarray)) else [sampling_rate] * len(entries)
     if len(given) != len(entries):
-        raise UserError("there is not one sampling rate for each waveform", got=f"{len(given)} rates for {len(entries)} waveforms")
+        raise UserError("not one sampling rate for each waveform", got=f"{len(given)} rates for {len(entries)} waveforms")
     samples, rates = [], []
     for entry, rate in zip(entries, given):
         if isinstance(entry, dict):

@@ -171,8 +171,8 @@ def test_damaged_and_hostile_media_are_named(tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     for name in [*files, "nan.wav", "nothing.wav", "gone.png", "gone.wav", "gone.mp4"]:
-        kind = {"png": "image", "mp4": "film"}.get(name[-3:], "sound")
-        read = {"image": read_image, "film": lambda path: read_video(path, 4), "sound": read_recording}[kind]
+        kind = {"png": "image", "mp4": "video"}.get(name[-3:], "audio")
+        read = {"image": read_image, "video": lambda path: read_video(path, 4), "audio": read_recording}[kind]
         with pytest.raises(BadSample) as error:
             read(tmp_path / name)
         assert error.value.reason == {"gone": "missing file", "empt": "empty"}.get(name[:4], f"unreadable {kind}")

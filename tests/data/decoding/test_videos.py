@@ -168,7 +168,7 @@ def test_frames_are_turned_by_the_display_matrix(tmp_path, matrix, quarters):
 MANY_CHANNELS = """
 import io, sys, av, numpy as np
 from imp_ds.modalities.vision.clips import read_clips
-from imp_ds.modalities.audio.recordings import open_sound
+from imp_ds.modalities.audio.recordings import open_recording
 from imp_ds.modalities.media import Media
 for layout, channels in (("5.1", 6), ("7.1", 8), ("7.1.4", 12), ("hexadecagonal", 16), ("22.2", 24)):
     buffer = io.BytesIO()
@@ -179,7 +179,7 @@ for layout, channels in (("5.1", 6), ("7.1", 8), ("7.1.4", 12), ("hexadecagonal"
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    samples_N, rate = open_sound(Media("x.mov", data=buffer.getvalue())).samples()
+    samples_N, rate = open_recording(Media("x.mov", data=buffer.getvalue())).samples()
     assert len(samples_N) == 1000 and rate == 16000
     np.testing.assert_allclose(samples_N * 32768, 500 * (channels - 1), rtol=1e-4)
 print("read")

@@ -209,7 +209,7 @@ def test_samples_show_what_the_model_is_fed(tmp_path):
     second = shown[1::3, 99::3]
     np.testing.assert_array_equal(second[:24], pixels[1][:24])
     assert (second[24:, 24:] == 128).all() and (shown[:, 96:98] == 255).all()
-    strip = picture(events, "samples/film_speech_text/film_strips")  # 64 pixels twice each
+    strip = picture(events, "samples/film_speech_text/frame_strips")  # 64 pixels twice each
     assert strip.shape == (128, 8 * 128 + 7 * 2, 3)
     np.testing.assert_array_equal(strip[::2, 5 * 130 : 5 * 130 + 128 : 2], film[5])
     spectrogram = picture(events, "samples/film_speech_text/spectrograms")  # 8 bins high, 12 times each; 6 frames wide
@@ -218,7 +218,7 @@ def test_samples_show_what_the_model_is_fed(tmp_path):
     assert (np.diff(brightness, axis=1) > 0).all() and (np.diff(brightness, axis=0) < 0).all()  # louder later, and upwards
     table = words(events, "samples/image_text/captions")
     assert "| 1 | caption 7 | 3 |" in table and "| 2 | caption 9 | 4 |" in table
-    (waveform,) = events.Audio("samples/film_speech_text/sound_1")
+    (waveform,) = events.Audio("samples/film_speech_text/audio_1")
     assert (waveform.sample_rate, waveform.length_frames) == (16000, 800)
 
 
