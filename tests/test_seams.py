@@ -6,6 +6,7 @@ from pathlib import Path
 
 from helpers.source_tree import PACKAGE, text_of, tree_of
 from imp_ds.evaluation import Evaluator
+from imp_ds.families import FAMILIES
 from imp_ds.moe.routers.registry import ROUTERS
 from imp_ds.objectives.registry import OBJECTIVES
 from imp_ds.registry import EVALUATORS, FORMATS
@@ -121,3 +122,18 @@ def test_no_module_outside_of_the_rooms_of_models_names_a_model():
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             named |= {str(path): module for module in modules if module.startswith("imp_ds.models")}
     assert named == {}
+
+
+def test_each_family_is_one_package_and_its_line():
+    """Nothing that serves all families imports one of them, nor branches on its name: recipes and commands of IMP alone do, and the
+    measurement of its kernels."""
+    own = ("recipes/", "commands/tun", "commands/upcycle", "commands/comparison/", "planning/measure/kernels")
+    for kind, home in FAMILIES.homes.items():
+        package, family = home.rpartition(".")[0], FAMILIES[kind]
+        assert family.__module__ == home and family.Settings.model_fields["family"].default == kind
+        for path in modules_outside("families"):
+            name = path.relative_to(PACKAGE).as_posix()
+            imports = {node.module for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.module}
+            if not name.startswith(own):
+                assert not any(f"{module}.".startswith(f"{package}.") for module in imports), name
+            assert kind not in compared_constants(tree_of(path), "family"), name
