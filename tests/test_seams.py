@@ -125,8 +125,8 @@ def test_no_module_outside_of_the_rooms_of_models_names_a_model():
 
 
 def test_each_family_is_one_package_and_its_line():
-    """Nothing that serves all families imports one of them, nor branches on its name: recipes and commands of IMP alone do, and the
-    measurement of its kernels."""
+    """Nothing that serves all families imports one of them, nor branches on its name: recipes and commands of IMP alone do, and
+    the measurement of its kernels."""
     own = ("recipes/", "commands/tun", "commands/upcycle", "commands/comparison/", "planning/measure/kernels")
     for kind, home in FAMILIES.homes.items():
         package, family = home.rpartition(".")[0], FAMILIES[kind]

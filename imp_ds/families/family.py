@@ -21,6 +21,7 @@ from imp_ds.families.card import Card
 from imp_ds.families.cost_model import CostModel
 from imp_ds.families.counted_cost import CountedCost
 from imp_ds.families.groups import check_groups
+from imp_ds.families.stored_weights import StoredWeights, check_tokenizer
 from imp_ds.families.train_module import TrainModule
 from imp_ds.model_settings import FamilySettings
 from imp_ds.moe.layer import MoELayer
@@ -84,10 +85,15 @@ class ModelFamily(ABC):
     def load_initial(
         self, model: TrainModule, folder: Path, processor: ProcessorMixin
     ) -> tuple[list[str], dict[str, tuple[Path, str]]]:
-        """Copy the weights of an exported model into a fresh one. Returns lines that list what was loaded, and for each parameter
-        that was the file and the key there. Raises UserError."""
-        what = f"a run of the family {self.kind} starts from fresh weights"
-        raise UserError(what, got=f"train.init_from = {folder}", fix="--set train.init_from=null")
+        """Copy the weights of an exported model into a fresh one: all of them, by default, must be there. Returns lines that
+        report what was loaded, and for each parameter that was the file and the key there. Raises UserError."""
+        check_tokenizer(processor.tokenizer, folder)
+        stored = StoredWeights(folder, self.name_of)
+        return stored.copy_into(model), stored.sources(model)
+
+    def name_of(self, key: str) -> str:
+        """The name in the module to train of a tensor in the files that `load_initial` reads."""
+        return key
 
     def load_export(self, folder: Path) -> tuple[TrainModule, ProcessorMixin]:
         """Model and processor of an exported folder, on the CPU. Raises UserError."""
