@@ -6,7 +6,7 @@ from pathlib import Path
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
-from imp_ds.recipes import debug, digits, imp, real_small, routers
+from imp_ds.recipes import debug, digits, imp, motion, real_small, routers
 from imp_ds.recipes.files import SUFFIXES, read_run_file
 from imp_ds.recipes.outside import ALLOWED, call, find_function
 
@@ -15,6 +15,7 @@ RECIPES = {
     for function in (
         digits.digits,
         real_small.real_small,
+        motion.motion,
         imp.imp_s,
         imp.imp_b,
         imp.imp_moe_b,

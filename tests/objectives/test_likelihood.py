@@ -240,7 +240,7 @@ BAD = [
     (dict(inputs=["vision"], candidates=["one", "two"], templates=["a photo"]), "needs a {}"),
     (dict(inputs=["vision", "vision"]), "stands twice"),
     (dict(inputs=["vision"], target="audio"), 'candidates other than "batch" are texts'),
-    (dict(inputs=["vision", "text"], candidates="batch"), "would tell it"),
+    (dict(inputs=["vision", "text"], candidates="batch"), "would give it away"),
     (dict(inputs=["vision"], candidates="vocabulary"), "need text among the inputs"),
     (dict(inputs=["vision"], answer_at="mark"), "need text among the inputs"),
     (dict(inputs=["text"], candidates="vocabulary", answer_at="mark"), "has no meaning"),
