@@ -128,15 +128,7 @@ def test_a_damaged_model_is_named_and_a_damaged_picture_counted(exported, tmp_pa
     assert evaluate(folder, data)["left_out/image"] == 1.0
 
 
-def test_evaluation_needs_no_deepspeed(exported):
-    folder, _ = exported
-    code = "import sys; sys.modules['deepspeed'] = None\n"
-    code += f"from imp_ds.commands.evaluate import evaluate\nevaluate({str(folder)!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "zero-shot top1" in done.stdout, done.stderr
-
-
-def test_the_model_card_is_valid_and_its_example_runs(exported):
+def test_the_model_card_is_valid_and_neither_its_example_nor_an_evaluation_needs_deepspeed(exported):
     folder, root = exported
     run = RunConfig.load(folder)
     config = run.model.to_config(64, run.tasks)
@@ -153,10 +145,10 @@ def test_the_model_card_is_valid_and_its_example_runs(exported):
         assert text in card.text, text
     assert "train/steps" not in card.text
     example = re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
-    done = subprocess.run(
-        [sys.executable, "-c", example + "\nprint('scores', *scores.shape)"], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0 and "scores 1 2" in done.stdout, done.stderr
+    code = f"import sys; sys.modules['deepspeed'] = None\n{example}\nprint('scores', *scores.shape)\n"
+    code += f"from imp_ds.commands.evaluate import evaluate\nevaluate({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "scores 1 2" in done.stdout and "zero-shot top1" in done.stdout, done.stderr
 
 
 def test_another_recipe_scores_its_own_source_by_what_the_model_has_learned(exported, tmp_path, capsys):

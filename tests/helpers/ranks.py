@@ -68,6 +68,22 @@ class Ranks:
     def alive(self) -> bool:
         return any(process.is_alive() for process in self._processes)
 
+    def output(self, rank: int = 0) -> str:
+        """What it has printed so far."""
+        return self._logs[rank].read_text(errors="replace") if self._logs[rank].exists() else ""
+
+    def await_output(self, text: str, limit_s: float = 60) -> None:
+        """Wait until rank 0 has printed it; AssertionError where it ends or takes longer."""
+        deadline = time.monotonic() + limit_s
+        while text not in self.output():
+            assert self.alive() and time.monotonic() < deadline, self.output()
+            time.sleep(0.01)
+
+    def send(self, number: int) -> None:
+        """A signal to each rank, and to nothing that it started."""
+        for process in self._processes:
+            os.kill(process.pid, number)
+
     def kill(self) -> None:
         """SIGKILL to all ranks and their children, which can do nothing about it."""
         for process in self._processes:
@@ -85,7 +101,7 @@ class Ranks:
         self.kill()
         for process in self._processes:
             process.join(10)
-        outputs = [log.read_text(errors="replace") if log.exists() else "" for log in self._logs]
+        outputs = [self.output(rank) for rank in range(len(self._logs))]
         ended = Ended([process.exitcode for process in self._processes], outputs, time.monotonic() - self._start)
         assert not late, f"still running after {limit_s} s\n{ended}"
         return ended

@@ -1,22 +1,34 @@
-"""The same four steps under every launcher, by the scripts we ship where there is one: all ranks join, and learn the same."""
+"""The same four steps under every launcher, by the scripts we ship where there is one: all ranks join, and learn the same.
 
+Under two of them the run would go on for ever, and their launcher is asked to stop: a checkpoint, no rank left behind, and the
+exit code that is promised.
+"""
+
+import contextlib
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from helpers.processes import environment, free_port, run, run_together
+from helpers.processes import ROOT, environment, free_port, run, run_together
 
 pytestmark = pytest.mark.distributed
 STEPS, TIMEOUT = 4, 180
+FOR_EVER = ("train.steps=1000000", "data.workers=1")
 
 
 def training(corpus: Path, out: Path, *options: str) -> list:
-    """The arguments of `python -m imp_ds` or of our scripts: four tasks, one step each, without workers or evaluations."""
-    changes = [f"data.root={corpus}", "data.workers=0", "evaluations=[]", f"train.steps={STEPS}", *options]
+    """The arguments of `python -m imp_ds` or of our scripts: four tasks, one step each, without workers or evaluations. The rates
+    do not depend on how many steps there are."""
+    changes = [f"data.root={corpus}", "evaluations=[]", "model.num_hidden_layers=2", "train.log_every=1"]
+    changes += ["optimizer.decay_steps=100", f"train.steps={STEPS}", "data.workers=0", *options]
     return ["digits_debug", *(part for change in changes for part in ("--set", change)), "--output_dir", out]
 
 
@@ -92,9 +104,9 @@ def free_job() -> int:
 
 
 def learned(out: Path) -> list[dict]:
-    """For each step {"task", "loss", "grad_norm"}, from the run's metrics."""
+    """For each of the first steps {"task", "loss", "grad_norm"}, from the run's metrics."""
     records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    steps = [record["tasks"] for record in records if record["kind"] == "train"]
+    steps = [record["tasks"] for record in records if record["kind"] == "train"][:STEPS]
     assert all(len(tasks) == 1 for tasks in steps)
     return [
         {"task": name, "loss": values["loss"], "grad_norm": values["grad_norm"]}
@@ -104,39 +116,91 @@ def learned(out: Path) -> list[dict]:
 
 
 def world(out: Path) -> int:
-    """How many ranks took part, as the checkpoint of the last step says."""
-    folder = out / "checkpoints" / f"step_{STEPS:08d}"
+    """How many ranks took part, as the only checkpoint says."""
+    [folder] = (out / "checkpoints").glob("step_*")
     return json.loads((folder / "state.json").read_text())["world_size"]
 
 
-def launch(launcher, corpus: Path, folder: Path) -> Path:
-    """Train under a launcher on two ranks that share the experts; the folder of the run."""
-    out = folder / "run"
-    run_together(launcher(training(corpus, out, "train.ep_size=2"), folder), timeout=TIMEOUT)
-    assert world(out) == 2
+def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def launch_and_stop(launcher, code: int, corpus: Path, folder: Path) -> Path:
+    """Train on two ranks that share the experts until the launcher gets SIGTERM after four steps, and ends with `code`; the
+    folder of the run."""
+    out, log = folder / "run", folder / "log"
+    [(command, env)] = launcher(training(corpus, out, "train.ep_size=2", *FOR_EVER), folder)
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [str(part) for part in command], cwd=ROOT, env=environment() if env is None else env, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+    family = []
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while f"step {STEPS}/" not in log.read_text() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        family = descendants(child)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(90) == code, log.read_text()
+        assert not psutil.wait_procs(family, timeout=10)[1]
+    finally:
+        for process in [*family, *descendants(child)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        child.kill()
+        child.wait(10)
+    text = log.read_text()
+    [saved] = (out / "checkpoints").glob("step_*")
+    assert text.count("stopped after step ") == 1 and f"saved:   {saved}" in text, text
+    assert (out / "checkpoints" / "latest").read_text().strip() == saved.name
     return out
 
 
 @pytest.fixture(scope="module")
 def under_torchrun(digits_corpus, tmp_path_factory):
-    """What the others are compared with."""
-    steps = learned(launch(torchrun, digits_corpus, tmp_path_factory.mktemp("torchrun")))
-    assert [step["task"] for step in steps] == ["image_text", "film_text", "film_speech_text", "speech_text"]
+    """What the others are compared with. torchrun has an exit code of its own; ranks under it save all the same."""
+    out = launch_and_stop(torchrun, 1, digits_corpus, tmp_path_factory.mktemp("torchrun"))
+    steps = learned(out)
+    assert [step["task"] for step in steps] == ["image_text", "film_text", "film_speech_text", "speech_text"] and world(out) == 2
     return steps
 
 
-@pytest.mark.parametrize("launcher", [deepspeed, two_nodes, accelerate, srun])
-def test_launchers_train_alike(launcher, digits_corpus, under_torchrun, tmp_path):
-    steps = learned(launch(launcher, digits_corpus, tmp_path))
-    assert [step["task"] for step in steps] == [step["task"] for step in under_torchrun]
+def assert_alike(steps: list[dict], expected: list[dict]) -> None:
+    assert [step["task"] for step in steps] == [step["task"] for step in expected]
     for name in ("loss", "grad_norm"):
-        assert [step[name] for step in steps] == pytest.approx([step[name] for step in under_torchrun], rel=1e-5)
+        assert [step[name] for step in steps] == pytest.approx([step[name] for step in expected], rel=1e-5)
 
 
-def test_a_plain_process_learns_from_the_same_gradients(digits_corpus, under_torchrun, tmp_path):
+def test_deepspeed_by_the_script_trains_alike_and_stops(digits_corpus, under_torchrun, tmp_path):
+    out = launch_and_stop(deepspeed, 75, digits_corpus, tmp_path)
+    assert world(out) == 2
+    assert_alike(learned(out), under_torchrun)
+
+
+@pytest.mark.parametrize("launcher", [two_nodes, accelerate, srun])
+def test_launchers_train_alike(launcher, digits_corpus, under_torchrun, tmp_path):
     out = tmp_path / "run"
-    run([sys.executable, "-m", "imp_ds", "train", *training(digits_corpus, out)], timeout=TIMEOUT)
-    assert world(out) == 1
+    run_together(launcher(training(digits_corpus, out, "train.ep_size=2"), tmp_path), timeout=TIMEOUT)
+    assert world(out) == 2
+    assert_alike(learned(out), under_torchrun)
+
+
+PROGRAM = """
+import sys
+from imp_ds import get_recipe, train
+recipe, *changes, _, out = sys.argv[1:]
+train(get_recipe(recipe).override([change for change in changes if change != "--set"]), out)
+"""
+
+
+def test_a_program_that_trains_by_a_call_learns_from_the_same_gradients(digits_corpus, under_torchrun, tmp_path):
+    """In one process without a launcher, which has what the command line has."""
+    out = tmp_path / "run"
+    said = run([sys.executable, "-c", PROGRAM, *training(digits_corpus, out)], timeout=TIMEOUT).output
+    assert world(out) == 1 and f"step {STEPS}/{STEPS}" in said
     # the norm of the gradient over all ranks: one process that has the whole batch must find the same
     norms = [step["grad_norm"] for step in learned(out)]
     assert norms == pytest.approx([step["grad_norm"] for step in under_torchrun], rel=1e-4)

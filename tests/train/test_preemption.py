@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from helpers.processes import ROOT, environment
 from helpers.ranks import Ranks
 from imp_ds.parallel.groups import all_reduce_mean
 from imp_ds.train.preemption import EXIT_CODE, Preempted, Preemption
@@ -96,35 +94,29 @@ def test_nothing_of_it_is_left():
     assert soon(lambda: not listening())
 
 
-# threading.Lock.acquire is the stand-in for a collective that never ends: with the signals blocked in the main thread no
-# handler of the interpreter runs there
-STUCK = """
-import signal, threading
-from imp_ds.train.preemption import Preemption
-with Preemption() as preemption:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    print("ready", flush=True)
-    lock = threading.Lock()
-    lock.acquire()
-    lock.acquire()
-"""
+def stuck() -> None:
+    """A lock that is never released stands for a collective that never ends: with the signals blocked in the main thread no
+    handler of the interpreter runs there."""
+    with Preemption():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        print("ready", flush=True)
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
 
 
-def test_the_second_signal_ends_a_process_that_is_stuck():
-    child = subprocess.Popen(
-        [sys.executable, "-c", STUCK], cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+def test_the_second_signal_ends_a_process_that_is_stuck(tmp_path):
+    one = Ranks(stuck, ranks=1, folder=tmp_path)
     try:
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGUSR1)
+        one.await_output("ready\n")
+        one.send(signal.SIGUSR1)
         time.sleep(2.3)
-        assert child.poll() is None
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(5) == 128 + signal.SIGTERM
-        assert child.stderr.read() == "SIGTERM again: ending at once\n"
+        assert one.alive()
+        one.send(signal.SIGTERM)
+        ended = one.wait(5)
     finally:
-        child.kill()
-        child.wait(5)
+        one.kill()
+    assert ended.codes == [128 + signal.SIGTERM] and ended.outputs == ["ready\nSIGTERM again: ending at once\n"]
 
 
 def loop(stop_at: int) -> None:
@@ -149,25 +141,21 @@ def test_all_ranks_stop_after_the_same_step(tmp_path):
     assert all(text.startswith("stopped after step 5 by SIGUSR1 to rank 1\n") for text in end.outputs), str(end)
 
 
-STARTING = """
-import time
-from imp_ds.train.preemption import Preemption
-with Preemption() as preemption:
-    preemption.starting = True
-    print("ready", flush=True)
-    time.sleep(60)
-"""
+def starting() -> None:
+    with Preemption() as preemption:
+        preemption.starting = True
+        print("ready", flush=True)
+        time.sleep(60)
 
 
 @pytest.mark.parametrize("number, name, code", [(signal.SIGTERM, "SIGTERM", EXIT_CODE), (signal.SIGINT, "Ctrl-C", 130)])
-def test_while_there_is_nothing_to_save_the_first_signal_ends_at_once(number, name, code):
-    child = subprocess.Popen(
-        [sys.executable, "-c", STARTING], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_while_there_is_nothing_to_save_the_first_signal_ends_at_once(number, name, code, tmp_path):
+    one = Ranks(starting, ranks=1, folder=tmp_path)
     try:
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(number)
-        assert child.wait(5) == code
-        assert child.stderr.read().endswith(f"{name} during the start: nothing to save, ending at once\n")
+        one.await_output("ready\n")
+        one.send(number)
+        ended = one.wait(5)
     finally:
-        child.kill()
+        one.kill()
+    assert ended.codes == [code]
+    assert ended.outputs[0].endswith(f"{name} during the start: nothing to save, ending at once\n")

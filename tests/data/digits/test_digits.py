@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from helpers.ranks import run_ranks
 from imp_ds.data import digits
 from imp_ds.data.digits import corpus as corpus_module
 from imp_ds.data.digits.captions import DIRECTIONS, WORDS, classes
@@ -48,11 +48,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def build_other(out: Path) -> None:
+    assert digits.build(out, scale=SCALE)
+
+
 def test_the_same_seed_gives_the_same_bytes_in_this_and_in_another_process(corpus, tmp_path):
     assert digits.build(tmp_path / "again", scale=SCALE)
-    program = "import sys; from imp_ds.data import digits; assert digits.build(sys.argv[1], scale=float(sys.argv[2]))"
-    command = [sys.executable, "-c", program, str(tmp_path / "other"), str(SCALE)]
-    subprocess.run(command, check=True, timeout=120, cwd=Path(__file__).parents[3])
+    run_ranks(build_other, tmp_path / "other", ranks=1, folder=tmp_path / "logs")
     first = contents(corpus)
     for other in ("again", "other"):
         second = contents(tmp_path / other)

@@ -4,14 +4,12 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.ranks import Ranks
 from imp_ds.data.loading import worker_pool
 from imp_ds.data.loading.worker_pool import WorkerLost, WorkerPool
 
@@ -154,21 +152,19 @@ def test_a_copy_in_another_process_ends_nobody():
     assert copy.exitcode == 0 and living(pool.pids) == pool.pids and pool.take(TIMEOUT_S) == 0
 
 
+def take_and_die() -> None:
+    worker_pool._LOOK_S = 0.2
+    pool = WorkerPool(lambda part: part, range(100), workers=3, ahead=1)
+    pool.take(20)
+    print(*pool.pids, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_workers_end_when_whoever_takes_is_killed(tmp_path):
     """None of them waits for ever, though each holds the pipes of those that were started before it."""
-    script = tmp_path / "killed.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(worker_pool.__file__).parents[3])!r})\n"
-        "import os, signal\n"
-        "from imp_ds.data.loading import worker_pool\n"
-        "worker_pool._LOOK_S = 0.2\n"
-        "pool = worker_pool.WorkerPool(lambda part: part, range(100), workers=3, ahead=1)\n"
-        "pool.take(20)\n"
-        "print(*pool.pids, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    with open(tmp_path / "pids", "w") as out:  # not a pipe, which they would hold open
-        assert subprocess.run([sys.executable, str(script)], stdout=out, timeout=60).returncode == -signal.SIGKILL
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    one = Ranks(take_and_die, ranks=1, folder=tmp_path)
+    until(lambda: not one.alive())
+    pids = [int(pid) for pid in one.output().split()]
     assert len(pids) == 3
     until(lambda: not living(pids))
+    assert one.wait(5).codes == [-signal.SIGKILL]
