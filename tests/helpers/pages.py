@@ -2,10 +2,12 @@
 
 import os
 import re
-import subprocess
+import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
+
+from helpers.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 _FILE = re.compile(r"<!-- file: (\S+) -->\n```\w*\n(.*?)```", re.DOTALL)
@@ -19,16 +21,20 @@ def shown_files(page: str) -> dict[str, str]:
 
 
 def run_beside(files: dict[str, str], script: str, folder: Path, limit: float = 120) -> str:
-    """What `script`, run by Python in `folder` beside those files, prints; it must end well within `limit` seconds."""
+    """What `script`, run as a program in `folder` beside those files, prints; it must end well within `limit` seconds."""
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
     (folder / "script.py").write_text(script, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=limit
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    alone = dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return run_ranks(_run, folder, ranks=1, folder=folder / "logs", limit_s=limit, environ=alone).outputs[0]
+
+
+def _run(folder: Path) -> None:
+    """`python script.py` in a process that has imported all that it needs."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.argv = ["script.py"]
+    runpy.run_path("script.py", run_name="__main__")
 
 
 def import_beside(files: dict[str, str], name: str, folder: Path, monkeypatch):

@@ -56,10 +56,10 @@ class Ranks:
         self._logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
         self._start = time.monotonic()
         server = _server()
-        place = dict(WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), **(environ or {}))
+        place = dict(WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
         self._processes = [
             # not daemons: loaders have children of their own
-            server.Process(target=_enter, args=(place | dict(RANK=str(i), LOCAL_RANK=str(i)), str(log), function, arguments))
+            server.Process(target=_enter, args=(place | _ranks(i) | (environ or {}), str(log), function, arguments))
             for i, log in enumerate(self._logs)
         ]
         for process in self._processes:
@@ -157,6 +157,10 @@ def _server():
     with mock.patch.dict(os.environ, environment(), clear=True):
         forkserver.ensure_running()
     return context
+
+
+def _ranks(number: int) -> dict[str, str]:
+    return dict(RANK=str(number), LOCAL_RANK=str(number))
 
 
 def _enter(environ: dict, log: str, function: Callable, arguments: tuple) -> None:
