@@ -5,8 +5,6 @@ import os
 # two ranks of a test on two cores, each with its own pool of threads for all cores, would stand in each other's way;
 # set before anything imports torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# the compiler of blocks for the CPU would first compile torch's headers, which takes longer than the few kernels of tests
-os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
 
 import pytest
 import torch
