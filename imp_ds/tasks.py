@@ -153,7 +153,7 @@ class Task(Record):
             raise ValueError(f"task {self.name}: its views are not all of the same modalities")
         needs = self.needs
         if needs.mask_at_answer and needs.mask_rate:
-            raise ValueError(f"task {self.name}: an answer is read at a mark, but another objective hides words behind marks")
+            raise ValueError(f"task {self.name}: an answer is read at a mask, but another objective hides words behind masks")
         for source in self.sources:
             for modality in sorted(needs.modalities):
                 if modality not in self.modalities:
@@ -248,8 +248,8 @@ class Evaluation(Record):
     head: Literal["pair", "likelihood"] = Field(
         "pair", description="what compares: the projections of a pair of modalities, or the head of likelihood tasks"
     )
-    answer_at: Literal["start", "mark"] = Field(
-        "start", description="likelihood: mark: source.text asks, beside the modality, and the answer is a class"
+    answer_at: Literal["start", "mask"] = Field(
+        "start", description="likelihood: mask: source.text asks, beside the modality, and the answer is a class"
     )
     target: ModalityName = Field("text", description="likelihood: what is retrieved; rows with equal source.text are equal")
     task: str | None = Field(
@@ -269,8 +269,8 @@ class Evaluation(Record):
 
     @model_validator(mode="after")
     def _head_fits(self):
-        if self.head == "pair" and (self.answer_at == "mark" or self.target != "text"):
-            raise ValueError(f'evaluation {self.name}: answers at a mark, and targets other than text, need head = "likelihood"')
+        if self.head == "pair" and (self.answer_at == "mask" or self.target != "text"):
+            raise ValueError(f'evaluation {self.name}: answers at a mask, and targets other than text, need head = "likelihood"')
         if self.target == self.modality and self.target != "text":
             raise ValueError(f"evaluation {self.name}: {self.modality} would be retrieved by itself: set another target")
         if self.captioner is not None and (self.classes or self.templates or self.head == "likelihood"):

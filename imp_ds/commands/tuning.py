@@ -128,7 +128,7 @@ def _evaluation(source: RunConfig, name: str) -> Evaluation:
     if name not in found:
         raise UserError("unknown evaluation", got=name, allowed=nearest(name, found) if found else "none: the run names none")
     record = found[name]
-    if record.modality == "text" or record.answer_at == "mark":
+    if record.modality == "text" or record.answer_at == "mask":
         raise UserError(
             f"evaluation {name}: what is tuned is the classification of images, videos and audio",
             got=f"modality = {record.modality}, answer_at = {record.answer_at}", 

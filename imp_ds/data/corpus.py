@@ -6,7 +6,7 @@ from imp_ds.data.order.subset import class_fraction
 from imp_ds.data.reader import Reader
 from imp_ds.data.sources import captions, labels, open_reader
 from imp_ds.data.sources.format import format_of
-from imp_ds.modalities.text.marking import MARK
+from imp_ds.modalities.text.answer_mask import MASK_TEXT
 
 
 def open_corpus(run, split: str = "train", progress: Callable | None = None) -> dict[str, list[Reader]]:
@@ -42,4 +42,4 @@ def all_captions(readers: dict[str, list[Reader]]) -> Iterator[str]:
     """Every caption of every distinct source that has some."""
     for reader in text_readers(readers):
         for caption in captions(reader):
-            yield caption.replace(MARK, " ")  # a mark is no word
+            yield caption.replace(MASK_TEXT, " ")  # a mask is no word

@@ -19,7 +19,7 @@ from imp_ds.errors import UserError
 from imp_ds.modalities import ModalityName
 from imp_ds.modalities.text.masking import most_hidden
 from imp_ds.models.imp.conditions import Sides
-from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
+from imp_ds.models.imp.likelihood import encode_at_mask, encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.objectives.candidates import Candidates, Names, Words
 from imp_ds.objectives.contrastive import nce_direction, positives, similarity_values
@@ -62,9 +62,9 @@ class Likelihood(ObjectiveRecord):
     templates: list[str] = Field(
         ["{}"], min_length=1, description='texts made of a class name, such as "a photo of a {}."; a step of training draws one'
     )
-    answer_at: Literal["start", "mark"] = Field(
+    answer_at: Literal["start", "mask"] = Field(
         "start",
-        description="whose state is compared: that of a token before the sequence, or of the mark in its text, which is [MASK], "
+        description="whose state is compared: that of a token before the sequence, or of the mask in its text, which is [MASK], "
         "or, where a text has none, is put at its end",
     )
     target: ModalityName = Field("text", description="batch: modality of the candidates; texts otherwise")
@@ -101,10 +101,10 @@ class Likelihood(ObjectiveRecord):
             mistake = f'target = {self.target}, but candidates other than "batch" are texts'
         if self.candidates == "batch" and self.target in self.inputs:
             mistake = f"the target {self.target} is among the inputs, which would give it away"
-        if "text" not in self.inputs and (self.candidates == "vocabulary" or self.answer_at == "mark"):
-            mistake = 'candidates = "vocabulary" and answer_at = "mark" need text among the inputs'
-        if self.candidates == "vocabulary" and self.answer_at == "mark":
-            mistake = 'candidates = "vocabulary" compares the hidden words themselves: answer_at = "mark" has no meaning'
+        if "text" not in self.inputs and (self.candidates == "vocabulary" or self.answer_at == "mask"):
+            mistake = 'candidates = "vocabulary" and answer_at = "mask" need text among the inputs'
+        if self.candidates == "vocabulary" and self.answer_at == "mask":
+            mistake = 'candidates = "vocabulary" compares the hidden words themselves: answer_at = "mask" has no meaning'
         if mistake:
             raise ValueError(f"likelihood: {mistake}")
         return self
@@ -114,14 +114,14 @@ class Likelihood(ObjectiveRecord):
         return Needs(
             frozenset(used), label=self.among_names or self.positives == "equal",
             classes=len(self.candidates) if isinstance(self.candidates, list) else None,
-            mask_rate=self.rate if self.candidates == "vocabulary" else 0.0, mask_at_answer=self.answer_at == "mark",
+            mask_rate=self.rate if self.candidates == "vocabulary" else 0.0, mask_at_answer=self.answer_at == "mask",
         )  # fmt: skip
 
     def sides(self):
         return Sides(frozenset(self.inputs), frozenset([self.target]), candidates=self.candidates != "batch")
 
     def sequences(self, tokens, batch_size):
-        name, first = ("mark", []) if self.answer_at == "mark" else ("spe", [SPE])
+        name, first = ("mask", []) if self.answer_at == "mask" else ("spe", [SPE])
         read = [*first, *((modality, tokens[modality]) for modality in self.inputs)]
         found = {"+".join([name, *self.inputs]): Sequences(batch_size, tuple(read))}
         if self.candidates == "batch":
@@ -238,17 +238,17 @@ class LikelihoodObjective(Objective):
     """What all of them share: the sequence that is read. A subclass has `encode_candidates` and `forward`.
 
     inputs: the modalities that are read, one sequence in this order; family: whose scale is used; answer_at: "start": the state
-    of <SPE> before the sequence is compared; "mark": that of the mask token in its text.
+    of <SPE> before the sequence is compared; "mask": that of the mask token in its text.
     """
 
     def __init__(self, inputs: list[str], family: str, answer_at: str = "start"):
         super().__init__()
         self.inputs, self.family, self.answer_at = list(inputs), family, answer_at
-        self.sequence = ("spe+" if answer_at == "start" else "mark+") + "+".join(inputs)
+        self.sequence = ("spe+" if answer_at == "start" else "mask+") + "+".join(inputs)
 
     def encode(self, model: ImpModel, batch, encodings: dict[str, Encoding]) -> None:
         if self.sequence not in encodings:
-            encode = encode_with_spe if self.answer_at == "start" else encode_at_mark
+            encode = encode_with_spe if self.answer_at == "start" else encode_at_mask
             encodings[self.sequence] = encode(model, segments(model, batch, self.inputs), batch.key_B)
         self.encode_candidates(model, batch, encodings)
 

@@ -225,7 +225,7 @@ class Objective(nn.Module):
 class ClassObjective(Objective):
     """An objective that distinguishes classes.
 
-    inputs: the modalities that are read; answer_at: where, "start" or "mark"; class_names: of each class.
+    inputs: the modalities that are read; answer_at: where, "start" or "mask"; class_names: of each class.
     """
 
     inputs: list[str]

@@ -13,13 +13,13 @@ from imp_ds.families.imp.evaluation.masked_language import MaskedLanguageEvaluat
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.audio.view import AudioView
-from imp_ds.modalities.text.marking import preprocess_marked
+from imp_ds.modalities.text.answer_mask import preprocess_with_mask
 from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.conditions import Sides, segment_attributes
-from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
+from imp_ds.models.imp.likelihood import encode_at_mask, encode_with_spe
 from imp_ds.objectives import Likelihood
 from imp_ds.tasks import Batch, Evaluation, Source, Task
 
@@ -56,7 +56,7 @@ def full() -> Batch:
         "audio": dict(
             input_features=torch.randn(6, 4, 16, generator=draw), feature_positions=torch.rand(6, 4, 2, generator=draw)
         ),
-        "text": {name: torch.from_numpy(values) for name, values in preprocess_marked(TEXTS, TOKENIZER, 6).items()},
+        "text": {name: torch.from_numpy(values) for name, values in preprocess_with_mask(TEXTS, TOKENIZER, 6).items()},
     }
     return Batch("any", inputs, {"index": torch.arange(6), "valid": torch.ones(6, dtype=torch.bool)})
 
@@ -80,7 +80,7 @@ def vectors(model: ImpModel, modalities: list[str], target: bool, sides: Sides |
     attributes = lambda m: None if sides is None else segment_attributes(m, sides, target)  # noqa: E731
     parts = [(m, batch.inputs[m], model.condition(m, task, target=target, attributes=attributes(m))) for m in modalities]
     with torch.no_grad():
-        encoded = encode_at_mark(model, parts) if len(modalities) > 1 else encode_with_spe(model, parts)
+        encoded = encode_at_mask(model, parts) if len(modalities) > 1 else encode_with_spe(model, parts)
         return model.likelihood(encoded.pooled_BD)
 
 
@@ -135,7 +135,7 @@ def test_recordings_find_images_that_they_were_never_compared_with():
 
 def test_answers_to_questions_are_measured_to_the_letter():
     model, batch = build(**ATTRIBUTES), full()
-    results = by_name(evaluate(model, [evaluator(answer_at="mark")]))
+    results = by_name(evaluate(model, [evaluator(answer_at="mask")]))
     sides = Sides(frozenset(["vision", "text"]), frozenset(["text"]))
     asked, class_KC = vectors(model.imp, ["vision", "text"], False, sides, None, batch), class_vectors(model.imp, sides, None)
     expected = ((asked @ class_KC.T).argmax(1) == LABELS).double().mean().item()
@@ -160,7 +160,7 @@ def test_hidden_words_are_measured_by_the_head_and_the_words_are_encoded_once():
 
 def test_what_cannot_be_measured_is_said():
     run = SimpleNamespace(name="x", modality="vision", source=SOURCE, views=VIEWS)
-    for fields, said in ((dict(answer_at="mark"), "need head"), (dict(target="audio"), "need head")):
+    for fields, said in ((dict(answer_at="mask"), "need head"), (dict(target="audio"), "need head")):
         with pytest.raises(ValueError, match=said):
             Evaluation(**vars(run), **fields)
     with pytest.raises(ValueError, match="retrieved by itself"):

@@ -17,7 +17,7 @@ from imp_ds import ImpForPreTraining
 from imp_ds.errors import UserError
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.text import tokens as text
-from imp_ds.modalities.text.marking import preprocess_marked
+from imp_ds.modalities.text.answer_mask import preprocess_with_mask
 from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.modalities.text.view import TextView
@@ -43,8 +43,8 @@ TASKS = [
     task("animal", inputs=["vision"], candidates=ANIMALS, templates=["{}", "the {}"]),
     task("words", inputs=["text"], candidates="vocabulary", rate=0.34),
     task("pairs", inputs=["vision"], candidates="batch"),
-    task("question", inputs=["vision", "text"], candidates=ANIMALS, answer_at="mark"),
-    task("sound", inputs=["text"], candidates=[[a] for a in ANIMALS], answer_at="mark"),
+    task("question", inputs=["vision", "text"], candidates=ANIMALS, answer_at="mask"),
+    task("sound", inputs=["text"], candidates=[[a] for a in ANIMALS], answer_at="mask"),
 ]
 SHAPE = dict(
     size="tiny", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, text_max=8, common_dim=16,
@@ -68,9 +68,9 @@ def tensors(arrays: dict) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
-def batch_of(name: str, texts: list[str] | None = None, *, marked: bool = False, words=None, step: int = 0) -> Batch:
+def batch_of(name: str, texts: list[str] | None = None, *, answer_mask: bool = False, words=None, step: int = 0) -> Batch:
     texts = texts or SENTENCES[:8]
-    made = tensors((preprocess_marked if marked else text.preprocess)(texts, TOKENIZER, 6))
+    made = tensors((preprocess_with_mask if answer_mask else text.preprocess)(texts, TOKENIZER, 6))
     targets = {"label": torch.arange(8)} | ({} if words is None else {"words": words})
     return Batch(name, {"vision": images(), "text": made}, targets, sample_keys(0, step, 0, 8))
 
@@ -146,22 +146,22 @@ def test_retrieval_compares_both_ways_over_the_batch():
     torch.testing.assert_close(model(batch)[0], expected)
 
 
-def test_answers_are_read_at_the_mark():
+def test_answers_are_read_at_the_mask():
     """The question's mark is in its middle, at its end, or not there; the animal is what the picture shows."""
     questions = ["which [MASK] is it", "which animal is it [MASK]", "which animal"] * 3
     model = build()
-    learn(model, lambda step: batch_of("question", questions[:8], marked=True), 40)
-    batch = batch_of("question", questions[1:], marked=True)  # each animal is asked for in other words
+    learn(model, lambda step: batch_of("question", questions[:8], answer_mask=True), 40)
+    batch = batch_of("question", questions[1:], answer_mask=True)  # each animal is asked for in other words
     chances = model.eval().answer("question", **batch.inputs["vision"], **batch.inputs["text"])
     assert (chances.argmax(1) == torch.arange(8)).float().mean() >= 0.75
-    with pytest.raises(UserError, match="at a mark"):
+    with pytest.raises(UserError, match="at a mask"):
         model.answer("question", **batch.inputs["vision"], **tensors(text.preprocess(["which animal"] * 8, TOKENIZER, 6)))
 
 
-def test_texts_are_classified_at_the_mark():
+def test_texts_are_classified_at_the_mask():
     """The animal that makes a recording: a text alone, whose class is another text."""
     waveforms = [f"a [MASK] {waveform}" for waveform in AUDIOS.values()]
-    metrics = learn(build(), lambda step: batch_of("sound", waveforms, marked=True), 40)
+    metrics = learn(build(), lambda step: batch_of("sound", waveforms, answer_mask=True), 40)
     assert metrics["accuracy/text_classes"] == 1
 
 
@@ -170,7 +170,7 @@ def test_what_stands_at_padding_changes_nothing(name):
     model = build().eval()
     words_BL = torch.full((8, 6), IGNORED)
     words_BL[:, 1] = 7
-    batch = batch_of(name, marked=name == "question", words=words_BL)
+    batch = batch_of(name, answer_mask=name == "question", words=words_BL)
     before = model(batch)[0]
     ids_BL, mask_BL = batch.inputs["text"]["input_ids"], batch.inputs["text"]["attention_mask"]
     assert (mask_BL == 0).any()
@@ -242,8 +242,8 @@ BAD = [
     (dict(inputs=["vision"], target="audio"), 'candidates other than "batch" are texts'),
     (dict(inputs=["vision", "text"], candidates="batch"), "would give it away"),
     (dict(inputs=["vision"], candidates="vocabulary"), "need text among the inputs"),
-    (dict(inputs=["vision"], answer_at="mark"), "need text among the inputs"),
-    (dict(inputs=["text"], candidates="vocabulary", answer_at="mark"), "has no meaning"),
+    (dict(inputs=["vision"], answer_at="mask"), "need text among the inputs"),
+    (dict(inputs=["text"], candidates="vocabulary", answer_at="mask"), "has no meaning"),
     (dict(inputs=["vision"], family="A b"), "pattern"),
 ]
 

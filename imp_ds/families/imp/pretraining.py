@@ -118,10 +118,10 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
 
         Args:
             task: None: the only one of that kind.
-            inputs: of the modalities that the task reads, as `ImpProcessor` gives them; with `marked=True` where the task reads
-                its answer at a mark.
+            inputs: of the modalities that the task reads, as `ImpProcessor` gives them; with `answer_mask=True` where the
+                answer is read at a mask.
 
-        Raises UserError for a task of another kind, for inputs that it does not read, and for a text without a mark.
+        Raises UserError for a task of another kind, for inputs that it does not read, and for a text without a mask.
         """
         task, objective = self.answering(task)
         names = {modality: get_modality(modality).inputs for modality in self.config.modalities}
@@ -130,10 +130,10 @@ class ImpForPreTraining(ImpPreTrainedModel, TrainModule):
         if set(given) != set(objective.inputs):
             allowed = f"inputs of {' and '.join(objective.inputs)}"
             raise UserError(f"the task {task} reads something else", got=", ".join(given) or "no inputs", allowed=allowed)
-        if objective.answer_at == "mark" and not (given["text"]["input_ids"] == self.config.mask_token_id).any(1).all():
+        if objective.answer_at == "mask" and not (given["text"]["input_ids"] == self.config.mask_token_id).any(1).all():
             raise UserError(
-                f"the task {task} reads its answer at a mark", got="a text without the tokenizer's mask token",
-                fix="processor(..., marked=True)",
+                f"the task {task} reads its answer at a mask", got="a text without the tokenizer's mask token",
+                fix="processor(..., answer_mask=True)",
             )  # fmt: skip
         return objective.probabilities(self.imp, self.encode(Batch(task, given, {})))
 

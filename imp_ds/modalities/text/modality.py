@@ -6,7 +6,8 @@ from imp_ds.costs import passes
 from imp_ds.errors import UserError
 from imp_ds.modalities.in_turn import in_turn
 from imp_ds.modalities.modality import Modality, Preprocessed, register_modality
-from imp_ds.modalities.text import captions, marking, tokens
+from imp_ds.modalities.text import captions, tokens
+from imp_ds.modalities.text.answer_mask import preprocess_with_mask
 from imp_ds.modalities.text.view import TextOptions, TextView
 
 
@@ -37,7 +38,7 @@ class Text(Modality):
     def preprocess(self, samples, view, part, rngs, *, augment, text, empty):
         targets = {}
         if text.mask_at_answer:
-            inputs = marking.preprocess_marked(samples, part, view.length)
+            inputs = preprocess_with_mask(samples, part, view.length)
         elif text.mask_rate and rngs is not None:
             inputs = tokens.preprocess_masked(samples, part, view.length, text.mask_rate, rngs)
             targets["words"] = inputs.pop("words")

@@ -101,7 +101,7 @@ def preprocess_masked(
 
 def preprocess_captions(texts: list[str], tokenizer, length: int) -> np.ndarray:
     """Texts as what is to be said word by word, int64 [B, L]: the ids of the words and of the end, -100 after it. None of the
-    tokenizer's own marks is among them.
+    tokenizer's own special tokens is among them.
 
     Args:
         length: L; a longer text is cut, and then has no end.
@@ -120,7 +120,7 @@ def preprocess_captions(texts: list[str], tokenizer, length: int) -> np.ndarray:
 
 
 def has_tokens(caption: str, tokenizer) -> bool:
-    """Whether the tokenizer makes a token of a text, beside the marks that it puts around every text."""
+    """Whether the tokenizer makes a token of a text, beside the special tokens that it puts around every text."""
     return bool(tokenizer(caption, add_special_tokens=False)["input_ids"])
 
 

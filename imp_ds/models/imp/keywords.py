@@ -17,13 +17,13 @@ _ABOVE_ZERO = ("max_length", "frames", "stride", "seconds")
 
 class ImpTextKwargs(TypedDict, total=False):
     """`max_length` pads and cuts the texts to that many tokens (None: to the length of training); `padding` and `truncation` are
-    those of Hugging Face tokenizers. `marked` is for tasks whose answer is read at a mark: each text has one, where it says
+    those of Hugging Face tokenizers. `answer_mask` is for tasks whose answer is read at a mask: each text has one, where it says
     [MASK], else at its end."""
 
     max_length: int | None
     padding: bool | str | None
     truncation: bool | str | None
-    marked: bool | None
+    answer_mask: bool | None
     return_tensors: str | None
 
 

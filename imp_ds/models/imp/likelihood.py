@@ -105,12 +105,12 @@ def encode_with_spe(model, parts: list[tuple], key_B: torch.Tensor | None = None
     return replace(encoding, pooled_BD=encoding.tokens_BLD[:, 0])
 
 
-def encode_at_mark(model, parts: list[tuple], key_B: torch.Tensor | None = None):
+def encode_at_mask(model, parts: list[tuple], key_B: torch.Tensor | None = None):
     """The Encoding of the segments of `parts`, of which the last text has a mask token: its `pooled_BD` is the state of the first
     one there. A text without one would be read at its beginning; the code that makes the texts ensures one."""
     spe_inputs(model.config, 1, torch.device("cpu"))  # that there is such a token
     encoding = model.encode_segments(parts, key_B)
     place = max(i for i, (modality, _, _) in enumerate(parts) if modality == "text")
-    marked_BL = parts[place][1]["input_ids"] == model.config.mask_token_id
-    index_B = marked_BL.int().argmax(1) + sum(encoding.lengths[:place])
+    is_mask_BL = parts[place][1]["input_ids"] == model.config.mask_token_id
+    index_B = is_mask_BL.int().argmax(1) + sum(encoding.lengths[:place])
     return replace(encoding, pooled_BD=encoding.tokens_BLD[torch.arange(len(index_B), device=index_B.device), index_B])

@@ -10,8 +10,8 @@ from transformers.processing_utils import ProcessorMixin
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality
-from imp_ds.modalities.text import marking
 from imp_ds.modalities.text import tokens as text_modality
+from imp_ds.modalities.text.answer_mask import preprocess_with_mask
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.keywords import ImpProcessorKwargs, ImpTextKwargs, check_keywords, sort_keywords
@@ -102,8 +102,8 @@ class ImpProcessor(ProcessorMixin):
         made = self.tokenizer.init_kwargs
         loaded = {name: made[name] for name in ("padding", "max_length") if name in made} if "padding" in made else {}
         options = {**self.text_kwargs, **loaded, **{name: value for name, value in given.items() if value is not None}}
-        marked, tensors, length = (options.pop(name, None) for name in ("marked", "return_tensors", "max_length"))
-        preprocess = marking.preprocess_marked if marked else text_modality.preprocess
+        answer_mask, tensors, length = (options.pop(name, None) for name in ("answer_mask", "return_tensors", "max_length"))
+        preprocess = preprocess_with_mask if answer_mask else text_modality.preprocess
         return BatchFeature(preprocess(texts, self.tokenizer, length, **options), tensor_type=tensors)
 
     @property

@@ -44,7 +44,7 @@ def count_tokens(modalities: list[str], parts: list[Tokens], text_length: int | 
     """As how many tokens each example counts for the experts' slots, when it routes alone.
 
     A text counts as its words, or as `text_length`, that of training, where it has fewer: so its padding does not matter, and a
-    text that is padded as in training has as many slots as there. A token by itself beside other segments is a mark, and counts
+    text that is padded as in training has as many slots as there. A token by itself beside other segments is a mask, and counts
     as one; what is of other modalities has no padding.
     """
     most, tokens_B = 0, 0

@@ -10,7 +10,7 @@ import torch
 
 from imp_ds.errors import UserError
 from imp_ds.models.imp.conditions import Sides, segment_attributes
-from imp_ds.models.imp.likelihood import encode_at_mark, encode_with_spe
+from imp_ds.models.imp.likelihood import encode_at_mask, encode_with_spe
 from imp_ds.moe.routing import Condition, RouterReport
 from imp_ds.tasks import Batch, Evaluation
 
@@ -37,7 +37,7 @@ class PairSides:
 
 
 class LikelihoodSides:
-    """By the likelihood head: the record's modality, or with it a text that has a mark, against candidates of its target.
+    """By the likelihood head: the record's modality, or with it a text that has a mask, against candidates of its target.
 
     Gates get the record's task; without one attribute gates get the modalities of queries and candidates, so
     that a pair of modalities which no task has trained has a condition too.
@@ -45,13 +45,13 @@ class LikelihoodSides:
 
     def __init__(self, record: Evaluation):
         self.name, self.modality, self.target, self.task = record.name, record.modality, record.target, record.task
-        self.marked = record.answer_at == "mark"
-        self.inputs = [self.modality] + (["text"] if self.marked and self.modality != "text" else [])
+        self.answer_mask = record.answer_at == "mask"
+        self.inputs = [self.modality] + (["text"] if self.answer_mask and self.modality != "text" else [])
 
     def query(self, model, batch: Batch) -> Vectors:
         """The queries."""
         head, parts = self._head(model), [(m, batch.inputs[m], self._condition(model, m, False)) for m in self.inputs]
-        encoding = (encode_at_mark if self.marked else encode_with_spe)(model, parts)
+        encoding = (encode_at_mask if self.answer_mask else encode_with_spe)(model, parts)
         return self.modality, head(encoding.pooled_BD), encoding.reports
 
     def candidates(self, model, batch: Batch) -> Vectors:

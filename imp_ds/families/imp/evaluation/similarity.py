@@ -29,7 +29,7 @@ class TextEvaluator(Evaluator):
     """How well a modality meets text. `run(model)` yields
 
     zero_shot/{name}/top1, and top5 when there are more than 5 classes, if `classes` is given;
-    answers/{name}/exact_match besides, where the classes are answers that are read at a mark;
+    answers/{name}/exact_match besides, where the classes are answers that are read at a mask;
     retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given; of another target its name.
 
     Args:
@@ -80,11 +80,11 @@ class TextEvaluator(Evaluator):
 
     @classmethod
     def build(cls, split: Split, record: Evaluation) -> "TextEvaluator":
-        source, marked = record.source, record.answer_at == "mark"
-        asked = record.modality == "text" or marked  # the text is what is read
+        source, answer_mask = record.source, record.answer_at == "mask"
+        asked = record.modality == "text" or answer_mask  # the text is what is read
         return cls(
             record,
-            split.batches(source, used_views(record), record.name, text=TextNeeds(mask_at_answer=marked)),
+            split.batches(source, used_views(record), record.name, text=TextNeeds(mask_at_answer=answer_mask)),
             split.processor.tokenizer,
             labels=None if source.label is None else split.labels(source),
             classes=class_prompts(split.run, record, split.reader(source)),
@@ -106,7 +106,7 @@ class TextEvaluator(Evaluator):
                 found_k = accuracy(self.vectors_NC, classes_KC, label_N, k)
                 shown = Shown("zero-shot", panel=ACCURACY) if k == 1 else None
                 yield Metric(f"zero_shot/{name}/top{k}", found_k, "share", "higher", shown)
-            if self.record.answer_at == "mark":
+            if self.record.answer_at == "mask":
                 match = self._exact_match(classes_KC, label_N)
                 yield Metric(f"answers/{name}/exact_match", match, "share", "higher", Shown("answers"))
         if self.captions is not None:

@@ -9,21 +9,21 @@ import numpy as np
 from imp_ds.modalities.text import masking
 from imp_ds.modalities.text.tokens import preprocess
 
-MARK = "[MASK]"  # in a text, whatever the tokenizer calls its mask token
+MASK_TEXT = "[MASK]"  # in a text, whatever the tokenizer calls its mask token
 
 
-def preprocess_marked(texts: list[str], tokenizer, length: int | None = None, **options) -> dict[str, np.ndarray]:
-    """`text.preprocess` of texts that all have the mask token: in the place of MARK, or at the end of a text without it.
+def preprocess_with_mask(texts: list[str], tokenizer, length: int | None = None, **options) -> dict[str, np.ndarray]:
+    """`text.preprocess` of texts that all have the mask token: in the place of MASK_TEXT, or at the end of a text without it.
 
     options: `padding` and `truncation` of `text.preprocess`.
 
-    A text that is so long that its mark would be cut off has it in the place of its last word that is left. Raises UserError as
+    A text that is so long that its mask would be cut off has it instead of its last token that is left. Raises UserError as
     `text.preprocess`, and for a tokenizer without a token that stands for a hidden word.
     """
     mask_id = masking.mask_id(tokenizer)
     token = tokenizer.convert_ids_to_tokens(mask_id)
-    marked = [text.replace(MARK, token) if MARK in text else f"{text} {token}" for text in texts]
-    inputs = preprocess(marked, tokenizer, length, **options)
+    masked = [text.replace(MASK_TEXT, token) if MASK_TEXT in text else f"{text} {token}" for text in texts]
+    inputs = preprocess(masked, tokenizer, length, **options)
     ids_BL, special = inputs["input_ids"], list({*tokenizer.all_special_ids} - {tokenizer.unk_token_id})
     for ids_L, mask_L in zip(ids_BL, inputs["attention_mask"]):
         if mask_id not in ids_L:
