@@ -158,7 +158,9 @@ class Without(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 folder = sys.argv[1]
 import torch, imp_ds
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
+processor = AutoProcessor.from_pretrained(folder)
+assert type(processor) is imp_ds.ImpProcessor and processor(text="nine")["input_ids"].shape[0] == 1
 model = imp_ds.ImpModel.from_pretrained(folder)
 again = AutoModel.from_pretrained(folder)
 with torch.no_grad():
@@ -171,8 +173,11 @@ except ImportError:
 """
 
 
-def test_a_model_loads_without_what_only_training_needs(tmp_path):
+def test_a_model_and_its_processor_load_without_what_only_training_needs(tmp_path):
+    from helpers.small_loader import processor
     from imp_ds import ImpConfig, ImpForPreTraining
+
+    processor().save_pretrained(tmp_path)
 
     tiny = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 10}
     ImpForPreTraining(ImpConfig(**tiny, num_experts=2, moe_layers="last:1")).save_pretrained(tmp_path)
