@@ -9,7 +9,7 @@ from imp_ds.evaluation import Evaluator
 from imp_ds.families import FAMILIES
 from imp_ds.moe.routers.registry import ROUTERS
 from imp_ds.objectives.registry import OBJECTIVES
-from imp_ds.registry import EVALUATORS, FORMATS
+from imp_ds.registry import EVALUATORS, FORMATS, MODALITIES
 
 KINDS = "zero_shot|retrieval|captioning|masked_language|heads|tuned|answers"
 METRIC = re.compile(rf"(^|[^\w])({KINDS})/|/(top\d|R@|bleu4|cider|perplexity)|^left_out/")
@@ -137,3 +137,22 @@ def test_each_family_is_one_package_and_its_line():
             if not name.startswith(own):
                 assert not any(f"{module}.".startswith(f"{package}.") for module in imports), name
             assert kind not in compared_constants(tree_of(path), "family"), name
+
+
+def test_each_modality_is_one_file_or_package_and_its_line():
+    """Outside of its room and the recipes a modality is named by nothing but the registry, and no list of modalities stands
+    anywhere else. ImpConfig's default pairs are the published ones; ImpModel's `input_modalities` are in transformers' words."""
+    free = {"imp_ds/registry.py", "imp_ds/models/imp/configuration_imp.py", "imp_ds/models/imp/modeling_imp.py"}
+    for path in modules_outside("modalities"):
+        name = path.relative_to(PACKAGE.parent).as_posix()
+        if name in free or name.startswith(("imp_ds/recipes/", "imp_ds/data/digits/")):
+            continue
+        tree = code(path)
+        constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert "sensors" not in constants, name
+        for node in (
+            node for node in ast.walk(tree) if isinstance(node, (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Subscript))
+        ):
+            items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+            listed = {item.value for item in items if isinstance(item, ast.Constant)} & set(MODALITIES)
+            assert len(listed) < 2, (name, node.lineno, listed)

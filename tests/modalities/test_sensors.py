@@ -113,7 +113,9 @@ def test_the_processor_of_a_model_takes_arrays_files_and_lists(tmp_path):
 
 def test_the_embedding_is_a_projection_and_a_position():
     sizes = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, num_experts=0)
-    config = ImpConfig(modalities=["vision", "audio", "text", "sensors"], sensors_patch=2, sensors_max=8, sensors_channels=2, **sizes)
+    config = ImpConfig(
+        modalities=["vision", "audio", "text", "sensors"], sensors_patch=2, sensors_max=8, sensors_channels=2, **sizes
+    )
     module = SENSORS.embedding(config)
     values, positions = torch.randn(1, 2, 4), torch.tensor([[[0.0], [0.5]]])
     tokens, valid = module(values, positions)
@@ -150,7 +152,9 @@ def test_a_model_has_what_its_tasks_read():
 def write_walks(folder, rows=16):
     """Parquet with lists of steps, and the same rows as CSV files that a table names."""
     rng = np.random.default_rng(0)
-    windows = [np.outer(np.arange(6), [1.0, -1.0] if row % 2 else [-1.0, 1.0]) + rng.normal(0, 0.1, (6, 2)) for row in range(rows)]
+    windows = [
+        np.outer(np.arange(6), [1.0, -1.0] if row % 2 else [-1.0, 1.0]) + rng.normal(0, 0.1, (6, 2)) for row in range(rows)
+    ]
     for split in ("train", "validation"):
         (folder / "walks").mkdir(parents=True, exist_ok=True)
         (folder / "files" / split).mkdir(parents=True)

@@ -29,9 +29,9 @@ image = np.zeros(({height}, {width}, 3), dtype=np.uint8)  # or a PIL image; for 
 {comparing}```
 """
 _COMPARING = """\
-inputs = processor(images=[image], text=["a caption", "another caption"])
+inputs = processor({example}, text=["a caption", "another caption"])
 embeddings = model(**inputs{task}).embeddings
-scores = embeddings["vision_to_text"] @ embeddings["text_to_vision"].T  # one row for each image
+scores = embeddings["{modality}_to_text"] @ embeddings["text_to_{modality}"].T  # one row for each sample
 """
 _SCORED = "zero-shot by prompts, retrieval against the whole split, classes and hidden words by heads, captions by beam search"
 _ANSWERING = """
@@ -89,22 +89,28 @@ def _experts(config: ImpConfig) -> str:
     return found + (alone if config.tokens_compete else "")
 
 
-def _task(config: ImpConfig) -> str:
-    """What the example has to say of the task, where the gates ask for it: one that has an image and a text if there is one."""
+def _task(config: ImpConfig, modality: str) -> str:
+    """What the example has to say of the task, where the gates ask for it: one that has the modality and texts, if there is one."""
     if config.gate not in ("task", "attribute") or not (config.num_experts or config.merged_conditions):
         return ""
     merged = config.merged_conditions
     served = [task for task in config.objectives if not merged or set(task_conditions(config, task)) <= set(merged)]
     sides = {task: task_sides(task, config.objectives[task]["objectives"]) for task in served}
-    both = [task for task in served if {"vision", "text"} <= sides[task].inputs | sides[task].targets]
+    both = [task for task in served if {modality, TEXT} <= sides[task].inputs | sides[task].targets]
     return f", task={(both or served)[0]!r}"
 
 
 def _comparing(run: RunConfig, config: ImpConfig) -> str:
-    """How an image is compared with texts by the projections of the pair, unless all that was learned is likelihoods."""
+    """How a sample is compared with texts by the projections of the pair, unless all that was learned is likelihoods: of the first
+    modality that a task matches with texts; of a run without such a task, of the first that there is."""
     objectives = _objectives(run)
     by_likelihood = objectives and all(objective.scale_family for _, _, objective in objectives)
-    return "" if by_likelihood else _COMPARING.format(task=_task(config))
+    if by_likelihood:
+        return ""
+    matched = [pair for _, _, objective in objectives for pair in objective.common_spaces() if TEXT in pair]
+    found = [name for name in MODALITIES if name != TEXT and any(name in pair for pair in matched)]
+    modality = (found or list(MODALITIES))[0]
+    return _COMPARING.format(example=get_modality(modality).example, modality=modality, task=_task(config, modality))
 
 
 def _objectives(run: RunConfig) -> list[tuple[str, int, ObjectiveRecord]]:

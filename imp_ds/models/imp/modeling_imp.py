@@ -49,9 +49,6 @@ class Encoding:
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-FIELDS = ("vision", "audio", "text", "videos")  # what has a field of its own in ImpOutput
-
-
 @dataclass
 class ImpOutput(ModelOutput):
     """What `ImpModel.forward` returns; a field is None when its modality was not given.
@@ -357,8 +354,8 @@ class ImpModel(ImpPreTrainedModel):
                 modality, named, condition=condition, hidden_states=hidden_states, attentions=attentions
             )
         output = ImpOutput(
-            **{f"{source}_pooled": encoding.pooled_BD for source, encoding in encodings.items() if source in FIELDS},
-            more_pooled={source: encoding.pooled_BD for source, encoding in encodings.items() if source not in FIELDS} or None,
+            **{f"{source}_pooled": encoding.pooled_BD for source, encoding in encodings.items() if _has_field(source)},
+            more_pooled={source: encoding.pooled_BD for source, encoding in encodings.items() if not _has_field(source)} or None,
             embeddings={
                 f"{source}_to_{target}": projection(encoding.pooled_BD)
                 for (modality, target), projection in ((name.split("_to_"), each) for name, each in self.projections.items())
@@ -370,6 +367,11 @@ class ImpModel(ImpPreTrainedModel):
             attentions=_of_layers(encodings, "attentions"),
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def _has_field(source: str) -> bool:
+    """Whether ImpOutput has a field for the pooled vectors of a source."""
+    return f"{source}_pooled" in ImpOutput.__dataclass_fields__
 
 
 def _of_layers(encodings: dict[str, Encoding], name: str):
