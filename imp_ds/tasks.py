@@ -199,9 +199,9 @@ class BatchReport(NamedTuple):
 class Batch:
     """What one rank feeds in one step: inputs {modality: {input name: Tensor}}, targets {name: Tensor}; two levels, never more.
 
-    `targets["label"]` holds class indices, int64 [B]; `targets["words"]` the tokens to be found, int64 [B, L], -100 elsewhere;
-    `targets["caption"]` the target ids of captions, the end with them, int64 [B, L], -100 after it.
-    `key_B` holds the samples' random keys (`imp_ds.randomness`), int64 [B]; None, as in evaluation: nothing is random.
+    `targets["label"]` holds class indices, int64 [B]; `targets["token_ids"]` the tokens to be found, int64 [B, L], -100
+    elsewhere; `targets["caption"]` the target ids of captions, the end with them, int64 [B, L], -100 after it. `key_B` holds the
+    samples' random keys (`imp_ds.randomness`), int64 [B]; None, as in evaluation: nothing is random.
     """
 
     __slots__ = ("task", "inputs", "targets", "key_B", "report")

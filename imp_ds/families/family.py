@@ -138,6 +138,6 @@ def text_shapes(task: Task, samples: int, family: str) -> Batch:
         what = f"the family {family} does not define what a batch of the task {task.name} is made of"
         raise UserError(what, got=", ".join(views.names()), allowed="text", fix="define ModelFamily.shapes")
     ids_BL = torch.empty(samples, views.text.length, dtype=torch.int64, device="meta")
-    wanted = {"label": needs.label, "caption": needs.target_ids, "words": needs.mask_rate}
+    wanted = {"label": needs.label, "caption": needs.target_ids, "token_ids": needs.mask_rate}
     targets = {name: ids_BL[:, 0] if name == "label" else ids_BL for name, there in wanted.items() if there}
     return Batch(task.name, {"text": {"input_ids": ids_BL, "attention_mask": ids_BL}}, targets)

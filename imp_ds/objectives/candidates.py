@@ -1,4 +1,4 @@
-"""Sets of candidate texts: class names, answers, or every word of the vocabulary.
+"""Sets of candidate texts: class names, answers, or every token of the vocabulary.
 
 The network that reads the question encodes the candidates too, in every step. A set is shared out: of N candidates each of R
 ranks encodes ceil(N / R), and their vectors are gathered with gradient, so that a step costs each rank its share alone. What
@@ -60,7 +60,7 @@ class Candidates:
         return gather_rows(model.likelihood(encoding.pooled_BD))[: self.count]
 
 
-class Words(Candidates):
+class VocabularyTokens(Candidates):
     """Every token of the vocabulary, each as a text of its own."""
 
     name = "vocabulary"

@@ -1,4 +1,4 @@
-"""Captioning: the next word of a caption is found among all words of the vocabulary, by the head that all tasks share
+"""Captioning: the next token of a caption is found among all tokens of the vocabulary, by the head that all tasks share
 (Uni-Perceiver, arXiv 2112.01522; release, `image_text_pair.py` and `embed_cls_predictor.py`).
 
 Training finds all words in one pass (`imp_ds.models.imp.generation.caption_sequence`), the end of the text among them. The loss
@@ -22,7 +22,7 @@ from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.generation.beam_search import beam_search
 from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, encode_captions, query_states
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
-from imp_ds.objectives.candidates import Words
+from imp_ds.objectives.candidates import VocabularyTokens
 from imp_ds.objectives.likelihood import (
     HEAD_PARAMETERS,
     SPE,
@@ -54,7 +54,7 @@ class Captioning(ObjectiveRecord):
         return Sides(frozenset([self.modality, "text"]), text, causal=text, candidates=True)
 
     def sequences(self, tokens, batch_size):
-        words = ("text", tokens["text"])  # the caption, and a query for each of its words
+        words = ("text", tokens["text"])  # the caption, and a query for each of its tokens
         segments = (SPE, (self.modality, tokens[self.modality]), words, words)
         return {f"caption+{self.modality}": Sequences(batch_size, segments)}
 
@@ -65,7 +65,7 @@ class Captioning(ObjectiveRecord):
         return head_kernels(config, rows, value_bytes)
 
     def kernels(self, shape: StepShape) -> list[Kernel]:
-        """The head on every word's query, and the cross-entropy of its cosines with all words, in float32."""
+        """The head on every token's query, and the cross-entropy of its cosines with all tokens, in float32."""
         return comparison_kernels(shape, shape.samples * shape.lengths["text"], shape.candidates["vocabulary"])
 
     def loss_values(self, shape):
@@ -86,15 +86,15 @@ class Captioning(ObjectiveRecord):
 
 
 class CaptioningObjective(AmongTexts):
-    """Cross-entropy of the words of targets["caption"], int64 [B, T]: the ids of a caption and its end, -100 after it."""
+    """Cross-entropy of the target ids of targets["caption"], int64 [B, T]: the ids of a caption and its end, -100 after it."""
 
     def __init__(self, config, record: Captioning):
         super().__init__([record.modality], record.family)
         self.modality, self.label_smoothing = record.modality, record.label_smoothing
         self.sequence = f"caption+{record.modality}"
-        self.candidates = Words(config.vocab_size)
+        self.candidates = VocabularyTokens(config.vocab_size)
 
-    def resize_words(self, count: int) -> None:
+    def resize_tokens(self, count: int) -> None:
         self.candidates.resize(count)
 
     def encode(self, model, batch, encodings):
@@ -131,14 +131,14 @@ class CaptioningObjective(AmongTexts):
     def encode_targets(
         self, model: ImpModel, prefix: ConditioningPrefix, target_BT: torch.Tensor, key_B: torch.Tensor | None = None
     ) -> Encoding:
-        """Captions, as targets["caption"] has them, with a query for each word."""
+        """Captions, as targets["caption"] has them, with a query for each token."""
         valid_BT = target_BT != IGNORED
-        words_BT = target_BT.where(valid_BT, model.config.pad_token_id)
+        ids_BT = target_BT.where(valid_BT, model.config.pad_token_id)
         places = range(target_BT.shape[1])
-        return encode_captions(model, prefix, words_BT.unsqueeze(1), places, valid_BT.unsqueeze(1), key_B)
+        return encode_captions(model, prefix, ids_BT.unsqueeze(1), places, valid_BT.unsqueeze(1), key_B)
 
     def log_probabilities(self, model: ImpModel, states: torch.Tensor, vectors_VC: torch.Tensor) -> torch.Tensor:
-        """Of each word in the place of each query, float32 [..., V], from the queries' states, [..., D]."""
+        """Of each token at each query, float32 [..., V], from the queries' states, [..., D]."""
         logits_NV = model.likelihood.logits(model.likelihood(states.flatten(0, -2)), vectors_VC, self.family)
         return logits_NV.log_softmax(1).unflatten(0, states.shape[:-1])
 
@@ -150,14 +150,14 @@ class CaptioningObjective(AmongTexts):
         """The best caption of each sample that a beam of `size` finds, int64 [B, L], L <= longest, its end with it and filled up
         with ends, and its score, float32 [B]. Arguments and errors as those of `beam_search`."""
 
-        def next_words(words_BKL: torch.Tensor) -> torch.Tensor:
-            place, captions = words_BKL.shape[2], words_BKL.shape[1]
-            encoding = encode_captions(model, prefix, words_BKL, range(place, place + 1))
+        def next_tokens(ids_BKL: torch.Tensor) -> torch.Tensor:
+            place, captions = ids_BKL.shape[2], ids_BKL.shape[1]
+            encoding = encode_captions(model, prefix, ids_BKL, range(place, place + 1))
             return self.log_probabilities(model, query_states(encoding, captions)[:, :, 0], vectors_VC)
 
         batch = len(next(iter(prefix.inputs.values())))
         return beam_search(
-            next_words, batch, size=size, longest=longest, end_id=model.config.end_token_id, length_penalty=length_penalty,
+            next_tokens, batch, size=size, longest=longest, end_id=model.config.end_token_id, length_penalty=length_penalty,
             device=vectors_VC.device, agree=agree,
         )  # fmt: skip
 

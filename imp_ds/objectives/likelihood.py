@@ -21,9 +21,9 @@ from imp_ds.modalities.text.masking import most_hidden
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.likelihood import encode_at_mask, encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
-from imp_ds.objectives.candidates import Candidates, Names, Words
+from imp_ds.objectives.candidates import Candidates, Names, VocabularyTokens
 from imp_ds.objectives.contrastive import nce_direction, positives, similarity_values
-from imp_ds.objectives.masked_language import HiddenWords, score_values
+from imp_ds.objectives.masked_language import MaskedTokens, score_values
 from imp_ds.objectives.objective import Answers, ClassObjective, Needs, Objective, ObjectiveRecord, StepShape
 from imp_ds.objectives.registry import register
 from imp_ds.parallel.gather import gather_rows
@@ -212,7 +212,7 @@ class Likelihood(ObjectiveRecord):
         if self.candidates == "batch":
             return AmongBatch(self)
         if self.candidates == "vocabulary":
-            return AmongWords(config, self)
+            return AmongTokens(config, self)
         return AmongNames(self, known.get("candidate_ids"))
 
 
@@ -309,28 +309,28 @@ class AmongNames(AmongTexts, ClassObjective):
         return loss, self.found(model, logits_BK.detach().argmax(1) == label_B)
 
 
-class AmongWords(AmongTexts):
-    """The hidden words of targets["words"], int64 [B, L], among all words, as `HiddenWords` has it."""
+class AmongTokens(AmongTexts):
+    """The masked tokens of targets["token_ids"], int64 [B, L], among all tokens, as `MaskedTokens` has it."""
 
     def __init__(self, config, record: Likelihood):
         super().__init__(record.inputs, record.family, record.answer_at)
-        self.candidates = Words(config.vocab_size)
-        self.hidden = HiddenWords(record.rate)
+        self.candidates = VocabularyTokens(config.vocab_size)
+        self.hidden = MaskedTokens(record.rate)
 
-    def resize_words(self, count: int) -> None:
+    def resize_tokens(self, count: int) -> None:
         self.candidates.resize(count)
 
-    def answers(self, model: ImpModel, encodings: dict[str, Encoding], words_BL: torch.Tensor):
-        """As `HiddenWords.answers`."""
+    def answers(self, model: ImpModel, encodings: dict[str, Encoding], labels_BL: torch.Tensor):
+        """As `MaskedTokens.answers`."""
         encoding = encodings[self.sequence]
         parts = encoding.tokens_BLD.split(encoding.lengths, dim=1)
         tokens_BLD = parts[self.inputs.index("text") + (self.answer_at == "start")]
         vectors_KC = self.vectors(model, encodings)
         score = lambda states_ND: model.likelihood.logits(model.likelihood(states_ND), vectors_KC, self.family)  # noqa: E731
-        return self.hidden.answers(score, tokens_BLD, words_BL)
+        return self.hidden.answers(score, tokens_BLD, labels_BL)
 
     def forward(self, model, encodings, targets):
-        loss, right_B = self.hidden.loss(*self.answers(model, encodings, targets["words"]))
+        loss, right_B = self.hidden.loss(*self.answers(model, encodings, targets["token_ids"]))
         return loss, self.found(model, right_B)
 
 

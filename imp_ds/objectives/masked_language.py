@@ -40,7 +40,7 @@ class MaskedLanguage(ObjectiveRecord):
         return Sides(frozenset(["text"]), frozenset(["text"]))
 
     def kernels(self, shape: StepShape) -> list[Kernel]:
-        """The head on as many tokens of each text as may be hidden, and the cross-entropy of all words, in float32."""
+        """The head on as many tokens of each text as may be hidden, and the cross-entropy of all tokens, in float32."""
         width, words, size = shape.config.hidden_size, shape.config.vocab_size, shape.value_bytes
         samples, length = shape.samples, shape.lengths["text"]
         rows = samples * most_hidden(length, self.rate)
@@ -68,12 +68,12 @@ class MaskedLanguage(ObjectiveRecord):
 
 
 def score_values(shape: StepShape, rows: int) -> float:
-    """Values of the scores of all words for `rows` tokens of each sample: three times at the head of the backward, where the
+    """Values of the scores of all tokens for `rows` tokens of each sample: three times at the head of the backward, where the
     softmax and the gradients of loss and scores are there together."""
     return 3 * shape.samples * rows * shape.config.vocab_size
 
 
-class WordHead(nn.Module):
+class TokenHead(nn.Module):
     """From a token's state to a score for every word (BERT's release, `run_pretraining.py`): dense, GELU, norm, and the product
     with the words' own vectors, those of the encoder's embedding, and a bias. forward: (model, states [N, D]) -> [N, V]."""
 
@@ -87,17 +87,17 @@ class WordHead(nn.Module):
         init.zeros_(self.bias)
 
     @torch.no_grad()
-    def resize_words(self, count: int) -> None:
+    def resize_tokens(self, count: int) -> None:
         """Follow a vocabulary that now has `count` words: the biases of new ones are 0, as at the start of training."""
         kept = self.bias[:count]
         self.bias = nn.Parameter(F.pad(kept, (0, count - len(kept))), requires_grad=self.bias.requires_grad)
 
     def forward(self, model, states_ND: torch.Tensor) -> torch.Tensor:
         hidden_ND = self.norm(F.gelu(self.dense(states_ND), approximate="tanh"))
-        return model.score_words(hidden_ND) + self.bias
+        return model.score_tokens(hidden_ND) + self.bias
 
 
-class HiddenWords:
+class MaskedTokens:
     """What is computed of texts with hidden words, whoever scores the words.
 
     Targets are int64 [B, L]: the tokens to be found, -100 elsewhere. Of each text `most_hidden(L, rate)` tokens are computed, the
@@ -114,32 +114,32 @@ class HiddenWords:
         return (loss_BK.sum(1) / count_B).mean(), found_BK.sum(1) / count_B
 
     def answers(
-        self, score: Callable[[torch.Tensor], torch.Tensor], tokens_BLD: torch.Tensor, words_BL: torch.Tensor
+        self, score: Callable[[torch.Tensor], torch.Tensor], tokens_BLD: torch.Tensor, labels_BL: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of each computed token, [B, K]: its cross-entropy (float32), whether its best word is the right one, and whether it
-        was hidden at all; both others are 0 and False where it was not. `score`: states [N, D] -> scores of all words [N, V]."""
-        hidden_first_BL = (words_BL == IGNORED).to(torch.int8).argsort(dim=1, stable=True)
-        index_BK = hidden_first_BL[:, : most_hidden(words_BL.shape[1], self.rate)]
-        word_BK = words_BL.gather(1, index_BK)
+        was hidden at all; both others are 0 and False where it was not. `score`: states [N, D] -> scores of all tokens [N, V]."""
+        hidden_first_BL = (labels_BL == IGNORED).to(torch.int8).argsort(dim=1, stable=True)
+        index_BK = hidden_first_BL[:, : most_hidden(labels_BL.shape[1], self.rate)]
+        label_BK = labels_BL.gather(1, index_BK)
         states_BKD = tokens_BLD.take_along_dim(index_BK[..., None], dim=1)
         scores_NV = score(states_BKD.flatten(0, 1)).float()
-        loss_N = F.cross_entropy(scores_NV, word_BK.flatten(), ignore_index=IGNORED, reduction="none")
+        loss_N = F.cross_entropy(scores_NV, label_BK.flatten(), ignore_index=IGNORED, reduction="none")
         best_N = scores_NV.detach().argmax(1)
-        return loss_N.view_as(word_BK), best_N.view_as(word_BK) == word_BK, word_BK != IGNORED
+        return loss_N.view_as(label_BK), best_N.view_as(label_BK) == label_BK, label_BK != IGNORED
 
 
 class MaskedLanguageObjective(Objective):
-    """Cross-entropy of the hidden words of targets["words"], by a head of the task's own."""
+    """Cross-entropy of the masked tokens of targets["token_ids"], by a head of the task's own."""
 
     def __init__(self, config, rate: float):
         super().__init__()
-        self.hidden = HiddenWords(rate)
-        self.head = WordHead(config)
+        self.hidden = MaskedTokens(rate)
+        self.head = TokenHead(config)
 
-    def answers(self, model, encodings: dict, words_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `HiddenWords.answers`."""
-        return self.hidden.answers(partial(self.head, model), encodings["text"].tokens_BLD, words_BL)
+    def answers(self, model, encodings: dict, labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `MaskedTokens.answers`."""
+        return self.hidden.answers(partial(self.head, model), encodings["text"].tokens_BLD, labels_BL)
 
     def forward(self, model, encodings, targets):
-        loss, found_B = self.hidden.loss(*self.answers(model, encodings, targets["words"]))
+        loss, found_B = self.hidden.loss(*self.answers(model, encodings, targets["token_ids"]))
         return loss, {"accuracy/masked_language": found_B.mean()}

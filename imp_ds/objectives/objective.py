@@ -29,7 +29,7 @@ class Needs(NamedTuple):
 
     modalities: those that a sample must have, and the task a view of.
     label: whether it must have a class; classes: labels are below this number, None where nothing limits them.
-    mask_rate: share of its text's words that are hidden from the model, which targets["words"] has; 0: none.
+    mask_rate: share of its text's words that are hidden from the model, which targets["token_ids"] has; 0: none.
     target_ids: whether targets["caption"] has the token ids of its text, to be generated.
     mask_at_answer: whether its text has a mask token where the query's state is read.
     """

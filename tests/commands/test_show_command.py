@@ -181,7 +181,7 @@ def test_hidden_words_are_shown_as_hidden_and_reported_beside(root, tmp_path):
     for position, card in enumerate(shown["cards"]):
         said, hidden = card["caption"].split("<br>hidden: ")
         assert said.count("<b>▒</b>") == masks[position]
-        target = batch.targets["words"][position]
+        target = batch.targets["token_ids"][position]
         assert hidden == f"<b>{html.escape(processor.tokenizer.decode(target[target >= 0].tolist()))}</b><br>"
 
 

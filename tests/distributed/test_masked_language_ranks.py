@@ -30,5 +30,5 @@ def test_two_ranks_equal_one_process(results, case):
 
 def test_the_ranks_have_different_numbers_of_hidden_words():
     """Or a mean over each rank's own would do as well."""
-    hidden_BL = words_batch(0).targets["words"] != IGNORED
+    hidden_BL = words_batch(0).targets["token_ids"] != IGNORED
     assert [half.sum().item() for half in hidden_BL.chunk(2)] == [0 + 1 + 2 + 3, 4 + 5 + 6 + 7]

@@ -49,7 +49,7 @@ def test_results_equal_a_direct_computation():
         with torch.no_grad():
             tokens_LD = model.imp.encode("text", {name: made[name] for name in text.INPUT_NAMES}).tokens_BLD[0]
             scores_LV = model.objectives["words"].parts[0].head(model.imp, tokens_LD).double()
-        for scores_V, word in zip(scores_LV, made["words"][0]):
+        for scores_V, word in zip(scores_LV, made["token_ids"][0]):
             if word != IGNORED:
                 losses.append(F.cross_entropy(scores_V, word).item())
                 hits.append(scores_V.argmax().item() == word.item())
@@ -70,9 +70,9 @@ def test_the_ranks_share_the_texts(monkeypatch):
             monkeypatch.setattr(masked_language, "rank", lambda rank=rank: rank)
             batch = evaluator._batch(turn)
             assert batch.inputs["text"]["input_ids"].shape == (3, 6)
-            seen += [words_L for words_L in batch.targets["words"] if (words_L != IGNORED).any()]
+            seen += [words_L for words_L in batch.targets["token_ids"] if (words_L != IGNORED).any()]
     rows = [row for row, caption in enumerate(CAPTIONS) if caption]
-    torch.testing.assert_close(torch.stack(seen), torch.cat([hide(row)["words"] for row in rows]))
+    torch.testing.assert_close(torch.stack(seen), torch.cat([hide(row)["token_ids"] for row in rows]))
 
 
 def test_every_run_hides_the_same_words_in_any_batches():
@@ -84,7 +84,7 @@ def test_a_head_that_always_says_one_word():
     model = small_model(len(TOKENIZER)).eval()
     (word,) = TOKENIZER("the")["input_ids"]
     model.objectives["words"].parts[0].head.bias.data[word] = 1e3
-    targets = torch.cat([hide(row)["words"] for row, caption in enumerate(CAPTIONS) if caption])
+    targets = torch.cat([hide(row)["token_ids"] for row, caption in enumerate(CAPTIONS) if caption])
     found = run(4, model=model)
     assert found["masked_language/words/accuracy"] == (targets == word).sum() / (targets != IGNORED).sum() > 0
     assert found["masked_language/words/perplexity"] > 1e100

@@ -28,7 +28,7 @@ def test_values_are_written_with_their_units():
 
 
 def test_the_line_of_the_console_has_the_main_metrics_by_kind():
-    line = "zero-shot image 50.0 %, audio 25.0 %; latency image median 12.35 ms; heads animal loss 1.250 87.5 %"
+    line = "zero-shot image 50.0 %, sound 25.0 %; latency image median 12.35 ms; heads animal loss 1.250 87.5 %"
     assert in_one_line(FOUND) == line and in_one_line(FOUND[:1]) == ""
 
 

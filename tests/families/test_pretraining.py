@@ -146,7 +146,7 @@ def test_a_step_never_waits_for_the_device(positives, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # it knows no meta device
     nce = spec(Contrastive(pairs=[("audio", "text"), ("vision", "text")], positives=positives))
     model, batch = build("sum", nce, DIGIT, WORD, HIDDEN).to("meta"), speech()
-    batch.targets["words"] = torch.tensor([[-100, 5, -100]] * 4)
+    batch.targets["token_ids"] = torch.tensor([[-100, 5, -100]] * 4)
     pixels = torch.zeros(4, 4, 96, dtype=torch.uint8)
     places = torch.from_numpy(grid_positions(1, 2, 2)).expand(4, -1, -1)
     batch.inputs["vision"] = {"pixel_values": pixels, "pixel_positions": places}

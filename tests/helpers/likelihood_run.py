@@ -49,11 +49,11 @@ def likelihood_batch(step: int) -> Batch:
     """The global batch of a step; of its texts 0 to 3 tokens are hidden, more of them on the second rank."""
     batch = make_batch(3 * step)
     draw = torch.Generator().manual_seed(step)
-    words_BL = batch.inputs["text"]["input_ids"]
-    hidden_BL = torch.rand(words_BL[:, :3].shape, generator=draw).argsort(1) < torch.arange(SIZE)[:, None] // 2
-    hidden_BL = torch.nn.functional.pad(hidden_BL, (0, words_BL.shape[1] - 3))
+    labels_BL = batch.inputs["text"]["input_ids"]
+    hidden_BL = torch.rand(labels_BL[:, :3].shape, generator=draw).argsort(1) < torch.arange(SIZE)[:, None] // 2
+    hidden_BL = torch.nn.functional.pad(hidden_BL, (0, labels_BL.shape[1] - 3))
     batch.targets = {
         "label": torch.randint(0, 7, (SIZE,), generator=draw),
-        "words": words_BL.where(hidden_BL, torch.full_like(words_BL, IGNORED)),
+        "token_ids": labels_BL.where(hidden_BL, torch.full_like(labels_BL, IGNORED)),
     }
     return Batch(ORDER[step % 3], batch.inputs, batch.targets, sample_keys(0, step, 0, SIZE))

@@ -37,4 +37,4 @@ def words_batch(step: int) -> Batch:
     hidden_BL = torch.rand(SIZE, LENGTH, generator=draw).argsort(1) < torch.arange(SIZE)[:, None]
     read_BL = target_BL.where(~hidden_BL, torch.zeros_like(target_BL))
     inputs = dict(input_ids=read_BL, attention_mask=torch.ones_like(read_BL))
-    return Batch("words", {"text": inputs}, {"words": target_BL.where(hidden_BL, torch.full_like(target_BL, IGNORED))})
+    return Batch("words", {"text": inputs}, {"token_ids": target_BL.where(hidden_BL, torch.full_like(target_BL, IGNORED))})

@@ -62,7 +62,7 @@ def words_of(tokenizer, sentence: str, length: int = LENGTH) -> list[str]:
     found = {}
     rngs = [np.random.default_rng(i) for i in range(60)]
     out = text.preprocess_masked([sentence] * len(rngs), tokenizer, length, 1e-3, rngs)
-    for words_L in out["words"]:
+    for words_L in out["token_ids"]:
         places = np.flatnonzero(words_L != IGNORED)
         assert (np.diff(places) == 1).all()
         found[places[0]] = "".join(tokenizer.convert_ids_to_tokens(words_L[places].tolist()))
@@ -190,21 +190,21 @@ def test_texts_to_masked_inputs(name):
     texts = [SENTENCE, "a blue dog"] * 200
     plain = text.preprocess(texts, tokenizer, LENGTH)
     out = text.preprocess_masked(texts, tokenizer, LENGTH, 0.3, [np.random.default_rng(i) for i in range(400)])
-    assert all(out[key].shape == (400, LENGTH) and out[key].dtype == np.int64 for key in ("input_ids", "attention_mask", "words"))
+    assert all(out[key].shape == (400, LENGTH) and out[key].dtype == np.int64 for key in ("input_ids", "attention_mask", "token_ids"))
     np.testing.assert_array_equal(out["attention_mask"], plain["attention_mask"])
-    hidden = out["words"] != IGNORED
-    np.testing.assert_array_equal(np.where(hidden, out["words"], out["input_ids"]), plain["input_ids"])
+    hidden = out["token_ids"] != IGNORED
+    np.testing.assert_array_equal(np.where(hidden, out["token_ids"], out["input_ids"]), plain["input_ids"])
     special = np.isin(plain["input_ids"], tokenizer.all_special_ids)
     assert not hidden[special | (plain["attention_mask"] == 0)].any() and hidden.any(1).all()
     read = out["input_ids"][hidden]
-    assert (read == mask_id(tokenizer)).any() and (read == out["words"][hidden]).any()
+    assert (read == mask_id(tokenizer)).any() and (read == out["token_ids"][hidden]).any()
     assert not np.isin(read[read != mask_id(tokenizer)], tokenizer.all_special_ids).any() and read.max() < len(tokenizer)
 
 
 def test_a_tokenizer_without_words_masks_its_tokens():
     tokenizer = ByT5Tokenizer()  # bytes, in Python
     out = text.preprocess_masked(["a red cat, a dog"], tokenizer, 20, 0.25, [np.random.default_rng(0)])
-    assert (out["words"] != IGNORED).sum() == 4  # a quarter of 16 bytes
+    assert (out["token_ids"] != IGNORED).sum() == 4  # a quarter of 16 bytes
 
 
 def test_which_token_stands_for_a_hidden_word():

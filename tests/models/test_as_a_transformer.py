@@ -11,7 +11,7 @@ from transformers import AutoModel, pipeline
 from helpers.small_model import EXPERTS, assert_near, audio_inputs, clip_inputs, small_config, small_model, text_inputs
 from imp_ds import ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
-from imp_ds.modalities.text.tokens import WordTable
+from imp_ds.modalities.text.tokens import TokenTable
 from imp_ds.objectives import task_entry
 from imp_ds.tasks import Batch
 
@@ -106,8 +106,8 @@ class TestVocabulary:
         assert model.get_input_embeddings() is model.embeddings["text"].words
         table = nn.Embedding(50, 32)
         model.set_input_embeddings(table)
-        assert model.embeddings["text"].words is table and isinstance(table, WordTable)
-        assert model.score_words(torch.ones(2, 32)).shape == (2, 50)
+        assert model.embeddings["text"].words is table and isinstance(table, TokenTable)
+        assert model.score_tokens(torch.ones(2, 32)).shape == (2, 50)
 
     @pytest.mark.parametrize("count", [58, 40])
     def test_resized(self, count, tmp_path):
@@ -117,7 +117,7 @@ class TestVocabulary:
         found = model.resize_token_embeddings(count)
         assert found is model.get_input_embeddings() and found.weight.shape == (count, 32) and model.config.vocab_size == count
         assert torch.equal(model(**inputs).text_pooled, before)
-        assert model.score_words(torch.ones(2, 32)).shape == (2, count)
+        assert model.score_tokens(torch.ones(2, 32)).shape == (2, count)
         model.save_pretrained(tmp_path)
         assert torch.equal(AutoModel.from_pretrained(tmp_path).eval()(**inputs).text_pooled, before)
 
@@ -135,10 +135,11 @@ class TestVocabulary:
         model.resize_token_embeddings(53)
         assert head.bias.tolist() == [*map(float, range(50)), 0.0, 0.0, 0.0]
         ids_BL = torch.randint(1, 49, (2, 9))
-        words_BL = torch.full_like(ids_BL, -100)
-        words_BL[:, 3] = 52  # a word that was not there
+        labels_BL = torch.full_like(ids_BL, -100)
+        labels_BL[:, 3] = 52  # a word that was not there
         for task in objectives:
-            batch = Batch(task, {"text": {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}}, {"words": words_BL})
+            inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+            batch = Batch(task, {"text": inputs}, {"token_ids": labels_BL})
             assert model(batch)[0].isfinite()
         model.save_pretrained(tmp_path)
         again = ImpForPreTraining.from_pretrained(tmp_path)

@@ -71,7 +71,7 @@ def tensors(arrays: dict) -> dict[str, torch.Tensor]:
 def batch_of(name: str, texts: list[str] | None = None, *, answer_mask: bool = False, words=None, step: int = 0) -> Batch:
     texts = texts or SENTENCES[:8]
     made = tensors((preprocess_with_mask if answer_mask else text.preprocess)(texts, TOKENIZER, 6))
-    targets = {"label": torch.arange(8)} | ({} if words is None else {"words": words})
+    targets = {"label": torch.arange(8)} | ({} if words is None else {"token_ids": words})
     return Batch(name, {"vision": images(), "text": made}, targets, sample_keys(0, step, 0, 8))
 
 
@@ -168,9 +168,9 @@ def test_texts_are_classified_at_the_mask():
 @pytest.mark.parametrize("name", ["animal", "question", "pairs", "words"])
 def test_what_stands_at_padding_changes_nothing(name):
     model = build().eval()
-    words_BL = torch.full((8, 6), IGNORED)
-    words_BL[:, 1] = 7
-    batch = batch_of(name, answer_mask=name == "question", words=words_BL)
+    labels_BL = torch.full((8, 6), IGNORED)
+    labels_BL[:, 1] = 7
+    batch = batch_of(name, answer_mask=name == "question", words=labels_BL)
     before = model(batch)[0]
     ids_BL, mask_BL = batch.inputs["text"]["input_ids"], batch.inputs["text"]["attention_mask"]
     assert (mask_BL == 0).any()
@@ -189,16 +189,16 @@ def test_names_of_different_lengths_are_encoded_as_each_alone():
 
 def test_hidden_words_are_found_among_all_words_and_others_teach_nothing():
     model = build().eval()
-    words_BL = torch.full((8, 6), IGNORED)
-    words_BL[0, 1], words_BL[3, 2] = 5, 11
-    batch = batch_of("words", words=words_BL)
+    labels_BL = torch.full((8, 6), IGNORED)
+    labels_BL[0, 1], labels_BL[3, 2] = 5, 11
+    batch = batch_of("words", words=labels_BL)
     encodings = model.encode(batch)
     states_BLD = encodings["spe+text"].tokens_BLD
     states_BLD.retain_grad()
     loss, _ = model.objectives["words"](model.imp, encodings, batch.targets)
     loss.backward()
     assert (states_BLD.grad.abs().sum(2) > 0).nonzero().tolist() == [[0, 2], [3, 3]]  # <SPE> is before them
-    # by hand: every word of the vocabulary alone, as a candidate
+    # by hand: every token of the vocabulary alone, as a candidate
     objective = model.objectives["words"].parts[0]
     vectors_VC = torch.cat([
         model.imp.likelihood(Names([[[word]]]).encode(model.imp, "words").pooled_BD) for word in range(len(TOKENIZER))
@@ -216,7 +216,7 @@ def test_hidden_words_of_the_grammar_are_learned():
         rngs = [np.random.default_rng([step, row]) for row in range(len(SENTENCES))]
         made = tensors(text.preprocess_masked(SENTENCES, TOKENIZER, 6, 0.34, rngs))
         inputs = {name: made[name] for name in text.INPUT_NAMES}
-        return Batch("words", {"text": inputs}, {"words": made["words"]}, sample_keys(0, step, 0, 16))
+        return Batch("words", {"text": inputs}, {"token_ids": made["token_ids"]}, sample_keys(0, step, 0, 16))
 
     learn(model, lambda step: make(step), 100)
     losses = [model(make(1000 + step))[1]["loss/likelihood"].item() for step in range(10)]

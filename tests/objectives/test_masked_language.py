@@ -36,7 +36,7 @@ class Table(nn.Module):
         super().__init__()
         self.words = nn.Parameter(torch.randn(VOCABULARY, WIDTH))
 
-    def score_words(self, states_ND):
+    def score_tokens(self, states_ND):
         return states_ND @ self.words.T / WIDTH**0.5
 
 
@@ -50,24 +50,24 @@ def build():
 
 def hide(*hidden: dict[int, int]) -> torch.Tensor:
     """Targets [B, L] from {place: word} of each text."""
-    words_BL = torch.full((len(hidden), LENGTH), IGNORED)
+    labels_BL = torch.full((len(hidden), LENGTH), IGNORED)
     for row, places in enumerate(hidden):
         for place, word in places.items():
-            words_BL[row, place] = word
-    return words_BL
+            labels_BL[row, place] = word
+    return labels_BL
 
 
 HIDDEN = hide({0: 3, 7: 10, 29: 0}, {5: 1}, {}, {place: place % VOCABULARY for place in range(10, 22)})
 
 
-def run(objective, model, tokens_BLD, words_BL):
-    return objective(model, {"text": SimpleNamespace(tokens_BLD=tokens_BLD)}, {"words": words_BL})
+def run(objective, model, tokens_BLD, labels_BL):
+    return objective(model, {"text": SimpleNamespace(tokens_BLD=tokens_BLD)}, {"token_ids": labels_BL})
 
 
-def by_definition(objective, model, tokens_BLD, words_BL):
+def by_definition(objective, model, tokens_BLD, labels_BL):
     """-log p of each hidden token, its mean over each text, and the mean of these."""
     head, of_texts = objective.head, []
-    for tokens_LD, words_L in zip(tokens_BLD, words_BL):
+    for tokens_LD, words_L in zip(tokens_BLD, labels_BL):
         losses = []
         for state_D, word in zip(tokens_LD, words_L.tolist()):
             if word != IGNORED:
@@ -124,8 +124,8 @@ def test_a_fixed_number_of_tokens_is_computed():
     objective, model = build()
     rows = []
     objective.head.dense.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    for words_BL in (HIDDEN, hide({}, {}, {}, {})):
-        run(objective, model, torch.randn(4, LENGTH, WIDTH), words_BL)
+    for labels_BL in (HIDDEN, hide({}, {}, {}, {})):
+        run(objective, model, torch.randn(4, LENGTH, WIDTH), labels_BL)
     assert rows == [4 * most_hidden(LENGTH, 0.2)] * 2 == [48, 48]
 
 
@@ -139,7 +139,7 @@ def batch_of(tokenizer, step: int) -> Batch:
     rngs = [np.random.default_rng([step, row]) for row in range(len(SENTENCES))]
     made = text.preprocess_masked(SENTENCES, tokenizer, TASK.views.text.length, TASK.needs.mask_rate, rngs)
     made = {name: torch.from_numpy(values) for name, values in made.items()}
-    return Batch(TASK.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"words": made["words"]})
+    return Batch(TASK.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"token_ids": made["token_ids"]})
 
 
 def test_a_task_of_text_alone_learns_a_grammar(tmp_path):

@@ -43,7 +43,7 @@ class Collator:
             rngs: one generator for each sample, for what training draws (DropToken, masks, the place of a cut); None, as in
                 evaluation, draws nothing, drops no token and masks no word.
             augment: what training changes at random and is not changed in decoding; None: nothing.
-            text: what is needed of texts: `targets["words"]` has the ids of masked tokens, `targets["caption"]` those to be
+            text: what is needed of texts: `targets["token_ids"]` has the ids of masked tokens, `targets["caption"]` those to be
                 generated.
             empty: makes large arrays, as `numpy.empty` does; for memory of one's own.
         """

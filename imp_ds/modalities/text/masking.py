@@ -24,7 +24,7 @@ _SHARES = (0.8, 0.9)  # of _MASKED; of _MASKED and _OTHER
 def most_hidden(length: int, rate: float) -> int:
     """The most tokens that are hidden of a text padded to `length`: twice what is hidden on average of a full one, or one word.
 
-    A bound lets the scores of all words, the largest tensor of the step, be computed for so many tokens of each text: a shape
+    A bound lets the scores of all tokens, the largest tensor of the step, be computed for so many tokens of each text: a shape
     that depends on no values, for which the host waits for no device.
     """
     return min(length, max(LONGEST_WORD, math.ceil(2 * rate * length)))

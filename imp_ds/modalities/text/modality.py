@@ -41,7 +41,7 @@ class Text(Modality):
             inputs = preprocess_with_mask(samples, part, view.length)
         elif text.mask_rate and rngs is not None:
             inputs = tokens.preprocess_masked(samples, part, view.length, text.mask_rate, rngs)
-            targets["words"] = inputs.pop("words")
+            targets["token_ids"] = inputs.pop("token_ids")
         else:
             inputs = tokens.preprocess(samples, part, view.length)
         if text.target_ids:

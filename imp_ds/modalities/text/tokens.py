@@ -16,7 +16,7 @@ INPUT_NAMES = ("input_ids", "attention_mask")
 _LONGEST = 1 << 20  # tokenizers without a maximum say 1e30, which their own code cannot count to
 
 
-class WordTable(nn.Embedding):
+class TokenTable(nn.Embedding):
     """The words' vectors. forward: ids [...] -> vectors [..., D]; or states [..., D], of floating point -> their product with
     the vector of every word, [..., V].
 
@@ -36,7 +36,7 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.words = WordTable(config.vocab_size, config.hidden_size)
+        self.words = TokenTable(config.vocab_size, config.hidden_size)
         self.positions = FactoredPositions([config.text_max], config.hidden_size, config.layer_norm_eps)
 
     def forward(
@@ -88,19 +88,19 @@ def preprocess_masked(
     mask_id, ordinary_V = masking.mask_id(tokenizer), masking.ordinary_tokens(tokenizer)
     vocabulary, ids_BL = np.flatnonzero(ordinary_V), inputs["input_ids"]
     ordinary_BL = ordinary_V[ids_BL] & (inputs["attention_mask"] > 0)
-    words_BL = np.empty_like(ids_BL)
+    labels_BL = np.empty_like(ids_BL)
     for row, rng in zip(range(len(ids_BL)), rngs, strict=True):
         if encoded.is_fast:
             tokens, word_ids = encoded.tokens(row), encoded.word_ids(row)
         else:
             tokens, word_ids = tokenizer.convert_ids_to_tokens(ids_BL[row].tolist()), None
         word_of_token_L = masking.number_words(tokens, word_ids, ordinary_BL[row])
-        ids_BL[row], words_BL[row] = masking.mask_words(ids_BL[row], word_of_token_L, rate, mask_id, vocabulary, rng)
-    return {**inputs, "words": words_BL}
+        ids_BL[row], labels_BL[row] = masking.mask_words(ids_BL[row], word_of_token_L, rate, mask_id, vocabulary, rng)
+    return {**inputs, "token_ids": labels_BL}
 
 
 def preprocess_captions(texts: list[str], tokenizer, length: int) -> np.ndarray:
-    """Texts as what is to be said word by word, int64 [B, L]: the ids of the words and of the end, -100 after it. None of the
+    """The target ids of captions, int64 [B, L]: those of the text and of its end, -100 after it. None of the
     tokenizer's own special tokens is among them.
 
     Args:
@@ -125,7 +125,7 @@ def has_tokens(caption: str, tokenizer) -> bool:
 
 
 def end_id(tokenizer) -> int:
-    """The id of the token that ends a text that is said word by word: the tokenizer's end or separator token, or, where it has
+    """The id of the token that ends a generated text: the tokenizer's end or separator token, or, where it has
     neither, the padding token, which is nothing that a text could hold."""
     ids = (getattr(tokenizer, name, None) for name in ("eos_token_id", "sep_token_id", "pad_token_id"))
     return next(found for found in ids if found is not None)

@@ -54,7 +54,7 @@ def task_sides(task: str, objectives: list[dict]) -> Sides:
 
 
 def causal_tasks(objectives: dict[str, dict]) -> list[str]:
-    """Of ImpConfig.objectives the tasks in which something is read word by word."""
+    """Of ImpConfig.objectives the tasks in which something is read token by token."""
     return [task for task, entry in objectives.items() if task_sides(task, entry["objectives"]).causal]
 
 

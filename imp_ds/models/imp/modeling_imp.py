@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality
-from imp_ds.modalities.text.tokens import WordTable
+from imp_ds.modalities.text.tokens import TokenTable
 from imp_ds.models.imp.conditions import build_condition, condition_name, is_target
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.encoder.layers import RANDOM_SITES, ImpBlock
@@ -125,14 +125,14 @@ class ImpPreTrainedModel(PreTrainedModel):
         return self.base_model.embeddings["text"].words
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another table in its place. A plain nn.Embedding becomes a WordTable, which scores words too: itself, not a copy,
+        """Put another table in its place. A plain nn.Embedding becomes a TokenTable, which scores tokens too: itself, not a copy,
         since others may hold it."""
         if type(value) is nn.Embedding:
-            value.__class__ = WordTable
+            value.__class__ = TokenTable
         self.base_model.embeddings["text"].words = value
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
-        """As transformers has it; what scores all words of the vocabulary (`resize_words`) follows. UserError for fewer words
+        """As transformers has it; what scores all words of the vocabulary (`resize_tokens`) follows. UserError for fewer words
         than the numbers of the padding, mask and end tokens ask for."""
         special = [getattr(self.config, f"{name}_token_id") for name in ("pad", "mask", "end")]
         least = 1 + max((number for number in special if number is not None), default=0)
@@ -143,8 +143,8 @@ class ImpPreTrainedModel(PreTrainedModel):
             )  # fmt: skip
         found = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         for module in self.modules():
-            if hasattr(module, "resize_words"):
-                module.resize_words(found.num_embeddings)
+            if hasattr(module, "resize_tokens"):
+                module.resize_tokens(found.num_embeddings)
         return found
 
 
@@ -295,8 +295,8 @@ class ImpModel(ImpPreTrainedModel):
             raise UserError("the model has no projection for this pair", got=name, allowed=", ".join(self.projections))
         return self.projections[name](pooled_BD)
 
-    def score_words(self, states_ND: torch.Tensor) -> torch.Tensor:
-        """The product of each state with the vector of every word of the vocabulary, [N, V].
+    def score_tokens(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """The product of each state with the vector of every token of the vocabulary, [N, V].
 
         Divided by sqrt(D): the words' elements have unit variance, and so have then the scores of normed states (as in T5's
         release, arXiv 1910.10683, whose words are drawn and shared alike).

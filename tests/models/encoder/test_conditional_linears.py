@@ -78,7 +78,7 @@ def batch_of(task: str) -> Batch:
     }  # fmt: skip
     hidden_BL = torch.full((4, 6), -100)
     hidden_BL[:, 0] = 7
-    return Batch(task, inputs[task], {"label": torch.tensor([0, 1, 2, 0]), "words": hidden_BL}, sample_keys(0, 0, 0, 4))
+    return Batch(task, inputs[task], {"label": torch.tensor([0, 1, 2, 0]), "token_ids": hidden_BL}, sample_keys(0, 0, 0, 4))
 
 
 GATES = {

@@ -24,8 +24,8 @@ def table(seed: int) -> dict[tuple[int, ...], torch.Tensor]:
 TABLES = [table(seed) for seed in range(6)]
 
 
-def next_words(words_BKL: torch.Tensor) -> torch.Tensor:
-    return torch.stack([torch.stack([known[tuple(words)] for words in rows]) for known, rows in zip(TABLES, words_BKL.tolist())])
+def next_tokens(ids_BKL: torch.Tensor) -> torch.Tensor:
+    return torch.stack([torch.stack([known[tuple(words)] for words in rows]) for known, rows in zip(TABLES, ids_BKL.tolist())])
 
 
 def score(known, words: tuple[int, ...], penalty: float) -> float:
@@ -41,7 +41,7 @@ def all_texts() -> list[tuple[int, ...]]:
 
 def search(size: int, penalty: float, **changes):
     options = dict(size=size, longest=LONGEST, end_id=END, length_penalty=penalty)
-    return beam_search(next_words, len(TABLES), **{**options, **changes})
+    return beam_search(next_tokens, len(TABLES), **{**options, **changes})
 
 
 def text(words: list[int]) -> tuple[int, ...]:
@@ -51,8 +51,8 @@ def text(words: list[int]) -> tuple[int, ...]:
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
 def test_a_beam_that_holds_every_text_finds_the_best_of_all(penalty):
     assert len(all_texts()) == 121
-    words_BL, score_B = search(200, penalty)
-    for known, words, found in zip(TABLES, words_BL.tolist(), score_B.tolist()):
+    ids_BL, score_B = search(200, penalty)
+    for known, words, found in zip(TABLES, ids_BL.tolist(), score_B.tolist()):
         best = max(all_texts(), key=lambda words: score(known, words, penalty))
         assert text(words) == best
         assert found == pytest.approx(score(known, best, penalty), rel=1e-5)
@@ -66,8 +66,8 @@ def test_the_tables_tell_penalties_apart():
 
 
 def test_a_beam_of_one_is_greedy():
-    words_BL, score_B = search(1, 1.0)
-    for known, words, found in zip(TABLES, words_BL.tolist(), score_B.tolist()):
+    ids_BL, score_B = search(1, 1.0)
+    for known, words, found in zip(TABLES, ids_BL.tolist(), score_B.tolist()):
         greedy = ()
         while len(greedy) < LONGEST and END not in greedy:
             greedy += (known[greedy].argmax().item(),)
@@ -91,16 +91,16 @@ def test_by_hand():
 def test_it_stops_when_nothing_can_be_better_unless_the_others_are_not_through():
     asked = []
 
-    def certain(words_BKL):
-        asked.append(words_BKL.shape[2])
+    def certain(ids_BKL):
+        asked.append(ids_BKL.shape[2])
         log_p_V = torch.tensor([0.01, 0.97, 0.01, 0.01]).log()
-        return log_p_V.expand(*words_BKL.shape[:2], VOCABULARY)
+        return log_p_V.expand(*ids_BKL.shape[:2], VOCABULARY)
 
     options = dict(size=2, longest=LONGEST, end_id=END, length_penalty=0.0)
     assert beam_search(certain, 1, **options)[0].tolist() == [[END]] and asked == [0]
     asked.clear()
-    words_BL, _ = beam_search(certain, 1, **options, agree=lambda through: False)
-    assert words_BL.tolist() == [[END] * LONGEST] and asked == [0, 1, 2, 3]
+    ids_BL, _ = beam_search(certain, 1, **options, agree=lambda through: False)
+    assert ids_BL.tolist() == [[END] * LONGEST] and asked == [0, 1, 2, 3]
 
 
 def test_what_is_refused():

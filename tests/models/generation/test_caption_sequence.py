@@ -1,4 +1,4 @@
-"""Captions word by word: what a word and a query see, for every gate that may be, and that one pass equals many.
+"""Captions token by token: what a word and a query see, for every gate that may be, and that one pass equals many.
 
 Shapes: B samples, K captions of each, W words, Q queries, L tokens of a sequence, D width, V words of the vocabulary.
 """
@@ -42,18 +42,18 @@ def words(captions: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(4, VOCABULARY, (3, captions, WORDS), generator=torch.Generator().manual_seed(seed))
 
 
-def states(model, prefix: ConditioningPrefix, words_BKW, places=range(WORDS)) -> torch.Tensor:
-    return query_states(encode_captions(model, prefix, words_BKW, places), words_BKW.shape[1])
+def states(model, prefix: ConditioningPrefix, ids_BKW, places=range(WORDS)) -> torch.Tensor:
+    return query_states(encode_captions(model, prefix, ids_BKW, places), ids_BKW.shape[1])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 def test_a_query_sees_nothing_of_its_word_and_of_those_that_follow(encoder):
     model = build(**encoder)
-    prefix, words_BKW = conditioning_prefix(model), words()
-    before_BQD = states(model, prefix, words_BKW)[:, 0]
+    prefix, ids_BKW = conditioning_prefix(model), words()
+    before_BQD = states(model, prefix, ids_BKW)[:, 0]
     for place in range(WORDS):
-        changed_BKW = words_BKW.clone()
-        changed_BKW[:, 0, place] = 4 + (words_BKW[:, 0, place] - 3) % (VOCABULARY - 4)  # another word
+        changed_BKW = ids_BKW.clone()
+        changed_BKW[:, 0, place] = 4 + (ids_BKW[:, 0, place] - 3) % (VOCABULARY - 4)  # another word
         difference_BQ = (states(model, prefix, changed_BKW)[:, 0] - before_BQD).abs().amax(2)
         assert (difference_BQ[:, : place + 1] < 1e-6).all(), place
         assert (difference_BQ[:, place + 1 :] > 1e-5).all(), place
@@ -63,13 +63,13 @@ def test_a_query_sees_nothing_of_its_word_and_of_those_that_follow(encoder):
 def test_one_pass_equals_a_pass_for_each_word(encoder):
     """Also where several captions stand side by side, as in a beam."""
     model = build(**encoder)
-    prefix, words_BKW = conditioning_prefix(model), words(captions=2)
-    full_BKQD = states(model, prefix, words_BKW)
+    prefix, ids_BKW = conditioning_prefix(model), words(captions=2)
+    full_BKQD = states(model, prefix, ids_BKW)
     for caption in range(2):
-        alone_BKQD = states(model, prefix, words_BKW[:, caption : caption + 1])
+        alone_BKQD = states(model, prefix, ids_BKW[:, caption : caption + 1])
         assert_near(full_BKQD[:, caption], alone_BKQD[:, 0])
     for place in range(WORDS):
-        step_BKQD = states(model, prefix, words_BKW[..., :place], range(place, place + 1))
+        step_BKQD = states(model, prefix, ids_BKW[..., :place], range(place, place + 1))
         assert_near(step_BKQD[:, :, 0], full_BKQD[:, :, place])
 
 
@@ -87,10 +87,10 @@ def test_the_input_sees_no_word_and_every_query_sees_the_input(encoder):
 
 def test_padding_changes_nothing():
     model = build()
-    prefix, words_BKW = conditioning_prefix(model), words()
-    short_BKQD = states(model, prefix, words_BKW[..., :3], range(3))
+    prefix, ids_BKW = conditioning_prefix(model), words()
+    short_BKQD = states(model, prefix, ids_BKW[..., :3], range(3))
     valid_BKQ = (torch.arange(WORDS) < 3).expand(3, 1, WORDS)
-    encoding = encode_captions(model, prefix, words_BKW, range(WORDS), valid_BKQ)
+    encoding = encode_captions(model, prefix, ids_BKW, range(WORDS), valid_BKQ)
     assert_near(query_states(encoding)[:, :, :3], short_BKQD)
     assert encoding.tokens_BLD.isfinite().all()
 

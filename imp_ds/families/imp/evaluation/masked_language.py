@@ -16,7 +16,7 @@ from imp_ds.evaluation.split import Split
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.text import tokens as text
 from imp_ds.modalities.text.masking import IGNORED
-from imp_ds.objectives.candidates import Words
+from imp_ds.objectives.candidates import VocabularyTokens
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import on_main, rank, world_size
 from imp_ds.tasks import Batch, Evaluation, Task
@@ -72,8 +72,8 @@ class MaskedLanguageEvaluator(Evaluator):
             # a rank that cannot make its batch reports it to the others, which would wait for it in the next exchange
             batch = on_main(partial(self._batch, number), "a batch cannot be made", every_rank=True).to(device)
             encodings = model.encode(batch, kept)
-            kept = {name: encoding for name, encoding in encodings.items() if name == Words.name}
-            loss_BK, found_BK, hidden_BK = objective.answers(model.imp, encodings, batch.targets["words"])
+            kept = {name: encoding for name, encoding in encodings.items() if name == VocabularyTokens.name}
+            loss_BK, found_BK, hidden_BK = objective.answers(model.imp, encodings, batch.targets["token_ids"])
             sums += torch.stack([loss_BK.double().sum(), found_BK.sum(), hidden_BK.sum()])
         loss, found, hidden = gather_rows(sums[None]).sum(0)
         name = self.record.name
@@ -94,9 +94,9 @@ class MaskedLanguageEvaluator(Evaluator):
         rows, texts = zip(*(self._rows[min(position, len(self._rows) - 1)] for position in positions))
         rngs = [np.random.default_rng([_SEED, row]) for row in rows]
         made = text.preprocess_masked(list(texts), self.tokenizer, self.record.views.text.length, self.task.needs.mask_rate, rngs)
-        made["words"][positions >= len(self._rows)] = IGNORED
+        made["token_ids"][positions >= len(self._rows)] = IGNORED
         made = {name: torch.from_numpy(values) for name, values in made.items()}
-        return Batch(self.task.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"words": made["words"]})
+        return Batch(self.task.name, {"text": {name: made[name] for name in text.INPUT_NAMES}}, {"token_ids": made["token_ids"]})
 
 
 def _check(record: Evaluation, task: Task, captions: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Beam search: the most probable text of a model that says how probable each next word is.
+"""Beam search: the most probable text of a model that gives the probability of each next token.
 
 Of each example the `size` best beginnings are kept. One that has ended stays as it is, and is compared with the others by its
 score, sum(log p) / words ** length_penalty (the penalty of Wu et al., 2016, arXiv 1609.08144, section 7, as Hugging Face has it).
@@ -19,7 +19,7 @@ class Beams(NamedTuple):
     """What is kept: words, int64 [B, K, L], followed by end words where a text has ended; the sum of their log-probabilities,
     float [B, K]; how many words count, the end with them, int64 [B, K]; and whether the text has ended, bool [B, K]."""
 
-    words_BKL: torch.Tensor
+    ids_BKL: torch.Tensor
     sum_BK: torch.Tensor
     length_BK: torch.Tensor
     ended_BK: torch.Tensor
@@ -29,18 +29,18 @@ class Beams(NamedTuple):
 
 
 def beam_search(
-    next_words: Callable[[torch.Tensor], torch.Tensor], batch: int, *, size: int, longest: int, end_id: int,
+    next_tokens: Callable[[torch.Tensor], torch.Tensor], batch: int, *, size: int, longest: int, end_id: int,
     length_penalty: float = 1.0, device: torch.device | str = "cpu", agree: Callable[[bool], bool] = bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The best text of each example, int64 [B, L], L <= longest, filled up with end words, and its score, float [B].
 
     Args:
-        next_words: beginnings, int64 [B, K, L] -> log-probabilities of the next word, float [B, K, V]. K is 1 at first, and
+        next_tokens: beginnings, int64 [B, K, L] -> log-probabilities of the next token, float [B, K, V]. K is 1 at first, and
             never more than `size`.
         longest: words of a text, its end with them; who has not ended by then is taken without an end.
         end_id: the word that ends a text.
         length_penalty: 0 prefers short texts; the larger, the longer.
-        agree: whether all who search together are through, from whether this one is: ranks that compute next_words together take
+        agree: whether all who search together are through, from whether this one is: ranks that compute next_tokens together take
             equally many steps.
 
     Raises UserError for a beam without room, texts without words, or a negative penalty.
@@ -51,11 +51,11 @@ def beam_search(
         zeros(1, 0, dtype=torch.int64), zeros(1, dtype=torch.float32), zeros(1, dtype=torch.int64), zeros(1, dtype=torch.bool)
     )
     for _ in range(longest):
-        beams = _grown(beams, next_words(beams.words_BKL), size, end_id, length_penalty)
+        beams = _grown(beams, next_tokens(beams.ids_BKL), size, end_id, length_penalty)
         if agree(_finished(beams, longest, length_penalty)):
             break
     score_B, best_B = beams.score_BK(length_penalty).max(1)
-    return beams.words_BKL[torch.arange(batch, device=device), best_B], score_B
+    return beams.ids_BKL[torch.arange(batch, device=device), best_B], score_B
 
 
 def _grown(beams: Beams, log_p_BKV: torch.Tensor, size: int, end_id: int, length_penalty: float) -> Beams:
@@ -67,11 +67,11 @@ def _grown(beams: Beams, log_p_BKV: torch.Tensor, size: int, end_id: int, length
     length_BK = beams.length_BK + ~beams.ended_BK
     score_BN = (sum_BKV / length_BK.unsqueeze(2) ** length_penalty).flatten(1)
     chosen_BK = score_BN.topk(min(size, score_BN.shape[1]), dim=1).indices
-    beam_BK, word_BK = chosen_BK // vocabulary, chosen_BK % vocabulary
-    before_BKL = beams.words_BKL.take_along_dim(beam_BK.unsqueeze(2), dim=1)
+    beam_BK, id_BK = chosen_BK // vocabulary, chosen_BK % vocabulary
+    before_BKL = beams.ids_BKL.take_along_dim(beam_BK.unsqueeze(2), dim=1)
     return Beams(
-        torch.cat([before_BKL, word_BK.unsqueeze(2)], dim=2), sum_BKV.flatten(1).gather(1, chosen_BK),
-        length_BK.gather(1, beam_BK), beams.ended_BK.gather(1, beam_BK) | (word_BK == end_id),
+        torch.cat([before_BKL, id_BK.unsqueeze(2)], dim=2), sum_BKV.flatten(1).gather(1, chosen_BK),
+        length_BK.gather(1, beam_BK), beams.ended_BK.gather(1, beam_BK) | (id_BK == end_id),
     )  # fmt: skip
 
 

@@ -1,16 +1,16 @@
-"""All next words of a caption in one pass: the query construction of Uni-Perceiver (arXiv 2112.01522; release,
+"""All next tokens of a caption in one pass: the query construction of Uni-Perceiver (arXiv 2112.01522; release,
 `modeling/encoder/unified_bert_encoder.py`).
 
-    <SPE>, input | words | queries
+    <SPE>, input | tokens | queries
 
 A query is <SPE>, too: the mask token, which stands for what is asked for. Everyone sees the first <SPE> and the input, which see
-nothing else. A word sees the words up to itself. The query of place i has the position of word i and sees the words before it,
-and itself, but no other query: from its state word i is found. So it is in training, for all words at once, and in generation,
-where the one query is that of the next word.
+nothing else. A token sees the tokens up to itself. Query i has the position of token i and sees the tokens before it,
+and itself, but no other query: from its state token i is found. So it is in training, for all tokens at once, and in generation,
+where the one query is that of the next token.
 
 Several captions of one input may stand side by side. None sees another one, so the input is encoded once for all of them.
 
-Shapes: B samples, K captions of each, W words of a caption, Q queries of a caption, S tokens of <SPE> and input,
+Shapes: B samples, K captions of each, W tokens of a caption, Q queries of a caption, S tokens of <SPE> and input,
 L = S + K * (W + Q), D width.
 """
 
@@ -26,7 +26,7 @@ from imp_ds.moe.routing import Condition
 
 
 class ConditioningPrefix(NamedTuple):
-    """What captions are conditioned on: its modality, its inputs, and the conditions of it (and <SPE>) and of the words."""
+    """What captions are conditioned on: its modality, its inputs, and the conditions of it (and <SPE>) and of the caption."""
 
     modality: str
     inputs: dict[str, torch.Tensor]
@@ -35,31 +35,31 @@ class ConditioningPrefix(NamedTuple):
 
 
 def encode_captions(
-    model: ImpModel, prefix: ConditioningPrefix, words_BKW: torch.Tensor, places: range, valid_BKQ: torch.Tensor | None = None,
+    model: ImpModel, prefix: ConditioningPrefix, ids_BKW: torch.Tensor, places: range, valid_BKQ: torch.Tensor | None = None,
     key_B: torch.Tensor | None = None,
 ) -> Encoding:  # fmt: skip
     """The whole sequence through the encoder; `query_states` are what it is read for.
 
     Args:
-        words_BKW: the words of each caption from the first on, int64; all that the queries are to see.
+        ids_BKW: the token ids of each caption from the first on, int64; all that the queries are to see.
         places: of the queries in their captions.
-        valid_BKQ: False at padding, of words and queries alike, where there is a query for each word; None: there is none.
+        valid_BKQ: False at padding, of tokens and queries alike, where there is a query for each token; None: there is none.
         key_B: the samples' random keys.
 
     Raises UserError for a caption that is longer than the model's texts, and a model that knows no <SPE>.
     """
-    batch, captions, words = words_BKW.shape
-    device, queries = words_BKW.device, len(places)
+    batch, captions, tokens = ids_BKW.shape
+    device, queries = ids_BKW.device, len(places)
     if places.stop > model.config.text_max:
         allowed = f"at most text_max = {model.config.text_max}"
         raise UserError("a caption is longer than the model's texts", got=f"{places.stop} tokens", allowed=allowed)
     spe = spe_inputs(model.config, batch, device)
     valid = {} if valid_BKQ is None else dict(attention_mask=valid_BKQ.flatten(1))
-    place_W = torch.arange(words, device=device).repeat(captions)
+    place_W = torch.arange(tokens, device=device).repeat(captions)
     place_Q = torch.arange(places.start, places.stop, device=device).repeat(captions)
     parts = [("text", spe, prefix.condition), (prefix.modality, prefix.inputs, prefix.condition)]
-    if words:
-        parts.append(("text", dict(input_ids=words_BKW.flatten(1), places=place_W, **valid), prefix.text_condition))
+    if tokens:
+        parts.append(("text", dict(input_ids=ids_BKW.flatten(1), places=place_W, **valid), prefix.text_condition))
     queries_BL = spe["input_ids"].expand(batch, captions * queries)
     parts.append(("text", dict(input_ids=queries_BL, places=place_Q, **valid), prefix.text_condition))
     seen = 1 + prefix.inputs[get_modality(prefix.modality).inputs[0]].shape[1]
@@ -67,7 +67,7 @@ def encode_captions(
 
 
 def query_states(encoding: Encoding, captions: int = 1) -> torch.Tensor:
-    """The states from which the queries' words are found, [B, K, Q, D], of the encoding of `captions` captions side by side."""
+    """The states from which the queries' tokens are found, [B, K, Q, D], of the encoding of `captions` captions side by side."""
     return encoding.tokens_BLD[:, -encoding.lengths[-1] :].unflatten(1, (captions, -1))
 
 
@@ -77,16 +77,16 @@ def caption_mask(seen: int, captions: int, place_W: torch.Tensor, place_Q: torch
     Args:
         seen: S.
         captions: K.
-        place_W, place_Q: of all words, [K * W], and of all queries, [K * Q], in their captions.
+        place_W, place_Q: of all tokens, [K * W], and of all queries, [K * Q], in their captions.
     """
-    words, queries = len(place_W), len(place_Q)
+    tokens, queries = len(place_W), len(place_Q)
     of_captions = torch.arange(captions, device=place_Q.device)
-    caption_W = of_captions.repeat_interleave(words // captions)
+    caption_W = of_captions.repeat_interleave(tokens // captions)
     caption_Q = of_captions.repeat_interleave(queries // captions)
     before = lambda caption, limit: (caption[:, None] == caption_W) & (place_W < limit[:, None])  # noqa: E731
-    mask_LL = torch.zeros(seen + words + queries, seen + words + queries, dtype=torch.bool, device=place_Q.device)
+    mask_LL = torch.zeros(seen + tokens + queries, seen + tokens + queries, dtype=torch.bool, device=place_Q.device)
     mask_LL[:, :seen] = True
-    mask_LL[seen : seen + words, seen : seen + words] = before(caption_W, place_W + 1)
-    mask_LL[seen + words :, seen : seen + words] = before(caption_Q, place_Q)
-    mask_LL[seen + words :, seen + words :].fill_diagonal_(True)
+    mask_LL[seen : seen + tokens, seen : seen + tokens] = before(caption_W, place_W + 1)
+    mask_LL[seen + tokens :, seen : seen + tokens] = before(caption_Q, place_Q)
+    mask_LL[seen + tokens :, seen + tokens :].fill_diagonal_(True)
     return mask_LL
