@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from imp_ds.errors import UserError
 from imp_ds.registry import Registry
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ def register_family(family: type["ModelFamily"]) -> type["ModelFamily"]:
     taken."""
     from imp_ds.families.family import ModelFamily
 
+    if missing := [name for name in ("kind", "Settings", "Model", "Processor") if not hasattr(family, name)]:
+        got = f"no {', '.join(missing)}"
+        raise UserError(f"the family of models {family.__name__} does not define all parts", got=got, fix="define them")
+    if (named := family.Settings.model_fields["family"].default) != family.kind:
+        raise UserError(f"the settings of {family.__name__} are of another family", got=named, allowed=family.kind)
     return FAMILIES.register(family, ModelFamily)
 
 

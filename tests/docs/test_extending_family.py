@@ -96,5 +96,10 @@ def test_a_family_that_leaves_something_open_is_refused_at_import(monkeypatch):
         monkeypatch.setattr(known, "kinds", dict(known.kinds))
     monkeypatch.setattr("imp_ds.objectives.registry.OBJECTIVES", ObjectiveRecord.kinds)
     page = shown_files("extending.md")["my_families.py"]
-    with pytest.raises(UserError, match="(?s)LlamaFamily does not define all parts.*no processor"):
-        exec(page.replace("    def processor(", "    def tokens("), {"__name__": "mine"})
+    for change, message in (
+        (("    def processor(", "    def tokens("), "LlamaFamily does not define all parts.*no processor"),
+        (("    Model = ", "    Module = "), "LlamaFamily does not define all parts.*no Model"),
+        (('    kind = "llama"', '    kind = "lama"'), "settings of LlamaFamily are of another family.*llama.*lama"),
+    ):
+        with pytest.raises(UserError, match=f"(?s){message}"):
+            exec(page.replace(*change), {"__name__": "mine"})
