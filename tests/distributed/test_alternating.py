@@ -1,6 +1,6 @@
 """Alternating tasks on two ranks under every configuration that is shipped equal one process without DeepSpeed, step by step.
 
-The issue: "parameter changes of each step equal those of one process without DeepSpeed". All configurations run one after
+What is asked for: "parameter changes of each step equal those of one process without DeepSpeed". All configurations run one after
 another in the same two processes.
 """
 

@@ -1,7 +1,7 @@
 """A few combinations of the exactness matrix (benchmarks/exactness.py, docs/exactness.md), and what it refuses.
 
-The issue: "losses over 20 steps and weights after them equal to one process (float32: 1e-4), gradients of experts and of the
-rest against a float64 naive reference, gradient norm and clipping right under expert parallelism".
+What is asked for: "losses over 20 steps and weights after them equal to one process (float32: 1e-4), gradients of experts and of
+the rest against a float64 naive reference, gradient norm and clipping right under expert parallelism".
 """
 
 import exactness_worker

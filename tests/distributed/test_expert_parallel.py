@@ -1,6 +1,6 @@
 """ep_size 2 on two ranks equals ep_size 1 on one rank: the same global batch and routing groups, alternating tasks.
 
-The issue: "losses of 20 steps and the weights after them to 1e-4 in float32".
+What is asked for: "losses of 20 steps and the weights after them to 1e-4 in float32".
 """
 
 import json

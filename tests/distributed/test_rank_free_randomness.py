@@ -1,7 +1,7 @@
 """Dropout, routing noise and DropToken are the same on one, two and four ranks, under ZeRO 3, when activations are recomputed
 and when a batch is processed in micro-batches.
 
-The issue: "Randomness (routing noise, DropToken, dropout) is the same whatever the number of ranks".
+What is asked for: "Randomness (routing noise, DropToken, dropout) is the same whatever the number of ranks".
 """
 
 import json

@@ -1,7 +1,7 @@
 """A step that is discarded leaves weights, moments and step counts bit for bit as they were, at every ZeRO stage, and the run
 goes on as one that never saw the batch.
 
-The issue: "the step is skipped on all ranks".
+What is asked for: "the step is skipped on all ranks".
 """
 
 import json

@@ -1,8 +1,5 @@
 """A rank whose experts get no token, tasks of different shapes one after another, a step of text alone, a text that is padding
 alone, one sample on each rank: all end, and all equal one process.
-
-The issue: "A rank whose experts get no token, tasks of different shapes one after another, a text-only step, batches of one:
-all end, all equal".
 """
 
 import json
