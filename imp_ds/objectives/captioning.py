@@ -134,8 +134,8 @@ class CaptioningObjective(AmongTexts):
         """Captions, as targets["caption"] has them, with a query for each token."""
         valid_BT = target_BT != IGNORED
         ids_BT = target_BT.where(valid_BT, model.config.pad_token_id)
-        places = range(target_BT.shape[1])
-        return encode_captions(model, prefix, ids_BT.unsqueeze(1), places, valid_BT.unsqueeze(1), key_B)
+        token_positions = range(target_BT.shape[1])
+        return encode_captions(model, prefix, ids_BT.unsqueeze(1), token_positions, valid_BT.unsqueeze(1), key_B)
 
     def log_probabilities(self, model: ImpModel, states: torch.Tensor, vectors_VC: torch.Tensor) -> torch.Tensor:
         """Of each token at each query, float32 [..., V], from the queries' states, [..., D]."""
@@ -151,8 +151,8 @@ class CaptioningObjective(AmongTexts):
         with ends, and its score, float32 [B]. Arguments and errors as those of `beam_search`."""
 
         def next_tokens(ids_BKL: torch.Tensor) -> torch.Tensor:
-            place, captions = ids_BKL.shape[2], ids_BKL.shape[1]
-            encoding = encode_captions(model, prefix, ids_BKL, range(place, place + 1))
+            position, captions = ids_BKL.shape[2], ids_BKL.shape[1]
+            encoding = encode_captions(model, prefix, ids_BKL, range(position, position + 1))
             return self.log_probabilities(model, query_states(encoding, captions)[:, :, 0], vectors_VC)
 
         batch = len(next(iter(prefix.inputs.values())))

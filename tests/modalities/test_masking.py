@@ -190,7 +190,8 @@ def test_texts_to_masked_inputs(name):
     texts = [SENTENCE, "a blue dog"] * 200
     plain = text.preprocess(texts, tokenizer, LENGTH)
     out = text.preprocess_masked(texts, tokenizer, LENGTH, 0.3, [np.random.default_rng(i) for i in range(400)])
-    assert all(out[key].shape == (400, LENGTH) and out[key].dtype == np.int64 for key in ("input_ids", "attention_mask", "token_ids"))
+    keys = ("input_ids", "attention_mask", "token_ids")
+    assert all(out[key].shape == (400, LENGTH) and out[key].dtype == np.int64 for key in keys)
     np.testing.assert_array_equal(out["attention_mask"], plain["attention_mask"])
     hidden = out["token_ids"] != IGNORED
     np.testing.assert_array_equal(np.where(hidden, out["token_ids"], out["input_ids"]), plain["input_ids"])

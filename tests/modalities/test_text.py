@@ -82,5 +82,5 @@ def test_places_may_be_given():
     embedding = text.TextEmbedding(ImpConfig.from_size("tiny", vocab_size=9, text_max=4))
     ids_BL = torch.tensor([[3, 5, 7]])
     usual, _ = embedding(ids_BL)
-    again, _ = embedding(torch.tensor([[7, 5, 3, 5, 7]]), places=torch.tensor([2, 1, 0, 1, 2]))
+    again, _ = embedding(torch.tensor([[7, 5, 3, 5, 7]]), token_positions=torch.tensor([2, 1, 0, 1, 2]))
     assert torch.equal(again, usual[:, [2, 1, 0, 1, 2]])

@@ -44,9 +44,9 @@ def word_by_word(model, row: int) -> list[torch.Tensor]:
     target = batch_of([row]).targets["caption"]
     target = target[target != IGNORED].tolist()
     losses = []
-    for place, word in enumerate(target):
-        before = torch.tensor(target[:place], dtype=torch.int64).view(1, 1, -1)
-        state_1D = query_states(encode_captions(imp, prefix, before, range(place, place + 1)))[0, 0]
+    for position, word in enumerate(target):
+        before = torch.tensor(target[:position], dtype=torch.int64).view(1, 1, -1)
+        state_1D = query_states(encode_captions(imp, prefix, before, range(position, position + 1)))[0, 0]
         cosines_V = (imp.likelihood(state_1D) * words_VC).sum(1)
         losses.append(F.cross_entropy(cosines_V * imp.likelihood.scales["caption"].log_scale.exp(), torch.tensor(word)))
     return losses

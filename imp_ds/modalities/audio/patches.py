@@ -91,13 +91,13 @@ def preprocess(
     steps, bands = grid = mel_BFM.shape[1] // patch[0], log_mel.mel_bins // patch[1]
     shape = len(waveforms), kept_count(steps * bands, drop_rate)
     values_BKP, positions_BK2 = empty((*shape, math.prod(patch)), dtype), empty((*shape, 2), np.float32)
-    for place, mel_FM in enumerate(mel_BFM):
-        rng = None if rngs is None else rngs[place]
+    for index, mel_FM in enumerate(mel_BFM):
+        rng = None if rngs is None else rngs[index]
         if masks is not None:
             mask_spectrogram(mel_FM, masks, rng)
         kept = kept_tokens(steps * bands, steps * bands, drop_rate, rng)
         blocks = mel_FM.reshape(steps, patch[0], bands, patch[1]).transpose(0, 2, 1, 3)  # in the order time, frequency
-        write_tokens(blocks, grid, kept, values_BKP[place], positions_BK2[place])
+        write_tokens(blocks, grid, kept, values_BKP[index], positions_BK2[index])
     return dict(zip(INPUT_NAMES, (values_BKP, positions_BK2)))
 
 
@@ -109,9 +109,9 @@ def spectrograms(
     length = round(seconds * log_mel.sampling_rate)
     frames = multiple * math.ceil(math.ceil(length / log_mel.hop_length) / multiple)
     samples_BN = np.zeros((len(waveforms), max(length, log_mel.samples_for(frames))), np.float32)
-    for place, (waveform, rate) in enumerate(zip(waveforms, sampling_rates, strict=True)):
-        rng = None if rngs is None else rngs[place]
-        _place(to_mono(waveform), rate, log_mel.sampling_rate, samples_BN[place, :length], crop, rng, do_normalize)
+    for index, (waveform, rate) in enumerate(zip(waveforms, sampling_rates, strict=True)):
+        rng = None if rngs is None else rngs[index]
+        _place(to_mono(waveform), rate, log_mel.sampling_rate, samples_BN[index, :length], crop, rng, do_normalize)
     return log_mel(torch.from_numpy(samples_BN[:, : log_mel.samples_for(frames)]))
 
 

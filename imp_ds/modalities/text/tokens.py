@@ -28,10 +28,10 @@ class TokenTable(nn.Embedding):
 
 
 class TextEmbedding(nn.Module):
-    """Token ids to tokens. forward takes `input_ids` [B, L], `attention_mask` [B, L] (1 = a word, 0 = padding), and `places` [L]
-    where a word's place in its text, from 0, is not its place in the sequence.
+    """Token ids to tokens. forward takes `input_ids` [B, L], `attention_mask` [B, L] (1 = a word, 0 = padding), and
+    `token_positions` [L] where a token's position in its text, from 0, is not its position in the sequence.
 
-    Positions are scaled by the longest text, not by this one, so that a word's place reads the same bucket at any length.
+    Positions are scaled by the longest text, not by this one, so that a token's position reads the same bucket at any length.
     """
 
     def __init__(self, config):
@@ -40,14 +40,14 @@ class TextEmbedding(nn.Module):
         self.positions = FactoredPositions([config.text_max], config.hidden_size, config.layer_norm_eps)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, places: torch.Tensor | None = None
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_positions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         length, longest = input_ids.shape[1], self.positions.buckets[0]
-        if places is None:
+        if token_positions is None:
             if length > longest:
                 raise UserError("a text is longer than the model reads", got=f"{length} tokens", allowed=f"at most {longest}")
-            places = torch.arange(length, device=input_ids.device)
-        shares = (places.float() / longest).view(1, length, 1)
+            token_positions = torch.arange(length, device=input_ids.device)
+        shares = (token_positions.float() / longest).view(1, length, 1)
         tokens = self.words(input_ids) + self.positions(shares).to(self.words.weight.dtype)
         return tokens, None if attention_mask is None else attention_mask.bool()
 

@@ -109,7 +109,7 @@ def preprocess(
     shape = len(clips), kept_count(budget, drop_rate)
     values_BKP = empty((*shape, math.prod(patch) * 3 // (depth if frames == 1 else 1)), np.uint8)
     positions_BK3 = empty((*shape, 3), np.float32)
-    for place, clip_THWC in enumerate(clips):
+    for index, clip_THWC in enumerate(clips):
         clip_THWC = clip_frames(clip_THWC, frames)
         if keep_aspect:
             most = largest and (largest[0] // patch[1], largest[1] // patch[2])
@@ -118,8 +118,8 @@ def preprocess(
             rows, columns = grid
             clip_THWC = centre_box(clip_THWC.shape[1:3], size[1] / size[0]).cut(clip_THWC)
         blocks = patches(resize(clip_THWC, (rows * patch[1], columns * patch[2])), (steps, rows, columns), patch)
-        kept = kept_tokens(steps * rows * columns, budget, drop_rate, None if rngs is None else rngs[place])
-        write_tokens(blocks, (steps, rows, columns), kept, values_BKP[place], positions_BK3[place])
+        kept = kept_tokens(steps * rows * columns, budget, drop_rate, None if rngs is None else rngs[index])
+        write_tokens(blocks, (steps, rows, columns), kept, values_BKP[index], positions_BK3[index])
     return dict(zip(INPUT_NAMES, (values_BKP, positions_BK3)))
 
 
@@ -134,12 +134,12 @@ def clip_indices(total: int, frames: int, sampling: str = "uniform", stride: int
     if sampling not in ("uniform", "stride", "clip"):
         raise UserError("unknown sampling of frames", got=repr(sampling), allowed="uniform, stride, clip")
     if sampling == "uniform":
-        places = np.arange(frames) if total <= frames else (2 * np.arange(frames) + 1) * total // (2 * frames)
+        index_T = np.arange(frames) if total <= frames else (2 * np.arange(frames) + 1) * total // (2 * frames)
     else:
         spare = max(0, total - (frames - 1) * stride - 1) if sampling == "clip" else 0
-        places = spare // 2 + stride * np.arange(frames)
-        places = np.where(places < total, places, places[places < total].max())
-    return np.minimum(places, total - 1)
+        index_T = spare // 2 + stride * np.arange(frames)
+        index_T = np.where(index_T < total, index_T, index_T[index_T < total].max())
+    return np.minimum(index_T, total - 1)
 
 
 def clip_frames(frames_THWC: np.ndarray, frames: int) -> np.ndarray:

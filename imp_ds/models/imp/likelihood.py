@@ -110,7 +110,7 @@ def encode_at_mask(model, parts: list[tuple], key_B: torch.Tensor | None = None)
     one there. A text without one would be read at its beginning; the code that makes the texts ensures one."""
     spe_inputs(model.config, 1, torch.device("cpu"))  # that there is such a token
     encoding = model.encode_segments(parts, key_B)
-    place = max(i for i, (modality, _, _) in enumerate(parts) if modality == "text")
-    is_mask_BL = parts[place][1]["input_ids"] == model.config.mask_token_id
-    index_B = is_mask_BL.int().argmax(1) + sum(encoding.lengths[:place])
+    position = max(i for i, (modality, _, _) in enumerate(parts) if modality == "text")
+    is_mask_BL = parts[position][1]["input_ids"] == model.config.mask_token_id
+    index_B = is_mask_BL.int().argmax(1) + sum(encoding.lengths[:position])
     return replace(encoding, pooled_BD=encoding.tokens_BLD[torch.arange(len(index_B), device=index_B.device), index_B])

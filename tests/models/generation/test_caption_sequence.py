@@ -42,8 +42,8 @@ def words(captions: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(4, VOCABULARY, (3, captions, WORDS), generator=torch.Generator().manual_seed(seed))
 
 
-def states(model, prefix: ConditioningPrefix, ids_BKW, places=range(WORDS)) -> torch.Tensor:
-    return query_states(encode_captions(model, prefix, ids_BKW, places), ids_BKW.shape[1])
+def states(model, prefix: ConditioningPrefix, ids_BKW, token_positions=range(WORDS)) -> torch.Tensor:
+    return query_states(encode_captions(model, prefix, ids_BKW, token_positions), ids_BKW.shape[1])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
@@ -51,12 +51,12 @@ def test_a_query_sees_nothing_of_its_word_and_of_those_that_follow(encoder):
     model = build(**encoder)
     prefix, ids_BKW = conditioning_prefix(model), words()
     before_BQD = states(model, prefix, ids_BKW)[:, 0]
-    for place in range(WORDS):
+    for position in range(WORDS):
         changed_BKW = ids_BKW.clone()
-        changed_BKW[:, 0, place] = 4 + (ids_BKW[:, 0, place] - 3) % (VOCABULARY - 4)  # another word
+        changed_BKW[:, 0, position] = 4 + (ids_BKW[:, 0, position] - 3) % (VOCABULARY - 4)  # another word
         difference_BQ = (states(model, prefix, changed_BKW)[:, 0] - before_BQD).abs().amax(2)
-        assert (difference_BQ[:, : place + 1] < 1e-6).all(), place
-        assert (difference_BQ[:, place + 1 :] > 1e-5).all(), place
+        assert (difference_BQ[:, : position + 1] < 1e-6).all(), position
+        assert (difference_BQ[:, position + 1 :] > 1e-5).all(), position
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
@@ -68,9 +68,9 @@ def test_one_pass_equals_a_pass_for_each_word(encoder):
     for caption in range(2):
         alone_BKQD = states(model, prefix, ids_BKW[:, caption : caption + 1])
         assert_near(full_BKQD[:, caption], alone_BKQD[:, 0])
-    for place in range(WORDS):
-        step_BKQD = states(model, prefix, ids_BKW[..., :place], range(place, place + 1))
-        assert_near(step_BKQD[:, :, 0], full_BKQD[:, :, place])
+    for position in range(WORDS):
+        step_BKQD = states(model, prefix, ids_BKW[..., :position], range(position, position + 1))
+        assert_near(step_BKQD[:, :, 0], full_BKQD[:, :, position])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
@@ -96,7 +96,7 @@ def test_padding_changes_nothing():
 
 
 def test_the_mask_by_hand():
-    """S = 1, two captions of two words, and a query of place 2 for each."""
+    """S = 1, two captions of two words, and a query of position 2 for each."""
     mask_LL = caption_mask(1, 2, torch.tensor([0, 1, 0, 1]), torch.tensor([2, 2]))
     assert mask_LL.int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],

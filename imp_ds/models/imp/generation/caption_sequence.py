@@ -35,35 +35,35 @@ class ConditioningPrefix(NamedTuple):
 
 
 def encode_captions(
-    model: ImpModel, prefix: ConditioningPrefix, ids_BKW: torch.Tensor, places: range, valid_BKQ: torch.Tensor | None = None,
-    key_B: torch.Tensor | None = None,
+    model: ImpModel, prefix: ConditioningPrefix, ids_BKW: torch.Tensor, token_positions: range,
+    valid_BKQ: torch.Tensor | None = None, key_B: torch.Tensor | None = None,
 ) -> Encoding:  # fmt: skip
     """The whole sequence through the encoder; `query_states` are what it is read for.
 
     Args:
         ids_BKW: the token ids of each caption from the first on, int64; all that the queries are to see.
-        places: of the queries in their captions.
+        token_positions: of the queries in their captions.
         valid_BKQ: False at padding, of tokens and queries alike, where there is a query for each token; None: there is none.
         key_B: the samples' random keys.
 
     Raises UserError for a caption that is longer than the model's texts, and a model that knows no <SPE>.
     """
     batch, captions, tokens = ids_BKW.shape
-    device, queries = ids_BKW.device, len(places)
-    if places.stop > model.config.text_max:
+    device, queries = ids_BKW.device, len(token_positions)
+    if token_positions.stop > model.config.text_max:
         allowed = f"at most text_max = {model.config.text_max}"
-        raise UserError("a caption is longer than the model's texts", got=f"{places.stop} tokens", allowed=allowed)
+        raise UserError("a caption is longer than the model's texts", got=f"{token_positions.stop} tokens", allowed=allowed)
     spe = spe_inputs(model.config, batch, device)
     valid = {} if valid_BKQ is None else dict(attention_mask=valid_BKQ.flatten(1))
-    place_W = torch.arange(tokens, device=device).repeat(captions)
-    place_Q = torch.arange(places.start, places.stop, device=device).repeat(captions)
+    position_W = torch.arange(tokens, device=device).repeat(captions)
+    position_Q = torch.arange(token_positions.start, token_positions.stop, device=device).repeat(captions)
     parts = [("text", spe, prefix.condition), (prefix.modality, prefix.inputs, prefix.condition)]
     if tokens:
-        parts.append(("text", dict(input_ids=ids_BKW.flatten(1), places=place_W, **valid), prefix.text_condition))
+        parts.append(("text", dict(input_ids=ids_BKW.flatten(1), token_positions=position_W, **valid), prefix.text_condition))
     queries_BL = spe["input_ids"].expand(batch, captions * queries)
-    parts.append(("text", dict(input_ids=queries_BL, places=place_Q, **valid), prefix.text_condition))
+    parts.append(("text", dict(input_ids=queries_BL, token_positions=position_Q, **valid), prefix.text_condition))
     seen = 1 + prefix.inputs[get_modality(prefix.modality).inputs[0]].shape[1]
-    return model.encode_segments(parts, key_B, caption_mask(seen, captions, place_W, place_Q))
+    return model.encode_segments(parts, key_B, caption_mask(seen, captions, position_W, position_Q))
 
 
 def query_states(encoding: Encoding, captions: int = 1) -> torch.Tensor:
@@ -71,22 +71,22 @@ def query_states(encoding: Encoding, captions: int = 1) -> torch.Tensor:
     return encoding.tokens_BLD[:, -encoding.lengths[-1] :].unflatten(1, (captions, -1))
 
 
-def caption_mask(seen: int, captions: int, place_W: torch.Tensor, place_Q: torch.Tensor) -> torch.Tensor:
+def caption_mask(seen: int, captions: int, position_W: torch.Tensor, position_Q: torch.Tensor) -> torch.Tensor:
     """Who sees whom, bool [L, L], True where the row's token sees the column's.
 
     Args:
         seen: S.
         captions: K.
-        place_W, place_Q: of all tokens, [K * W], and of all queries, [K * Q], in their captions.
+        position_W, position_Q: of all tokens, [K * W], and of all queries, [K * Q], in their captions.
     """
-    tokens, queries = len(place_W), len(place_Q)
-    of_captions = torch.arange(captions, device=place_Q.device)
+    tokens, queries = len(position_W), len(position_Q)
+    of_captions = torch.arange(captions, device=position_Q.device)
     caption_W = of_captions.repeat_interleave(tokens // captions)
     caption_Q = of_captions.repeat_interleave(queries // captions)
-    before = lambda caption, limit: (caption[:, None] == caption_W) & (place_W < limit[:, None])  # noqa: E731
-    mask_LL = torch.zeros(seen + tokens + queries, seen + tokens + queries, dtype=torch.bool, device=place_Q.device)
+    before = lambda caption, limit: (caption[:, None] == caption_W) & (position_W < limit[:, None])  # noqa: E731
+    mask_LL = torch.zeros(seen + tokens + queries, seen + tokens + queries, dtype=torch.bool, device=position_Q.device)
     mask_LL[:, :seen] = True
-    mask_LL[seen : seen + tokens, seen : seen + tokens] = before(caption_W, place_W + 1)
-    mask_LL[seen + tokens :, seen : seen + tokens] = before(caption_Q, place_Q)
+    mask_LL[seen : seen + tokens, seen : seen + tokens] = before(caption_W, position_W + 1)
+    mask_LL[seen + tokens :, seen : seen + tokens] = before(caption_Q, position_Q)
     mask_LL[seen + tokens :, seen + tokens :].fill_diagonal_(True)
     return mask_LL
