@@ -1,7 +1,6 @@
 """The command line from outside: exit codes, one message for each bad input and no traceback; the doctor and hostfiles."""
 
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -9,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.processes import run
+from helpers.ranks import Ranks
+from helpers.ranks import command as run_command
 from imp_ds import cli
 from imp_ds.commands.doctor import examine
 from imp_ds.errors import UserError
@@ -17,14 +19,6 @@ from imp_ds.written_files import wrote_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID")
-
-
-def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    clean = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**clean, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -71,7 +65,7 @@ def test_a_folder_that_was_written_is_named_with_what_is_in_it(tmp_path):
 
 def test_the_command_line_itself_loads_nothing_heavy():
     """Help is there at once."""
-    report = process("-X", "importtime", "-m", "imp_ds", "--help").stderr
+    report = run([sys.executable, "-X", "importtime", "-m", "imp_ds", "--help"], timeout=60).output
     loaded = {line.rpartition("|")[2].strip() for line in report.splitlines()}
     assert "imp_ds.cli" in loaded
     heavy = {"torch", "transformers", "deepspeed", "datasets", "pydantic", "rich", "imp_ds.recipes", "imp_ds.train"}
@@ -100,10 +94,10 @@ def test_bad_input_gives_one_message(command, arguments, parts):
         assert part in errors
 
 
-def test_the_process_ends_without_a_traceback():
-    found = process("-m", "imp_ds", "--local_rank=0", "train", "digitz", RANK="0")
-    assert found.returncode == 2
-    assert found.stderr.startswith("error: unknown recipe") and "Traceback" not in found.stderr
+def test_the_process_ends_without_a_traceback(tmp_path):
+    ended = Ranks(run_command, "--local_rank=0", "train", "digitz", ranks=1, folder=tmp_path).wait()
+    assert ended.codes == [2]
+    assert ended.outputs[0].startswith("error: unknown recipe") and "Traceback" not in ended.outputs[0]
 
 
 def test_only_rank_0_speaks_before_the_ranks_have_joined(command):

@@ -3,12 +3,12 @@
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
-from helpers.processes import environment, run_together
+from helpers.ranks import Ranks, command
 from helpers.tunable import digits_run, export_untrained
 from imp_ds import foreign_code
 from imp_ds.commands.comparison.jobs import plan_jobs
@@ -104,19 +104,26 @@ def test_a_script_in_a_folder_of_data_does_not_run(tmp_path):
     assert not mark.exists()
 
 
+def command_with_cache(cache: str, *words: str) -> None:
+    """`python -m imp_ds WORDS`, where transformers keeps the code of others in a folder of this test."""
+    transformers.dynamic_module_utils.HF_MODULES_CACHE = cache
+    command(*words)
+
+
 def test_from_a_shell_it_runs_where_the_command_line_says_so_alone(planted, tmp_path):
     """The option may stand anywhere: scripts that start a command can be given it only after that."""
     folder, mark = planted
-    line = [sys.executable, "-m", "imp_ds", "predict", folder, tmp_path, "--task", "image_text"]
-    commands = []
+    started = []
     for name, flag in (("without", []), ("with", [foreign_code.OPTION])):
         copy = shutil.copytree(folder, tmp_path / name, symlinks=True)
         (copy / "planted.py").write_text((folder / "planted.py").read_text().replace(str(mark), str(tmp_path / f"ran_{name}")))
-        env = environment(HF_MODULES_CACHE=str(tmp_path / f"cache_{name}"))
-        commands.append(([copy if word == folder else word for word in line] + flag, env))
-    done = run_together(commands, timeout=100, code=2)  # the task has no classes
+        words = ["predict", copy, tmp_path, "--task", "image_text", *flag]
+        cache = str(tmp_path / f"cache_{name}")
+        started.append(Ranks(command_with_cache, cache, *words, ranks=1, folder=tmp_path / f"logs_{name}"))
+    done = [one.wait(100) for one in started]
+    assert [one.codes for one in done] == [[2], [2]], str(done)  # the task has no classes
     assert (tmp_path / "ran_with").exists() and not (tmp_path / "ran_without").exists(), str(done)
-    assert not any("Traceback" in one.output or "[y/N]" in one.output for one in done), str(done)
+    assert not any("Traceback" in one.outputs[0] or "[y/N]" in one.outputs[0] for one in done), str(done)
 
 
 def test_processes_that_are_started_do_as_their_parent_does(monkeypatch, tmp_path):
