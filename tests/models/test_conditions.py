@@ -104,10 +104,10 @@ class TestWhatTellsThem:
 
 REFUSED = {
     "a task that is needed": (
-        "task", dict(), "(?s)task gates need the task.*no task.*video, image_class, image_text",
+        "task", dict(), "(?s)task gates need the task.*no task.*film, image_class, image_text",
     ),
     "attributes that need it": ("attribute", dict(), "(?s)attribute gates need the task.*no task"),
-    "an unknown task": ("task", dict(task="birds"), "(?s)task gates do not know this task.*got: +birds.*video, image_class"),
+    "an unknown task": ("task", dict(task="birds"), "(?s)task gates do not know this task.*got: +birds.*film, image_class"),
     "a task without attributes": ("attribute", dict(task="birds"), "(?s)do not know this task.*birds.*give the attributes"),
     "an unknown attribute": (
         "attribute", dict(task="birds", attributes=("input_smell", "token_text")),
