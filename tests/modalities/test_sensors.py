@@ -36,7 +36,7 @@ def read(value):
 
 
 def test_patches_are_standardised_steps_in_time():
-    # less the mean, by the deviation: both channels rise by 1 a step. The middle three of five are 1, 2, 3; the fourth is filled up
+    # less the mean, by the deviation: both channels rise by 1 a step. The middle three of five are 1, 2, 3; the fourth is padding
     # with the means, which are 0. Of three steps all are taken: 0, 1, 2
     inputs = preprocessed([STEPS_52, STEPS_52[:3]])
     assert inputs["sensor_values"].tolist() == [[[1, 1, 2, 2], [3, 3, 0, 0]], [[0, 0, 1, 1], [2, 2, 0, 0]]]
@@ -78,7 +78,8 @@ def test_tables_are_windows(text, columns):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("x,y\n1,2\n3\n", "wrong column"), ("x,y\n1,2\nthree,4\n", "unreadable sensors"), ("x,y\n1,2\nnan,4\n", "unreadable sensors"),
+        ("x,y\n1,2\n3\n", "wrong column"), ("x,y\n1,2\nthree,4\n", "unreadable sensors"),
+        ("x,y\n1,2\nnan,4\n", "unreadable sensors"),
         ("x\n1\n2\n", "wrong column"), ("x,y\n", "wrong column"), ("\x00\xff", "unreadable sensors"),
     ],
 )  # fmt: skip
@@ -187,8 +188,8 @@ _RUN = """
 import json, torch
 import numpy as np
 from pathlib import Path
-from imp_ds import (Classification, Contrastive, DataSettings, Evaluation, ImpForPreTraining, ImpProcessor, ModelSettings, RunConfig,
-                    SensorsView, Source, Task, TextView, TrainSettings, OptimizerSettings, Views, train)
+from imp_ds import (Classification, Contrastive, DataSettings, Evaluation, ImpForPreTraining, ImpProcessor, ModelSettings,
+                    RunConfig, SensorsView, Source, Task, TextView, TrainSettings, OptimizerSettings, Views, train)
 from imp_ds.commands.export import export
 from imp_ds.commands.show_command import show
 
@@ -206,7 +207,8 @@ run = RunConfig(
                 objectives=[Contrastive(pairs=[("sensors", "text")], positives="equal")]),
            Task(name="kind", source=files, views=Views(sensors=view), batch_size=8,
                 objectives=[Classification(modality="sensors", num_classes=2)])],
-    evaluations=[Evaluation(name="walks", task="match", modality="sensors", source=lists, views=Views(sensors=view, text=TextView(length=4)),
+    evaluations=[Evaluation(name="walks", task="match", modality="sensors", source=lists,
+                            views=Views(sensors=view, text=TextView(length=4)),
                             templates=["{}"])],
     train=TrainSettings(steps=40, log_every=20, eval_every=0, save_every=0),
     optimizer=OptimizerSettings(peak_rate=1e-2))

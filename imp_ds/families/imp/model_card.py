@@ -90,7 +90,7 @@ def _experts(config: ImpConfig) -> str:
 
 
 def _task(config: ImpConfig, modality: str) -> str:
-    """What the example has to say of the task, where the gates ask for it: one that has the modality and texts, if there is one."""
+    """What the example has to say of the task, where the gates ask for it: one with the modality and texts, if there is one."""
     if config.gate not in ("task", "attribute") or not (config.num_experts or config.merged_conditions):
         return ""
     merged = config.merged_conditions
@@ -101,7 +101,7 @@ def _task(config: ImpConfig, modality: str) -> str:
 
 
 def _comparing(run: RunConfig, config: ImpConfig) -> str:
-    """How a sample is compared with texts by the projections of the pair, unless all that was learned is likelihoods: of the first
+    """How a sample is compared with texts by the projections of the pair, unless only likelihoods were learned: of the first
     modality that a task matches with texts; of a run without such a task, of the first that there is."""
     objectives = _objectives(run)
     by_likelihood = objectives and all(objective.scale_family for _, _, objective in objectives)
