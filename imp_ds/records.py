@@ -5,7 +5,6 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails
 
 from imp_ds.terminal.printable import is_text
 
@@ -101,12 +100,12 @@ def _adapter(field: FieldInfo) -> TypeAdapter:
     return _ADAPTERS[id(field)][1]
 
 
-def _unknown(name: str, value) -> InitErrorDetails:
-    return InitErrorDetails(type="extra_forbidden", loc=(name,), input=value)
+def _unknown(name: str, value) -> dict:
+    return {"type": "extra_forbidden", "loc": (name,), "input": value}
 
 
-def _inside(name: str, line: dict) -> InitErrorDetails:
-    return InitErrorDetails(type=line["type"], loc=(name, *line["loc"]), input=line["input"], ctx=line.get("ctx", {}))
+def _inside(name: str, line: dict) -> dict:
+    return {"type": line["type"], "loc": (name, *line["loc"]), "input": line["input"], "ctx": line.get("ctx", {})}
 
 
 @cache
