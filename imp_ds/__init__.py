@@ -26,8 +26,9 @@ _RECORDS = {
     "imp_ds.modalities.text.view": ("TextView",),
     "imp_ds.modalities.sensors": ("SensorsView",),
     "imp_ds.tasks": (
-        "Task", "Source", "Evaluation",
+        "Task", "Source",
     ),
+    "imp_ds.evaluation_record": ("Evaluation",),
     "imp_ds.objectives": ("Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning"),
     "imp_ds.recipes": ("get_recipe",),
 }  # fmt: skip

@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from imp_ds.data.files.storage import DEFAULT_ROOT
 from imp_ds.errors import UserError
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.json_files import read_json
 from imp_ds.modalities.decoding_settings import DecodingSettings
 from imp_ds.modalities.views import data_settings
 from imp_ds.model_settings import AnyModelSettings, default_settings
 from imp_ds.overrides import apply_overrides, parse_record
 from imp_ds.records import OpenRecord, Record
-from imp_ds.tasks import Evaluation, Task
+from imp_ds.tasks import Task
 from imp_ds.written_files import write_json
 
 FILE_NAME = "run_config.json"

@@ -19,7 +19,7 @@ FLOORS = {
     "modalities": 1, "moe": 1, "parallel": 1,
     "models": 2,
     "objectives": 3,
-    "tasks": 4, "model_settings": 4,
+    "tasks": 4, "evaluation_record": 4, "model_settings": 4,
     "data": 5, "config": 5,
     "evaluation": 6, "families": 6,
     "recipes": 7, "train": 7,

@@ -156,3 +156,10 @@ def test_each_modality_is_one_file_or_package_and_its_line():
             items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
             listed = {item.value for item in items if isinstance(item, ast.Constant)} & set(MODALITIES)
             assert len(listed) < 2, (name, node.lineno, listed)
+
+
+def test_the_records_of_tasks_and_runs_name_nothing_behind_a_seam():
+    names = {*OBJECTIVES, *MODALITIES, *ROUTERS}
+    for file in ("tasks.py", "config.py"):
+        constants = {node.value for node in ast.walk(code(PACKAGE / file)) if isinstance(node, ast.Constant)}
+        assert not constants & names, file

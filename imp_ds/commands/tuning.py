@@ -19,13 +19,14 @@ from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.split import class_prompts
 from imp_ds.evaluation.zero_shot import ClassPrompts
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.initial_weights import check_encoder, stored_weight
 from imp_ds.families.imp.model_folder import exported_config
 from imp_ds.modalities.views import Views, data_settings
 from imp_ds.objectives import NamedClasses
 from imp_ds.objectives.registry import split_spec
 from imp_ds.overrides import nearest
-from imp_ds.tasks import Evaluation, Task
+from imp_ds.tasks import Task
 
 METHODS = ("prompt", "linear", "full")
 # published: s_token_bias, norm, prompt_embed, deep_prompt_embedding, fc_prompt, similarity_weight, ln_post

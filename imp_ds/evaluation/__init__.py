@@ -14,8 +14,8 @@ from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluato
 from imp_ds.evaluation.metric import ACCURACY, RETRIEVAL, Metric, Panel, Shown, by_name, checked
 from imp_ds.evaluation.missing_splits import has_sources, serving
 from imp_ds.evaluation.split import CachedBatches, Report, Split
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.registry import EVALUATORS
-from imp_ds.tasks import Evaluation
 
 __all__ = [
     "ACCURACY", "CachedBatches", "Evaluator", "Metric", "Panel", "Projection", "RETRIEVAL", "Shown", "Split", "build_evaluators",

@@ -13,9 +13,10 @@ import torch
 from imp_ds.errors import UserError
 from imp_ds.evaluation.metric import Metric
 from imp_ds.evaluation.split import Split
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.records import Record
 from imp_ds.registry import EVALUATORS
-from imp_ds.tasks import Batch, Evaluation, Task
+from imp_ds.tasks import Batch, Task
 
 
 class Projection(NamedTuple):

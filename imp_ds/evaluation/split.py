@@ -14,12 +14,13 @@ from imp_ds.data.reader import Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.modalities.media import BadSample
 from imp_ds.modalities.modality import TextNeeds, Wanted
 from imp_ds.modalities.views import Views
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.registry import EVALUATORS
-from imp_ds.tasks import Batch, Evaluation, Source
+from imp_ds.tasks import Batch, Source
 
 Report = Callable[[str, int, int], None]
 CACHE_MB = 256

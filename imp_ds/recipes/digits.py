@@ -9,6 +9,7 @@ videos 88.5 % (of 40), speech 98.1 % (`bash scripts/quickstart.sh`).
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.digits.captions import class_names
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities import Modality
 from imp_ds.modalities.audio.view import AudioSettings, AudioView
@@ -16,7 +17,7 @@ from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.tasks import Evaluation, Source, Task
+from imp_ds.tasks import Source, Task
 
 IMAGE = VisionView(frames=1, height=32, width=32)
 # Two ways to see a video with fewer tokens than the whole (72): a quarter of the tokens dropped (54), or half of the frames (36).

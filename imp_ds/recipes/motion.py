@@ -10,12 +10,13 @@ Hardware: two CPU cores. Time and scores: benchmarks/results/motion.md.
 """
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.sensors import SensorsView
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.tasks import Evaluation, Source, Task
+from imp_ds.tasks import Source, Task
 
 WINDOW = SensorsView(seconds=5.0, rate_hz=25.0, channels=9)
 DROPPED = WINDOW.model_copy(update={"drop_rate": 0.2})

@@ -11,6 +11,7 @@ classes), videos 75.0 % (4 actions, 8 videos), speech 96.5 % (10 digits); benchm
 """
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.audio.view import AudioView
 from imp_ds.modalities.text.view import TextView
@@ -18,7 +19,7 @@ from imp_ds.modalities.views import Augmentation, Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification
 from imp_ds.recipes.digits import audio, matching
-from imp_ds.tasks import Evaluation, Source, Task
+from imp_ds.tasks import Source, Task
 
 # most tokens are dropped in training: it costs as much less, and little data last longer. Small patches of which many are dropped
 # serve better than large ones of which few are: videos at 64 x 64 instead of 32 x 32, recordings in patches of 40 instead of 80

@@ -9,12 +9,13 @@ modality, task and attribute routers). Videos are never trained. With three seed
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.digits.captions import WORDS
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.objectives import Captioning, Likelihood
 from imp_ds.recipes.digits import AUDIO, IMAGE, IMAGES, SPEECH, VIDEO_HALVED, VIDEOS, audio
-from imp_ds.tasks import Evaluation, Source, Task
+from imp_ds.tasks import Source, Task
 
 ROUTERS = ("dense", "token", "context", "modality", "task", "attribute")
 BATCH = 32

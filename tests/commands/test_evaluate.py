@@ -15,6 +15,7 @@ from imp_ds.commands.evaluate import evaluate
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, build_evaluators
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.card import write_card
 from imp_ds.families.imp import model_card
 from imp_ds.families.imp.pretraining import ImpForPreTraining
@@ -25,7 +26,7 @@ from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp import ImpFeatureExtractor, ImpImageProcessor, ImpProcessor, ImpVideoProcessor
 from imp_ds.objectives import Contrastive
-from imp_ds.tasks import Evaluation, Source, Task
+from imp_ds.tasks import Source, Task
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 ROWS = 11

@@ -15,9 +15,10 @@ from alternating_worker import compare, reference
 from helpers.caption_run import GATES, caption_batch, caption_run
 from helpers.pictures import CAPTIONS, TASK, TOKENIZER, pictures, small_model
 from imp_ds.evaluation import by_name, evaluate
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.captioning import CaptioningEvaluator
 from imp_ds.parallel.groups import is_main, rank, world_size
-from imp_ds.tasks import Batch, Evaluation
+from imp_ds.tasks import Batch
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import start_process_group
 

@@ -12,11 +12,12 @@ from imp_ds.evaluation import by_name, evaluate, expert_usage
 from imp_ds.evaluation.embedding import prompt_batches
 from imp_ds.evaluation.split import CachedBatches
 from imp_ds.evaluation.zero_shot import ClassPrompts
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import ImpModel
 from imp_ds.parallel.groups import rank, world_size
-from imp_ds.tasks import Batch, Evaluation
+from imp_ds.tasks import Batch
 
 ROWS, LENGTH, SECONDS_TO_WAIT = 23, 6, 120
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]

@@ -12,13 +12,14 @@ from helpers.pictures import CAPTIONS, LENGTH, TASK, TOKENIZER, batch_of, pictur
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.captions import bleu4, cider
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.captioning import CaptioningEvaluator
 from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.generation.caption_sequence import query_states
-from imp_ds.tasks import Batch, Evaluation, Source
+from imp_ds.tasks import Batch, Source
 
 REFERENCES = [[caption, caption.replace("stands", "is")] for caption in CAPTIONS]
 SOURCE = Source(path="pictures", vision="file_name", text="captions")

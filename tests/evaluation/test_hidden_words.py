@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from helpers.grammar import SENTENCES, TASK, small_model
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation import masked_language
 from imp_ds.families.imp.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.modalities.text import tokens as text
@@ -20,7 +21,7 @@ from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.modalities.text.tokenizers import train_tokenizer
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
-from imp_ds.tasks import Evaluation, Source
+from imp_ds.tasks import Source
 
 CAPTIONS = [*SENTENCES[:5], "", *SENTENCES[5:]]  # the row without a caption could not be read
 TOKENIZER = train_tokenizer(SENTENCES, 80)

@@ -9,6 +9,7 @@ from imp_ds import ImpForPreTraining, ImpModel
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate
 from imp_ds.evaluation.zero_shot import ClassPrompts
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.masked_language import MaskedLanguageEvaluator
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.families.imp.settings import ModelSettings
@@ -21,7 +22,7 @@ from imp_ds.modalities.vision.view import VisionView
 from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.likelihood import encode_at_mask, encode_with_spe
 from imp_ds.objectives import Likelihood
-from imp_ds.tasks import Batch, Evaluation, Source, Task
+from imp_ds.tasks import Batch, Source, Task
 
 NAMES = ["dog", "cat", "cow"]
 TEXTS = ["the dog barks", "what [MASK] is it", "a cat", "the cow moos", "a dog", "the cat meows"]

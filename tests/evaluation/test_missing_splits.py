@@ -8,12 +8,13 @@ from PIL import Image
 import imp_ds.families.imp.evaluation  # noqa: F401  registers what scores heads
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.tasks import Evaluation, Source, Task
+from imp_ds.tasks import Source, Task
 from imp_ds.train.recording.monitor import Monitor
 
 VIEWS = Views(vision=VisionView(height=16, width=16))

@@ -15,7 +15,8 @@ import torch
 from imp_ds.evaluation.interference import Interference
 from imp_ds.evaluation.metric import Metric, by_name, in_one_line, read_metric
 from imp_ds.evaluation.picture import PICTURE, draw
-from imp_ds.tasks import Batch, Evaluation, Rejection
+from imp_ds.evaluation_record import Evaluation
+from imp_ds.tasks import Batch, Rejection
 from imp_ds.train.interference import record_interference
 from imp_ds.train.recording.history import LineFile, cut_lines
 from imp_ds.train.recording.interval import Interval, StepRecord

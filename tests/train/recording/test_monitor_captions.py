@@ -8,8 +8,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.pictures import TASK, pictures
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.recipes import get_recipe
-from imp_ds.tasks import Batch, Evaluation
+from imp_ds.tasks import Batch
 from imp_ds.train.recording.monitor import Monitor
 
 

@@ -15,6 +15,7 @@ from imp_ds.evaluation.embedding import in_step
 from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import Metric, Shown
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, used_views
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.modalities.text.tokens import preprocess_captions
@@ -22,7 +23,7 @@ from imp_ds.models.imp.generation.caption_sequence import ConditioningPrefix, qu
 from imp_ds.objectives.captioning import target_log_probabilities
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import all_agree
-from imp_ds.tasks import Batch, Evaluation, Task
+from imp_ds.tasks import Batch, Task
 
 
 @register_evaluator

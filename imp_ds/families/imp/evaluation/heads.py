@@ -13,10 +13,11 @@ from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split
 from imp_ds.evaluation.task_heads import heads, labels_of_head
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.views import Views
 from imp_ds.objectives.objective import ClassObjective
-from imp_ds.tasks import Batch, Evaluation, Task
+from imp_ds.tasks import Batch, Task
 
 
 @register_evaluator

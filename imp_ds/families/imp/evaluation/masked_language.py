@@ -13,13 +13,14 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import Metric, Shown
 from imp_ds.evaluation.split import Split
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.modalities.text import tokens as text
 from imp_ds.modalities.text.masking import IGNORED
 from imp_ds.objectives.candidates import VocabularyTokens
 from imp_ds.parallel.gather import gather_rows
 from imp_ds.parallel.groups import on_main, rank, world_size
-from imp_ds.tasks import Batch, Evaluation, Task
+from imp_ds.tasks import Batch, Task
 
 _SEED = 0  # the same words are hidden in every run, at every step, on any number of ranks
 

@@ -14,10 +14,11 @@ from imp_ds.evaluation.evaluator import Evaluator, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
 from imp_ds.evaluation.split import Split
 from imp_ds.evaluation.zero_shot import accuracy
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.objectives.named_classes import NameScores
-from imp_ds.tasks import Batch, Evaluation, Task
+from imp_ds.tasks import Batch, Task
 
 
 @register_evaluator

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import torch
 
 from imp_ds.errors import UserError
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.models.imp.conditions import Sides, segment_attributes
 from imp_ds.models.imp.likelihood import encode_at_mask, encode_with_spe
 from imp_ds.moe.routing import Condition, RouterReport
-from imp_ds.tasks import Batch, Evaluation
+from imp_ds.tasks import Batch
 
 Vectors = tuple[str, torch.Tensor, list[RouterReport]]  # the modality, unit vectors [B, C], the routers' reports
 

@@ -18,10 +18,11 @@ from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
 from imp_ds.evaluation.retrieval import both_directions
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, class_prompts, used_views
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
+from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.sides import both, build_sides
 from imp_ds.modalities.modality import TextNeeds
 from imp_ds.parallel.groups import rank, world_size
-from imp_ds.tasks import Batch, Evaluation
+from imp_ds.tasks import Batch
 
 
 @register_evaluator
