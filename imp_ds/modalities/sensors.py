@@ -155,7 +155,7 @@ class Sensors(PatchModality):
     def tokens(self, view, config, settings, path):
         if view.channels != config.sensors_channels:
             got = f"{view.channels} channels, of a model of {config.sensors_channels}"
-            raise UserError(f"{path}.channels are not the model's", got=got, fix="model.sensors_channels; None takes the views'")
+            raise UserError(f"{path}.channels are not the model's", got=got, fix="leave out model.sensors_channels")
         size = config.sensors_patch * math.ceil(view.steps / config.sensors_patch)  # the last patch is filled up
         return self.count((size,), config, [f"{path}.seconds"])
 
@@ -184,7 +184,8 @@ def _one_shape(views: list[SensorsView]) -> None:
     shapes = sorted({(view.rate_hz, view.channels) for view in views})
     if len(shapes) > 1:
         got = " and ".join(f"{channels} channels at {rate:g} Hz" for rate, channels in shapes)
-        raise UserError("the views of sensors differ in rate or channels", got=got, allowed="the same everywhere")
+        fix = "give views.sensors of all tasks and evaluations the same rate_hz and channels"
+        raise UserError("the views of sensors differ in rate or channels", got=got, fix=fix)
 
 
 def _preprocess(
@@ -232,8 +233,8 @@ def _numbers(value, where: str) -> np.ndarray:
     """float32 [N, C] or [N * C] of lists of numbers. Raises BadSample."""
     try:
         found = np.asarray(value)
-    except ValueError as error:  # lists of unequal length
-        raise BadSample("wrong column", f"{where}: {error}") from None
+    except ValueError:
+        raise BadSample("wrong column", f"{where} has lists of unequal length: {shown(value)}") from None
     if found.dtype.kind not in "iuf" or found.ndim not in (1, 2):
         raise BadSample("wrong column", f"{where} is neither a list of numbers nor a list of such lists: {shown(value)}")
     if found.size > _MOST_VALUES:

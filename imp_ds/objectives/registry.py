@@ -42,7 +42,8 @@ def objective_record(value) -> ObjectiveRecord:
     kind = value.get("kind") if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind not in OBJECTIVES:
         allowed = nearest(kind, OBJECTIVES) if isinstance(kind, str) else ", ".join(OBJECTIVES)
-        raise ValueError(f"unknown kind of objective: {kind!r}; allowed: {allowed}, or what an imported module registers")
+        imported = "or what a module registers that the recipe or --import MODULE imports"
+        raise ValueError(f"unknown kind of objective: {kind!r}; allowed: {allowed}, {imported}")
     try:
         return OBJECTIVES[kind].model_validate(value)
     except ValidationError as error:  # the place of a mistake has the kind in it, as in any union of records

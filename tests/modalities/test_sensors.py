@@ -140,7 +140,7 @@ def test_a_model_has_what_its_tasks_read():
     assert ["sensors", "text"] in config.pairs and config.sensors_max == 1000
     assert ImpConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
     assert SENSORS.tokens(VIEW, config, None, "views.sensors") == 2  # three steps, in patches of two
-    with pytest.raises(UserError, match="(?s)views of sensors differ.*2 channels at 1 Hz and 2 channels at 50 Hz"):
+    with pytest.raises(UserError, match="(?s)views of sensors differ.*2 channels at 1 Hz and 2 channels at 50 Hz.*same rate_hz"):
         settings.to_config(64, [task(), task(VIEW.model_copy(update={"rate_hz": 50.0}))])
     with pytest.raises(UserError, match="views.sensors.channels are not the model's"):
         SENSORS.tokens(VIEW.model_copy(update={"channels": 3}), config, None, "views.sensors")
@@ -238,3 +238,8 @@ def test_a_run_trains_shows_exports_and_predicts(tmp_path):
     part = eval(lines[1])
     assert part["patch"] == 2 and np.allclose(part["mean"], 0, atol=0.1) and np.allclose(part["std"], 3.03, atol=0.1)
     assert "zero_shot/walks/top1" in (tmp_path / "run" / "results.json").read_text()
+
+
+def test_lists_of_unequal_length_are_named_as_such():
+    with pytest.raises(BadSample, match="the row has lists of unequal length: "):
+        SENSORS.read([[1.0, 2.0], [1.0]], "the row", None)

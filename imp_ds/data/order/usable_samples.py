@@ -118,7 +118,7 @@ class UsableSamples:
             bad = sample
         raise UserError(
             f"task {self.task.name}: {_ATTEMPTS} samples one after another cannot be used",
-            got=f"{reader.name}: {tried.key}: {bad.reason}",
+            got=f"{reader.name}: {tried.key}: {bad}",
             fix="imp_ds data check RECIPE shows what is wrong with a source",
         )  # fmt: skip
 

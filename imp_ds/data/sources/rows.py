@@ -155,4 +155,4 @@ def runs(rows: int) -> list[int]:
 
 def no_field(value, where: str) -> BadSample:
     """The error for a field that is neither media nor the name of a file."""
-    return BadSample("wrong column", f"{where} is neither an image, video or audio nor a file name: {shown(value)}")
+    return BadSample("wrong column", f"{where} is neither a media file nor the name of one: {shown(value)}")

@@ -251,9 +251,8 @@ class ImpConfig(PreTrainedConfig):
         if not 1 <= self.num_hidden_layers <= MOST_LAYERS:
             raise UserError("the layers of an encoder", got=self.num_hidden_layers, allowed=f"1 to {MOST_LAYERS}")
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                "hidden_size is not divisible by num_attention_heads", got=f"{self.hidden_size} and {self.num_attention_heads}"
-            )
+            got, fix = f"{self.hidden_size} and {self.num_attention_heads}", "set num_attention_heads to a divisor of hidden_size"
+            raise UserError("hidden_size is not divisible by num_attention_heads", got=got, fix=fix)
         if self.expert_activation not in EXPERT_ACTIVATIONS:
             raise UserError("unknown expert_activation", got=self.expert_activation, allowed=", ".join(EXPERT_ACTIVATIONS))
         unknown, known = {m for pair in self.pairs for m in pair} - set(self.modalities), ", ".join(self.modalities)
