@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from imp_ds.errors import UserError
-from imp_ds.records import fields_of, records_inside
+from imp_ds.records import OpenRecord, fields_of, records_inside
+
+IMPORT = "correct the name, or import the module that registers it: in the recipe, or by --import MODULE"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -41,7 +43,9 @@ def explain(kind: type[BaseModel], error: ValidationError, origin: str) -> UserE
     if first["type"] == "extra_forbidden":
         owner = _record_at(kind, first["loc"][:-1])
         names = [] if owner is None else list(fields_of(owner))
-        return UserError(f"unknown key in {origin}: {path}", got=first["loc"][-1], allowed=nearest(str(first["loc"][-1]), names))
+        fix = IMPORT if owner is not None and issubclass(owner, OpenRecord) else None
+        allowed = nearest(str(first["loc"][-1]), names)
+        return UserError(f"unknown key in {origin}: {path}", got=first["loc"][-1], allowed=allowed, fix=fix)
     message = first["msg"].removeprefix("Value error, ")
     if not path or first["type"] == "value_error":
         return UserError(message, got=origin)

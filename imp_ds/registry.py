@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from imp_ds.errors import UserError
-from imp_ds.overrides import nearest, parse_record
+from imp_ds.overrides import IMPORT, nearest, parse_record
 from imp_ds.records import Record
 
 
@@ -55,8 +55,7 @@ class Registry:
     def known(self, name: str) -> str:
         """The name itself. Raises UserError where nothing bears it."""
         if name not in [*self]:
-            fix = "correct the name, or import the module that registers it: in the recipe, or by --import MODULE"
-            raise UserError(f"unknown {self.what}", got=name, allowed=nearest(name, self), fix=fix)
+            raise UserError(f"unknown {self.what}", got=name, allowed=nearest(name, self), fix=IMPORT)
         return name
 
     def options(self, name: str, given: dict) -> Record:

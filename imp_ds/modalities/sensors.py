@@ -10,6 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 
@@ -274,13 +275,14 @@ def _is_number(cell: str) -> bool:
 
 
 def _listed(given, channels: int) -> list:
-    """What is given as a list of windows."""
-    if isinstance(given, np.ndarray):
-        return list(given) if given.ndim == 3 else [given]
-    is_one = not isinstance(given, (list, tuple)) or not given or isinstance(given[0], (int, float))
-    if not is_one and isinstance(given[0], (list, tuple)) and len(given[0]) == channels and isinstance(given[0][0], (int, float)):
-        is_one = True  # the steps of one window
-    return [given] if is_one else list(given)
+    """What is given as a list of windows: a list whose rows are as wide as the data has channels is one window, step by step."""
+    if not isinstance(given, (list, tuple)) or not given:
+        return list(given) if isinstance(given, np.ndarray) and given.ndim == 3 else [given]
+    if isinstance(given[0], Real):
+        return [given]
+    if isinstance(given[0], (str, bytes, PathLike)):
+        return list(given)
+    return [given] if np.shape(given[0]) == (channels,) else list(given)
 
 
 def _raw(one):

@@ -8,7 +8,7 @@ import torch
 
 from helpers.pages import run_beside
 from imp_ds import ImpConfig
-from imp_ds.config import DataSettings
+from imp_ds.config import DataSettings, RunConfig
 from imp_ds.data.decoding import decode, decode_windows
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
@@ -19,6 +19,7 @@ from imp_ds.modalities.modality import TextNeeds
 from imp_ds.modalities.sensors import SensorsProcessing, SensorsView
 from imp_ds.modalities.views import Augmentation, Views
 from imp_ds.objectives import Classification, Contrastive
+from imp_ds.overrides import parse_record
 from imp_ds.tasks import Source, Task
 
 SENSORS = get_modality("sensors")
@@ -106,7 +107,9 @@ def test_training_draws_a_window_and_evaluation_takes_all():
 def test_the_processor_of_a_model_takes_arrays_files_and_lists(tmp_path):
     (tmp_path / "walk.csv").write_text("x,y\n1,10\n3,15\n5,20\n")
     expected = preprocessed([STEPS_52[:3]])["sensor_values"]
-    for given in (STEPS_52[:3], STEPS_52[:3].tolist(), [STEPS_52[:3]], torch.tensor(STEPS_52[:3]), str(tmp_path / "walk.csv")):
+    steps = STEPS_52[:3]
+    lists = [steps.tolist(), [steps], [*steps], [list(row) for row in steps], steps.ravel().tolist(), [steps.ravel()]]
+    for given in (steps, *lists, torch.tensor(steps), steps[None], str(tmp_path / "walk.csv"), [tmp_path / "walk.csv"]):
         assert np.array_equal(PART.inputs(given)["sensor_values"], expected)
     with pytest.raises(UserError, match="(?s)sensors cannot be read.*3x1 numbers, which are no steps of 2 channels"):
         PART.inputs(np.zeros((3, 1)))
@@ -243,3 +246,9 @@ def test_a_run_trains_shows_exports_and_predicts(tmp_path):
 def test_lists_of_unequal_length_are_named_as_such():
     with pytest.raises(BadSample, match="the row has lists of unequal length: "):
         SENSORS.read([[1.0, 2.0], [1.0]], "the row", None)
+
+
+def test_a_modality_that_nothing_registered_is_refused_with_the_way_to_it():
+    with pytest.raises(UserError, match="(?s)views.senors.*did you mean sensors.*import the module that registers it"):
+        tasks = [{"name": "a", "views": {"senors": {}}}]
+        parse_record(RunConfig, {"name": "x", "train": {"steps": 1}, "tasks": tasks}, "a recipe")
