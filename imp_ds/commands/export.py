@@ -43,10 +43,10 @@ def export(
     return out
 
 
-def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, pieces: ProcessorMixin) -> None:
+def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, processor: ProcessorMixin) -> None:
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
-    pieces.save_pretrained(folder)
+    processor.save_pretrained(folder)
     run.save(folder)
     results, split, final = [], "test", run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint

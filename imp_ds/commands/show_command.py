@@ -114,12 +114,12 @@ def _card(batch: Batch, position: int, views: Views, processor, readers: list[Re
 def _caption(one: Batch, tokenizer) -> str:
     """What the tokens say; under hidden words, what they were."""
     ids_L = one.inputs["text"]["input_ids"][0][one.inputs["text"]["attention_mask"][0] > 0]
-    said = _safe(tokenizer.decode(ids_L.tolist(), skip_special_tokens="token_ids" not in one.targets))
+    text = _safe(tokenizer.decode(ids_L.tolist(), skip_special_tokens="token_ids" not in one.targets))
     if "token_ids" not in one.targets:
-        return said
-    said = said.replace(_safe(tokenizer.mask_token or _MASK), f"<b>{_MASK}</b>")
+        return text
+    text = text.replace(_safe(tokenizer.mask_token or _MASK), f"<b>{_MASK}</b>")
     hidden_L = one.targets["token_ids"][0]
-    return f"{said}<br>hidden: <b>{_safe(tokenizer.decode(hidden_L[hidden_L >= 0].tolist()))}</b>"
+    return f"{text}<br>hidden: <b>{_safe(tokenizer.decode(hidden_L[hidden_L >= 0].tolist()))}</b>"
 
 
 def _picture(picture_HW3: np.ndarray) -> str:

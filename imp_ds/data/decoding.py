@@ -2,7 +2,7 @@
 
 Media are handed to the decoders as file objects, with the containers that are read named one by one: a playlist that
 poses as a video can fetch nothing. Sizes are read from the header before anything is decoded. All that is random comes from the
-sample's own generator, so a sample looks the same whoever decodes it. Evaluation draws nothing: it takes the first caption,
+sample's own generator, so a sample looks the same on every rank and worker. Evaluation draws nothing: it takes the first caption,
 and every window of a long recording.
 """
 

@@ -179,11 +179,6 @@ class Modality(ABC):
     def check_options(self, config) -> None:
         """Raise UserError for options that no model can have."""
 
-    def grid(self, config, tokens: int, values: int) -> tuple[int, ...] | None:
-        """The sizes of the axes of a sample of so many tokens of so many values; None where positions are no grid. Raises
-        UserError where they do not follow from the number."""
-        return None
-
     @abstractmethod
     def most_tokens(self, config) -> int:
         """Tokens of the largest sample that a model has positions for."""
@@ -273,6 +268,11 @@ class PatchModality(Modality):
                 fix=f"a smaller {' and '.join(large)}, or a larger model.{self.kind}_max",
             )  # fmt: skip
         return math.prod(a // b for a, b in zip(size, patch))
+
+    @abstractmethod
+    def grid(self, config, tokens: int, values: int) -> tuple[int, ...]:
+        """The sizes of the axes of a sample of so many tokens of so many values. Raises UserError where they do not follow from
+        the number."""
 
     def kernels(self, config, tokens: int, values: int, value_bytes: int) -> list[Kernel]:
         """The projection; positions are looked up on each axis, summed and normed."""

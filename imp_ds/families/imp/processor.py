@@ -72,11 +72,10 @@ def _names(run: RunConfig, readers: dict[str, list[Reader]]) -> Iterator[str]:
 def build_processings(run: RunConfig, config: ImpConfig, readers: dict[str, list[Reader]], views: list[Views]) -> dict:
     """What preprocesses the modalities that have no part of their own: of the model that the run starts from, or made from the
     first samples of its corpus."""
-    before = _before(run)
-    found = {} if before is None else dict(before.modalities)
-    for name in config.modalities:
-        if get_modality(name).part is not None or name in found:
-            continue
+    names = [name for name in config.modalities if get_modality(name).part is None]
+    before = _before(run) if names else None
+    found = {} if before is None else {name: part for name, part in before.modalities.items() if name in names}
+    for name in (name for name in names if name not in found):
         own = [view for of in views if (view := getattr(of, name)) is not None]
         samples = [
             sample

@@ -17,7 +17,6 @@ from imp_ds.registry import MODALITIES
 from imp_ds.tasks import Task
 
 Size = Literal["tiny", "S", "B", "M", "L"]
-Count = Annotated[int, Field(ge=1)]
 
 
 class ModelSettings(FamilySettings, OpenRecord):
