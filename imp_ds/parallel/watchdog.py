@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 import traceback
-from types import FrameType
 
 import torch.distributed as dist
 
@@ -37,6 +36,7 @@ from imp_ds.parallel.diagnosis import (
     is_effect,
 )
 from imp_ds.parallel.groups import on_main, rank, world_size
+from imp_ds.parallel.stack import stack_of, waits_for
 
 EXIT_CODE = 1
 _CONNECT_S = 60.0  # until all ranks have a connection
@@ -44,7 +44,8 @@ _GRACE_S = 0.5  # between the first sign of an end and the diagnosis: the cause 
 _BROKEN_S = 10.0  # the same while all that is known is that connections broke
 _LINGER_S = 2.0  # for the last message
 _LOG_WAIT_S = 10.0  # a wait for a lock or a compiler is logged after so long
-_WAITING = ("torch.distributed", "deepspeed.comm", "imp_ds.parallel")  # modules in which one waits for other ranks
+_WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/imp_ds/parallel/")  # code in which one waits for other ranks
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class Watchdog:
@@ -138,25 +139,19 @@ class Watchdog:
     def _report(self) -> dict:
         """Where our main thread stands."""
         step, phase, allowed_s, since = self._progress
-        frames = sys._current_frames()
-        frame = frames.get(self._main)
-        module, location = "", ""
-        if frame is not None:
-            module = frame.f_globals.get("__name__", "")
-            while frame.f_back is not None and not frame.f_globals.get("__name__", "").startswith("imp_ds."):
-                frame = frame.f_back
-            if frame.f_back is None:  # none of ours: the innermost
-                frame = frames[self._main]
-            waits = waits_for(frames[self._main])
+        stack, location = stack_of(self._main), ""
+        if stack:
+            location = str(next((place for place in stack if place.path.startswith(_PACKAGE)), stack[0]))
+            waits = waits_for(self._main)
             if waits != self._logged_wait and (waits is None or self._clock - since > _LOG_WAIT_S):
                 self._logged_wait = waits
                 if waits is not None:
                     _log(f"rank {rank()} waits for {waits}\n")
-            location = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
             location += f", waits for {waits}" if waits else ""
         return dict(
             step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, location=location, failure=self._failure,
-            effect=self._effect, is_user_error=self._is_user_error, done=self._done, waiting=module.startswith(_WAITING),
+            effect=self._effect, is_user_error=self._is_user_error, done=self._done,
+            waiting=any(part in stack[0].path for part in _WAITING) if stack else False,
         )  # fmt: skip
 
     def _update(self, number: int, report: dict) -> None:
@@ -283,18 +278,3 @@ def _log(text: str) -> None:
         os.write(2, text.encode())
     except OSError:  # nobody reads it any more; that keeps no rank alive
         pass
-
-
-def waits_for(frame: FrameType | None) -> str | None:
-    """What the thread of this innermost frame waits for outside of the run, where its stack shows it (a lock, a compiler), in
-    words; None where nothing known stands there."""
-    # a frame that ends while it is looked at from another thread may be gone, and its place hold anything else
-    while isinstance(frame, FrameType):
-        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        if module == "torch.utils.file_baton" and function == "wait":
-            path = getattr(frame.f_locals.get("self"), "lock_file_path", "of torch's extensions")
-            return f"the lock {path}, of a process that compiles, or of one that was killed: delete it when none does"
-        if module == "torch.utils.cpp_extension" and function == "_run_ninja_build":
-            return f"the compiler of an extension, in {frame.f_locals.get('build_directory', 'a build folder')}"
-        frame = frame.f_back
-    return None

@@ -1,7 +1,6 @@
 """Ranks that do not start, before there is a process group or a watchdog: those that wait name them, in time."""
 
 import os
-import threading
 import time
 
 import pytest
@@ -10,7 +9,6 @@ import torch.distributed as dist
 from helpers.ranks import Ranks
 from imp_ds.errors import UserError
 from imp_ds.parallel.roll_call import roll_call
-from imp_ds.parallel.watchdog import waits_for
 
 
 def wait_for_missing(limit_s: float) -> None:
@@ -48,20 +46,3 @@ def test_a_rank_that_never_starts_is_named(tmp_path):
 def test_ranks_that_start_one_after_the_other_join(tmp_path):
     end = Ranks(join, 20.0, ranks=3, folder=tmp_path).wait(30)
     assert end.codes == [0, 0, 0] and all("joined" in output for output in end.outputs), str(end)
-
-
-def test_a_lock_that_is_waited_for_is_named(tmp_path):
-    import sys
-
-    from torch.utils.file_baton import FileBaton
-
-    lock = tmp_path / "lock"
-    lock.touch()
-    thread = threading.Thread(target=FileBaton(str(lock)).wait)
-    thread.start()
-    time.sleep(0.05)
-    found = waits_for(sys._current_frames()[thread.ident])
-    lock.unlink()
-    thread.join()
-    assert str(lock) in found and "delete it" in found
-    assert waits_for(sys._current_frames()[threading.get_ident()]) is None
