@@ -9,6 +9,8 @@ from torch import nn
 
 from imp_ds.moe.kernels.compute import Count, experts_forward, linear_forward, linear_mixture, mixture
 
+GATED = ("geglu", "swiglu")  # activations with a third matrix
+
 
 class ExpertWeights(nn.Module):
     """Weights of which each is a stack over experts, [E, ...].
@@ -38,7 +40,8 @@ class ExpertWeights(nn.Module):
 class Experts(ExpertWeights):
     """`num_experts` feed-forwards of the layer's, from number `first` on.
 
-    "gelu" is two matrices, gelu(x w1) w2, as the IMP release has it; "geglu" is three, (gelu(x w1) * x w3) w2.
+    "gelu" is two matrices, gelu(x w1) w2, as the IMP release has it; "geglu" is three, (gelu(x w1) * x w3) w2; so is "swiglu",
+    (silu(x w1) * x w3) w2, as language models have it.
     """
 
     def __init__(self, width: int, feed_forward: int, num_experts: int, activation: str, *, first: int = 0):
@@ -46,7 +49,7 @@ class Experts(ExpertWeights):
         self.width, self.feed_forward, self.activation = width, feed_forward, activation
         self.w1 = nn.Parameter(torch.empty(num_experts, width, feed_forward))
         self.w2 = nn.Parameter(torch.empty(num_experts, feed_forward, width))
-        if activation == "geglu":
+        if activation in GATED:
             self.w3 = nn.Parameter(torch.empty(num_experts, width, feed_forward))
 
     def part(self, num_experts: int, first: int) -> "Experts":
@@ -63,7 +66,7 @@ class Experts(ExpertWeights):
 
         rows: how many each expert has, as `rows_of_experts` gives it; None when all have N / E.
         """
-        weights = self.w1, self.w2, getattr(self, "w3", None)
+        weights = self.w1, self.w2, getattr(self, "w3", None), self.activation == "swiglu"
         if token_index_N is None:
             return experts_forward(x, rows, *weights)
         return mixture(x, token_index_N, weight_N, rows, *weights)

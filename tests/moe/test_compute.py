@@ -16,6 +16,9 @@ from imp_ds.moe.kernels.compute import experts_forward, mixture, stacked_experts
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 7, 4, 8, 4
 EQUAL, RAGGED, ONE_HAS_ALL = [3, 3, 3, 3], [5, 0, 1, 6], [0, 0, 12, 0]
+activations = pytest.mark.parametrize(
+    "gated, silu", [(False, False), (True, False), (True, True)], ids=["gelu", "geglu", "swiglu"]
+)
 
 
 def problem(gated: bool, dtype=torch.float64) -> tuple[torch.Tensor, dict]:
@@ -29,21 +32,21 @@ def problem(gated: bool, dtype=torch.float64) -> tuple[torch.Tensor, dict]:
     return torch.tensor([0, 1, 2, 0, 0, 3, 5, 4, 2, 2, 1, 5]), {name: value.requires_grad_() for name, value in given.items()}
 
 
-def naive(x_TD, weight_N, w1, w2, w3=None, *, index_N, count):
+def naive(x_TD, weight_N, w1, w2, w3=None, *, index_N, count, silu=False):
     """Row by row, as the definition reads."""
     y = [torch.zeros(x_TD.shape[1], dtype=x_TD.dtype)] * len(x_TD)
     experts = [e for e, rows in enumerate(count) for _ in range(rows)]
     for e, token, weight in zip(experts, index_N.tolist(), weight_N, strict=True):
         h = x_TD[token] @ w1[e]
-        act = 0.5 * h * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (h + 0.044715 * h**3)))
+        act = h / (1 + torch.exp(-h)) if silu else 0.5 * h * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (h + 0.044715 * h**3)))
         if w3 is not None:
             act = act * (x_TD[token] @ w3[e])
         y[token] = y[token] + weight * (act @ w2[e])
     return torch.stack(y)
 
 
-def ours(x_TD, weight_N, *weights, index_N, count):
-    return mixture(x_TD, index_N, weight_N, count, *weights)
+def ours(x_TD, weight_N, *weights, index_N, count, silu=False):
+    return mixture(x_TD, index_N, weight_N, count, *weights, silu=silu)
 
 
 def value_and_gradients(function, given: dict) -> tuple[torch.Tensor, dict]:
@@ -53,22 +56,24 @@ def value_and_gradients(function, given: dict) -> tuple[torch.Tensor, dict]:
     return y.detach(), dict(zip(given, gradients))
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@activations
 @pytest.mark.parametrize("count", [EQUAL, None, RAGGED, ONE_HAS_ALL])
-def test_value_and_gradients_equal_a_loop(count, gated):
+def test_value_and_gradients_equal_a_loop(count, gated, silu):
     index_N, given = problem(gated)
-    y, gradients = value_and_gradients(functools.partial(ours, index_N=index_N, count=count), given)
-    expected_y, expected = value_and_gradients(functools.partial(naive, index_N=index_N, count=count or EQUAL), given)
+    y, gradients = value_and_gradients(functools.partial(ours, index_N=index_N, count=count, silu=silu), given)
+    loop = functools.partial(naive, index_N=index_N, count=count or EQUAL, silu=silu)
+    expected_y, expected = value_and_gradients(loop, given)
     torch.testing.assert_close(y, expected_y, rtol=1e-12, atol=1e-12)
     for name in given:
         torch.testing.assert_close(gradients[name], expected[name], rtol=1e-12, atol=1e-12)
     assert (y[6] == 0).all() and (gradients["x"][6] == 0).all()  # no row is token 6's
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_gradients_equal_finite_differences(gated):
+@activations
+def test_gradients_equal_finite_differences(gated, silu):
     index_N, given = problem(gated)
-    assert torch.autograd.gradcheck(functools.partial(ours, index_N=index_N, count=RAGGED), tuple(given.values()))
+    run = functools.partial(ours, index_N=index_N, count=RAGGED, silu=silu)
+    assert torch.autograd.gradcheck(run, tuple(given.values()))
 
 
 def test_the_custom_operators_keep_their_promises():
@@ -80,34 +85,36 @@ def test_the_custom_operators_keep_their_promises():
     check = functools.partial(torch.library.opcheck, cpu_experts._forward)
     found = [check((rows_ND, None, None, [5, 0, 1, 0], *weights, True))]
     found.append(check((rows_ND, *routing, [5, 0, 1, 0], given["w1"], given["w2"], None, True)))
+    found.append(check((rows_ND, *routing, [5, 0, 1, 0], *weights, True, True)))
     with torch.no_grad():
         found.append(check((rows_ND.detach(), None, None, [5, 0, 1, 0], *[w.detach() for w in weights], False)))
     assert all(results and set(results.values()) == {"SUCCESS"} for results in found)
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@activations
 @pytest.mark.parametrize("count", [None, RAGGED])
-def test_the_path_of_other_devices_computes_the_same(count, gated):
+def test_the_path_of_other_devices_computes_the_same(count, gated, silu):
     """float32, since a grouped product takes no float64: its rounding is 6e-8, and sums have at most 12 terms."""
     index_N, given = problem(gated, torch.float32)
     no_w3, results = [] if gated else [None], []
     for function in (mixture, stacked_mixture):
-        y, gradients = value_and_gradients(lambda x, weight, *w: function(x, index_N, weight, count, *w, *no_w3), given)
+        y, gradients = value_and_gradients(lambda x, weight, *w: function(x, index_N, weight, count, *w, *no_w3, silu), given)
         results.append((y, *gradients.values()))
     for one, other in zip(*results):
         assert (one - other).norm() < 1e-5 * other.norm()
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@activations
 @pytest.mark.parametrize("count", [None, RAGGED])
-def test_rows_from_elsewhere_are_a_mixture_of_themselves(count, gated):
+def test_rows_from_elsewhere_are_a_mixture_of_themselves(count, gated, silu):
     """Each row its own token with weight 1: `experts_forward` is `mixture`, which the loop has judged."""
     index_N, given = problem(gated)
     del given["weight"]
     given["x"] = given["x"].detach()[index_N].requires_grad_()
-    y, gradients = value_and_gradients(lambda x, *weights: experts_forward(x, count, *weights), given)
+    y, gradients = value_and_gradients(lambda x, *weights: experts_forward(x, count, *weights, silu=silu), given)
     one = torch.ones(12, dtype=torch.float64)
-    expected_y, expected = value_and_gradients(lambda x, *weights: mixture(x, torch.arange(12), one, count, *weights), given)
+    by_index = functools.partial(ours, index_N=torch.arange(12), count=count, silu=silu)
+    expected_y, expected = value_and_gradients(lambda x, *weights: by_index(x, one, *weights), given)
     torch.testing.assert_close(y, expected_y, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
 
@@ -146,31 +153,33 @@ def test_an_empty_slot_gives_and_gets_nothing():
     torch.testing.assert_close(gradients, expected)
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@activations
 @pytest.mark.parametrize("count", [EQUAL, RAGGED])
-def test_bfloat16_is_the_rounded_float64(count, gated):
+def test_bfloat16_is_the_rounded_float64(count, gated, silu):
     """Inputs are rounded to bfloat16 first, so only the steps between are: 8 bits, a few roundings of sums up to 12 terms."""
     index_N, given = problem(gated, torch.bfloat16)
     given["w1"] = given["w1"].detach().float().requires_grad_()  # weights of another type are brought to that of x
-    y, gradients = value_and_gradients(functools.partial(ours, index_N=index_N, count=count), given)
+    y, gradients = value_and_gradients(functools.partial(ours, index_N=index_N, count=count, silu=silu), given)
     exact = {name: value.detach().double().requires_grad_() for name, value in given.items()}
-    expected_y, expected = value_and_gradients(functools.partial(naive, index_N=index_N, count=count), exact)
+    expected_y, expected = value_and_gradients(functools.partial(naive, index_N=index_N, count=count, silu=silu), exact)
     assert y.dtype is torch.bfloat16 and gradients["w1"].dtype is torch.float32 and gradients["w2"].dtype is torch.bfloat16
     for name, value, reference in [("y", y, expected_y), *((name, gradients[name], expected[name]) for name in given)]:
         error = (value.double() - reference).norm() / reference.norm()
         assert error < 0.02, (name, error)
 
 
-def test_far_values_of_the_activation_and_its_slope():
-    """gelu(h) is h where h is large and 0 where it is very negative, its slope 1 and 0; at 0 it is 0 and its slope 1/2."""
+@pytest.mark.parametrize("silu", [False, True])
+def test_far_values_of_the_activation_and_its_slope(silu):
+    """Both are h where h is large and 0 where it is very negative, their slope 1 and 0; at 0 they are 0 and their slope 1/2."""
     h = torch.tensor([[-1e4, -50.0, 0.0, 50.0, 1e4]])
     act, dh = torch.empty_like(h), torch.ones_like(h)
-    cpu_experts._gelu_backward(h, act, dh)
+    cpu_experts._activate_backward(h, act, dh, silu)
     torch.testing.assert_close(act, torch.tensor([[0.0, 0.0, 0.0, 50.0, 1e4]]))
     torch.testing.assert_close(dh, torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0]]))
     near = torch.linspace(-6, 6, 4001).view(1, -1)
-    cpu_experts._gelu(near, act := torch.empty_like(near))
-    torch.testing.assert_close(act, F.gelu(near.double(), approximate="tanh").float(), rtol=1e-6, atol=1e-6)
+    cpu_experts._activate(near, act := torch.empty_like(near), silu)
+    exact = F.silu(near.double()) if silu else F.gelu(near.double(), approximate="tanh")
+    torch.testing.assert_close(act, exact.float(), rtol=1e-6, atol=1e-6)
 
 
 def test_rows_of_several_blocks(monkeypatch):

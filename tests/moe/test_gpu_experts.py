@@ -46,19 +46,21 @@ def test_rows_taken_and_summed():
 @pytest.mark.parametrize("width", [24, 3000])  # less than a block, and more than one
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_activation_and_its_gradients(width, gated, weighted):
+@pytest.mark.parametrize("silu", [False, True])
+def test_activation_and_its_gradients(width, gated, weighted, silu):
     """Against autograd in float64, on the same float32 numbers; the sum for a weight has `width` terms."""
     h, gate, weight, grad = (draw(*shape, seed=i).float() for i, shape in enumerate([(5, width), (5, width), (5,), (5, width)]))
     given = {"h": h} | ({"gate": gate} if gated else {}) | ({"weight": weight} if weighted else {})
     exact = {name: value.double().requires_grad_() for name, value in given.items()}
-    act = F.gelu(exact["h"], approximate="tanh")
+    act = F.silu(exact["h"]) if silu else F.gelu(exact["h"], approximate="tanh")
     act = act * exact["gate"] if gated else act
     act = act * exact["weight"][:, None] if weighted else act
     expected = dict(zip(exact, torch.autograd.grad(act, list(exact.values()), grad.double())))
     here = {name: value.to(DEVICE) for name, value in given.items()}
-    found = triton_kernels.activate(here["h"], here.get("gate"), here.get("weight"))
+    found = triton_kernels.activate(here["h"], here.get("gate"), here.get("weight"), silu)
     assert relative(found, act.detach()) < 1e-6
-    dh, dgate, dweight = triton_kernels.activate_backward(grad.to(DEVICE), here["h"], here.get("gate"), here.get("weight"))
+    others = here.get("gate"), here.get("weight")
+    dh, dgate, dweight = triton_kernels.activate_backward(grad.to(DEVICE), here["h"], *others, silu)
     for name, value in (("h", dh), ("gate", dgate), ("weight", dweight)):
         assert (value is None) == (name not in given)
         assert value is None or relative(value, expected[name]) < 1e-5, name
@@ -74,31 +76,31 @@ def problem(gated: bool, dtype: torch.dtype, device: str) -> dict[str, torch.Ten
     return {name: value.to(device, types[name]).requires_grad_() for name, value in drawn.items()}
 
 
-def exact_mixture(given: dict, index_N, count: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def exact_mixture(given: dict, index_N, count: list[int], silu: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Value and gradients in float64, expert by expert."""
     x, weight, w1, w2, *w3 = (value.detach().double().cpu().requires_grad_() for value in given.values())
     y_ND = []
     for e, rows in enumerate(x[index_N.cpu()].split(count)):
-        act = F.gelu(rows @ w1[e], approximate="tanh")
+        act = F.silu(rows @ w1[e]) if silu else F.gelu(rows @ w1[e], approximate="tanh")
         y_ND.append((act * (rows @ w3[0][e]) if w3 else act) @ w2[e])
     y = torch.zeros_like(x).index_add(0, index_N.cpu(), torch.cat(y_ND) * weight[:, None])
     gradients = torch.autograd.grad(y, [x, weight, w1, w2, *w3], draw(TOKENS, WIDTH, seed=9))
     return y.detach(), dict(zip(given, gradients))
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated, silu", [(False, False), (True, False), (True, True)], ids=["gelu", "geglu", "swiglu"])
 @pytest.mark.parametrize("count", [None, RAGGED, ONE_HAS_ALL])
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_value_and_gradients_equal_float64(dtype, limit, count, gated):
+def test_value_and_gradients_equal_float64(dtype, limit, count, gated, silu):
     """bfloat16 keeps 8 bits: each of a handful of roundings on the way is up to 2^-9 = 0.002."""
     if DEVICE == "cuda" and dtype == torch.float32 and count is not None:
         pytest.skip("grouped products on a GPU are for bfloat16")
     given, index_N = problem(gated, dtype, DEVICE), torch.tensor(INDEX_N, device=DEVICE)
     weights = list(given.values())[2:] + ([] if gated else [None])
     count_E = None if count is None else torch.tensor(count, device=DEVICE)
-    y = gpu_experts.gpu_mixture(given["x"], index_N, given["weight"], count_E, *weights)
+    y = gpu_experts.gpu_mixture(given["x"], index_N, given["weight"], count_E, *weights, silu)
     gradients = torch.autograd.grad(y, list(given.values()), draw(TOKENS, WIDTH, seed=9).to(DEVICE, dtype))
-    expected_y, expected = exact_mixture(given, index_N, count or EQUAL)
+    expected_y, expected = exact_mixture(given, index_N, count or EQUAL, silu)
     assert y.dtype == dtype and relative(y, expected_y) < limit
     for name, gradient in zip(given, gradients):
         assert relative(gradient, expected[name]) < limit, name

@@ -39,8 +39,8 @@ def naive(weights: dict, x_BLD, valid_BL, group: int, factor: float, activation:
             for t in ranked[:slots]:
                 hidden = x_SD[t] @ weights["w1"][e]
                 inner = (2 / torch.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)
-                hidden = 0.5 * hidden * (1 + torch.tanh(inner))
-                if activation == "geglu":
+                hidden = hidden * (torch.sigmoid(hidden) if activation == "swiglu" else 0.5 * (1 + torch.tanh(inner)))
+                if activation != "gelu":
                     hidden = hidden * (x_SD[t] @ weights["w3"][e])
                 out[t] = out[t] + scores_SE[t, e] * (hidden @ weights["w2"][e])
         outputs.append(torch.stack(out).view(-1, length, width))
@@ -51,7 +51,7 @@ def some_tokens(batch: int, length: int) -> torch.Tensor:
     return torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("activation", ["gelu", "geglu"])
+@pytest.mark.parametrize("activation", ["gelu", "geglu", "swiglu"])
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("padded", [False, True])
 def test_output_and_gradients_equal_a_loop_in_float64(activation, factor, padded):

@@ -64,7 +64,9 @@ def test_attributes_of_the_layer():
     assert [entry["experts"] for entry in descriptor["ranks"]] == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize("activation, names", [("gelu", {"w1", "w2"}), ("geglu", {"w1", "w2", "w3"})])
+@pytest.mark.parametrize(
+    "activation, names", [("gelu", {"w1", "w2"}), ("geglu", {"w1", "w2", "w3"}), ("swiglu", {"w1", "w2", "w3"})]
+)
 def test_tags_of_the_experts_weights(activation, names):
     _, layer = make_layer(activation=activation)
     weights = dict(layer.experts.named_parameters())

@@ -47,6 +47,7 @@ def mixture(
     w1_EDF: Tensor,
     w2_EFD: Tensor,
     w3_EDF: Tensor | None = None,
+    silu: bool = False,
 ) -> Tensor:
     """y [T, D] in the type of x: for each token the sum, over its rows, of weight times the row's expert's answer.
 
@@ -57,27 +58,27 @@ def mixture(
     weight_N = _only_filled(weight_N)
     weights = _weights_for(x_TD, token_index_N.shape[0], count, w1_EDF, w2_EFD, w3_EDF)
     if _has_kernels(x_TD):
-        return gpu_experts.gpu_mixture(x_TD, token_index_N, weight_N, count, *weights)
+        return gpu_experts.gpu_mixture(x_TD, token_index_N, weight_N, count, *weights, silu)
     weight_N = weight_N.to(x_TD.dtype)
     if x_TD.device.type == "cpu" and not torch.compiler.is_exporting():
-        return cpu_mixture(x_TD, token_index_N, weight_N, _counts(len(token_index_N), count, w1_EDF), *weights)
-    return stacked_mixture(x_TD, token_index_N, weight_N, count, *weights)
+        return cpu_mixture(x_TD, token_index_N, weight_N, _counts(len(token_index_N), count, w1_EDF), *weights, silu)
+    return stacked_mixture(x_TD, token_index_N, weight_N, count, *weights, silu)
 
 
 def experts_forward(
-    x_ND: Tensor, count: Count, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None = None
+    x_ND: Tensor, count: Count, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None = None, silu: bool = False
 ) -> Tensor:
     """The feed-forward of its expert on each row, [N, D] -> [N, D], in the type of x whatever the weights' type is.
 
-    gelu(x w1) w2, or with three matrices (gelu(x w1) * x w3) w2, with the tanh form of gelu. Experts without rows get
-    gradients of zeros.
+    gelu(x w1) w2, or with three matrices (gelu(x w1) * x w3) w2, with the tanh form of gelu; with `silu` that in its place.
+    Experts without rows get gradients of zeros.
     """
     weights = _weights_for(x_ND, x_ND.shape[0], count, w1_EDF, w2_EFD, w3_EDF)
     if _has_kernels(x_ND):
-        return gpu_experts.gpu_experts(x_ND, count, *weights)
+        return gpu_experts.gpu_experts(x_ND, count, *weights, silu)
     if x_ND.device.type == "cpu" and not torch.compiler.is_exporting():
-        return cpu_experts(x_ND, _counts(len(x_ND), count, w1_EDF), *weights)
-    return stacked_experts(x_ND, count, *weights)
+        return cpu_experts(x_ND, _counts(len(x_ND), count, w1_EDF), *weights, silu)
+    return stacked_experts(x_ND, count, *weights, silu)
 
 
 def linear_mixture(x_TI: Tensor, token_index_N: Tensor, weight_N: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
@@ -136,18 +137,22 @@ def stacked_mixture(
     w1_EDF: Tensor,
     w2_EFD: Tensor,
     w3_EDF: Tensor | None,
+    silu: bool = False,
 ) -> Tensor:
     """`mixture` on any device, differentiated by autograd."""
-    y_ND = stacked_experts(x_TD.index_select(0, token_index_N), count, w1_EDF, w2_EFD, w3_EDF)
+    y_ND = stacked_experts(x_TD.index_select(0, token_index_N), count, w1_EDF, w2_EFD, w3_EDF, silu)
     return torch.zeros_like(x_TD).index_add(0, token_index_N, y_ND * weight_N.unsqueeze(1))
 
 
-def stacked_experts(x_ND: Tensor, count: Count, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
+def stacked_experts(
+    x_ND: Tensor, count: Count, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False
+) -> Tensor:
     """`experts_forward` on any device, differentiated by autograd, without a loop over experts.
 
     Grouped products want rows and weights whose strides are multiples of 16 bytes: D and F multiples of 8 in bfloat16.
     """
-    hidden = F.gelu(stacked_product(x_ND, count, w1_EDF), approximate="tanh")
+    hidden = stacked_product(x_ND, count, w1_EDF)
+    hidden = F.silu(hidden) if silu else F.gelu(hidden, approximate="tanh")
     if w3_EDF is not None:
         hidden = hidden * stacked_product(x_ND, count, w3_EDF)
     return stacked_product(hidden, count, w2_EFD)

@@ -26,21 +26,25 @@ BLOCK_ELEMENTS = 1 << 17  # of the activation at a time: half a MiB in float32, 
 SMALLEST_BYTES = 1 << 20  # of a gradient whose memory is kept: malloc is good at what is smaller
 
 
-def cpu_experts(x_ND: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
-    """gelu(x w1) w2, or (gelu(x w1) * x w3) w2, of each expert on its `count[e]` rows: [N, D] -> [N, D].
+def cpu_experts(
+    x_ND: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False
+) -> Tensor:
+    """gelu(x w1) w2, or (gelu(x w1) * x w3) w2, of each expert on its `count[e]` rows: [N, D] -> [N, D]; with `silu` that in the
+    place of gelu.
 
     Differentiable once, in x and the weights, which are all of one floating-point type.
     """
     keep = _needs_gradient(x_ND, w1_EDF, w2_EFD, w3_EDF)
-    return _forward(x_ND, None, None, count, w1_EDF, w2_EFD, w3_EDF, keep)[0]
+    return _forward(x_ND, None, None, count, w1_EDF, w2_EFD, w3_EDF, keep, silu)[0]
 
 
 def cpu_mixture(
-    x_TD: Tensor, token_index_N: Tensor, weight_N: Tensor, count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None
-) -> Tensor:
+    x_TD: Tensor, token_index_N: Tensor, weight_N: Tensor, count: list[int],
+    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False,
+) -> Tensor:  # fmt: skip
     """The same on rows that are tokens, [T, D] -> [T, D]: each token's weighted sum. Differentiable in `weight_N` too."""
     keep = _needs_gradient(x_TD, weight_N, w1_EDF, w2_EFD, w3_EDF)
-    return _forward(x_TD, token_index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep)[0]
+    return _forward(x_TD, token_index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep, silu)[0]
 
 
 def _needs_gradient(*inputs: Tensor | None) -> bool:
@@ -50,7 +54,7 @@ def _needs_gradient(*inputs: Tensor | None) -> bool:
 @torch.library.custom_op("imp_ds::cpu_experts", mutates_args=(), device_types="cpu")
 def _forward(
     x: Tensor, index_N: Tensor | None, weight_N: Tensor | None, count: list[int],
-    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, keep: bool,
+    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, keep: bool, silu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The result, and for the backward what enters the activation and the gate, [N, F], and the unweighted answers, [N, D].
 
@@ -64,7 +68,7 @@ def _forward(
     parts = _by_expert(count, h_NF, gate_NF, act_NF, answer_ND, index_N, weight_N), _unbound(w1_EDF, w2_EFD, w3_EDF)
     for x_RD, (h, gate, act, answer, index, weight), (w1, w2, w3) in zip(_rows(x, index_N, count), *parts):
         torch.mm(x_RD, w1, out=h)
-        _gelu(h, act)
+        _activate(h, act, silu)
         if w3 is not None:
             act.mul_(torch.mm(x_RD, w3, out=gate))
         torch.mm(act, w2, out=answer)
@@ -77,7 +81,7 @@ def _forward(
 @torch.library.custom_op("imp_ds::cpu_experts_backward", mutates_args=(), device_types="cpu")
 def _backward(
     grad: Tensor, x: Tensor, index_N: Tensor | None, weight_N: Tensor | None, h_NF: Tensor, gate_NF: Tensor, answer_ND: Tensor,
-    count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
+    count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
     dx_all = x.new_empty(x.shape) if index_N is None else x.new_zeros(x.shape)
@@ -95,7 +99,7 @@ def _backward(
             torch.sum(grad_RD * answer, 1, out=dweight)
             dx = grad_RD.mul_(weight.unsqueeze(1))  # a copy of this expert's own, which is free again after dw2
         torch.mm(grad_RD, w2.t(), out=dh)
-        dgate = _gelu_backward(h, act, dh) if w3 is None else _gated_backward(h, gate, act, dh)
+        dgate = _activate_backward(h, act, dh, silu) if w3 is None else _gated_backward(h, gate, act, dh, silu)
         torch.mm(act.t(), grad_RD, out=dw2)
         torch.mm(x_RD.t(), dh, out=dw1)
         torch.mm(dh, w1.t(), out=dx)
@@ -109,31 +113,31 @@ def _backward(
 
 
 @_forward.register_fake
-def _(x, index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep):
+def _(x, index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep, silu=False):
     rows, hidden = sum(count), w1_EDF.shape[2]
     shapes = (rows, hidden), w3_EDF is not None and (rows, hidden), index_N is not None and (rows, x.shape[1])
     return x.new_empty(x.shape), *(x.new_empty((keep and shape) or (0, 0)) for shape in shapes)
 
 
 @_backward.register_fake
-def _(grad, x, index_N, weight_N, h_NF, gate_NF, answer_ND, count, w1_EDF, w2_EFD, w3_EDF):
+def _(grad, x, index_N, weight_N, h_NF, gate_NF, answer_ND, count, w1_EDF, w2_EFD, w3_EDF, silu=False):
     given = x, weight_N, w1_EDF, w2_EFD, w3_EDF
     return tuple(x.new_empty(0) if tensor is None else x.new_empty(tensor.shape) for tensor in given)
 
 
 def _save(ctx, inputs, output) -> None:
-    x, index_N, weight_N, ctx.count, *weights, _ = inputs
+    x, index_N, weight_N, ctx.count, *weights, _, ctx.silu = inputs
     ctx.set_materialize_grads(False)  # what is only kept has no gradient: do not make one of zeros
     ctx.save_for_backward(x, index_N, weight_N, *output[1:], *weights)
 
 
 def _differentiate(ctx, grad, *_):
     if grad is None:  # the result went nowhere
-        return (None,) * 8
+        return (None,) * 9
     *others, w1_EDF, w2_EFD, w3_EDF = ctx.saved_tensors
-    dx, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF = _backward(grad, *others, ctx.count, w1_EDF, w2_EFD, w3_EDF)
+    dx, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF = _backward(grad, *others, ctx.count, w1_EDF, w2_EFD, w3_EDF, ctx.silu)
     dweight_N = None if others[1] is None else dweight_N
-    return dx, None, dweight_N, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF, None
+    return dx, None, dweight_N, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -167,9 +171,9 @@ def _blocks(*matrices: Tensor):
         yield tuple(matrix[start : start + step] for matrix in matrices)
 
 
-def _sigmoid(h_RF: Tensor) -> Tensor:
-    """sigmoid(2 u) of the tanh-GELU."""
-    return _polynomial(h_RF, CUBIC).mul_(h_RF).sigmoid_()
+def _sigmoid(h_RF: Tensor, silu: bool) -> Tensor:
+    """What the activation multiplies h with: sigmoid(h) of SiLU, sigmoid(2 u) of the tanh-GELU."""
+    return h_RF.sigmoid() if silu else _polynomial(h_RF, CUBIC).mul_(h_RF).sigmoid_()
 
 
 def _polynomial(h_RF: Tensor, factor: float) -> Tensor:
@@ -181,35 +185,37 @@ def _wide(h_RF: Tensor) -> Tensor:
     return h_RF if h_RF.dtype is torch.float64 else h_RF.float()
 
 
-def _gelu(h: Tensor, act: Tensor) -> None:
-    """Write gelu(h) to `act`."""
+def _activate(h: Tensor, act: Tensor, silu: bool) -> None:
+    """Write gelu(h), or silu(h), to `act`."""
     for h_RF, act_RF in _blocks(h, act):
         h_RF = _wide(h_RF)
-        torch.mul(h_RF, _sigmoid(h_RF), out=act_RF)
+        torch.mul(h_RF, _sigmoid(h_RF, silu), out=act_RF)
 
 
-def _sigmoid_and_slope(h_RF: Tensor) -> tuple[Tensor, Tensor]:
-    """s = sigmoid(z) with z = h (LINEAR + CUBIC h^2), and the derivative of gelu(h) = h s, which is s + h s' z'."""
-    s_RF = _sigmoid(h_RF)
+def _sigmoid_and_slope(h_RF: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
+    """s = sigmoid(z), where z is h, or h (LINEAR + CUBIC h^2) for gelu, and the derivative of h s, which is s + h s' z'."""
+    s_RF = _sigmoid(h_RF, silu)
+    if silu:
+        return s_RF, torch.ops.aten.sigmoid_backward(h_RF, s_RF).add_(s_RF)
     dz_RF = _polynomial(h_RF, 3 * CUBIC)
     return s_RF, torch.addcmul(s_RF, torch.ops.aten.sigmoid_backward(h_RF, s_RF), dz_RF, out=dz_RF)
 
 
-def _gelu_backward(h: Tensor, act: Tensor, dh: Tensor) -> None:
-    """Write gelu(h) to `act`; turn `dh`, the gradient of gelu(h), into that of h."""
+def _activate_backward(h: Tensor, act: Tensor, dh: Tensor, silu: bool) -> None:
+    """Write the activation of h to `act`; turn `dh`, its gradient, into that of h."""
     for h_RF, act_RF, dh_RF in _blocks(h, act, dh):
         h_RF = _wide(h_RF)
-        s_RF, slope_RF = _sigmoid_and_slope(h_RF)
+        s_RF, slope_RF = _sigmoid_and_slope(h_RF, silu)
         torch.mul(h_RF, s_RF, out=act_RF)
         dh_RF.mul_(slope_RF)
 
 
-def _gated_backward(h: Tensor, gate: Tensor, act: Tensor, dh: Tensor) -> Tensor:
-    """Write gelu(h) * gate to `act`; turn `dh`, the gradient of that, into that of h; return that of the gate."""
+def _gated_backward(h: Tensor, gate: Tensor, act: Tensor, dh: Tensor, silu: bool) -> Tensor:
+    """Write the activation of h times the gate to `act`; turn `dh`, its gradient, into that of h; return that of the gate."""
     dgate = torch.empty_like(gate)
     for h_RF, gate_RF, act_RF, dh_RF, dgate_RF in _blocks(h, gate, act, dh, dgate):
         h_RF = _wide(h_RF)
-        s_RF, slope_RF = _sigmoid_and_slope(h_RF)
+        s_RF, slope_RF = _sigmoid_and_slope(h_RF, silu)
         value_RF = s_RF.mul_(h_RF)
         torch.mul(value_RF, gate_RF, out=act_RF)
         torch.mul(dh_RF, value_RF, out=dgate_RF)

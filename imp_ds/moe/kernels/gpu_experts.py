@@ -2,7 +2,7 @@
 
     rows = x[index];  h = rows w1;  act = gelu(h) (times rows w3) times the row's weight;  y = act w2;  token = sum of its rows
 
-The weight of a row enters before the second product: so its gradient comes out of the same pass as the activation's, and the
+With `silu`, that is in gelu's place. The weight of a row enters before the second product: so its gradient comes out of the same pass as the activation's, and the
 answers need not be kept. Kept are the rows, and what enters and leaves the activation, as of a dense feed-forward: computing
 what leaves it again would be one more pass over memory. The sum over a token's rows is a gather by the inverse of the index,
 in a fixed order.
@@ -20,18 +20,21 @@ from imp_ds.moe.kernels import triton_kernels
 
 
 def gpu_mixture(
-    x_TD: Tensor, index_N: Tensor, weight_N: Tensor, count_E: Tensor | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None
-) -> Tensor:
+    x_TD: Tensor, index_N: Tensor, weight_N: Tensor, count_E: Tensor | None,
+    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False,
+) -> Tensor:  # fmt: skip
     """As `imp_ds.moe.kernels.compute.mixture`; weights of the experts are in the type of x, those of rows in float32."""
     order_N, start_T1 = _inverse(index_N, len(x_TD))
     x_ND = _take(x_TD.contiguous(), index_N, order_N, start_T1)
-    y_ND = _experts(x_ND, weight_N, _ends(count_E), w1_EDF, w2_EFD, w3_EDF)[0]
+    y_ND = _experts(x_ND, weight_N, _ends(count_E), w1_EDF, w2_EFD, w3_EDF, silu)[0]
     return _sum(y_ND, index_N, order_N, start_T1)
 
 
-def gpu_experts(x_ND: Tensor, count_E: Tensor | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None) -> Tensor:
+def gpu_experts(
+    x_ND: Tensor, count_E: Tensor | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False
+) -> Tensor:
     """As `imp_ds.moe.kernels.compute.experts_forward`."""
-    return _experts(x_ND.contiguous(), None, _ends(count_E), w1_EDF, w2_EFD, w3_EDF)[0]
+    return _experts(x_ND.contiguous(), None, _ends(count_E), w1_EDF, w2_EFD, w3_EDF, silu)[0]
 
 
 def gpu_take(x_TD: Tensor, index_N: Tensor) -> Tensor:
@@ -97,24 +100,25 @@ _sum.register_autograd(
 
 @torch.library.custom_op("imp_ds::gpu_experts", mutates_args=())
 def _experts(
-    x_ND: Tensor, weight_N: Tensor | None, ends_E: Tensor | None, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x_ND: Tensor, weight_N: Tensor | None, ends_E: Tensor | None,
+    w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The answers, and for the backward what enters the activation, what leaves it, and the gate, [N, F]; no gate: empty."""
     h_NF = _product(x_ND, w1_EDF, ends_E)
     gate_NF = None if w3_EDF is None else _product(x_ND, w3_EDF, ends_E)
-    act_NF = triton_kernels.activate(h_NF, gate_NF, weight_N)
+    act_NF = triton_kernels.activate(h_NF, gate_NF, weight_N, silu)
     return _product(act_NF, w2_EFD, ends_E), h_NF, act_NF, x_ND.new_empty(0) if gate_NF is None else gate_NF
 
 
 @torch.library.custom_op("imp_ds::gpu_experts_backward", mutates_args=())
 def _experts_backward(
     grad_ND: Tensor, x_ND: Tensor, weight_N: Tensor | None, ends_E: Tensor | None, h_NF: Tensor,
-    act_NF: Tensor, gate_NF: Tensor, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None,
+    act_NF: Tensor, gate_NF: Tensor, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
     dact_NF = _product(grad_ND, w2_EFD.transpose(1, 2), ends_E)
     gate = None if w3_EDF is None else gate_NF
-    dh_NF, dgate_NF, dweight_N = triton_kernels.activate_backward(dact_NF, h_NF, gate, weight_N)
+    dh_NF, dgate_NF, dweight_N = triton_kernels.activate_backward(dact_NF, h_NF, gate, weight_N, silu)
     dw2_EFD = _weight_gradient(act_NF, grad_ND, ends_E, w2_EFD)
     dw1_EDF = _weight_gradient(x_ND, dh_NF, ends_E, w1_EDF)
     dx_ND, dw3_EDF = _product(dh_NF, w1_EDF.transpose(1, 2), ends_E), x_ND.new_empty(0)
@@ -125,31 +129,31 @@ def _experts_backward(
 
 
 @_experts.register_fake
-def _(x_ND, weight_N, ends_E, w1_EDF, w2_EFD, w3_EDF):
+def _(x_ND, weight_N, ends_E, w1_EDF, w2_EFD, w3_EDF, silu=False):
     h_NF = x_ND.new_empty(len(x_ND), w1_EDF.shape[2])
     gate_NF = x_ND.new_empty(0) if w3_EDF is None else torch.empty_like(h_NF)
     return torch.empty_like(x_ND), h_NF, torch.empty_like(h_NF), gate_NF
 
 
 @_experts_backward.register_fake
-def _(grad_ND, x_ND, weight_N, ends_E, h_NF, act_NF, gate_NF, w1_EDF, w2_EFD, w3_EDF):
+def _(grad_ND, x_ND, weight_N, ends_E, h_NF, act_NF, gate_NF, w1_EDF, w2_EFD, w3_EDF, silu=False):
     dweight_N = x_ND.new_empty(0) if weight_N is None else torch.empty_like(weight_N)
     dw3_EDF = x_ND.new_empty(0) if w3_EDF is None else w3_EDF.new_empty(w3_EDF.shape)
     return torch.empty_like(x_ND), dweight_N, w1_EDF.new_empty(w1_EDF.shape), w2_EFD.new_empty(w2_EFD.shape), dw3_EDF
 
 
 def _save(ctx, inputs, output) -> None:
-    x_ND, weight_N, ends_E, *weights = inputs
+    x_ND, weight_N, ends_E, *weights, ctx.silu = inputs
     ctx.set_materialize_grads(False)  # what is only kept has no gradient: do not make one of zeros
     ctx.save_for_backward(x_ND, weight_N, ends_E, *output[1:], *weights)
 
 
 def _differentiate(ctx, grad_ND, *_):
     if grad_ND is None:  # the result went nowhere
-        return (None,) * 6
-    dx_ND, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF = _experts_backward(grad_ND.contiguous(), *ctx.saved_tensors)
+        return (None,) * 7
+    dx_ND, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF = _experts_backward(grad_ND.contiguous(), *ctx.saved_tensors, ctx.silu)
     _, weight_N, *_, w3_EDF = ctx.saved_tensors
-    return dx_ND, None if weight_N is None else dweight_N, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF
+    return dx_ND, None if weight_N is None else dweight_N, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF, None
 
 
 _experts.register_autograd(_differentiate, setup_context=_save)

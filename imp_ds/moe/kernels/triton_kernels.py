@@ -57,19 +57,19 @@ def sum_rows(y_ND: Tensor, order_N: Tensor, start_T1: Tensor) -> Tensor:
 
 
 @on_its_device
-def activate(h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None) -> Tensor:
-    """gelu(h), times the gate, times the row's weight, where there are any: [N, F]."""
+def activate(h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None, silu: bool = False) -> Tensor:
+    """gelu(h) or silu(h), times the gate, times the row's weight, where there are any: [N, F]."""
     act_NF = torch.empty_like(h_NF)
     rows, width = h_NF.shape
     gated, weighted = gate_NF is not None, weight_N is not None
     if rows:
-        _activate[(rows,)](h_NF, gate_NF, weight_N, act_NF, width, _block(width), gated, weighted)
+        _activate[(rows,)](h_NF, gate_NF, weight_N, act_NF, width, _block(width), gated, weighted, silu)
     return act_NF
 
 
 @on_its_device
 def activate_backward(
-    dact_NF: Tensor, h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None
+    dact_NF: Tensor, h_NF: Tensor, gate_NF: Tensor | None, weight_N: Tensor | None, silu: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of h (in the place of `dact_NF`), of the gate and of the weight.
 
@@ -81,7 +81,7 @@ def activate_backward(
     if rows:
         _activate_backward[(rows,)](
             dact_NF, h_NF, gate_NF, weight_N, dgate_NF, dweight_N, width, _block(width), gate_NF is not None,
-            weight_N is not None,
+            weight_N is not None, silu,
         )  # fmt: skip
     return dact_NF, dgate_NF, dweight_N
 
@@ -117,14 +117,18 @@ def _sum(y, order, start, total, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _activate(
-    h, gate, weight, act, WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr
+    h, gate, weight, act,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     for first in range(0, WIDTH, BLOCK):
         place = first + tl.arange(0, BLOCK)
         inside = place < WIDTH
         value = tl.load(h + row * WIDTH + place, mask=inside, other=0.0).to(tl.float32)
-        value = value * tl.sigmoid(value * (_LINEAR + _CUBIC * value * value))
+        if SILU:
+            value = value * tl.sigmoid(value)
+        else:
+            value = value * tl.sigmoid(value * (_LINEAR + _CUBIC * value * value))
         if GATED:
             value *= tl.load(gate + row * WIDTH + place, mask=inside, other=0.0).to(tl.float32)
         if WEIGHTED:
@@ -135,7 +139,7 @@ def _activate(
 @triton.jit
 def _activate_backward(
     dact, h, gate, weight, dgate, dweight,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scale = 1.0
@@ -147,9 +151,14 @@ def _activate_backward(
         inside = place < WIDTH
         here = row * WIDTH + place
         z = tl.load(h + here, mask=inside, other=0.0).to(tl.float32)
-        slope = tl.sigmoid(z * (_LINEAR + _CUBIC * z * z))
-        value = z * slope
-        slope += value * (1.0 - slope) * (_LINEAR + 3.0 * _CUBIC * z * z)
+        if SILU:
+            slope = tl.sigmoid(z)
+            value = z * slope
+            slope += value * (1.0 - slope)
+        else:
+            slope = tl.sigmoid(z * (_LINEAR + _CUBIC * z * z))
+            value = z * slope
+            slope += value * (1.0 - slope) * (_LINEAR + 3.0 * _CUBIC * z * z)
         grad = tl.load(dact + here, mask=inside, other=0.0).to(tl.float32)
         if GATED:
             factor = tl.load(gate + here, mask=inside, other=0.0).to(tl.float32)
