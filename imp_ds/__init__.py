@@ -25,6 +25,7 @@ _RECORDS = {
     "imp_ds.modalities.audio.view": ("AudioView", "AudioSettings"),
     "imp_ds.modalities.text.view": ("TextView",),
     "imp_ds.modalities.sensors": ("SensorsView",),
+    "imp_ds.modalities.messages.view": ("MessagesView",),
     "imp_ds.tasks": (
         "Task", "Source",
     ),

@@ -73,6 +73,7 @@ MODALITIES = Registry("modality", {  # in the order of their segments, and of al
     "audio": "imp_ds.modalities.audio.modality",
     "text": "imp_ds.modalities.text.modality",
     "sensors": "imp_ds.modalities.sensors",
+    "messages": "imp_ds.modalities.messages.modality",
 })  # fmt: skip
 FORMATS = Registry("format", {
     "folder": "imp_ds.data.sources.folder",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from imp_ds.data.order.subset import class_fraction
 from imp_ds.data.reader import Reader
-from imp_ds.data.sources import captions, labels, open_reader
+from imp_ds.data.sources import captions, labels, open_reader, text_roles
 from imp_ds.data.sources.format import format_of
 from imp_ds.modalities.text.answer_mask import MASK_TEXT
 
@@ -33,9 +33,9 @@ def open_corpus(run, split: str = "train", progress: Callable | None = None) -> 
 
 
 def text_readers(readers: dict[str, list[Reader]]) -> list[Reader]:
-    """Of the readers of `open_corpus` the distinct ones whose source has captions."""
+    """Of the readers of `open_corpus` the distinct ones whose source has texts."""
     distinct = {id(reader): reader for of_task in readers.values() for reader in of_task}
-    return [reader for reader in distinct.values() if "text" in reader.source.roles()]
+    return [reader for reader in distinct.values() if text_roles(reader.source)]
 
 
 def all_captions(readers: dict[str, list[Reader]]) -> Iterator[str]:

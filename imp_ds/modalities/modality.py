@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import AfterValidator
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from imp_ds.costs import Kernel, passes, product
 from imp_ds.errors import UserError
 from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
-from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media import BadSample, Media, RawSample
 from imp_ds.records import Record
 from imp_ds.registry import MODALITIES
 
 TEXT = "text"
+_LABEL = "label"  # the role of a row that is no modality
 ModalityName = Annotated[str, AfterValidator(MODALITIES.known)]
 
 
@@ -48,23 +49,43 @@ class TextNeeds(NamedTuple):
     target_ids: bool = False
 
 
+class Row(Protocol):
+    """The row of a source that a field stands in."""
+
+    def media(self, value=..., part: str = "") -> Media:
+        """The media file that the field is or names, or another value of the row; `part` is added to its name where one field has
+        several: ".0". Raises BadSample."""
+
+    def beside(self, column: str):
+        """The value of a column beside the field (`Modality.beside`): next to it in the same object, where the field is nested,
+        or else in the row. None where there is none."""
+
+    def members(self) -> dict[str, object]:
+        """Media that stand in the row under names of their own, as the members of a sample of a tar shard: name -> value."""
+
+
 class Wanted(NamedTuple):
     """What a sample must have, beside what its views need, to be of use.
 
     label: a class at all; classes: one below this number.
     has_tokens: whether a caption has a token of the tokenizer, beside those around every text; None where that is not known.
     settings: how it is decoded, and how large it may be.
+    conversation_tokens: how many tokens a decoded conversation has; None where that is not known.
     """
 
     label: bool = False
     classes: int | None = None
     has_tokens: Callable[[str], bool] | None = None
     settings: DecodingSettings = DEFAULTS
+    conversation_tokens: Callable[[list], int] | None = None
 
     @classmethod
-    def of(cls, task, settings: DecodingSettings, has_tokens: Callable[[str], bool] | None = None) -> "Wanted":
+    def of(
+        cls, task, settings: DecodingSettings, has_tokens: Callable[[str], bool] | None = None,
+        conversation_tokens: Callable[[list], int] | None = None,
+    ) -> "Wanted":  # fmt: skip
         """What an `imp_ds.tasks.Task` wants of its samples."""
-        return cls(task.needs.label, task.needs.classes, has_tokens, settings)
+        return cls(task.needs.label, task.needs.classes, has_tokens, settings, conversation_tokens)
 
 
 class Preprocessed(NamedTuple):
@@ -86,6 +107,9 @@ class Modality(ABC):
     inputs: names of the model's inputs; the first is [B, L, ...], and the second, of a modality of patches, its positions.
     part: attribute of a processor that preprocesses it; None: an object of class `Processing` in the processor's `modalities`.
     is_standard: whether every model has it, whatever its tasks read.
+    has_texts: whether a tokenizer is trained on its `captions`.
+    names_a_file: whether a field of it is one media file, or the name of one.
+    beside: further columns that are read with its own, where a row has them (`Row.beside`).
     is_cheap: whether decoding costs next to nothing: it is then done first, since it may show that a sample cannot be used.
     length_fact: the one of `facts` that is a sample's length in seconds, as a view's `seconds` is.
     is_audible: whether a decoded sample can be played.
@@ -103,6 +127,9 @@ class Modality(ABC):
     inputs: ClassVar[tuple[str, ...]]
     part: ClassVar[str | None] = None
     is_standard: ClassVar[bool] = False
+    has_texts: ClassVar[bool] = False
+    names_a_file: ClassVar[bool] = True
+    beside: ClassVar[tuple[str, ...]] = ()
     is_cheap: ClassVar[bool] = False
     View: ClassVar[type[Record]]
     Options: ClassVar[type[Record]] = Record
@@ -115,15 +142,19 @@ class Modality(ABC):
 
     # from a source to the model
 
-    def read(self, value, where: str, media: Callable[[], Media]):
+    def read(self, value, where: str, row: Row):
         """What a reader gives of a field: by default the media file that it is or names.
 
         Args:
-            value: the field; where: what messages call it; media: takes the field for a file.
+            value: the field; where: what messages call it; row: that it stands in, with further columns and files.
 
         Raises BadSample.
         """
-        return media()
+        return row.media()
+
+    def files(self, raw) -> list[Media]:
+        """The media files of what `read` gave."""
+        return [raw] if isinstance(raw, Media) else []
 
     @abstractmethod
     def decode(self, raws: Sequence, view, rngs: Sequence[np.random.Generator | None], cache, augment, wanted: "Wanted") -> list:
@@ -281,6 +312,16 @@ class PatchModality(Modality):
         positions = passes("copy", 7 * axes * tokens * width * value_bytes, 3 * axes)
         norm = passes("norm", 5 * tokens * width * value_bytes, 1)
         return [product(tokens, values, width, value_bytes, input_gradient=False), raw, positions, norm]
+
+
+def files_of(sample: RawSample) -> dict[str, list[Media]]:
+    """The media files of a row as a reader gives it, by role."""
+    return {role: get_modality(role).files(value) for role, value in sample.items() if role != _LABEL}
+
+
+def texts_of(sample: RawSample) -> list[str]:
+    """The texts of a row as a reader gives it."""
+    return [text for role, value in sample.items() if role != _LABEL for text in get_modality(role).captions(value)]
 
 
 def register_modality(part: type[Modality]) -> type[Modality]:

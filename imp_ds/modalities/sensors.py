@@ -112,8 +112,8 @@ class Sensors(PatchModality):
     View, Options, Processing = SensorsView, SensorsOptions, SensorsProcessing
     axes = 1
 
-    def read(self, value, where, media):
-        return _numbers(value, where) if isinstance(value, (list, tuple, np.ndarray)) else media()
+    def read(self, value, where, row):
+        return _numbers(value, where) if isinstance(value, (list, tuple, np.ndarray)) else row.media()
 
     def decode(self, raws, view, rngs, cache, augment, wanted):
         def drawn(raw, rng) -> np.ndarray:

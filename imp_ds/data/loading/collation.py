@@ -33,6 +33,10 @@ class Collator:
         """Whether the tokenizer makes a token of a caption, beside the special ones that it puts around every text."""
         return tokens.has_tokens(caption, self.processor.tokenizer)
 
+    def conversation_tokens(self, conversation: list[dict]) -> int:
+        """How many token ids the processor makes of a decoded conversation, with those of its media."""
+        return self.processor.conversations.conversation_tokens(conversation)
+
     def __call__(
         self, task: str, views: Views, samples: list[dict], rngs: list[np.random.Generator] | None = None, *,
         augment: Augmentation | None = None, text: TextNeeds = TextNeeds(), empty: Callable = np.empty,

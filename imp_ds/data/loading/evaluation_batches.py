@@ -28,7 +28,8 @@ def evaluation_batches(reader: Reader, collator: Collator, views: Views, *, batc
     is the row; `targets["valid"]`, bool [B], is False for a repetition. `report` is called with the rows read and those of the
     split. Raises UserError when no row of the split can be used.
     """
-    waiting, made, wanted = [], False, Wanted(has_tokens=collator.has_tokens, settings=decoding)
+    wanted = Wanted(has_tokens=collator.has_tokens, settings=decoding, conversation_tokens=collator.conversation_tokens)
+    waiting, made = [], False
     for row in _rows_of(len(reader), batch_size, rank, world):
         waiting += [(row, sample) for sample in _windows(reader, row, views, cache, wanted)]
         while len(waiting) >= batch_size:

@@ -17,9 +17,9 @@ from imp_ds.data.decoding import decode_all
 from imp_ds.data.order.order import SampleIndex
 from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
-from imp_ds.modalities.media import BadSample, Media, RawSample
+from imp_ds.modalities.media import BadSample, RawSample
 from imp_ds.modalities.media_cache import MediaCache
-from imp_ds.modalities.modality import Wanted
+from imp_ds.modalities.modality import Wanted, files_of
 from imp_ds.modalities.views import Views
 from imp_ds.tasks import Rejection, Task
 
@@ -49,12 +49,9 @@ class _Tried(NamedTuple):
     @property
     def held(self) -> int:
         """Bytes of media in memory."""
-        held = 0
-        if not isinstance(self.raw, BadSample):
-            for value in self.raw.values():
-                if isinstance(value, Media) and value.data is not None:
-                    held += len(value.data)
-        return held
+        if isinstance(self.raw, BadSample):
+            return 0
+        return sum(len(file.data) for files in files_of(self.raw).values() for file in files if file.data is not None)
 
 
 class UsableSamples:

@@ -20,12 +20,13 @@ from imp_ds.data.sources.rows import RowReader, checked, runs
 from imp_ds.data.sources.splits import NoSplit, Wanted, shards
 from imp_ds.errors import UserError
 from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.modality import get_modality, texts_of
 from imp_ds.registry import MODALITIES
 from imp_ds.tasks import Source
 
 __all__ = [
     "Format", "NoSplit", "RowReader", "Wanted", "captions", "has_split", "labels", "open_reader", "register_format", "runs",
-    "shards",
+    "shards", "text_roles",
 ]  # fmt: skip
 
 
@@ -98,12 +99,17 @@ def labels(reader: RowReader) -> np.ndarray:
 
 def captions(reader: RowReader) -> Iterator[str]:
     """Every caption of every row that can be read, in the order of the rows; what a tokenizer is trained on."""
-    reader = reader.only("text")
+    reader = reader.only(*text_roles(reader.source))
     for row in range(len(reader)):
         try:
-            yield from reader.read(row)["text"]
+            yield from texts_of(reader.read(row))
         except BadSample:
             pass
+
+
+def text_roles(source: Source) -> list[str]:
+    """Those of a source's roles that have texts."""
+    return [role for role in source.roles() if role in MODALITIES and get_modality(role).has_texts]
 
 
 @contextmanager

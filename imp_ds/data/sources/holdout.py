@@ -16,7 +16,8 @@ from imp_ds.data.order.subset import Subset
 from imp_ds.data.sources.rows import RowReader
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
-from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.modality import files_of, texts_of
 from imp_ds.tasks import Source
 
 _UNIT = 1 << 30  # a hash is a number below it
@@ -75,13 +76,14 @@ def _hash(reader: RowReader, row: int) -> int:
     found = hashlib.sha256()
     try:
         sample = reader.read(row)
-        media = [value for value in sample.values() if isinstance(value, Media)]
+        media = [file for files in files_of(sample).values() for file in files]
         if media:
             with media[0].open() as file:
                 found.update(file.read(_LOOKED_AT))
                 found.update(str(file.seek(0, 2)).encode())
         else:
-            found.update("\n".join(sorted(sample["text"])).encode("utf-8", "surrogatepass"))
+            texts = texts_of(sample) or [reader.key(row)]
+            found.update("\n".join(sorted(texts)).encode("utf-8", "surrogatepass"))
     except (BadSample, OSError):  # of no use anyway
         found.update(reader.key(row).encode("utf-8", "surrogatepass"))
     return int.from_bytes(found.digest()[:8], "little") % _UNIT

@@ -21,8 +21,9 @@ from imp_ds.data.files.storage import DEFAULT_ROOT, local_path, place
 from imp_ds.data.sources.columns.classes import class_names
 from imp_ds.data.sources.columns.embedded import embedded
 from imp_ds.data.sources.format import Format, register_format
+from imp_ds.data.sources.named_files import NamedFiles
 from imp_ds.data.sources.parquet import ParquetReader
-from imp_ds.data.sources.rows import RowReader, runs
+from imp_ds.data.sources.rows import RowReader, columns_beside, runs
 from imp_ds.data.sources.splits import MAKE, NoSplit, Wanted
 from imp_ds.data.sources.tar.index import make_indexes
 from imp_ds.data.sources.unpacked import mapped_table, row_of
@@ -68,7 +69,7 @@ class MapReader(RowReader):
 
     def __init__(self, wanted: Wanted, rows: datasets.Dataset):
         super().__init__(wanted, runs(len(rows)), _class_names(wanted, rows.features))
-        self.rows = _undecoded(rows, self.source)
+        self.rows, self._named = _undecoded(rows, self.source), _files_beside(wanted)
 
     def key(self, row: int) -> str:
         """The number of the row: rows of a data set have no names."""
@@ -78,7 +79,7 @@ class MapReader(RowReader):
         return self.rows[row]
 
     def media(self, row: int, column: str, value) -> Media:
-        return _medium(self.name, row, column, value)
+        return _medium(self.name, row, column, value, self._named)
 
 
 class StreamReader(RowReader):
@@ -106,7 +107,7 @@ class StreamReader(RowReader):
         return row_of(self._shards.get(shard, lambda: self._unpacked(shard)), row - int(self._start_S[shard]))
 
     def media(self, row: int, column: str, value) -> Media:
-        return _medium(self.name, row, column, value)
+        return _medium(self.name, row, column, value, None)
 
     def _count(self, shard: int) -> int:
         """The rows of a shard, known once it has been read through; the number is kept for longer than the rows may be."""
@@ -202,23 +203,39 @@ def _check_root(wanted: Wanted) -> None:
 
 def _undecoded(rows, source: Source):
     """The columns that are read, with media as bytes and paths: `datasets` would decode them by packages of its own."""
-    wanted = {getattr(source, role) for role in source.roles()} | {source.label}
+    wanted = {getattr(source, role) for role in source.roles()} | {source.label} | {*columns_beside(source.roles())}
     kept = [name for name in rows.column_names if name in wanted]
     rows = rows.select_columns(kept) if kept else rows
     for name in kept:
         feature = rows.features[name]
-        if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
-            rows = rows.cast_column(name, type(feature)(decode=False))
+        if (changed := _undecoded_feature(feature)) != feature:
+            rows = rows.cast_column(name, changed)
     return rows
 
 
-def _medium(reader: str, row: int, column: str, value) -> Media:
+def _undecoded_feature(feature):
+    """The same feature, of which no media are decoded, wherever they stand in it."""
+    if isinstance(feature, dict):
+        return {name: _undecoded_feature(inner) for name, inner in feature.items()}
+    if isinstance(feature, datasets.List):
+        return datasets.List(_undecoded_feature(feature.feature), length=feature.length)
+    is_media = isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video))
+    return type(feature)(decode=False) if is_media else feature
+
+
+def _files_beside(wanted: Wanted) -> NamedFiles | None:
+    """The files that rows may name: those of a folder of this machine that the source is."""
+    path = local_path(wanted.address)
+    return NamedFiles(wanted.storage, wanted.address, "", []) if path is not None and path.is_dir() else None
+
+
+def _medium(reader: str, row: int, column: str, value, beside: NamedFiles | None) -> Media:
     """An image, a video or audio. A path in a row of ours was written by `datasets` when it made the rows, not by strangers."""
     if isinstance(value, Mapping) and value.get("bytes") is None and isinstance(value.get("path"), str):
         path = Path(value["path"])
         if path.is_absolute():
             return Media(str(path), path=path)
-    return embedded(value, f"{reader}/{row}/{column}", f"{reader}, row {row + 1}, {column!r}", None)
+    return embedded(value, f"{reader}/{row}/{column}", f"{reader}, row {row + 1}, {column!r}", beside)
 
 
 def _class_names(wanted: Wanted, features) -> list[str] | None:

@@ -92,7 +92,7 @@ class ParquetReader(RowReader):
 
     def _unpacked(self, group: int) -> pa.Table | BadSample:
         """A row group, mapped, or what is wrong with it, for all of its rows. Raises BadSample when it cannot be reached now."""
-        file, number, columns = self.files[self._file_G[group]], int(self._group_G[group]), sorted(set(self.columns.values()))
+        file, number, columns = self.files[self._file_G[group]], int(self._group_G[group]), sorted(set(self.columns_read))
         try:
             with self.storage.open(file) as packed:
                 write = partial(_unpack, packed, number, columns, int(self.shard_rows[group]))

@@ -9,7 +9,7 @@ from imp_ds.data.sources.columns.values import label
 from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
 from imp_ds.modalities.media import BadSample, Media, RawSample, shown
-from imp_ds.modalities.modality import get_modality
+from imp_ds.modalities.modality import files_of, get_modality
 from imp_ds.overrides import nearest
 
 _MISSING = object()
@@ -52,6 +52,7 @@ class RowReader:
         """Read these roles, each from its column; text by templates is made of the label."""
         self.roles, columns = roles, {role: getattr(self.source, role) for role in roles}
         self.columns = {role: self.source.label if column is None else column for role, column in columns.items()}
+        self.columns_read = [*self.columns.values(), *columns_beside(roles)]
 
     def read(self, row: int) -> RawSample:
         """All roles of the row. Raises BadSample."""
@@ -61,17 +62,17 @@ class RowReader:
             if value is _MISSING:
                 there = ", ".join(fields) or "nothing"
                 raise BadSample("missing column", f"row {row + 1} has no {column!r} (source.{role}), but {there}")
-            sample[role] = self._value(role, row, column, value)
+            sample[role] = self._value(role, row, column, value, fields)
         return sample
 
-    def _value(self, role: str, row: int, column: str, value):
+    def _value(self, role: str, row: int, column: str, value, fields: Mapping):
         where = f"row {row + 1}, {column!r}"
         if role == "label":
             return label(value, self.class_places, where)
         if getattr(self.source, role) is None:  # a text made of the class
             name = self.class_names[label(value, self.class_places, where)]
             return [template.replace("{}", name) for template in self.source.templates]
-        return get_modality(role).read(value, where, lambda: self.media(row, column, value))
+        return get_modality(role).read(value, where, _Row(self, row, column, value, fields))
 
     def key(self, row: int) -> str:
         """A name of the row that stays the same, whatever is done with the others."""
@@ -84,6 +85,29 @@ class RowReader:
     def media(self, row: int, column: str, value) -> Media:
         """The image, video or audio that a field is or names. Raises BadSample."""
         raise NotImplementedError
+
+    def members(self, row: int) -> dict[str, object]:
+        """Media that stand in the row under names of their own: name -> value, as `media` takes it."""
+        return {}
+
+
+class _Row:
+    """`imp_ds.modalities.modality.Row` of a reader."""
+
+    def __init__(self, reader: RowReader, row: int, column: str, value, fields: Mapping):
+        self._reader, self._row, self._column, self._value, self._fields = reader, row, column, value, fields
+
+    def media(self, value=_MISSING, part: str = "") -> Media:
+        return self._reader.media(self._row, f"{self._column}{part}", self._value if value is _MISSING else value)
+
+    def beside(self, column: str):
+        outer = self._column.rpartition(".")[0]
+        found = nested(self._fields, f"{outer}.{column}") if outer else _MISSING
+        found = nested(self._fields, column) if found is _MISSING else found
+        return None if found is _MISSING else found
+
+    def members(self) -> dict[str, object]:
+        return self._reader.members(self._row)
 
 
 def checked(reader: RowReader) -> RowReader:
@@ -103,9 +127,9 @@ def checked(reader: RowReader) -> RowReader:
 
 def _fault(reader: RowReader, row: int) -> BadSample | None:
     try:
-        for value in reader.read(row).values():
-            if isinstance(value, Media):
-                value.open().close()
+        for files in files_of(reader.read(row)).values():
+            for file in files:
+                file.open().close()
     except BadSample as error:
         return error
     return None
@@ -126,6 +150,11 @@ def _mend(reader: RowReader, fault: BadSample) -> str:
     if fault.reason == "unsafe name":
         return 'name the folders that may be read: source.media_root=["/DIR"]; or give names below the source\'s folder'
     return "mend the data, or set source.path and data.root to where they are"
+
+
+def columns_beside(roles: Iterable[str]) -> list[str]:
+    """Columns that these roles read beside their own, in rows that have them."""
+    return [column for role in roles if role != "label" for column in get_modality(role).beside]
 
 
 def check_columns(origin: str, there: Sequence[str], wanted: Iterable[str], fix: str | None = None) -> None:

@@ -16,12 +16,12 @@ from imp_ds.data.files.storage import File
 from imp_ds.data.sources.columns.classes import class_names
 from imp_ds.data.sources.columns.values import written_label
 from imp_ds.data.sources.format import Format, register_format
-from imp_ds.data.sources.rows import RowReader
+from imp_ds.data.sources.rows import RowReader, no_field
 from imp_ds.data.sources.splits import Wanted, shards
 from imp_ds.data.sources.tar.index import CUT, TEXTS, UNSAFE, TarIndex, TarSample, make_indexes, open_index, short_text
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
-from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.media import BadSample, Media, shown
 
 _OPEN = 64  # shards that are open at a time
 _MOST_TEXT = 1 << 24  # bytes of a text or a JSON member
@@ -85,9 +85,27 @@ class TarReader(RowReader):
 
     def media(self, row: int, column: str, value) -> Media:
         place, _, key = self._found(row)
+        if not isinstance(value, tuple):
+            value = self._named(row, column, value)
         extension, offset, size = value
         name = f"{self.files[place].address}/{key}.{extension}"
         return Media(name, read=partial(self._read, place, offset, size, _MOST_MEDIA))
+
+    def members(self, row: int) -> dict[str, object]:
+        members = sorted(self._found(row).sample.members.items())
+        return {name: (name, *place) for name, place in members if name.rpartition(".")[2] not in TEXTS}
+
+    def _named(self, row: int, column: str, name) -> tuple[str, int, int]:
+        """The member that a text names: by its extension, or by its name, with or without a folder. Raises BadSample."""
+        place, sample, _ = self._found(row)
+        where, there = f"{self.files[place].address}, {sample.key}, {column!r}", self.members(row)
+        if not isinstance(name, str):
+            raise no_field(name, where)
+        extension = name.rpartition("/")[2].removeprefix(f"{sample.key.rpartition('/')[2]}.")
+        for known in (name, extension, extension.lower()):
+            if known in there:
+                return there[known]
+        raise BadSample("missing file", f"{where}: the sample has no member {shown(name)}, but {', '.join(there) or 'no media'}")
 
     def _found(self, row: int) -> _Found:
         """Kept for the row asked for last: a row is asked for several times in succession."""

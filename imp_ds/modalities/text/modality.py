@@ -22,10 +22,10 @@ class Text(Modality):
     example = 'text=["a text"]'
     inputs = tokens.INPUT_NAMES
     part = "tokenizer"
-    is_cheap = True
+    is_cheap, has_texts, names_a_file = True, True, False
     View, Options = TextView, TextOptions
 
-    def read(self, value, where, media):
+    def read(self, value, where, row):
         return captions.captions(value, where)
 
     def decode(self, raws, view, rngs, cache, augment, wanted):

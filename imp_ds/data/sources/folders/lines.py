@@ -16,6 +16,7 @@ from imp_ds.data.sources.splits import Wanted
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 from imp_ds.modalities.media import BadSample, Media, shown
+from imp_ds.modalities.modality import get_modality
 
 _OPEN = 64  # files that are open at a time
 _DELIMITERS = (",", ";", "\t", "|")
@@ -48,7 +49,8 @@ class LineReader(RowReader):
             fields = self.fields(row)
         except BadSample:
             fields = {}
-        named = [fields.get(column) for role, column in self.columns.items() if role not in ("text", "label")]
+        columns = [column for role, column in self.columns.items() if role != "label" and get_modality(role).names_a_file]
+        named = [fields.get(column) for column in columns]
         if named and isinstance(named[0], str):
             return named[0]
         place, number = self._place(row)
@@ -68,6 +70,7 @@ class LineReader(RowReader):
 
     def media(self, row: int, column: str, value) -> Media:
         place, number = self._place(row)
+        value = value.get("path") if isinstance(value, Mapping) else value
         return self._named[place].media(value, f"{self.files[place].address}, row {number + 1}, {column!r}")
 
     def _place(self, row: int) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Conversations with media in them."""

@@ -1,0 +1,64 @@
+"""Conversations: all that the program asks about them."""
+
+from imp_ds.errors import UserError
+from imp_ds.modalities.in_turn import in_turn
+from imp_ds.modalities.messages.spellings import media_of, read_conversation, text_of
+from imp_ds.modalities.messages.view import MessagesView
+from imp_ds.modalities.modality import Modality, Preprocessed, register_modality
+
+
+@register_modality
+class Messages(Modality):
+    """Conversations of users with an assistant. The media in them are their parts, and no samples of vision or audio."""
+
+    kind = "messages"
+    what = "conversations with images, videos and audio in them"
+    column = "column of a conversation: a list of turns, or its JSON"
+    missing = "no conversation"
+    example = 'conversations=[messages]'
+    inputs = ("input_ids", "attention_mask")
+    part = "conversations"
+    has_texts, names_a_file = True, False
+    beside = ("images", "image", "videos", "video", "audios", "audio")
+    View = MessagesView
+
+    def read(self, value, where, row):
+        return read_conversation(value, where, row)
+
+    def files(self, raw):
+        return [medium for _, medium in media_of(raw)]
+
+    def decode(self, raws, view, rngs, cache, augment, wanted):
+        from imp_ds.modalities.messages.decoding import decode_conversation
+
+        return in_turn(lambda raw: decode_conversation(raw, view, cache, wanted), raws)
+
+    def preprocess(self, samples, view, part, rngs, *, augment, text, empty):
+        inputs = dict(part.encode(samples, length=view.length, loss=view.loss))
+        targets = {"labels": inputs.pop("labels")}
+        return Preprocessed(inputs, targets, padding=1.0 - float(inputs["attention_mask"].mean()))
+
+    def derive_options(self, views):
+        raise _of_another_family()
+
+    def embedding(self, config):
+        raise _of_another_family()
+
+    def most_tokens(self, config):
+        raise _of_another_family()
+
+    def tokens(self, view, config, settings, path):
+        return view.length
+
+    def kernels(self, config, tokens, values, value_bytes):
+        raise _of_another_family()
+
+    def captions(self, raw):
+        return [text_of(raw)]
+
+
+def _of_another_family() -> UserError:
+    return UserError(
+        "models of the family imp read no conversations", got="a view of messages", allowed="model.family = uni_moe",
+        fix="take the family uni_moe, or read its parts by views.vision, views.audio and views.text",
+    )  # fmt: skip

@@ -1,0 +1,245 @@
+"""Conversations: every spelling and format gives the same samples, and what is wrong with one is said."""
+
+import base64
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from helpers.conversations import SOURCES, conversations, file_of, media_in, write_all
+from imp_ds.data.decoding import decode
+from imp_ds.data.loading.collation import Collator
+from imp_ds.data.order.order import SampleIndex
+from imp_ds.data.order.usable_samples import UsableSamples
+from imp_ds.data.sources import captions, open_reader
+from imp_ds.errors import UserError
+from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.media_cache import MediaCache
+from imp_ds.modalities.messages.view import MessagesView
+from imp_ds.modalities.modality import Wanted, files_of, get_modality
+from imp_ds.modalities.views import Views
+from imp_ds.objectives import Contrastive
+from imp_ds.tasks import Source, Task
+
+VIEWS = Views(messages=MessagesView(length=64, frames=2, sampling_rate=16000))
+
+
+def settings(folder):
+    return SimpleNamespace(cache_dir=str(folder / "cache"), cache_gb=1.0, retries=0, window=1024)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("conversations"))
+
+
+def reader(corpus, name):
+    return open_reader(corpus, Source(path=name, **SOURCES[name]), "train", settings(corpus))
+
+
+@pytest.fixture(scope="module")
+def decoded(corpus):
+    """name -> all conversations, decoded."""
+    return {name: all_of(reader(corpus, name)) for name in SOURCES}
+
+
+def all_of(rows):
+    return [decode(rows.read(row), VIEWS)["messages"] for row in range(len(rows))]
+
+
+def plain(conversation):
+    """With arrays as what can be compared."""
+    value = lambda part: part["text"] if part["type"] == "text" else (part[part["type"]].tobytes(), part[part["type"]].shape)  # noqa: E731
+    return [(turn["role"], [(part["type"], value(part)) for part in turn["content"]]) for turn in conversation]
+
+
+# --- what is read
+
+
+def test_the_spelling_with_parts_is_decoded_as_it_was_written(decoded):
+    for found, turns in zip(decoded["parts"], conversations(), strict=True):
+        assert [turn["role"] for turn in found] == [role for role, _ in turns]
+        for turn, (_, parts) in zip(found, turns):
+            assert len(turn["content"]) == len(parts)
+            for part, wanted in zip(turn["content"], parts):
+                if isinstance(wanted, str):
+                    assert part == {"type": "text", "text": wanted}
+                    continue
+                kind, number = wanted
+                array = part[kind]
+                if kind == "image":  # 8 rows and 6 + number columns of one grey: its own size
+                    assert array.dtype == np.uint8 and array.shape == (8, 6 + number, 3) and (array == 10 * number % 256).all()
+                if kind == "video":  # two of its three frames
+                    assert array.dtype == np.uint8 and array.shape == (2, 16, 16, 3)
+                if kind == "audio":  # 800 + 100 * number samples at 8 kHz are twice as many at 16
+                    assert array.dtype == np.float32 and array.shape == (1600 + 200 * number,)
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "parts"])
+def test_every_spelling_and_format_gives_the_same_conversations(decoded, name):
+    assert len(decoded[name]) == 20
+    for found, wanted in zip(decoded[name], decoded["parts"], strict=True):
+        assert plain(found) == plain(wanted)
+
+
+def test_a_row_tells_its_files_and_its_text(corpus):
+    rows = reader(corpus, "tags")
+    assert [len(files_of(rows.read(row))["messages"]) for row in range(20)] == [
+        sum(map(len, media_in(turns).values())) for turns in conversations()
+    ]
+    assert next(captions(rows)) == "be brief.\nwhat is 0?\nit is 0."
+    # a conversation is no file: its key is that of its line
+    assert rows.key(0).startswith("line-") and len({rows.key(row) for row in range(20)}) == 20
+
+
+def read(folder, *rows, **source):
+    """The conversation of the last row."""
+    (folder / "chat").mkdir(exist_ok=True)
+    (folder / "chat" / "a.png").write_bytes(file_of("image", 0))
+    (folder / "chat" / "b.wav").write_bytes(file_of("audio", 0))
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (folder / "chat" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*rows, good)))
+    found = open_reader(folder, Source(path="chat/rows.jsonl", **{"messages": "messages"} | source), "train", settings(folder))
+    return found.read(len(rows) - 1)["messages"]
+
+
+def asked(*content, answer="yes"):
+    return {"messages": [{"role": "user", "content": [*content]}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("part", [
+    {"type": "image", "image": "a.png"}, {"type": "image", "path": "a.png"}, {"type": "image", "url": "a.png"},
+    {"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "input_image", "image_url": "a.png"},
+    {"type": "image", "image": {"path": "a.png", "bytes": None}, "text": None},
+    {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(file_of("image", 0)).decode()}},
+])  # fmt: skip
+def test_parts_name_files_as_every_interface_does(tmp_path, part):
+    image = decode({"messages": read(tmp_path, asked(part))}, VIEWS)["messages"][0]["content"][0]["image"]
+    assert image.shape == (8, 6, 3)
+
+
+def test_audio_may_stand_in_a_part_itself(tmp_path):
+    data = base64.b64encode(file_of("audio", 0)).decode()
+    row = asked({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    assert decode({"messages": read(tmp_path, row)}, VIEWS)["messages"][0]["content"][0]["audio"].shape == (1600,)
+
+
+def test_a_part_without_a_name_and_a_single_column(tmp_path):
+    row = asked({"type": "image"}, {"type": "text", "text": "is it?"}) | {"image": "a.png"}
+    (image, text) = read(tmp_path, row)[0]["content"]
+    assert image["image"].path.name == "a.png" and text["text"] == "is it?"
+
+
+def test_line_breaks_beside_a_tag_only_separate_it(tmp_path):
+    row = asked({"type": "text", "text": "see\n<image>\n<audio>\nwell?\n"}) | {"image": "a.png", "audios": ["b.wav"]}
+    assert [part.get("text", part["type"]) for part in read(tmp_path, row)[0]["content"]] == ["see", "image", "audio", "well?\n"]
+
+
+def test_json_in_a_cell_and_answers_that_are_not_learned(tmp_path):
+    turns = [*asked("a")["messages"], {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "loss": False}]
+    found = read(tmp_path, {"messages": json.dumps(turns)})
+    assert [turn.get("loss", True) for turn in found] == [True, True, True, False]
+
+
+# --- what cannot be used
+
+
+@pytest.mark.parametrize("row, reason, words", [
+    (asked({"type": "image", "image": "no.png"}), "missing file", ["no.png"]),
+    (asked({"type": "image", "image": "../a.png"}), "unsafe name", ["../a.png"]),
+    (asked("<image> and <image>") | {"images": ["a.png"]}, "media do not match", ["wanted 2 for its <image>", "got 1 in images"]),
+    (asked("<image>"), "media do not match", ["wanted 1 for its <image>", "got 0 in no column images"]),
+    (asked("what?") | {"audios": ["b.wav"]}, "media do not match", ["wanted 0 for its <audio>", "got 1 in audios"]),
+    ({"messages": [{"role": "narrator", "content": "a"}]}, "unknown role", ["turn 1", "narrator", "assistant"]),
+    (asked({"type": "smell", "smell": "a"}), "unknown part type", ["turn 1", "smell", "image_url"]),
+    ({"messages": []}, "empty conversation", ["row 1"]),
+    ({"messages": [{"role": "user", "content": "a"}]}, "no assistant turn", ["turns of user"]),
+    ({"messages": [{"role": "assistant", "content": "a", "loss": False}]}, "no assistant turn", ["assistant"]),
+    (asked("a", answer=""), "empty turn", ["turn 2, of the assistant"]),
+    ({"messages": "[{"}, "bad JSON", ["row 1"]),
+    ({"messages": "hello"}, "bad JSON", ["row 1"]),
+    ({"messages": 3}, "wrong column", ["no list of turns: 3"]),
+    ({"messages": [3]}, "wrong column", ["turn 1", "role and content"]),
+    (asked({"type": "text", "text": "\ud800"}), "wrong column", ["surrogate"]),
+    (asked({"type": "audio", "audio": {"data": "a.wav"}}), "wrong column", ["base64"]),
+])  # fmt: skip
+def test_what_is_wrong_with_a_conversation_is_said(tmp_path, row, reason, words):
+    with pytest.raises(BadSample) as found:
+        read(tmp_path, row)
+    assert found.value.reason == reason
+    assert [word for word in words if word not in found.value.detail] == []
+
+
+def test_an_answer_alone_is_a_conversation(tmp_path):
+    assert read(tmp_path, {"messages": [{"role": "assistant", "content": "a"}]})[0]["role"] == "assistant"
+
+
+def test_a_conversation_that_is_too_long_is_left_out(tmp_path):
+    raw = {"messages": read(tmp_path, asked("a"))}
+    tokens = lambda count: Wanted(conversation_tokens=lambda conversation: count)  # noqa: E731
+    assert decode(raw, VIEWS, wanted=tokens(64))
+    with pytest.raises(BadSample, match="too long: 65 token ids, media among them, more than views.messages.length = 64"):
+        decode(raw, VIEWS, wanted=tokens(65))
+
+
+def test_damaged_media_leave_out_the_conversation(tmp_path):
+    raw = {"messages": read(tmp_path, asked({"type": "image", "image": "b.wav"}))}
+    with pytest.raises(BadSample, match="unreadable image"):
+        decode(raw, VIEWS)
+
+
+def test_models_that_read_no_conversations_say_which_do():
+    source = Source(path="chat", messages="messages", text="text")
+    views = Views(messages=MessagesView(), text={"length": 4})
+    task = Task(name="chat", source=source, views=views, batch_size=1, objectives=[Contrastive(pairs=[("messages", "text")])])
+    with pytest.raises(UserError, match="read no conversations"):
+        ModelSettings().to_config(8, [task])
+    assert get_modality("messages").tokens(MessagesView(length=7), None, None, "") == 7
+
+
+# --- to the model's inputs
+
+
+class CountingProcessor:
+    """A processor whose ids are the lengths of texts, and 1000 + the size of media."""
+
+    tokenizer = None
+
+    @property
+    def conversations(self):
+        return self
+
+    def ids(self, conversation):
+        value = lambda part: len(part["text"]) if part["type"] == "text" else 1000 + part[part["type"]].size  # noqa: E731
+        return [value(part) for turn in conversation for part in turn["content"]]
+
+    def conversation_tokens(self, conversation):
+        return len(self.ids(conversation))
+
+    def encode(self, samples, *, length, loss):
+        rows = [self.ids(sample) for sample in samples]
+        ids_BL, mask_BL = (np.zeros((len(rows), max(map(len, rows))), np.int64) for _ in range(2))
+        for row, ids in enumerate(rows):
+            ids_BL[row, : len(ids)], mask_BL[row, : len(ids)] = ids, 1
+        return {"input_ids": ids_BL, "attention_mask": mask_BL, "labels": np.where(mask_BL > 0, ids_BL, -100)}
+
+
+def test_a_batch_has_what_the_processor_makes(decoded):
+    samples = [{"messages": decoded["parts"][row]} for row in (0, 4)]
+    batch = Collator(CountingProcessor())("chat", VIEWS, samples)
+    # "be brief.", an image of 8 x 6 x 3, "what is 0?", "it is 0."; "what is 4?", "it is 4."
+    assert batch.inputs["messages"]["input_ids"].tolist() == [[9, 1144, 10, 8], [10, 8, 0, 0]]
+    assert batch.targets["labels"].tolist() == [[9, 1144, 10, 8], [10, 8, -100, -100]]
+    assert batch.report.padding == {"messages": 0.25}
+    assert Collator(CountingProcessor()).conversation_tokens(decoded["parts"][0]) == 4
+
+
+def test_conversations_of_every_row_are_usable_as_batches(corpus):
+    """With the bytes of all media that a row holds counted."""
+    task = SimpleNamespace(name="chat", augment=None)
+    usable = UsableSamples(task, VIEWS, [reader(corpus, "parquet")], 0, MediaCache(0), Wanted())
+    found = usable.at([SampleIndex(0, 0, row) for row in range(20)])
+    assert len(found) == 20 and usable.rejected == []
+    assert all(one.sample["messages"] for one in found)
