@@ -20,6 +20,16 @@ def digits_corpus(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def talk_corpus(tmp_path_factory):
+    """A small corpus talk, whose images, films and speech are those of `digits_corpus`; made once, to be read only."""
+    from imp_ds.data.talk import build
+
+    root = tmp_path_factory.mktemp("corpus") / "talk"
+    assert build(root, scale=0.03)
+    return root
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked `gpu` are skipped where there is none."""
     if torch.cuda.is_available():

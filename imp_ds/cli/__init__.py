@@ -45,6 +45,7 @@ for name, function in (
     ("recipes copy", recipes.copy),
     ("recipes fields", recipes.fields),
     ("corpus digits", data.corpus_digits),
+    ("corpus talk", data.corpus_talk),
     ("data check", data.data_check),
     ("data show", data.data_show),
     ("data tokenizer", data.data_tokenizer),

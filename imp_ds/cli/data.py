@@ -1,9 +1,10 @@
-"""Commands on data: corpus digits; data check, show and tokenizer.
+"""Commands on data: corpus digits and talk; data check, show and tokenizer.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,23 +12,43 @@ import typer
 
 from imp_ds.cli.options import Recipe, Set
 
+Out = Annotated[Path, typer.Argument(help="folder to write")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed gives the same bytes")]
+Scale = Annotated[float, typer.Option("--scale", min=0.001, max=1.0, help="share of the full size")]
 
-def corpus_digits(
-    out: Annotated[Path, typer.Argument(help="folder to write")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="the same seed gives the same bytes")] = 0,
-    scale: Annotated[float, typer.Option("--scale", min=0.001, max=1.0, help="share of the full size")] = 1.0,
-):
+
+def corpus_digits(out: Out, seed: Seed = 0, scale: Scale = 1.0):
     """Images, videos and speech of the ten digits, with captions.
 
     Example: imp_ds corpus digits data/digits --scale 0.1
     """
     from imp_ds.data.digits import build
+
+    _make(build, out, seed, scale)
+
+
+def corpus_talk(out: Out, seed: Seed = 0, scale: Scale = 1.0):
+    """Conversations about the digits: written and spoken questions about images, videos and speech. Of the same seed, the
+    handwriting and voices of each split are those of the corpus digits.
+
+    Example: imp_ds corpus talk data/talk --scale 0.1
+    """
+    from imp_ds.data.talk import build
+
+    _make(build, out, seed, scale)
+
+
+def _make(build: Callable[..., bool], out: Path, seed: int, scale: float):
     from imp_ds.terminal.stage_progress import StageProgress
 
     start = time.monotonic()
     with StageProgress() as report:
         written = build(out, seed, scale=scale, progress=report)
-    typer.echo(f"{out}: written in {time.monotonic() - start:.0f} s" if written else f"{out}: found complete, nothing done")
+    if not written:
+        typer.echo(f"{out}: found complete, nothing done")
+        return
+    sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+    typer.echo(f"{out}: written in {time.monotonic() - start:.0f} s, {len(sizes)} files, {sum(sizes) / 1e6:.0f} MB")
 
 
 Split = Annotated[str, typer.Option("--split", help="train, validation or test")]

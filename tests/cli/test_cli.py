@@ -161,7 +161,7 @@ def test_corpus_tells_its_progress_in_lines(command, monkeypatch):
     stand_in.build = build
     monkeypatch.setitem(sys.modules, "imp_ds.data.digits", stand_in)
     code, out, _ = command("corpus", "digits", "there", "--seed", "5", "--scale", "0.5")
-    assert code == 0 and out.splitlines() == ["films: 3", "there: written in 0 s"]
+    assert code == 0 and out.splitlines() == ["films: 3", "there: written in 0 s, 0 files, 0 MB"]
     assert "found complete" in command("corpus", "digits", "elsewhere")[1]
 
 

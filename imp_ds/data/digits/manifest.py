@@ -1,4 +1,4 @@
-"""The corpus' manifest: size and hash of every file, by which a corpus is known to be whole."""
+"""The manifest of a corpus that was made: size and hash of every file, by which it is known to be whole."""
 
 import hashlib
 import json
@@ -8,49 +8,56 @@ from imp_ds.errors import UserError
 
 NAME = "manifest.json"
 VERSION = 1
+_FIRST = "digits"  # the kind that a manifest without one is of
 _SHOWN = 5  # files that a message names before it counts
 
 
-def write(root: Path, seed: int, scale: float):
+def write(root: Path, seed: int, scale: float, kind: str):
     """List every file below `root` in root/manifest.json."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     entries = {path.relative_to(root).as_posix(): [path.stat().st_size, _hash(path.read_bytes())] for path in files}
-    content = {"version": VERSION, "seed": seed, "scale": scale, "files": entries}
+    own = {} if kind == _FIRST else {"corpus": kind}
+    content = {"version": VERSION, **own, "seed": seed, "scale": scale, "files": entries}
     (root / NAME).write_text(json.dumps({**content, "hash": _hash(_canonical(content))}, indent=0))
 
 
-def verify(root: str | Path) -> dict:
+def verify(root: str | Path, kind: str) -> dict:
     """Check the corpus file by file; returns the manifest.
 
-    Raises UserError when there is no corpus in `root`, when its manifest is damaged, or when files are missing or damaged;
-    the message names them.
+    Raises UserError when there is no corpus of that kind in `root`, when its manifest is damaged, or when files are missing or
+    damaged; the message names them.
     """
     root = Path(root)
-    manifest = _read(root)
+    manifest = _read(root, kind)
     bad = [f"{name} ({wrong})" for name, entry in manifest["files"].items() if (wrong := _wrong(root / name, *entry))]
     if bad:
         more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise UserError(f"the digits corpus in {root} is damaged", got=", ".join(bad[:_SHOWN]) + more, fix=_mend(root))
+        raise UserError(f"the {kind} corpus in {root} is damaged", got=", ".join(bad[:_SHOWN]) + more, fix=_mend(root, kind))
     return manifest
 
 
-def _read(root: Path) -> dict:
+def _read(root: Path, kind: str) -> dict:
     path = root / NAME
     try:
         manifest = json.loads(path.read_bytes())
         stored = manifest.pop("hash")
     except FileNotFoundError as error:
-        fix = f"imp_ds corpus digits {root}"
-        raise UserError(f"there is no digits corpus in {root}", got=f"no {NAME}", fix=fix) from error
+        fix = f"imp_ds corpus {kind} {root}"
+        raise UserError(f"there is no {kind} corpus in {root}", got=f"no {NAME}", fix=fix) from error
     except OSError as error:
-        raise UserError(f"the digits corpus in {root} cannot be read", got=f"{NAME}: {error.strerror}") from error
+        raise UserError(f"the {kind} corpus in {root} cannot be read", got=f"{NAME}: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         stored = manifest = None
     if manifest is None or stored != _hash(_canonical(manifest)):
-        raise UserError(f"the digits corpus in {root} is damaged", got=f"{NAME} (not as it was written)", fix=_mend(root))
+        raise UserError(f"the {kind} corpus in {root} is damaged", got=f"{NAME} (not as it was written)", fix=_mend(root, kind))
+    if (found := manifest.get("corpus", _FIRST)) != kind:
+        got, allowed = f"the corpus {found}", f"the corpus {kind}"
+        raise UserError(f"{root} holds another corpus", got=got, allowed=allowed, fix="name another folder")
     if manifest["version"] != VERSION:
         got, allowed = f"version {manifest['version']}", f"version {VERSION}"
-        raise UserError(f"the digits corpus in {root} was made by another release", got=got, allowed=allowed, fix=_mend(root))
+        raise UserError(
+            f"the {kind} corpus in {root} was made by another release", got=got, allowed=allowed, fix=_mend(root, kind)
+        )
     return manifest
 
 
@@ -67,8 +74,8 @@ def _wrong(path: Path, size: int, digest: str) -> str | None:
     return None if _hash(content) == digest else "other content than was written"
 
 
-def _mend(root: Path) -> str:
-    return f"delete {root} and make it again: imp_ds corpus digits {root}"
+def _mend(root: Path, kind: str) -> str:
+    return f"delete {root} and make it again: imp_ds corpus {kind} {root}"
 
 
 def _hash(content: bytes) -> str:

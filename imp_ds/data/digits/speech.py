@@ -45,19 +45,19 @@ def write(folder: Path, split: str, count: int, speaker: Speaker, rng: np.random
 
     Row: file_name, label (0 to 9), word, voice, rate (words per minute), pitch and range (0 to 100), seconds, captions.
     """
-    low_pass = _low_pass(speaker.rate_hz)
+    filter_ = low_pass(speaker.rate_hz)
     for number, label in enumerate(rng.permutation(np.arange(count) % len(WORDS)).tolist()):
         voice = f"{rng.choice(ACCENTS)}+{rng.choice(VARIANTS[split])}"
         rate, pitch, pitch_range = (int(rng.integers(low, high)) for low, high in ((130, 211), (25, 76), (20, 81)))
         spoken = speaker.say(WORDS[label], voice, rate, pitch, pitch_range)
-        samples = _finish(spoken, speaker.rate_hz, low_pass, rng)
+        samples = finish(spoken, speaker.rate_hz, filter_, rng)
         name = f"{number:05d}.flac"
-        (folder / name).write_bytes(_flac(samples))
+        (folder / name).write_bytes(flac(samples))
         yield {"file_name": name, "label": label, "word": WORDS[label], "voice": voice, "rate": rate, "pitch": pitch,
                "range": pitch_range, "seconds": len(samples) / RATE_HZ, "captions": captions("speech", label, rng)}  # fmt: skip
 
 
-def _finish(spoken: np.ndarray, rate_hz: int, low_pass: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def finish(spoken: np.ndarray, rate_hz: int, low_pass: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Resample to 16 kHz, trim, scale to the peak, and surround by a little silence of random length: int16 [samples]."""
     ratio = Fraction(RATE_HZ, rate_hz)
     waveform = resample_poly(spoken.astype(np.float64), ratio.numerator, ratio.denominator, window=low_pass)
@@ -69,14 +69,14 @@ def _finish(spoken: np.ndarray, rate_hz: int, low_pass: np.ndarray, rng: np.rand
     return np.rint(np.pad(waveform, (before, after)) * 32767).astype(np.int16)
 
 
-def _low_pass(rate_hz: int) -> np.ndarray:
+def low_pass(rate_hz: int) -> np.ndarray:
     """The filter that resample_poly would otherwise design anew for every clip: passes what both rates can hold."""
     ratio = Fraction(RATE_HZ, rate_hz)
     widest = max(ratio.numerator, ratio.denominator)
     return firwin(20 * widest + 1, 1 / widest, window=("kaiser", 5.0))
 
 
-def _flac(samples: np.ndarray) -> bytes:
+def flac(samples: np.ndarray) -> bytes:
     """int16 [samples] as FLAC. In memory, because soundfile forces a file to the disk when it closes it: 2 ms each."""
     file = BytesIO()
     soundfile.write(file, samples, RATE_HZ, format="FLAC", subtype="PCM_16")
