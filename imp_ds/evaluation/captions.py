@@ -1,5 +1,4 @@
-"""Texts against references: the share of answers that are right to the letter, and captions as the evaluation of COCO captions
-compares them (Chen et al., 2015, arXiv 1504.00325, section 3).
+"""Captions against references, as the evaluation of COCO captions compares them (Chen et al., 2015, arXiv 1504.00325, section 3).
 
 A row of captions has one candidate and any number of references. All are in lower case, cut into words as the Penn Treebank
 has them ("a man's dog doesn't" is a man 's dog does n't), and stripped of punctuation, before anything is counted. Where the
@@ -9,7 +8,6 @@ dictionary.
 
 import math
 import re
-import string
 from collections import Counter
 
 from imp_ds.errors import UserError
@@ -25,8 +23,6 @@ _WORD = re.compile(
     r"|[^\w\s]"  # any other sign
 )
 _PUNCTUATION = frozenset("\"'`.,?!:;-()[]{}\u2013\u2014\u2018\u201c\u201d\u2026")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def words(caption: str) -> list[str]:
@@ -106,20 +102,3 @@ def _cut(candidates: list[str], references: list[list[str]]) -> tuple[list[list[
         if not row:
             raise UserError(f"row {number} has no reference with a word in it", got=references[number], allowed="one or more")
     return [words(candidate) for candidate in candidates], found
-
-
-def normalised(answer: str) -> str:
-    """What of an answer is compared: "The U.S.!" is "us". As in SQuAD (Rajpurkar et al., 2016, section 6.1) case, punctuation,
-    the articles a, an and the, and spaces do not count."""
-    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_WITHOUT_PUNCTUATION)).split())
-
-
-def exact_match(answers: list[str], references: list[list[str]]) -> float:
-    """Share of the answers that equal one of their references, in 0..1. Raises UserError for rows that do not match."""
-    if len(answers) != len(references) or not answers:
-        raise UserError(
-            "answers cannot be compared", got=f"{len(answers)} answers, references of {len(references)} questions",
-            allowed="one answer for each question, and at least one question",
-        )  # fmt: skip
-    right = [normalised(answer) in map(normalised, row) for answer, row in zip(answers, references)]
-    return sum(right) / len(right)

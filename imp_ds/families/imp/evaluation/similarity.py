@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from imp_ds.errors import UserError
-from imp_ds.evaluation.captions import exact_match
+from imp_ds.evaluation.answers import exact_match
 from imp_ds.evaluation.embedding import Embedded, embed_by, prompt_batches
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
