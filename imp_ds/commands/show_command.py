@@ -21,8 +21,8 @@ from imp_ds.modalities.views import Views
 from imp_ds.tasks import Batch, Task
 from imp_ds.terminal.printable import printable
 from imp_ds.terminal.stage_progress import StageProgress
-from imp_ds.train.recording.first_samples import first_occurrences, waveforms_of
-from imp_ds.train.recording.samples import batch_pictures
+from imp_ds.train.recording.first_samples import first_occurrences, shown_parts
+from imp_ds.train.recording.samples import batch_pictures, learned_texts
 from imp_ds.train.schedule import build_schedule
 from imp_ds.written_files import write_result
 
@@ -37,6 +37,8 @@ figure { margin: 0; background: #fff; border: 1px solid #ddd; border-radius: 6px
 figure { max-width: 100%; box-sizing: border-box }
 img { display: block; image-rendering: pixelated; max-width: 100% } img + img, audio { margin-top: .4rem }
 audio { display: block; width: 15rem; max-width: 100%; height: 2rem }
+figure p { margin: .4rem 0 0; color: #222; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 34rem }
+figure p b { color: #777 }
 figcaption { margin-top: .4rem; max-width: 34rem; overflow-wrap: anywhere } figcaption small { color: #777; display: block }
 """
 
@@ -81,9 +83,9 @@ def _section(batches: StepBatches, processor, task: Task, view: int, step: int, 
         raise batch
     views = task.all_views[view]
     count = len(batch.report.keys)
-    waveforms = waveforms_of(batches, task, views, step, samples) or [None] * count
+    shown = shown_parts(batches, task, views, step, samples) or [[]] * count
     readers = batches.readers[task.name]
-    cards = [_card(batch, position, views, processor, readers, waveforms[position]) for position in range(count)]
+    cards = [_card(batch, position, views, processor, readers, shown[position]) for position in range(count)]
     number = f", view {view}" if len(task.all_views) > 1 else ""
     facts = [f"{modality}: {_described(modality, views, batch)}" for modality in views.names()]
     if batch.report.rejected:
@@ -98,12 +100,13 @@ def _described(modality: str, views: Views, batch: Batch) -> str:
     return f"{changed or 'as by default'} ({tokens} tokens, {batch.report.padding[modality]:.0%} padding)"
 
 
-def _card(batch: Batch, position: int, views: Views, processor, readers: list[Reader], waveform) -> str:
+def _card(batch: Batch, position: int, views: Views, processor, readers: list[Reader], shown: list) -> str:
     one = batch.map(lambda x: x[position : position + 1])
     parts = [_picture(picture) for picture in batch_pictures(one, views, processor, 1).values()]
-    if waveform is not None:
-        parts.append(_waveform(*waveform))
+    parts += [_PARTS[kind](value) for kind, value in shown]
     lines = [_caption(one, processor.tokenizer)] if "text" in one.inputs else []
+    if "labels" in one.targets:
+        lines += [f"learned: <b>{_safe(text)}</b>" for text in learned_texts(one, processor.tokenizer, 1)]
     if "label" in one.targets and one.targets["label"].dim() == 1:
         label, names = int(one.targets["label"]), readers[0].class_names
         lines.append(f"class {label}" + (f": {_safe(names[label])}" if names and label < len(names) else ""))
@@ -128,9 +131,16 @@ def _picture(picture_HW3: np.ndarray) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
 
 
-def _waveform(samples_N: np.ndarray, rate: int) -> str:
-    out = io.BytesIO()
+def _waveform(waveform: tuple[np.ndarray, int]) -> str:
+    out, (samples_N, rate) = io.BytesIO(), waveform
     with wave.open(out, "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes((np.clip(samples_N, -1, 1) * 32767).astype("<i2").tobytes())
     return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
+
+
+# a part of a decoded sample, by its kind
+_PARTS = {
+    "speaker": lambda name: f"<p><b>{_safe(name)}</b></p>", "text": lambda text: f"<p>{_safe(text)}</p>",
+    "picture": _picture, "waveform": _waveform,
+}  # fmt: skip

@@ -112,7 +112,7 @@ class Modality(ABC):
     beside: further columns that are read with its own, where a row has them (`Row.beside`).
     is_cheap: whether decoding costs next to nothing: it is then done first, since it may show that a sample cannot be used.
     length_fact: the one of `facts` that is a sample's length in seconds, as a view's `seconds` is.
-    is_audible: whether a decoded sample can be played.
+    shows_samples: whether people are shown decoded samples too (`parts`), beside what a batch holds of them.
     alters: what `Augmentation` may change of which captions may speak (see `changes`).
 
     View: what a task sets of how it sees the modality; Options: the numbers of a model, `{kind}_{field}` in its configuration;
@@ -138,7 +138,7 @@ class Modality(ABC):
     Processing: ClassVar[type[Record]] = Record
     alters: ClassVar[tuple[str, ...]] = ()
     length_fact: ClassVar[str | None] = None
-    is_audible: ClassVar[bool] = False
+    shows_samples: ClassVar[bool] = False
 
     # from a source to the model
 
@@ -243,8 +243,9 @@ class Modality(ABC):
         """The samples of a batch made visible: name -> uint8 [H, W, 3]."""
         return {}
 
-    def waveform(self, sample) -> tuple[np.ndarray, int]:
-        """A decoded sample to listen to, where `is_audible`: float [N] in [-1, 1] and its rate."""
+    def parts(self, sample, view) -> list[tuple[str, object]]:
+        """A decoded sample for people, where `shows_samples`, in its order: ("speaker", name), ("text", text), ("picture", uint8
+        [H, W, 3]), ("waveform", (float [N] in [-1, 1], its rate))."""
         raise NotImplementedError
 
     def changes(self, augment) -> list[str]:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.conversations import SOURCES, conversations, file_of, media_in, write_all
 from imp_ds.data.decoding import decode
+from imp_ds.data.inspect.check import look
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.order.order import SampleIndex
 from imp_ds.data.order.usable_samples import UsableSamples
@@ -21,7 +23,8 @@ from imp_ds.modalities.messages.view import MessagesView
 from imp_ds.modalities.modality import Wanted, files_of, get_modality
 from imp_ds.modalities.views import Views
 from imp_ds.objectives import Contrastive
-from imp_ds.tasks import Source, Task
+from imp_ds.tasks import Batch, Source, Task
+from imp_ds.train.recording.samples import batch_captions
 
 VIEWS = Views(messages=MessagesView(length=64, frames=2, sampling_rate=16000))
 
@@ -197,6 +200,62 @@ def test_models_that_read_no_conversations_say_which_do():
     with pytest.raises(UserError, match="read no conversations"):
         ModelSettings().to_config(8, [task])
     assert get_modality("messages").tokens(MessagesView(length=7), None, None, "") == 7
+
+
+# --- what people see of it
+
+
+def test_a_conversation_is_shown_in_its_order(decoded):
+    parts = get_modality("messages").parts(decoded["parts"][1], VIEWS.messages)  # a recording, then a recording and a picture
+    assert [kind for kind, _ in parts] == [
+        "speaker", "waveform", "text", "speaker", "text", "speaker", "text", "waveform", "text", "picture", "speaker", "text"
+    ]  # fmt: skip
+    assert [value for kind, value in parts if kind == "speaker"] == ["user", "assistant"] * 2
+    waveform, rate = parts[1][1]
+    assert rate == 16000 and len(waveform) == 1600 + 200
+    (picture_HW3,) = (value for kind, value in parts if kind == "picture")  # picture 3, 8 x 9, is enlarged to 96 pixels
+    assert picture_HW3.shape == (96, 108, 3) and (picture_HW3 == 30).all()
+    (strip,) = (value for kind, value in get_modality("messages").parts(decoded["parts"][2], VIEWS.messages) if kind == "picture")
+    assert strip.shape == (96, 96 + 2 + 96, 3)
+
+
+def test_large_pictures_are_shown_smaller_and_answers_say_that_they_are_not_learned():
+    image = np.zeros((1024, 512, 3), np.uint8)
+    turn = {"role": "assistant", "content": [{"type": "image", "image": image}], "loss": False}
+    [(_, who), (_, picture_HW3)] = get_modality("messages").parts([turn], VIEWS.messages)
+    assert who == "assistant, not learned" and picture_HW3.shape == (256, 128, 3)
+
+
+def test_a_check_counts_turns_media_and_what_is_left_out(tmp_path):
+    (tmp_path / "a.png").write_bytes(file_of("image", 0))
+    (tmp_path / "b.wav").write_bytes(file_of("audio", 0))
+    rows = [
+        asked("<image><audio>") | {"images": ["a.png"], "audios": ["b.wav"]}, asked("<image>") | {"images": ["no.png"]},
+        asked("a"), asked(*["long"] * 70),
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(path="rows.jsonl", messages="messages")
+    needs = SimpleNamespace(label=False, classes=None)
+    task = SimpleNamespace(name="chat", views=VIEWS, needs=needs)
+    count = CountingProcessor().conversation_tokens
+    found = look(open_reader(tmp_path, source, "train", settings(tmp_path)), [task], conversation_tokens=count)
+    assert found.rows == 4 and found.left_out == {"chat": {"missing file": 1, "too long": 1}}
+    spreads = {name: (len(spread), spread.sum) for name, spread in found.spreads.items()}
+    assert spreads["turns"] == (3, 6) and spreads["images"] == (3, 1) and spreads["recordings"] == (3, 1)
+    assert spreads["audio seconds"] == (1, 0.1)  # 800 samples at 8 kHz
+    assert spreads["token ids"] == (3, 3 + 2 + 71) and found.kinds == {"messages": {".png": 1, ".wav": 1}}
+
+
+def test_a_table_of_conversations_says_what_is_learned():
+    tokenizer = SimpleNamespace(
+        decode=lambda ids: "".join("<image>" if i == 9 else str(int(i)) for i in ids),
+        batch_decode=lambda rows: [tokenizer.decode(row) for row in rows],
+    )
+    ids_BL = torch.tensor([[9, 9, 9, 4, 5], [1, 2, 0, 0, 0]])
+    inputs = {"input_ids": ids_BL, "attention_mask": (ids_BL > 0).long()}
+    labels_BL = torch.tensor([[-100, -100, -100, -100, 5], [-100, 2, -100, -100, -100]])
+    table = batch_captions(Batch("chat", {"messages": inputs}, {"labels": labels_BL}), tokenizer, 2)
+    assert table.splitlines()[2:] == ["| 1 | &lt;image&gt; x 3 45 | 5 |", "| 2 | 12 | 2 |"]
 
 
 # --- to the model's inputs

@@ -53,7 +53,8 @@ def examine(request: CheckRequest, progress: Callable) -> CheckReport:
     sources = []
     for number, subset in subsets.items():
         tasks = [task for task in run.tasks if any(id(reader) == number for reader in readers[task.name])]
-        found = look(subset, tasks, processor.tokenizer, processes, progress, run.data.decoding)
+        count = Collator(processor).conversation_tokens
+        found = look(subset, tasks, processor.tokenizer, processes, progress, run.data.decoding, count)
         sources.append(SourceReport(subset, [task.name for task in tasks], found))
     speeds, views = [], [(task, view) for task in run.tasks for view in range(len(task.all_views))]
     for task, view in views:

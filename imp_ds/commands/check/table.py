@@ -16,6 +16,7 @@ _UNITS = {
     "captions": "captions of a sample",
     "words": "words of a caption",
     "tokens": "tokens of a caption",
+    "token ids": "token ids of a conversation",
 }
 _MOST = 6  # of a list that is shown
 

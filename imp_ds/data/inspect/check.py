@@ -14,7 +14,7 @@ from imp_ds.errors import UserError
 from imp_ds.modalities.decoding_settings import DEFAULTS, DecodingSettings
 from imp_ds.modalities.media import BadSample, Media, RawSample
 from imp_ds.modalities.media_cache import MediaCache
-from imp_ds.modalities.modality import Wanted, get_modality
+from imp_ds.modalities.modality import Wanted, files_of, get_modality
 from imp_ds.modalities.text import tokens as text
 from imp_ds.tasks import Rejection, Task
 
@@ -32,7 +32,8 @@ class Findings:
     left_out: task -> reason -> how many it cannot use.
     examples: a few of these.
     spreads: of numbers that samples have: "width", "height", "frames", "video seconds", "frames a second", "audio seconds",
-        "samples a second", "channels", "bytes" (of a media file), "captions" (of a sample), "words" and "tokens" (of a caption).
+        "samples a second", "channels", "bytes" (of a media file), "captions" (of a sample), "words" and "tokens" (of a caption),
+        "turns", "images", "videos", "recordings" and "token ids" (of a conversation, as a model reads it).
     kinds: suffixes of media files, by role.
     scripts: of captions.
     labels: samples of each class index.
@@ -76,10 +77,15 @@ class Looks:
         reader: a source.
         tasks: those that read it.
         tokenizer: counts tokens, if there is one.
+        conversation_tokens: as that of `Wanted`.
     """
 
-    def __init__(self, reader: Reader, tasks: list[Task], tokenizer=None, decoding: DecodingSettings = DEFAULTS):
+    def __init__(
+        self, reader: Reader, tasks: list[Task], tokenizer=None, decoding: DecodingSettings = DEFAULTS,
+        conversation_tokens: Callable | None = None,
+    ):  # fmt: skip
         self.reader, self.tasks, self.tokenizer, self.decoding = reader, tasks, tokenizer, decoding
+        self.conversation_tokens = conversation_tokens
         self.size = max(_LEAST, -(-len(reader) // _PARTS))
 
     def __len__(self) -> int:
@@ -105,12 +111,19 @@ class Looks:
         except BadSample as bad:
             self._leave_out(row, bad, self.tasks, found)
             return
-        cache = MediaCache(_CACHE_MB)
+        cache, lengths = MediaCache(_CACHE_MB), []
+
+        def counted(conversation: list) -> int:
+            lengths.append(self.conversation_tokens(conversation))
+            return lengths[-1]
+
+        count = None if self.conversation_tokens is None else counted
         for task in self.tasks:
             try:
-                decode(raw, task.views, None, cache, wanted=Wanted.of(task, self.decoding, self.has_tokens))
+                decode(raw, task.views, None, cache, wanted=Wanted.of(task, self.decoding, self.has_tokens, count))
             except BadSample as bad:
                 self._leave_out(row, bad, [task], found)
+        self._add(found, {"token ids": length for length in lengths[:1]})
         self._count(row, raw, found)
 
     def _leave_out(self, row: int, bad: BadSample, tasks: list[Task], found: Findings) -> None:
@@ -122,10 +135,11 @@ class Looks:
 
     def _count(self, row: int, raw: RawSample, found: Findings) -> None:
         values = {role: value for role, value in raw.items() if role != "label"}
-        media = {role: value for role, value in values.items() if isinstance(value, Media)}
-        for role, one in media.items():
-            found.kinds.setdefault(role, Counter())[one.suffix or "no suffix"] += 1
-        for one in {one.name: one for one in media.values()}.values():  # a video and its audio are one file
+        media = files_of(raw)
+        for role, files in media.items():
+            if files:
+                found.kinds.setdefault(role, Counter()).update(one.suffix or "no suffix" for one in files)
+        for one in {one.name: one for files in media.values() for one in files}.values():  # a video and its audio are one file
             self._count_bytes(row, one, found)
         for role, value in values.items():
             self._add(found, get_modality(role).facts(value))
@@ -160,13 +174,13 @@ class Looks:
 
 def look(
     reader: Reader, tasks: list[Task], tokenizer=None, processes: int = 0, progress: Callable | None = None,
-    decoding: DecodingSettings = DEFAULTS,
+    decoding: DecodingSettings = DEFAULTS, conversation_tokens: Callable | None = None,
 ) -> Findings:  # fmt: skip
     """All rows of a reader, looked at by some processes, or by this one where they are 0.
 
     Raises UserError when a process dies.
     """
-    looks, found = Looks(reader, tasks, tokenizer, decoding), Findings()
+    looks, found = Looks(reader, tasks, tokenizer, decoding, conversation_tokens), Findings()
     for part, one in enumerate(_in_processes(looks, processes)):
         found.merge(one)
         if progress is not None:

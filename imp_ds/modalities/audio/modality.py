@@ -25,7 +25,7 @@ class Audio(PatchModality):
     part = "feature_extractor"
     View, Options, Settings, Augmentation = AudioView, AudioOptions, AudioSettings, AudioAugmentation
     axes = 2
-    length_fact, is_audible = "audio seconds", True
+    length_fact, shows_samples = "audio seconds", True
 
     def decode(self, raws, view, rngs, cache, augment, wanted):
         from imp_ds.modalities.audio.windows import read_recordings
@@ -79,5 +79,5 @@ class Audio(PatchModality):
     def pictures(self, inputs, view, part):
         return audio_pictures(inputs, part.patch, part.feature_size)
 
-    def waveform(self, sample):
-        return sample
+    def parts(self, sample, view):
+        return [("waveform", sample)]

@@ -2,7 +2,7 @@
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.in_turn import in_turn
-from imp_ds.modalities.messages.spellings import media_of, read_conversation, text_of
+from imp_ds.modalities.messages.spellings import KINDS, media_of, read_conversation, text_of
 from imp_ds.modalities.messages.view import MessagesView
 from imp_ds.modalities.modality import Modality, Preprocessed, register_modality
 
@@ -18,7 +18,7 @@ class Messages(Modality):
     example = 'conversations=[messages]'
     inputs = ("input_ids", "attention_mask")
     part = "conversations"
-    has_texts, names_a_file = True, False
+    has_texts, names_a_file, shows_samples = True, False, True
     beside = ("images", "image", "videos", "video", "audios", "audio")
     View = MessagesView
 
@@ -53,8 +53,21 @@ class Messages(Modality):
     def kernels(self, config, tokens, values, value_bytes):
         raise _of_another_family()
 
+    def facts(self, raw):
+        from imp_ds.modalities.audio.facts import audio_facts
+
+        media = media_of(raw)
+        counts = {f"{kind}s" if kind != "audio" else "recordings": sum(of == kind for of, _ in media) for kind in KINDS}
+        seconds = sum(audio_facts(medium).get("audio seconds", 0.0) for kind, medium in media if kind == "audio")
+        return {"turns": len(raw)} | counts | ({"audio seconds": seconds} if seconds else {})
+
     def captions(self, raw):
         return [text_of(raw)]
+
+    def parts(self, sample, view):
+        from imp_ds.modalities.messages.shown import conversation_parts
+
+        return conversation_parts(sample, view)
 
 
 def _of_another_family() -> UserError:

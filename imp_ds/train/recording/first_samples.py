@@ -12,7 +12,7 @@ _HORIZON = 10_000  # steps in which a task's first occurrence is looked for
 
 
 def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], dict[str, list[tuple[np.ndarray, int]]]]:
-    """Of each task the first `most` samples of its first occurrence, and their waveforms as (samples, rate) where it has audio.
+    """Of each task the first `most` samples of its first occurrence, and of those with audio one waveform, as (samples, rate).
 
     A task without an occurrence in the first steps is left out. Raises UserError for a sample that cannot be read.
     """
@@ -24,18 +24,20 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
         samples[name] = batch
         task = batches.tasks[name]
         views = task.all_views[batch.report.view]
-        if found := waveforms_of(batches, task, views, step, most):
-            waveforms[name] = found
+        heard = [[value for kind, value in parts if kind == "waveform"] for parts in shown_parts(batches, task, views, step, most)]
+        if any(heard):
+            waveforms[name] = [waveform for of_sample in heard for waveform in of_sample[:1]]
     return samples, waveforms
 
 
-def waveforms_of(batches: StepBatches, task: Task, views: Views, step: int, most: int) -> list[tuple[np.ndarray, int]]:
-    """The audio of the first samples of a step: (samples in [-1, 1], rate) each, decoded anew; none where nothing can."""
-    audible = [name for name in views.names() if get_modality(name).is_audible]
-    if not audible:
+def shown_parts(batches: StepBatches, task: Task, views: Views, step: int, most: int) -> list[list[tuple[str, object]]]:
+    """Of each of the first samples of a step, decoded anew, its `Modality.parts`; nothing where no modality has some."""
+    names = [name for name in views.names() if get_modality(name).shows_samples]
+    if not names:
         return []
     usable = batches.usable(task, views).at(batches.sample_indices(step)[:most])
-    return [get_modality(audible[0]).waveform(one.sample[audible[0]]) for one in usable]
+    parts = lambda sample, name: get_modality(name).parts(sample[name], getattr(views, name))  # noqa: E731
+    return [[part for name in names for part in parts(one.sample, name)] for one in usable]
 
 
 def first_occurrences(batches: StepBatches) -> dict[str, int]:
