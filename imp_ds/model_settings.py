@@ -14,7 +14,7 @@ from imp_ds.records import Record
 from imp_ds.tasks import Task
 
 DEFAULT = "imp"
-HOMES = ["imp_ds.families.imp.settings"]  # of the families of this package
+HOMES = ["imp_ds.families.imp.settings", "imp_ds.families.uni_moe.settings"]  # of the families of this package
 
 
 class FamilySettings(Record, ABC):

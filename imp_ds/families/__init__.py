@@ -8,7 +8,7 @@ from imp_ds.registry import Registry
 if TYPE_CHECKING:
     from imp_ds.families.family import ModelFamily
 
-FAMILIES = Registry("family of models", {"imp": "imp_ds.families.imp.family"})
+FAMILIES = Registry("family of models", {"imp": "imp_ds.families.imp.family", "uni_moe": "imp_ds.families.uni_moe.family"})
 
 
 def register_family(family: type["ModelFamily"]) -> type["ModelFamily"]:

@@ -82,6 +82,11 @@ class ModelFamily(ABC):
         """The whole module with all experts, on the CPU, without its weights; what no checkpoint has is filled."""
         return empty_module(self.Model, config)
 
+    def load_parts(self, run, model: TrainModule) -> tuple[list[str], dict[str, tuple[Path, str]]]:
+        """Copy into a fresh model what its settings take from elsewhere, of which `train.init_from` may replace all: by default
+        nothing. Returns as `load_initial`. Raises UserError."""
+        return [], {}
+
     def load_initial(
         self, model: TrainModule, folder: Path, processor: ProcessorMixin
     ) -> tuple[list[str], dict[str, tuple[Path, str]]]:

@@ -69,18 +69,18 @@ def initialize_seeded(model: nn.Module, seed: int, std: float) -> None:
     before = {id(tensor): tensor._version for module in model.modules() for tensor in _own_tensors(module).values()}
     for path, module in model.named_modules():
         def generator_for(key: str, path: str = path) -> torch.Generator:
-            return torch.Generator().manual_seed(_seed_of(seed, f"{path}.{key}"))
+            return torch.Generator().manual_seed(seed_of(seed, f"{path}.{key}"))
 
         if hasattr(module, "initialize_parameters"):  # its rule may draw too
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_seed_of(seed, path))
+                torch.manual_seed(seed_of(seed, path))
                 initialize_module(module, std)
         else:
             initialize_module(module, std, generator_for)
     _check_filled(model, before)
 
 
-def _seed_of(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little") >> 1
 
 

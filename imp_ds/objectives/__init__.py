@@ -9,10 +9,11 @@ from imp_ds.objectives.contrastive import Contrastive
 from imp_ds.objectives.likelihood import Likelihood
 from imp_ds.objectives.masked_language import MaskedLanguage
 from imp_ds.objectives.named_classes import NamedClasses
+from imp_ds.objectives.next_token import NextToken
 from imp_ds.objectives.objective import ClassObjective, ModelObjective, Needs, Objective, ObjectiveRecord, StepShape
 from imp_ds.objectives.registry import build_objective, register, task_entry
 
 __all__ = [
     "Captioning", "ClassObjective", "Classification", "Contrastive", "Likelihood", "MaskedLanguage", "ModelObjective",
-    "NamedClasses", "Needs", "Objective", "ObjectiveRecord", "StepShape", "build_objective", "register", "task_entry",
+    "NamedClasses", "Needs", "NextToken", "Objective", "ObjectiveRecord", "StepShape", "build_objective", "register", "task_entry",
 ]  # fmt: skip

@@ -111,13 +111,13 @@ def start_engine(
     output_dir: Path,
 ) -> tuple[Engine, checkpoint.Frozen]:  # fmt: skip
     """The model on DeepSpeed, with the weights and the optimizer of `reader`'s checkpoint, the weights of `train.init_from`,
-    or fresh ones; and where the weights lie that it does not train."""
+    those of the parts that its settings name, or fresh ones; and where the weights lie that it does not train."""
     model, sources = family_of(run).build(config, seed=run.train.seed, ep_size=run.train.ep_size), {}
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if reader is not None:
         on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
-    elif run.train.init_from is not None:
+    else:
         sources = _load_initial(run, model, processor)
     freeze_others(model, run.train.trainable)
     frozen = checkpoint.refer_to_frozen(model, output_dir, run.train.ep_size, sources, reader)
@@ -145,10 +145,13 @@ def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Col
 
 
 def _load_initial(run: RunConfig, model: TrainModule, processor) -> dict[str, tuple[Path, str]]:
-    """Load `train.init_from`; returns what came from where."""
-    load = lambda: family_of(run).load_initial(model, Path(run.train.init_from), processor)  # noqa: E731
-    said, sources = on_main(load, "train.init_from cannot be loaded", every_rank=True)
-    if is_main():
+    """Load the parts that the settings of the model name, and `train.init_from`; returns what came from where."""
+    family = family_of(run)
+    said, sources = on_main(lambda: family.load_parts(run, model), "a part of the model cannot be loaded", every_rank=True)
+    if run.train.init_from is not None:
+        load = lambda: family.load_initial(model, Path(run.train.init_from), processor)  # noqa: E731
+        said, sources = on_main(load, "train.init_from cannot be loaded", every_rank=True)
+    if is_main() and said:
         print("\n".join(said), flush=True)
     return sources
 

@@ -1,0 +1,61 @@
+"""Uni-MoE as a family of models (`imp_ds.families.family.ModelFamily`)."""
+
+from pathlib import Path
+
+import torch
+
+from imp_ds import foreign_code
+from imp_ds.families import register_family
+from imp_ds.families.family import ModelFamily
+from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
+from imp_ds.families.uni_moe.processor import build_processor
+from imp_ds.families.uni_moe.settings import UniMoeSettings
+from imp_ds.families.uni_moe.train_module import UniMoeForTraining
+from imp_ds.models.uni_moe import UniMoeForConditionalGeneration, UniMoeProcessor
+from imp_ds.tasks import Batch
+
+
+@register_family
+class UniMoeFamily(ModelFamily):
+    kind = "uni_moe"
+    Settings = UniMoeSettings
+    Model = UniMoeForTraining
+    Processor = UniMoeProcessor
+
+    def processor(self, run, readers):
+        return build_processor(run, readers)
+
+    def build(self, config, *, seed, ep_size):
+        model = super().build(config, seed=seed, ep_size=ep_size)
+        initialize_as_theirs(model, seed)
+        return model
+
+    def load_parts(self, run, model):
+        return load_parts(run.model, model.uni_moe)
+
+    def load_export(self, folder: Path):
+        again = "export it again: imp_ds export RUN OUT"
+        processor = foreign_code.load(UniMoeProcessor, folder, "the processor cannot be loaded", fix=again, local_files_only=True)
+        inner = foreign_code.load(
+            UniMoeForConditionalGeneration, folder, "the model cannot be loaded", fix=again, local_files_only=True
+        )  # fmt: skip
+        with torch.device("meta"):
+            model = UniMoeForTraining(inner.config)
+        model.uni_moe = inner
+        return model, processor
+
+    def name_of(self, key):
+        return key if key.startswith("uni_moe.") else f"uni_moe.{key}"
+
+    def shapes(self, run, task, samples):
+        """One medium of each kind that the model reads in each conversation."""
+        config, length = self.config(run), task.views.messages.length
+        ids_BL = torch.empty(samples, length, dtype=torch.int64, device="meta")
+        inputs = {"input_ids": ids_BL, "attention_mask": ids_BL}
+        for kind, shapes in config.media_shapes.items():
+            inputs |= {
+                name: torch.empty(samples, 1, *shape, dtype=torch.int64 if "position" in name else None, device="meta")
+                for name, shape in shapes.items()
+            }
+            inputs[f"{kind}_count"] = ids_BL[:, 0]
+        return Batch(task.name, {"messages": inputs}, {"labels": ids_BL})

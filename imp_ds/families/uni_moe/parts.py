@@ -1,0 +1,34 @@
+"""The parts that a model is put together from: folders of models, or configurations alone."""
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+import imp_ds.models.imp  # noqa: F401  whose configuration AutoConfig then knows
+from imp_ds import foreign_code
+from imp_ds.errors import UserError
+
+_ALLOWED = 'a folder of a model, or its configuration: {"model_type": "llama", ...}'
+
+
+def part_config(part: str | dict, field: str) -> PreTrainedConfig:
+    """The configuration of a part; of a model of images and texts that of its encoder of images. field: names it in messages.
+    Raises UserError for a folder that holds none, and for an unknown model_type."""
+    if isinstance(part, str):
+        if not Path(part).is_dir():
+            raise UserError(f"{field} is not there", got=part, allowed=_ALLOWED, fix=f"--set {field}=FOLDER")
+        config = foreign_code.load(AutoConfig, part, f"{field} cannot be read", allowed=_ALLOWED, local_files_only=True)
+    else:
+        fields = dict(part)
+        try:
+            config = AutoConfig.for_model(fields.pop("model_type", None), **fields)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{field} is no configuration", got=str(error).partition("\n")[0][:200], allowed=_ALLOWED) from None
+    return getattr(config, "vision_config", config)
+
+
+def load_part(folder: str, field: str) -> PreTrainedModel:
+    """The encoder in a folder, with its weights, on the CPU, from safetensors alone. Raises UserError."""
+    what = f"{field} cannot be loaded"
+    model = foreign_code.load(AutoModel, folder, what, allowed=_ALLOWED, local_files_only=True, use_safetensors=True)
+    return getattr(model, "vision_model", getattr(model, "encoder", model) if model.config.model_type == "whisper" else model)

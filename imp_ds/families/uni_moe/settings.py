@@ -1,0 +1,101 @@
+"""The settings of Uni-MoE in a recipe: which parts it is put together from, and where experts stand."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from imp_ds.families.uni_moe.media import MediaParts, media_parts
+from imp_ds.families.uni_moe.parts import part_config
+from imp_ds.model_settings import FamilySettings
+from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
+from imp_ds.records import Record
+from imp_ds.tasks import Task
+
+Part = str | dict[str, Any]
+
+
+class ConnectorSettings(Record):
+    """From the tokens of a tower to those of the language model."""
+
+    kind: Literal["linear", "mlp2x_gelu", "qformer", "decoder"] = Field("mlp2x_gelu", description="which kind of connector")
+    pool: int | list[int] = Field(1, description="linear, mlp2x_gelu: tokens that become one, on each axis of the tower's grid")
+    queries: int = Field(32, ge=1, description="qformer, decoder: tokens that a medium becomes")
+    depth: int = Field(2, ge=1, description="qformer, decoder: layers")
+    heads: int | None = Field(None, ge=1, description="qformer, decoder: attention heads; None: of width 64")
+
+    def arguments(self) -> dict:
+        """What `build_connector` takes."""
+        own = ("kind", "pool") if self.kind in ("linear", "mlp2x_gelu") else ("kind", "queries", "depth", "heads")
+        return self.model_dump(include=set(own))
+
+
+class UniMoeSettings(FamilySettings):
+    """Towers, connectors and a language model. A part is the folder of a model of transformers, or of an exported one of ours,
+    whose weights the run starts from; or its configuration with "model_type", of which it starts with fresh weights."""
+
+    family: Literal["uni_moe"] = Field("uni_moe", description="which kind of model this is")
+    language_model: Part = Field(description="a causal language model: a folder, or its configuration with model_type")
+    image_tower: Part | None = Field(None, description="what reads images; None: no images are read")
+    video_tower: Part | None = Field(None, description="what reads videos; the same as image_tower: by frames, averaged")
+    audio_tower: Part | None = Field(None, description="what reads audio; None: no audio is read")
+    image_connector: ConnectorSettings = Field(ConnectorSettings(), description="of images")
+    video_connector: ConnectorSettings = Field(ConnectorSettings(), description="of videos")
+    audio_connector: ConnectorSettings = Field(ConnectorSettings(), description="of each chunk of audio")
+    feature_layer: int = Field(-1, description="layer of vision towers that is read; published: -2")
+    frames: int = Field(8, ge=1, description="frames of a video, where its tower does not set them")
+    chat_template: str | None = Field(None, description="Jinja file of the chat template; None: that of the tokenizer, or ours")
+    num_experts: int = Field(0, ge=0, description="experts of each MoE layer; 0: the language model's own feed-forwards")
+    experts_per_token: int = Field(2, ge=1, description="experts that a token takes")
+    moe_layers: str | list[int] = Field("all", description='"all", "every:N", "last:N" or a list of layers from 0')
+    expert_intermediate_size: int | None = Field(None, ge=1, description="width of an expert; None: of the language model's")
+    router_balance: float = Field(0.0, ge=0, description="coefficient of the load-balancing loss")
+    router_z_loss: float = Field(0.0, ge=0, description="coefficient of the loss on large router logits")
+    router_l1: float = Field(0.0, ge=0, description="coefficient of the L1 loss between gates and expert_preferences")
+    router_kl: float = Field(0.0, ge=0, description="coefficient of the loss that keeps the gates of modalities apart")
+    expert_preferences: dict[str, list[int]] = Field({}, description="experts that a kind of media prefers")
+    modality_maps: bool = Field(False, description="a linear map for each modality before the gate")
+
+    @property
+    def towers(self) -> dict[str, Part]:
+        """Kind of media -> its tower."""
+        found = {kind: getattr(self, f"{kind}_tower") for kind in MEDIA}
+        return {kind: part for kind, part in found.items() if part is not None}
+
+    def tower_names(self) -> dict[str, str]:
+        """Kind of media -> the name of its tower in UniMoeConfig; kinds of one tower share it."""
+        names: dict[str, str] = {}
+        for kind, part in self.towers.items():
+            same = next((other for other in names if self.towers[other] == part), None)
+            names[kind] = names[same] if same else ("vision" if kind == "image" else kind)
+        return names
+
+    def media(self) -> MediaParts:
+        """What preprocesses each kind of media, made from the towers. Raises UserError for a folder that cannot be read."""
+        return media_parts(self.towers, self.frames)
+
+    def to_config(self, vocab_size: int, tasks: list[Task], tokenizer=None) -> UniMoeConfig:
+        """The UniMoeConfig of these settings. Raises UserError for a part that cannot be read, and for settings that contradict
+        each other."""
+        text = part_config(self.language_model, "model.language_model")
+        if isinstance(self.language_model, dict):
+            text.vocab_size = vocab_size
+        if tokenizer is not None:
+            text.eos_token_id, text.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+            text.bos_token_id = tokenizer.bos_token_id
+        names = self.tower_names()
+        configs = {f"{name}_config": part_config(self.towers[kind], f"model.{kind}_tower") for kind, name in reversed(names.items())}
+        media = self.media()
+        config = UniMoeConfig(
+            text, towers=names, grids=media.grids, feature_layer=self.feature_layer, media_shapes=media.shapes,
+            connectors={kind: getattr(self, f"{kind}_connector").arguments() for kind in names},
+            **{f"{kind}_token_id": tokenizer and tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in MEDIA},
+            num_experts=self.num_experts, num_experts_per_tok=self.experts_per_token, moe_layers=self.moe_layers,
+            moe_intermediate_size=self.expert_intermediate_size, router_aux_loss_coef=self.router_balance,
+            router_z_loss_coef=self.router_z_loss, router_l1_coef=self.router_l1, router_kl_coef=self.router_kl,
+            expert_preferences=self.expert_preferences, modality_maps=self.modality_maps, **configs,
+        )  # fmt: skip
+        for task in tasks:
+            for objective in task.objectives:
+                if objective.kind != "next_token":
+                    objective.check_model(config, task.name)
+        return config

@@ -1,0 +1,14 @@
+"""Uni-MoE in the Hugging Face layout. Importing this package makes the Auto classes know its configuration, model and processor."""
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+
+from imp_ds.models.uni_moe.configuration_uni_moe import UniMoeConfig
+from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneration
+from imp_ds.models.uni_moe.processing_uni_moe import UniMoeProcessor
+
+AutoConfig.register(UniMoeConfig.model_type, UniMoeConfig)
+AutoModelForMultimodalLM.register(UniMoeConfig, UniMoeForConditionalGeneration)
+AutoModelForCausalLM.register(UniMoeConfig, UniMoeForConditionalGeneration)
+AutoProcessor.register(UniMoeConfig, UniMoeProcessor)
+
+__all__ = ["UniMoeConfig", "UniMoeForConditionalGeneration", "UniMoeProcessor"]

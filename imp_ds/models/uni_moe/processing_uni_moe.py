@@ -1,0 +1,191 @@
+"""UniMoeProcessor: conversations with images, videos and audio to the inputs of UniMoeForConditionalGeneration.
+
+Placeholders in the text are expanded by the hooks of transformers' ProcessorMixin, so `apply_chat_template` works as for any
+model; training encodes by `encode`, which calls it.
+"""
+
+from itertools import groupby
+
+import numpy as np
+from transformers.processing_utils import ProcessorMixin
+
+from imp_ds.errors import UserError
+from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, TOKENS
+from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA
+from imp_ds.models.uni_moe.media_processors import audio_inputs, cut, image_inputs, media_processor, video_inputs
+from imp_ds.models.uni_moe.towers import INPUTS
+
+NO_LOSS = -100
+
+
+class UniMoeProcessor(ProcessorMixin):
+    """Saved and loaded as one folder.
+
+    Args:
+        tokenizer: a fast one; <image>, <video> and <audio> become special tokens of it.
+        image_processor, video_processor, feature_extractor: of the towers; None: such media are not read. Without a
+            video_processor the frames of a video go through the image_processor.
+        media_tokens: tokens of an image, a video and a chunk of audio in the language model: {"image": 16, ...}.
+        num_frames: of a video, evenly spaced.
+        chunk_seconds: audio is cut into chunks of so many seconds, each with its own tokens.
+    """
+
+    def __init__(
+        self, tokenizer, image_processor=None, video_processor=None, feature_extractor=None, chat_template=None,
+        media_tokens=None, num_frames=8, chunk_seconds=30.0,
+    ):  # fmt: skip
+        self.image_processor, self.video_processor = media_processor(image_processor), media_processor(video_processor)
+        self.feature_extractor = media_processor(feature_extractor)
+        self.media_tokens, self.num_frames, self.chunk_seconds = dict(media_tokens or {}), num_frames, chunk_seconds
+        for kind in MEDIA:
+            setattr(self, f"{kind}_token", TOKENS[kind])
+        missing = [token for token in TOKENS.values() if token not in tokenizer.get_vocab()]
+        if missing:
+            tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+        for kind in MEDIA:
+            setattr(self, f"{kind}_token_id", tokenizer.convert_tokens_to_ids(TOKENS[kind]))
+        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["tokenizer"]  # the other parts may be None, and are saved with their fields
+
+    def to_dict(self) -> dict:
+        """As transformers has it, with the fields of each part."""
+        parts = {name: getattr(self, name) for name in ("image_processor", "video_processor", "feature_extractor")}
+        found = super().to_dict()
+        return found | {name: None if part is None else part.to_dict() for name, part in parts.items()}
+
+    @property
+    def conversations(self) -> "UniMoeProcessor":
+        """What preprocesses the modality `messages`."""
+        return self
+
+    @property
+    def sampling_rate(self) -> int | None:
+        """Of audio, in samples a second; None: audio is not read."""
+        return getattr(self.feature_extractor, "sampling_rate", None)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", *(name for names in INPUTS.values() for name in names)]
+
+    # the hooks of ProcessorMixin: each kind of media to inputs, and to the text that takes its placeholder's place
+
+    def _process_images(self, images, **kwargs):
+        flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
+        return image_inputs(self._part("image"), flat), [self._expanded("image")] * len(flat)
+
+    def _process_videos(self, videos, **kwargs):
+        flat = [video for entry in videos for video in (entry if isinstance(entry, (list, tuple)) else [entry])]
+        found = video_inputs(self._part("video"), [np.asarray(video) for video in flat], self.num_frames)
+        return found, [self._expanded("video")] * len(flat)
+
+    def _process_audio(self, audio, **kwargs):
+        part = self._part("audio")
+        clips = [cut(np.asarray(clip, dtype=np.float32), self.chunk_samples) for clip in audio]
+        return audio_inputs(part, [chunk for clip in clips for chunk in clip]), [self._expanded("audio", len(c)) for c in clips]
+
+    @property
+    def chunk_samples(self) -> int:
+        """Samples of a chunk of audio."""
+        return round(self.chunk_seconds * self.feature_extractor.sampling_rate)
+
+    def _part(self, kind: str):
+        parts = {"image": self.image_processor, "audio": self.feature_extractor}
+        part = parts[kind] if kind in parts else self.video_processor or self.image_processor
+        if part is None or kind not in self.media_tokens:
+            raise UserError(f"the model does not read this kind of media: {kind}", allowed=", ".join(self.media_tokens) or "text")
+        return part
+
+    def _expanded(self, kind: str, times: int = 1) -> str:
+        return TOKENS[kind] * (times * self.media_tokens[kind])
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Texts as a list of their own; images from files, where they are named."""
+        text = [text] if isinstance(text, str) else None if text is None else list(text)
+        if images is not None and hasattr(self.image_processor, "fetch_images"):
+            images = self.image_processor.fetch_images(images)
+        return images, text, videos, audio
+
+    # conversations
+
+    def encode(self, samples: list[list[dict]], *, length: int, loss: str = "all") -> dict[str, np.ndarray]:
+        """Conversations, decoded, to inputs and labels, padded on the right.
+
+        Args:
+            samples: each a list of messages with content parts, media as arrays.
+            length: the most token ids of one.
+            loss: "all": on what the assistant says in every turn; "last": in the last one. A message with "loss": False has none.
+
+        Returns `input_ids`, `attention_mask`, `labels` [B, L]; media [B, n, ...] by the names of `INPUTS`, and how many of them a
+        sample has, `image_count`, `video_count`, `audio_count` [B] (of audio: chunks). Raises UserError for one that is longer.
+        """
+        each = [self._encoded(sample, loss) for sample in samples]
+        most = max(len(found["input_ids"]) for found in each)
+        if most > length:
+            raise UserError("a conversation is longer than the view", got=f"{most} tokens", allowed=f"{length}", fix="raise its length")
+        fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": NO_LOSS}
+        inputs = {name: np.full((len(each), most), value, np.int64) for name, value in fill.items()}
+        for row, found in enumerate(each):
+            for name in fill:
+                inputs[name][row, : len(found[name])] = found[name]
+        return inputs | self._media_of(each)
+
+    def prompt(self, conversation: list[dict]) -> dict[str, np.ndarray]:
+        """What is to be answered: `input_ids` [L] up to where the assistant begins, and media, flat, [N, ...]."""
+        found = self.apply_chat_template(conversation, tokenize=True, return_dict=True, add_generation_prompt=True)
+        return {name: np.asarray(value) for name, value in found.items()} | {"input_ids": np.asarray(found["input_ids"])[0]}
+
+    def conversation_tokens(self, sample: list[dict]) -> int:
+        """How many token ids a conversation has, media with theirs; nothing of them is preprocessed."""
+        ids = self.tokenizer(self.apply_chat_template(sample), add_special_tokens=False)["input_ids"]
+        media = [part for message in sample if not isinstance(message["content"], str) for part in message["content"]]
+        more = sum(self._count(part) * self.media_tokens.get(part["type"], 1) - 1 for part in media if part["type"] in MEDIA)
+        return len(ids) + more
+
+    def _count(self, part: dict) -> int:
+        return len(cut(part["audio"], self.chunk_samples)) if part["type"] == "audio" and self.feature_extractor else 1
+
+    def _encoded(self, sample: list[dict], loss: str) -> dict:
+        found = self.apply_chat_template([sample], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        ids, mask = found["input_ids"][0], np.asarray(found["assistant_masks"][0], dtype=bool)
+        turns = [message for message in sample if message["role"] == "assistant"]
+        runs = _runs(mask)
+        if loss == "last":
+            runs, turns = runs[-1:], turns[-1:]
+        labels = np.full(len(ids), NO_LOSS, np.int64)
+        for (begin, end), turn in zip(runs, turns, strict=True):
+            if turn.get("loss", True):
+                labels[begin:end] = ids[begin:end]
+        media = {name: found[name] for names in INPUTS.values() for name in names if name in found}
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, **media}
+
+    @staticmethod
+    def _media_of(each: list[dict]) -> dict[str, np.ndarray]:
+        """Media of all samples, padded to the most of one; kinds that none of them has are left out."""
+        found = {}
+        for kind, names in INPUTS.items():
+            counts = np.array([len(sample.get(names[0], ())) for sample in each], np.int64)
+            if not counts.any():
+                continue
+            for name in names:
+                first = next((sample[name] for sample in each if name in sample), None)
+                if first is None:
+                    continue
+                padded = np.zeros((len(each), counts.max(), *first.shape[1:]), first.dtype)
+                for row, sample in enumerate(each):
+                    padded[row, : counts[row]] = sample.get(name, padded[row, :0])
+                found[name] = padded
+            found[f"{kind}_count"] = counts
+        return found
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """(begin, end) of each run of True."""
+    found, place = [], 0
+    for value, group in groupby(mask):
+        begin, place = place, place + len(list(group))
+        if value:
+            found.append((begin, place))
+    return found

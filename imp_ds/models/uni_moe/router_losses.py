@@ -1,0 +1,2 @@
+def router_losses(lm, config):
+    return None, []
