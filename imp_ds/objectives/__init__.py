@@ -15,5 +15,6 @@ from imp_ds.objectives.registry import build_objective, register, task_entry
 
 __all__ = [
     "Captioning", "ClassObjective", "Classification", "Contrastive", "Likelihood", "MaskedLanguage", "ModelObjective",
-    "NamedClasses", "Needs", "NextToken", "Objective", "ObjectiveRecord", "StepShape", "build_objective", "register", "task_entry",
+    "NamedClasses", "Needs", "NextToken", "Objective", "ObjectiveRecord", "StepShape",
+    "build_objective", "register", "task_entry",
 ]  # fmt: skip

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from imp_ds import foreign_code
 from imp_ds.families.uni_moe.parts import load_part
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.models.initialization import seed_of
@@ -28,8 +26,8 @@ def initialize_as_theirs(model: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def load_parts(settings: UniMoeSettings, model: UniMoeForConditionalGeneration) -> tuple[list[str], dict]:
-    """Copy the weights of those parts that are folders. Returns lines that report it, and of parameters the file and key that they
-    came from, where a checkpoint may refer to them there. Raises UserError."""
+    """Copy the weights of those parts that are folders. Returns lines that report it, and of parameters the file and key
+    that they came from, where a checkpoint may refer to them there. Raises UserError."""
     lines, done = [], set()
     for kind, part in settings.towers.items():
         name = settings.tower_names()[kind]

@@ -67,8 +67,12 @@ def _processor(kind: str, part: Part, config: PreTrainedConfig):
             whole = foreign_code.load(ImpProcessor, part, what, local_files_only=True)
             return {"image": whole.image_processor, "video": whole.video_processor, "audio": whole.feature_extractor}[kind]
         return _of_imp(kind, config)
-    if isinstance(part, str) and any((Path(part) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        return foreign_code.load(AutoFeatureExtractor if kind == "audio" else AutoImageProcessor, part, what, local_files_only=True)
+    if isinstance(part, str) and any(
+        (Path(part) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
+    ):
+        return foreign_code.load(
+            AutoFeatureExtractor if kind == "audio" else AutoImageProcessor, part, what, local_files_only=True
+        )
     return _of_audio(config) if kind == "audio" else _of_pictures(config)
 
 
@@ -81,7 +85,9 @@ def _of_imp(kind: str, config: ImpConfig):
     steps, mels = config.audio_max
     log_mel = {"mel_bins": mels}
     made = ImpFeatureExtractor(log_mel=log_mel, patch=config.audio_patch)
-    return ImpFeatureExtractor(log_mel=log_mel, patch=config.audio_patch, seconds=steps * made.transform.hop_length / made.sampling_rate)
+    return ImpFeatureExtractor(
+        log_mel=log_mel, patch=config.audio_patch, seconds=steps * made.transform.hop_length / made.sampling_rate
+    )
 
 
 def _of_pictures(config: PreTrainedConfig):
@@ -92,7 +98,9 @@ def _of_pictures(config: PreTrainedConfig):
         raise UserError("how pictures are preprocessed for this model is not known", got=config.model_type, fix=fix)
     kind = get_image_processor_class_from_name(f"{names[config.model_type]}ImageProcessorPil")
     square = {"height": size, "width": size}
-    return kind(size=square) if config.model_type == "siglip_vision_model" else kind(size={"shortest_edge": size}, crop_size=square)
+    return (
+        kind(size=square) if config.model_type == "siglip_vision_model" else kind(size={"shortest_edge": size}, crop_size=square)
+    )
 
 
 def _of_audio(config: PreTrainedConfig):

@@ -39,15 +39,18 @@ def _tokenizer(run, readers: dict) -> tuple[PreTrainedTokenizerBase, str]:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [TURN, END], "eos_token": END}, replace_extra_special_tokens=False
         )
-        if isinstance(folder, str) and max(tokenizer.convert_tokens_to_ids([TURN, END])) >= run.model.to_config(0, []).text_config.vocab_size:
+        if (
+            isinstance(folder, str)
+            and max(tokenizer.convert_tokens_to_ids([TURN, END])) >= run.model.to_config(0, []).text_config.vocab_size
+        ):
             fix = "set model.chat_template to a file that does with the tokens of this model"
             raise UserError("the language model has no tokens for the marks of turns", got=folder, fix=fix)
     return tokenizer, template
 
 
 def _template(file: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The one of the file; the tokenizer's, where it marks what the assistant says; ChatML with marks, where it has its tokens; or
-    ours."""
+    """The one of the file; the tokenizer's, where it marks what the assistant says; ChatML with marks, where it has its tokens;
+    or ours."""
     if file is not None:
         if not Path(file).is_file():
             raise UserError("the chat template is not there", got=file, fix="--set model.chat_template=FILE.jinja")

@@ -82,14 +82,18 @@ class UniMoeSettings(FamilySettings):
         if tokenizer is not None:
             text.eos_token_id, text.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
             text.bos_token_id = tokenizer.bos_token_id
+        experts = getattr(text, "num_local_experts", getattr(text, "num_experts", 0))  # of a base that has some of its own
         names = self.tower_names()
-        configs = {f"{name}_config": part_config(self.towers[kind], f"model.{kind}_tower") for kind, name in reversed(names.items())}
+        configs = {
+            f"{name}_config": part_config(self.towers[kind], f"model.{kind}_tower") for kind, name in reversed(names.items())
+        }
         media = self.media()
         config = UniMoeConfig(
             text, towers=names, grids=media.grids, feature_layer=self.feature_layer, media_shapes=media.shapes,
             connectors={kind: getattr(self, f"{kind}_connector").arguments() for kind in names},
-            **{f"{kind}_token_id": tokenizer and tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in MEDIA},
-            num_experts=self.num_experts, num_experts_per_tok=self.experts_per_token, moe_layers=self.moe_layers,
+            **_placeholders(text.vocab_size, tokenizer),
+            num_experts=experts or self.num_experts,
+            num_experts_per_tok=text.num_experts_per_tok if experts else self.experts_per_token, moe_layers=self.moe_layers,
             moe_intermediate_size=self.expert_intermediate_size, router_aux_loss_coef=self.router_balance,
             router_z_loss_coef=self.router_z_loss, router_l1_coef=self.router_l1, router_kl_coef=self.router_kl,
             expert_preferences=self.expert_preferences, modality_maps=self.modality_maps, **configs,
@@ -99,3 +103,10 @@ class UniMoeSettings(FamilySettings):
                 if objective.kind != "next_token":
                     objective.check_model(config, task.name)
         return config
+
+
+def _placeholders(vocab_size: int, tokenizer) -> dict[str, int]:
+    """The ids of placeholders; without a tokenizer some that no text has: they need no row of the embedding."""
+    if tokenizer is None:
+        return {f"{kind}_token_id": vocab_size + place for place, kind in enumerate(MEDIA)}
+    return {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in MEDIA}

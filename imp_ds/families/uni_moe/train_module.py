@@ -38,8 +38,10 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         return self.uni_moe.save_pretrained(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
-        """Of the language model; towers that are not trained keep nothing. The reentrant kind would lose what the routers give."""
-        self.uni_moe.language_model.gradient_checkpointing_enable({**(gradient_checkpointing_kwargs or {}), "use_reentrant": False})
+        """Of the language model; towers that are not trained keep nothing. The reentrant kind would lose what routers give."""
+        self.uni_moe.language_model.gradient_checkpointing_enable(
+            {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        )
 
     def forward(self, batch, fn=None):
         if fn is not None:
@@ -48,8 +50,8 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         ids_BL = inputs["input_ids"]
         features, idle = self._features(inputs)
         states_BLD = self.uni_moe.hidden_states(
-            ids_BL, features, inputs["attention_mask"], idle=idle, use_cache=False
-        ).last_hidden_state  # fmt: skip
+            ids_BL, features, _counted_mask(ids_BL), idle=idle, valid_BL=inputs["attention_mask"].bool(), use_cache=False
+        ).last_hidden_state
         loss_sum, right = self.uni_moe.token_loss(states_BLD, labels_BL)
         count = self.weight(batch).clamp(min=1)
         loss = answer_loss = loss_sum / count
@@ -90,6 +92,12 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         shapes = self.config.media_shapes[kind]
         types = {name: torch.int64 if "position" in name else torch.float32 for name in shapes}
         return [torch.zeros(1, *shapes[name], dtype=types[name], device=device) for name in INPUTS[kind] if name in shapes]
+
+
+def _counted_mask(ids_BL: torch.Tensor) -> torch.Tensor | None:
+    """On the meta device, where costs are counted, a mask as it is: transformers would look into the positions to make one. Else
+    None: padding stands at the end, where no token sees it."""
+    return torch.empty(len(ids_BL), 1, *[ids_BL.shape[1]] * 2, device="meta") if ids_BL.is_meta else None
 
 
 def _flat(values: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:

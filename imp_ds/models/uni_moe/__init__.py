@@ -1,4 +1,4 @@
-"""Uni-MoE in the Hugging Face layout. Importing this package makes the Auto classes know its configuration, model and processor."""
+"""Uni-MoE in the Hugging Face layout. Importing this package makes the Auto classes know its parts."""
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 

@@ -38,8 +38,8 @@ class UniMoeConfig(PreTrainedConfig):
 
     def __init__(
         self, text_config=None, vision_config=None, video_config=None, audio_config=None, *, towers=None, connectors=None,
-        grids=None, media_shapes=None, feature_layer=-1, image_token_id=None, video_token_id=None, audio_token_id=None, num_experts=0,
-        num_experts_per_tok=2, norm_topk_prob=True, moe_layers="all", moe_intermediate_size=None, router_aux_loss_coef=0.0,
+        grids=None, media_shapes=None, feature_layer=-1, image_token_id=None, video_token_id=None, audio_token_id=None,
+        num_experts=0, num_experts_per_tok=2, norm_topk_prob=True, moe_layers="all", moe_intermediate_size=None, router_aux_loss_coef=0.0,
         router_z_loss_coef=0.0, router_l1_coef=0.0, router_kl_coef=0.0, expert_preferences=None, modality_maps=False, **kwargs,
     ):  # fmt: skip
         self.text_config = _sub_config(text_config) or AutoConfig.for_model("llama")
@@ -103,5 +103,7 @@ def _sub_config(value) -> PreTrainedConfig | None:
     fields = dict(value)
     kind = fields.pop("model_type", None)
     if kind is None:
-        raise UserError("the configuration of a part names no model_type", got=sorted(fields)[:5], fix='such as "clip_vision_model"')
+        raise UserError(
+            "the configuration of a part names no model_type", got=sorted(fields)[:5], fix='such as "clip_vision_model"'
+        )
     return AutoConfig.for_model(kind, **fields)

@@ -36,7 +36,9 @@ def build_connector(tower_width: int, width: int, grid: list[int] | None = None,
     classes = {"linear": Linear, "mlp2x_gelu": MLP, "qformer": QFormer, "decoder": DecoderQFormer}
     try:
         made = classes[kind]
-        return made(tower_width, width, grid, **options) if kind in ("linear", "mlp2x_gelu") else made(tower_width, width, **options)
+        return (
+            made(tower_width, width, grid, **options) if kind in ("linear", "mlp2x_gelu") else made(tower_width, width, **options)
+        )
     except TypeError as error:
         raise UserError(f"the connector {kind} has no such option", got=error, allowed=build_connector.__doc__) from None
 
@@ -57,7 +59,9 @@ class _Pooled(nn.Module):
         grid = self.grid or ([side, side] if side * side == length else [length])
         pool = [self.pool] * len(grid) if isinstance(self.pool, int) else list(self.pool)
         if len(pool) != len(grid) or math.prod(grid) != length or any(a % b for a, b in zip(grid, pool)):
-            raise UserError("the connector's pool does not divide the grid of the tower", got=f"{pool}", allowed=f"{grid}, {length} tokens")
+            raise UserError(
+                "the connector's pool does not divide the grid of the tower", got=f"{pool}", allowed=f"{grid}, {length} tokens"
+            )
         shape = [n for size, step in zip(grid, pool) for n in (size // step, step)]
         steps = [2 + 2 * axis for axis in range(len(grid))]
         return x_NLS.reshape(len(x_NLS), *shape, -1).mean(dim=steps).flatten(1, -2)

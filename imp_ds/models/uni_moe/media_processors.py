@@ -3,6 +3,7 @@
 Shapes: N media, T frames of a video.
 """
 
+import numpy as np
 import transformers
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
@@ -11,8 +12,6 @@ from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.models.uni_moe.towers import INPUTS
-
-import numpy as np
 
 _OURS = {kind.__name__: kind for kind in (ImpImageProcessor, ImpVideoProcessor, ImpFeatureExtractor)}
 _TYPES = ("image_processor_type", "video_processor_type", "feature_extractor_type")

@@ -45,7 +45,9 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 setattr(self, f"{name}_tower", Tower(of_tower, config.feature_layer))
         self.connectors = nn.ModuleDict(
             {
-                kind: build_connector(self.tower(kind).width, config.hidden_size, config.grids.get(kind), **config.connectors[kind])
+                kind: build_connector(
+                    self.tower(kind).width, config.hidden_size, config.grids.get(kind), **config.connectors[kind]
+                )
                 for kind in config.towers
             }
         )
@@ -136,15 +138,21 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def hidden_states(
         self, input_ids: torch.Tensor | None, features: dict[str, torch.Tensor], attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None, idle: dict[str, torch.Tensor] | None = None, **kwargs,
+        inputs_embeds: torch.Tensor | None = None, idle: dict[str, torch.Tensor] | None = None,
+        valid_BL: torch.Tensor | None = None, **kwargs,
     ):  # fmt: skip
         """What the layers of the language model give, before its head: the output of transformers' model, `last_hidden_state`
-        [B, L, D]. kwargs: `position_ids`, `past_key_values`, `use_cache` and others that it takes."""
+        [B, L, D].
+
+        valid_BL: False at padding, which experts do not take. Where padding stands at the end no token sees it, and no
+            attention_mask is needed beside.
+        kwargs: `position_ids`, `past_key_values`, `use_cache` and others that the language model takes.
+        """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, features, idle)
         length = inputs_embeds.shape[1]
-        is_mask = attention_mask is not None and attention_mask.ndim == 2
-        valid_BL = attention_mask[:, -length:].bool() if is_mask else None
+        if valid_BL is None and attention_mask is not None and attention_mask.ndim == 2:
+            valid_BL = attention_mask[:, -length:].bool()
         self.facts.set(valid_BL, None if input_ids is None else self._kinds(input_ids))
         return self.get_decoder()(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 

@@ -124,7 +124,9 @@ class UniMoeProcessor(ProcessorMixin):
         each = [self._encoded(sample, loss) for sample in samples]
         most = max(len(found["input_ids"]) for found in each)
         if most > length:
-            raise UserError("a conversation is longer than the view", got=f"{most} tokens", allowed=f"{length}", fix="raise its length")
+            raise UserError(
+                "a conversation is longer than the view", got=f"{most} tokens", allowed=f"{length}", fix="raise its length"
+            )
         fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": NO_LOSS}
         inputs = {name: np.full((len(each), most), value, np.int64) for name, value in fill.items()}
         for row, found in enumerate(each):

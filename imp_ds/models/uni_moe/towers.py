@@ -79,4 +79,6 @@ def _built(config: PreTrainedConfig) -> nn.Module:
     try:
         return special.get(config.model_type, AutoModel.from_config)(config)
     except ValueError as error:
-        raise UserError("transformers has no encoder of this model_type", got=config.model_type, allowed=str(error)[:200]) from None
+        raise UserError(
+            "transformers has no encoder of this model_type", got=config.model_type, allowed=str(error)[:200]
+        ) from None
