@@ -4,10 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from imp_ds.errors import UserError
 from imp_ds.families.uni_moe.media import MediaParts, media_parts
 from imp_ds.families.uni_moe.parts import part_config
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
+from imp_ds.objectives.objective import ModelObjective
 from imp_ds.records import Record
 from imp_ds.tasks import Task
 
@@ -100,8 +102,10 @@ class UniMoeSettings(FamilySettings):
         )  # fmt: skip
         for task in tasks:
             for objective in task.objectives:
-                if objective.kind != "next_token":
-                    objective.check_model(config, task.name)
+                if not isinstance(objective, ModelObjective):
+                    what = f"task {task.name}: models of the family {self.family} do not compute this objective"
+                    raise UserError(what, got=objective.kind, fix="objectives=[NextToken()]")
+                objective.check_model(config, task.name)
         return config
 
 

@@ -39,8 +39,9 @@ class UniMoeConfig(PreTrainedConfig):
     def __init__(
         self, text_config=None, vision_config=None, video_config=None, audio_config=None, *, towers=None, connectors=None,
         grids=None, media_shapes=None, feature_layer=-1, image_token_id=None, video_token_id=None, audio_token_id=None,
-        num_experts=0, num_experts_per_tok=2, norm_topk_prob=True, moe_layers="all", moe_intermediate_size=None, router_aux_loss_coef=0.0,
-        router_z_loss_coef=0.0, router_l1_coef=0.0, router_kl_coef=0.0, expert_preferences=None, modality_maps=False, **kwargs,
+        num_experts=0, num_experts_per_tok=2, norm_topk_prob=True, moe_layers="all", moe_intermediate_size=None,
+        router_aux_loss_coef=0.0, router_z_loss_coef=0.0, router_l1_coef=0.0, router_kl_coef=0.0,
+        expert_preferences=None, modality_maps=False, **kwargs,
     ):  # fmt: skip
         self.text_config = _sub_config(text_config) or AutoConfig.for_model("llama")
         self.vision_config, self.video_config = _sub_config(vision_config), _sub_config(video_config)
