@@ -91,6 +91,7 @@ class Routing(NamedTuple):
 
     token_index_N: the flat token of each row; weight_N: its combine weight, float32, 0 for a slot that holds no token.
     count_E: rows of each expert, int64; None when all have N / E, which is known without asking the device.
+    logits_TE: what it was made from, float32, with gradient.
     x_TD: the tokens that it is about, as their experts should read them (see `imp_ds.moe.kernels.compute.router_logits`).
 
     A tuple, because ZeRO 3 finds the tensors of a module's output in tuples, and gathers its weights for the backward so.
@@ -100,6 +101,7 @@ class Routing(NamedTuple):
     weight_N: torch.Tensor
     count_E: torch.Tensor | None
     report: RouterReport
+    logits_TE: torch.Tensor
     x_TD: torch.Tensor
 
 

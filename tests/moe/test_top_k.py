@@ -154,3 +154,16 @@ def test_noise_is_of_the_samples_and_scaled_by_the_number_of_experts():
     assert torch.equal(seen.pop("logits"), noise_BLE[[7, 3]])  # whoever the neighbours are
     router(torch.zeros(2 * 8, 3), RoutingContext(8))
     assert not seen["logits"].any()  # without keys there is none
+
+
+@pytest.mark.parametrize("k, renormalise, expected", [
+    (1, None, [0.5]), (1, True, [1.0]), (1, False, [0.5]),
+    (2, None, [0.625, 0.375]), (2, True, [0.625, 0.375]), (2, False, [0.5, 0.3]),
+])  # fmt: skip
+def test_weights_are_renormalised_where_that_is_asked_for(k, renormalise, expected):
+    """Probabilities .5, .3 and .2; .5 / .8 = .625."""
+    router = TopKRouter(3, 3, TopKOptions(experts_per_token=k, drop_tokens=False, renormalise=renormalise))
+    logits_GSE = torch.tensor([[[0.3, 0.5, 0.2]]]).log()
+    index_N, weight_N, count_E, _ = router.choose(logits_GSE, None)
+    torch.testing.assert_close(weight_N.sort(descending=True).values, torch.tensor(expected))
+    assert count_E.tolist() == ([0, 1, 0] if k == 1 else [1, 1, 0])

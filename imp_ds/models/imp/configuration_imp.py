@@ -6,6 +6,7 @@ from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality, standard_modalities
 from imp_ds.models.imp.conditions import candidate_tasks, causal_tasks
 from imp_ds.models.imp.encoder.prompts import CANDIDATE_PROMPTS, SHARED
+from imp_ds.moe.placement import placed_layers
 from imp_ds.moe.routers.registry import ROUTERS, default_router, planned_router
 from imp_ds.moe.routers.router import Router
 from imp_ds.registry import MODALITIES
@@ -339,24 +340,3 @@ class ImpConfig(PreTrainedConfig):
                 got=f"expert_activation = {self.expert_activation}, expert_intermediate_size = {self.expert_intermediate_size}",
                 allowed=f"gelu, and intermediate_size = {self.intermediate_size}",
             )  # fmt: skip
-
-
-def placed_layers(where: str | list[int], layers: int) -> list[int]:
-    """The layer indices that `moe_layers` means in an encoder of that many layers. Raises UserError when it means none."""
-    if isinstance(where, str):
-        kind, _, count = where.partition(":")
-        if where in ("all", "four"):
-            return list(range(0, layers, 1 if where == "all" else 4))
-        if kind not in ("first", "last", "every") or not count.isdigit() or not 1 <= int(count) <= layers:
-            raise UserError(
-                "moe_layers names no layers", got=where,
-                allowed=f'"all", "four", "first:N", "last:N", "every:N" with N in 1..{layers}, or a list of indices in '
-                f"0..{layers - 1}",
-            )  # fmt: skip
-        number = int(count)
-        spans = {"first": range(number), "last": range(layers - number, layers), "every": range(number - 1, layers, number)}
-        return list(spans[kind])
-    wrong = [i for i in where if not 0 <= i < layers]
-    if wrong or not where:
-        raise UserError("moe_layers names unknown layers", got=where, allowed=f"indices in 0..{layers - 1}")
-    return sorted(set(where))

@@ -2,10 +2,10 @@
 
     rows = x[index];  h = rows w1;  act = gelu(h) (times rows w3) times the row's weight;  y = act w2;  token = sum of its rows
 
-With `silu`, that is in gelu's place. The weight of a row enters before the second product: so its gradient comes out of the same pass as the activation's, and the
-answers need not be kept. Kept are the rows, and what enters and leaves the activation, as of a dense feed-forward: computing
-what leaves it again would be one more pass over memory. The sum over a token's rows is a gather by the inverse of the index,
-in a fixed order.
+Or silu in gelu's place. The weight of a row enters before the second product: so its gradient comes out of the same pass as the
+activation's, and the answers need not be kept. Kept are the rows, and what enters and leaves the activation, as of a dense
+feed-forward: computing what leaves it again would be one more pass over memory. The sum over a token's rows is a gather by the
+inverse of the index, in a fixed order.
 
 Each step is one operator of torch.library with its own gradient, so torch.compile keeps one graph around them.
 

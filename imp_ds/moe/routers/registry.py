@@ -27,6 +27,11 @@ def default_router(constant_gate: bool) -> str:
     return "top_k" if constant_gate else "expert_choice"
 
 
+def token_choice(experts_per_token: int, renormalise: bool) -> dict:
+    """Arguments of a MoELayer where each token takes its best experts and none is dropped, as language models have it."""
+    return dict(router="top_k", experts_per_token=experts_per_token, drop_tokens=False, renormalise=renormalise)
+
+
 def build_router(
     name: str, width: int, num_experts: int, options: dict | None = None, *, noise: float = 0.0, sees_context: bool = False
 ) -> Router:

@@ -119,7 +119,7 @@ class Router(nn.Module, ABC):
                 dropped_fraction=1.0 - _tokens_taken(index_N, weight_N, x_TD.shape[0]) / tokens,
                 mean_combine_weight=weight_N.sum() / (weight_N > 0).sum().clamp(min=1),
             )
-        return Routing(index_N, weight_N, count_E, report, x_TD)
+        return Routing(index_N, weight_N, count_E, report, logits_TE, x_TD)
 
     def _logits(self, x_TD: torch.Tensor, context: RoutingContext) -> tuple[torch.Tensor, torch.Tensor]:
         if self.pool is None:

@@ -2,7 +2,8 @@
 
 With k = 1 the combine weight is the probability (Switch Transformer, Fedus et al., 2021, arXiv 2101.03961), with k > 1 the
 probabilities of the chosen ones, renormalised to 1 before anything is dropped (GShard, Lepikhin et al., 2020,
-arXiv 2006.16668; Uni-Perceiver-MoE, `gate.py`).
+arXiv 2006.16668; Uni-Perceiver-MoE, `gate.py`). `renormalise` says otherwise: some language models leave the probabilities of
+several choices as they are (Qwen3-MoE's `norm_topk_prob`), others make a single choice weigh 1 (Mixtral).
 
 With capacity, an expert keeps the C = round(factor * k * S / E) of its tokens of a group that weigh most, so that what is
 dropped depends neither on the order of the tokens nor on other groups; shapes are as static as those of expert choice. With
@@ -27,11 +28,13 @@ from imp_ds.moe.routing import Counted, balance_loss, capacity, expert_slots, ta
 from imp_ds.records import Record
 
 
-def best_experts(logits: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def best_experts(
+    logits: torch.Tensor, experts_per_token: int, renormalise: bool | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """From logits [..., E]: the probabilities [..., E], and the weights and the indices of the most probable, [..., K]."""
     probability = logits.softmax(-1)
     weight, expert = probability.topk(experts_per_token, dim=-1)
-    if experts_per_token > 1:
+    if experts_per_token > 1 if renormalise is None else renormalise:
         # the same as dividing by their sum, but those left out get gradients of exactly 0: Adam would make steps of rounding
         weight = logits.gather(-1, expert).softmax(-1)
     return probability, weight, expert
@@ -43,6 +46,7 @@ class TopKOptions(Record):
     experts_per_token: int = Field(2, ge=1, description="choices of a token")
     drop_tokens: bool = Field(True, description="whether an expert keeps at most its capacity")
     capacity_factor: float = Field(1.0, gt=0, description="slots of all experts together, as a multiple of the choices")
+    renormalise: bool | None = Field(None, description="whether a token's weights sum to 1; None: those of several choices do")
 
 
 @register
@@ -87,7 +91,7 @@ class TopKRouter(Router):
     def best(self, logits_GSE: torch.Tensor, valid_GS: torch.Tensor | None) -> tuple:
         """Weights and experts of each token's choices, [G, S, K], and the balance loss, a scalar."""
         chosen = self.options.experts_per_token
-        probability_GSE, weight_GSK, expert_GSK = best_experts(logits_GSE, chosen)
+        probability_GSE, weight_GSK, expert_GSK = best_experts(logits_GSE, chosen, self.options.renormalise)
         share_GSE = torch.zeros_like(probability_GSE).scatter(-1, expert_GSK, 1.0 / chosen)
         return weight_GSK, expert_GSK, balance_loss(probability_GSE, share_GSE, valid_GS)
 

@@ -2,9 +2,9 @@
 arXiv 2412.19437, section 2.1.2).
 
 A token's scores are sigmoids of its logits. It takes the k experts with the highest score + bias; the weights are the scores
-without the bias, renormalised to 1 for k > 1. After each step the bias of an expert rises by `bias_rate` if fewer tokens chose it
-than the mean expert, and falls by as much if more did: over all tokens of the step, of all micro-batches and ranks, before any
-are dropped. Nothing about it is differentiated, and outside of training it stays as it is.
+without the bias, renormalised to 1 for k > 1, or as `renormalise` says. After each step the bias of an expert rises by
+`bias_rate` if fewer tokens chose it than the mean expert, and falls by as much if more did: over all tokens of the step, of all
+micro-batches and ranks, before any are dropped. Nothing about it is differentiated, and outside of training it stays as it is.
 
 The state is how often each bias was raised more than lowered, an integer: exact whatever the model's type is, and the same on
 any number of ranks.
@@ -54,7 +54,8 @@ class BalancedTopKRouter(TopKRouter):
         score_GSE = logits_GSE.sigmoid()
         expert_GSK = (score_GSE.detach() + self.bias_E).topk(self.options.experts_per_token, dim=-1).indices
         weight_GSK = score_GSE.gather(-1, expert_GSK)
-        if self.options.experts_per_token > 1:
+        chosen, renormalise = self.options.experts_per_token, self.options.renormalise
+        if chosen > 1 if renormalise is None else renormalise:
             weight_GSK = weight_GSK / weight_GSK.sum(-1, keepdim=True).clamp(min=1e-20)
         # where a batch is encoded without a gradient first, it is counted when it is encoded again
         if self.training and torch.is_grad_enabled():
