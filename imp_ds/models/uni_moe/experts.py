@@ -16,13 +16,13 @@ from torch import nn
 from transformers import initialization as init
 
 from imp_ds.errors import UserError
+from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA
 from imp_ds.moe.kernels.compute import linear_forward, rows_of_experts
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.placement import placed_layers
 from imp_ds.moe.routers.registry import token_choice
 from imp_ds.moe.routing import RouterReport
 
-MEDIA = ("image", "video", "audio")
 KINDS = ("text", *MEDIA)  # of tokens; a kind's number is its place here
 DENSE_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 

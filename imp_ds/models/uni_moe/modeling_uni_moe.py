@@ -18,7 +18,7 @@ from imp_ds.errors import UserError
 from imp_ds.models.initialization import initialize_module
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, TOWERS, UniMoeConfig
 from imp_ds.models.uni_moe.connectors import build_connector
-from imp_ds.models.uni_moe.experts import TokenFacts, replace_feed_forwards
+from imp_ds.models.uni_moe.experts import TokenFacts, expert_feed_forwards, replace_feed_forwards
 from imp_ds.models.uni_moe.towers import INPUTS, Tower
 
 _MEDIA_INPUTS = tuple(name for names in INPUTS.values() for name in names)
@@ -62,6 +62,13 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module):
         initialize_module(module, getattr(self.config.text_config, "initializer_range", 0.02))
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Experts too, which the language model of transformers around them has no rule for."""
+        super().initialize_weights()
+        for module in (module for mixture in expert_feed_forwards(self.language_model) for module in mixture.modules()):
+            self._init_weights(module)
 
     def initialize_parameters(self) -> None:
         """What the parts of transformers hold beside linear layers and embeddings: norms, classes, frequencies."""
