@@ -87,4 +87,5 @@ EVALUATORS = Registry("evaluator", {  # in the order in which they measure
     "similarity": "imp_ds.families.imp.evaluation.similarity",
     "named_classes": "imp_ds.families.imp.evaluation.named_classes",
     "heads": "imp_ds.families.imp.evaluation.heads",
+    "answers": "imp_ds.families.uni_moe.evaluation.answers",
 })  # fmt: skip

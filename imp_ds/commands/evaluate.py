@@ -9,7 +9,7 @@ from rich.table import Table
 from imp_ds.commands.exported_model import load_model, read_run
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
-from imp_ds.evaluation import build_evaluators
+from imp_ds.evaluation import build_evaluators, write_lines
 from imp_ds.evaluation import evaluate as run_evaluators
 from imp_ds.evaluation.metric import Metric, by_kind, by_name
 from imp_ds.evaluation.missing_splits import unscored, unscored_note
@@ -38,7 +38,7 @@ def evaluate(
         data: the corpus; None takes the one that the model was trained on.
         split: "train", "validation" or "test".
         batch_size: rows encoded at once.
-        output: JSON file for the results, or None.
+        output: JSON file for the results, or None; beside it, in OUTPUT.answers.jsonl, what was asked and answered.
         recipe: a run whose data and evaluations are taken instead of the model's own; of the model's classification heads those
             are measured whose task it has too, with as many classes.
         settings: changes "path=value" of the recipe, or else of the model's run, as `--set` has them.
@@ -78,6 +78,8 @@ def evaluate(
     if output is not None:
         write_result(output, json.dumps(results, indent=2) + "\n")
         print(f"wrote {output}: {len(results)} values")
+        if count := write_lines(answers := output.with_suffix(".answers.jsonl"), evaluators):
+            print(f"wrote {answers}: {count} questions with their answers")
     return results
 
 

@@ -5,7 +5,9 @@ An evaluator is one file (`imp_ds.evaluation.evaluator`); what it measures are `
 zero_shot/image/top1.
 """
 
+import json
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
@@ -16,10 +18,12 @@ from imp_ds.evaluation.missing_splits import has_sources, serving
 from imp_ds.evaluation.split import CachedBatches, Report, Split
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.registry import EVALUATORS
+from imp_ds.written_files import write_result
 
 __all__ = [
     "ACCURACY", "CachedBatches", "Evaluator", "Metric", "Panel", "Projection", "RETRIEVAL", "Shown", "Split", "build_evaluators",
     "evaluate", "expert_usage", "register_evaluator", "by_name",
+    "write_lines",
 ]  # fmt: skip
 
 
@@ -72,6 +76,15 @@ def evaluate(model, evaluators: list[Evaluator]) -> list[Metric]:
             return list({metric.name: metric for metric in found}.values())
     finally:
         model.train(training)
+
+
+def write_lines(path: Path, evaluators: list[Evaluator]) -> int:
+    """Write what evaluators keep one by one, such as answers, as JSON lines with the name of the evaluation; returns how many
+    there are. Where there are none, no file is written. Raises UserError where it cannot be written."""
+    lines = [{"evaluation": evaluator.record.name} | line for evaluator in evaluators for line in evaluator.lines()]
+    if lines:
+        write_result(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return len(lines)
 
 
 def expert_usage(evaluators) -> dict[str, list[list[float]]]:

@@ -86,6 +86,10 @@ class Evaluator(ABC):
         TensorBoard; None: there is nothing to show."""
         return None
 
+    def lines(self) -> list[dict]:
+        """After a run, what was measured one by one, as prompts and answers, to be kept beside the results; []: nothing."""
+        return []
+
     def projection(self, count: int) -> Projection | None:
         """After a run, the first `count` vectors; None: there are none."""
         return None

@@ -41,3 +41,11 @@ def gather_rows(x: torch.Tensor) -> torch.Tensor:
     if x.requires_grad and torch.is_grad_enabled():
         return _GatherRows.apply(x)
     return _all_gather(x)
+
+
+def gather_objects(x) -> list:
+    """What each rank gives, in rank order; small objects that can be pickled. All ranks call it."""
+    found = [x] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, x)
+    return found

@@ -4,6 +4,7 @@
     processor/        tokenizer and processors     tensorboard/  curves, samples, embeddings
     metrics.jsonl     the same curves as lines     results.json, results.png  the final scores
     results_units.json  of each score its unit, which way it is better, and where it is shown
+    answers.jsonl     what was asked and answered, where evaluators keep that
 """
 
 import json
@@ -20,11 +21,11 @@ from imp_ds.train import checkpoint
 from imp_ds.train.run_lock import FILE as LOCK
 from imp_ds.train.run_lock import RunLock
 
-RESULTS, RESULTS_UNITS = "results.json", "results_units.json"
+RESULTS, RESULTS_UNITS, ANSWERS = "results.json", "results_units.json", "answers.jsonl"
 # what a run makes in its folder, beside run_config.json; interference and captions stand in tensorboard/ and metrics.jsonl too
 _MADE = {
     LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, PICTURE,
-    RESULTS_UNITS, "interference.json", "interference.png",
+    RESULTS_UNITS, ANSWERS, "interference.json", "interference.png",
 }  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {

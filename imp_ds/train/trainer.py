@@ -20,7 +20,7 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
-from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage
+from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage, write_lines
 from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note
 from imp_ds.families import family_of
 from imp_ds.families.train_module import StepOutput
@@ -44,7 +44,7 @@ from imp_ds.train.recording.monitor import Monitor
 from imp_ds.train.recording.rejections import Rejections
 from imp_ds.train.recording.step_facts import rank_facts, step_records
 from imp_ds.train.recording.step_means import StepMeans
-from imp_ds.train.run_folder import RESULTS
+from imp_ds.train.run_folder import ANSWERS, RESULTS
 from imp_ds.train.start import (
     compile_model,
     find_checkpoint,
@@ -384,5 +384,9 @@ class Trainer:
             *(Metric(f"train/samples/{task}", sum(map(len, of)), "count") for task, of in self.loader.batches.readers.items()),
             *(metric._replace(name=f"{BEFORE}/{metric.name}") for metric in self.before),
         ]  # fmt: skip
-        written = lambda: write_results(self.output_dir, results, self.evaluators, self.monitor, self.step)  # noqa: E731
+
+        def written():
+            write_results(self.output_dir, results, self.evaluators, self.monitor, self.step)
+            write_lines(self.output_dir / ANSWERS, evaluators)
+
         on_main(written, "the results cannot be written")

@@ -1,0 +1,1 @@
+"""What a Uni-MoE model is measured by."""
