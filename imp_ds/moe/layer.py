@@ -10,7 +10,7 @@ from imp_ds.moe.dispatch import LocalDispatcher
 from imp_ds.moe.experts import Experts
 from imp_ds.moe.grouping import Grouping
 from imp_ds.moe.routers.registry import build_router
-from imp_ds.moe.routing import Counted, RouterReport, Routing
+from imp_ds.moe.routing import Counted
 
 
 class MoELayer(nn.Module):
@@ -46,18 +46,15 @@ class MoELayer(nn.Module):
         key_B: torch.Tensor | None = None,
         mask_LL: torch.Tensor | None = None,
         counted: Counted | None = None,
-    ) -> tuple[torch.Tensor, RouterReport]:
+        gate_BLD: torch.Tensor | None = None,
+        with_logits: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
         """valid_BL: False at padding, which no expert takes; key_B: the samples' random keys, int64, for the router's noise;
         mask_LL: True where the row's token sees the column's, for a router that sees the context; counted: each example routes
-        alone, and counts as so many tokens; None: examples share groups."""
-        routing = self.route(x_BLD, valid_BL, key_B, mask_LL, counted)
-        return self.answer(routing.x_TD, routing).view_as(x_BLD), routing.report
-
-    def route(self, x_BLD: torch.Tensor, valid_BL=None, key_B=None, mask_LL=None, counted=None) -> Routing:
-        """The decision alone, from what the gate sees of the tokens; arguments as of forward."""
-        x_TD = x_BLD.reshape(-1, x_BLD.shape[2])
-        return self.router(x_TD, self.grouping.context(x_BLD, valid_BL, key_B, mask_LL, counted))
-
-    def answer(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
-        """The experts' answers to the tokens under a decision, which may have been made from something else, [T, D]."""
-        return self.dispatcher(x_TD, routing, self.experts)
+        alone, and counts as so many tokens; None: examples share groups; gate_BLD: what the router sees in the place of x;
+        None: x. with_logits: whether the router's logits come third, [T, E], float32, with gradient."""
+        seen_TD = (x_BLD if gate_BLD is None else gate_BLD).reshape(-1, x_BLD.shape[2])
+        routing = self.router(seen_TD, self.grouping.context(x_BLD, valid_BL, key_B, mask_LL, counted))
+        x_TD = routing.x_TD if gate_BLD is None else x_BLD.reshape(seen_TD.shape)
+        y_BLD = self.dispatcher(x_TD, routing, self.experts).view_as(x_BLD)
+        return (y_BLD, routing.report, routing.logits_TE) if with_logits else (y_BLD, routing.report)

@@ -52,10 +52,10 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         states_BLD = self.uni_moe.hidden_states(
             ids_BL, features, _counted_mask(ids_BL), idle=idle, valid_BL=inputs["attention_mask"].bool(), use_cache=False
         ).last_hidden_state
-        loss_sum, right = self.uni_moe.token_loss(states_BLD, labels_BL)
+        answers = self.uni_moe.token_loss(states_BLD, labels_BL)
         count = self.weight(batch).clamp(min=1)
-        loss = answer_loss = loss_sum / count
-        metrics = {"loss/next_token": answer_loss.detach(), "accuracy/next_token": right / count}
+        loss = answer_loss = answers.loss_sum / count
+        metrics = {"loss/next_token": answer_loss.detach(), "accuracy/next_token": answers.right / count}
         of_routers, reports = router_losses(self.uni_moe.language_model, self.config)
         if of_routers is not None:
             loss = loss + of_routers

@@ -99,16 +99,11 @@ class ExpertFeedForward(nn.Module):
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         valid_BL = _matching(self.facts.valid_BL, x_BLD, "valid_BL")
         kind_BL = _matching(self.facts.kind_BL, x_BLD, "kind_BL")
-        if self.maps is None:
-            routing = self.moe.route(x_BLD, valid_BL)
-            x_TD = routing.x_TD
-        else:
-            routing = self.moe.route(self.maps(x_BLD, kind_BL), valid_BL)
-            x_TD = x_BLD.flatten(0, 1)
+        gate_BLD = None if self.maps is None else self.maps(x_BLD, kind_BL)
+        y_BLD, report, logits_TE = self.moe(x_BLD, valid_BL, gate_BLD=gate_BLD, with_logits=True)
         if self.facts.collects:
-            self.report = routing.report
-            self.logits_BLE = routing.logits_TE.view(*x_BLD.shape[:2], -1)
-        return self.moe.answer(x_TD, routing).view_as(x_BLD)
+            self.report, self.logits_BLE = report, logits_TE.view(*x_BLD.shape[:2], -1)
+        return y_BLD
 
     def take(self) -> tuple[RouterReport, torch.Tensor]:
         """What was decided in the last pass and from what, with gradients; left here is the report without."""

@@ -9,13 +9,13 @@ Shapes: B samples, L tokens, N media of a kind, M tokens of a medium, S width of
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from imp_ds.errors import UserError
 from imp_ds.models.initialization import initialize_module
+from imp_ds.models.uni_moe.chunked_loss import TokenLoss, with_loss
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, TOWERS, UniMoeConfig
 from imp_ds.models.uni_moe.connectors import build_connector
 from imp_ds.models.uni_moe.experts import TokenFacts, expert_feed_forwards, replace_feed_forwards
@@ -52,6 +52,7 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             }
         )
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        with_loss(self.language_model)
         self.facts: TokenFacts = replace_feed_forwards(self.language_model, config)
         self.post_init()
 
@@ -163,17 +164,9 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.facts.set(valid_BL, None if input_ids is None else self._kinds(input_ids))
         return self.get_decoder()(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
-    def token_loss(self, states_BLD: torch.Tensor, labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the losses of supervised tokens, and how many of them were the likeliest, from what the layers give. Logits are
-        computed of positions with a label alone."""
-        states_BLD, labels_BL = states_BLD[:, :-1], labels_BL[:, 1:]
-        if not labels_BL.is_meta:
-            wanted_BL = labels_BL != -100
-            states_BLD, labels_BL = states_BLD[wanted_BL], labels_BL[wanted_BL]
-        logits_NV = self.get_output_embeddings()(states_BLD).float().flatten(0, -2)
-        labels_N = labels_BL.flatten()
-        loss = F.cross_entropy(logits_NV, labels_N, reduction="sum")
-        return loss, (logits_NV.argmax(-1) == labels_N).sum()
+    def token_loss(self, states_BLD: torch.Tensor, labels_BL: torch.Tensor) -> TokenLoss:
+        """The loss of supervised tokens, from what the layers give; logits of all of them never stand in memory."""
+        return self.get_output_embeddings()(states_BLD, labels_BL)
 
     def _kinds(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which kind of media each token is: 0 text, 1 image, 2 video, 3 audio."""
