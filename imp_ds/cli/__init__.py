@@ -33,6 +33,7 @@ for name, function in (
     ("train", training.train),
     ("eval", models.evaluate),
     ("predict", models.predict),
+    ("chat", models.chat),
     ("export", models.export),
     ("upcycle", models.upcycle),
     ("tune", training.tune),

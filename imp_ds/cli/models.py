@@ -1,4 +1,4 @@
-"""Commands on trained models: eval, predict, export, upcycle.
+"""Commands on trained models: eval, predict, chat, export, upcycle.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
@@ -47,6 +47,27 @@ def predict(
     from imp_ds.commands.predict import predict as run_prediction
 
     run_prediction(model, paths, task=task, top=top, output=output)
+
+
+def chat(
+    model: Annotated[Path, typer.Argument(help="folder of an exported model that answers")],
+    question: Annotated[str | None, typer.Argument(help="what is asked; default: a conversation, line by line")] = None,
+    image: Annotated[list[Path], typer.Option("--image", help="file of an image; repeatable")] = [],
+    video: Annotated[list[Path], typer.Option("--video", help="file of a video; repeatable")] = [],
+    audio: Annotated[list[Path], typer.Option("--audio", help="file of a recording; repeatable")] = [],
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="most tokens of an answer")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest answer; else drawn")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of what is drawn")] = 0,
+):
+    """Ask a trained model about images, videos and audio; the answer is written as it comes.
+
+    Example: imp_ds chat model --image photo.png "What is in the picture?"
+    """
+    from imp_ds.commands.chat_command import Sampling
+    from imp_ds.commands.chat_command import chat as run_chat
+
+    media = [("image", path) for path in image] + [("video", path) for path in video] + [("audio", path) for path in audio]
+    run_chat(model, question, media, Sampling(max_new_tokens, temperature, seed))
 
 
 def export(

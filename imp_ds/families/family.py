@@ -126,6 +126,11 @@ class ModelFamily(ABC):
         """The dense model of these tasks' conditions, None: of all. Raises UserError where the family has none."""
         raise UserError(f"models of the family {self.kind} have no conditions to merge", got="--merge", fix="leave it out")
 
+    def answer(self, model: TrainModule, processor: ProcessorMixin, conversation: list[dict], **how) -> str:
+        """What a model says next in a decoded conversation; `how` is that of transformers' `generate`. Raises UserError where
+        models of the family do not converse, and for media that this one does not read."""
+        raise UserError(f"models of the family {self.kind} do not converse", got="a conversation", allowed="family = uni_moe")
+
     def card(self, run, config: PreTrainedConfig, results: list[Metric], folder: str) -> Card:
         """The sections of an exported model's card that are the family's own. folder: what its example loads."""
         return Card(about=f"A model of the family `{self.kind}`, trained with `imp_ds` on DeepSpeed.", tags=[self.kind])

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from imp_ds import foreign_code
 from imp_ds.families import register_family
 from imp_ds.families.family import ModelFamily
+from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
 from imp_ds.families.uni_moe.processor import build_processor
 from imp_ds.families.uni_moe.settings import UniMoeSettings
@@ -34,6 +36,7 @@ class UniMoeFamily(ModelFamily):
         return load_parts(run.model, model.uni_moe)
 
     def load_export(self, folder: Path):
+        transformers_logging.disable_progress_bar()
         again = "export it again: imp_ds export RUN OUT"
         processor = foreign_code.load(UniMoeProcessor, folder, "the processor cannot be loaded", fix=again, local_files_only=True)
         inner = foreign_code.load(
@@ -46,6 +49,11 @@ class UniMoeFamily(ModelFamily):
 
     def name_of(self, key):
         return key if key.startswith("uni_moe.") else f"uni_moe.{key}"
+
+    def answer(self, model, processor, conversation, **how):
+        inputs = prompt_inputs(processor, [conversation])
+        check_room(model, inputs, how["max_new_tokens"])
+        return generate(model, processor, inputs, **how)[0]
 
     def shapes(self, run, task, samples):
         """One medium of each kind that the model reads in each conversation."""
