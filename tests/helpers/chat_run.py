@@ -13,8 +13,8 @@ TEXT = dict(
     max_position_embeddings=256,
 )  # fmt: skip
 PICTURES = dict(
-    model_type="clip_vision_model", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8,
-    patch_size=4,
+    model_type="clip_vision_model", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    image_size=8, patch_size=4,
 )  # fmt: skip
 SPEECH = dict(
     model_type="whisper", d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=8,

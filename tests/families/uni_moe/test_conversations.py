@@ -1,4 +1,4 @@
-"""Conversations as a run of Uni-MoE reads them: the same ids, labels and media from every spelling, and as the processor alone."""
+"""Conversations as a run of Uni-MoE reads them: the same ids, labels and media from every spelling, and as by the processor."""
 
 import re
 
@@ -56,7 +56,7 @@ def test_every_spelling_gives_the_same_ids_labels_and_media(root, processor):
 
 
 def test_training_learns_what_the_exported_processor_makes(root, processor, tmp_path):
-    """`apply_chat_template` of a processor that was saved and loaded gives training's ids and media, one conversation at a time."""
+    """`apply_chat_template` of a processor that was saved and loaded gives training's ids and media."""
     processor.save_pretrained(tmp_path)
     loaded = UniMoeProcessor.from_pretrained(tmp_path)
     batch = as_batch(root, processor, "parts")
