@@ -4,7 +4,7 @@ Engine, trainer, checkpoints and planning ask the object of a run's family (`imp
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import ClassVar
 
@@ -86,6 +86,16 @@ class ModelFamily(ABC):
         """Copy into a fresh model what its settings take from elsewhere, of which `train.init_from` may replace all: by default
         nothing. Returns as `load_initial`. Raises UserError."""
         return [], {}
+
+    def media_features(self, run, model: TrainModule, processor: ProcessorMixin, readers: dict, hashes: dict, report: Callable):
+        """What is computed of the corpus' media once, before the first step, for the loader to read in their place
+        (`imp_ds.data.media_features.FeatureCache`), or None: by default nothing. All ranks call it.
+
+        Args:
+            hashes: of each parameter that is not trained, by its name, what distinguishes its values.
+            report: called with (stage, done, total).
+        """
+        return None
 
     def load_initial(
         self, model: TrainModule, folder: Path, processor: ProcessorMixin

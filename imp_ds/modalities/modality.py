@@ -71,6 +71,7 @@ class Wanted(NamedTuple):
     has_tokens: whether a caption has a token of the tokenizer, beside those around every text; None where that is not known.
     settings: how it is decoded, and how large it may be.
     conversation_tokens: how many tokens a decoded conversation has; None where that is not known.
+    features: what towers have made of media, in place of the media (`imp_ds.data.media_features.FeatureCache`); None: nothing.
     """
 
     label: bool = False
@@ -78,14 +79,15 @@ class Wanted(NamedTuple):
     has_tokens: Callable[[str], bool] | None = None
     settings: DecodingSettings = DEFAULTS
     conversation_tokens: Callable[[list], int] | None = None
+    features: object | None = None
 
     @classmethod
     def of(
         cls, task, settings: DecodingSettings, has_tokens: Callable[[str], bool] | None = None,
-        conversation_tokens: Callable[[list], int] | None = None,
+        conversation_tokens: Callable[[list], int] | None = None, features=None,
     ) -> "Wanted":  # fmt: skip
         """What an `imp_ds.tasks.Task` wants of its samples."""
-        return cls(task.needs.label, task.needs.classes, has_tokens, settings, conversation_tokens)
+        return cls(task.needs.label, task.needs.classes, has_tokens, settings, conversation_tokens, features)
 
 
 class Preprocessed(NamedTuple):

@@ -127,6 +127,21 @@ def start_engine(
     return engine, frozen
 
 
+def media_features(
+    run: RunConfig, engine: Engine, processor, readers: dict[str, list[Reader]], frozen: checkpoint.Frozen, watchdog: Watchdog
+):  # fmt: skip
+    """What the family computes of the corpus' media before the first step, or None. All ranks call it."""
+    hashes = {name: str((entry["parts"], entry.get("key"))) for name, entry in frozen.index.items()}
+    with StageProgress() if is_main() else nullcontext() as shown:
+
+        def report(*stage) -> None:
+            watchdog.progress(0, "starting, computing features of media")
+            if shown is not None:
+                shown(*stage)
+
+        return family_of(run).media_features(run, engine.model, processor, readers, hashes, report)
+
+
 def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Collator) -> StepBatches:
     """This rank's batches. Ranks that draw tasks of their own, together with those that they share experts with, are a world of
     their own that takes its share of every batch: whichever ranks train a task, no sample comes twice in an epoch."""

@@ -48,6 +48,7 @@ from imp_ds.train.run_folder import ANSWERS, RESULTS
 from imp_ds.train.start import (
     compile_model,
     find_checkpoint,
+    media_features,
     open_batches,
     open_readers,
     show_ranks,
@@ -162,7 +163,8 @@ class Trainer:
         self.rejections = Rejections(
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
         )  # fmt: skip
-        batches = open_batches(run, readers, Collator(self.processor))
+        features = media_features(run, self.engine, self.processor, readers, frozen, watchdog)
+        batches = open_batches(run, readers, Collator(self.processor, features))
         self.schedule, self.step_means = batches.schedule, StepMeans(batches.schedule.mixture)
         self.loader = RotatingLoader(
             batches, start_step=self.step, stop_step=run.train.steps, workers=run.data.workers, prefetch=run.data.prefetch,

@@ -237,7 +237,7 @@ def test_a_task_without_a_usable_sample_has_no_speed(tmp_path):
     folder = write_rows(tmp_path, "films", dict(file_name="0.mp4", label=0))
     (folder / "0.mp4").write_bytes(b"no video at all")
     run = make_run(tmp_path, "film_class")
-    no_tokens, readers = SimpleNamespace(has_tokens=None, conversation_tokens=None), open_corpus(run)["film_class"]
+    no_tokens, readers = SimpleNamespace(has_tokens=None, conversation_tokens=None, features=None), open_corpus(run)["film_class"]
     assert worker_speed(run.tasks[0], readers, no_tokens, 0, seed=0, window=16, seconds=0.1) is None
 
 

@@ -54,6 +54,10 @@ class FileCache:
         finally:
             lock.release()
 
+    def find(self, key: str) -> BinaryIO | None:
+        """The file of `key`, if it is there now. Raises UserError as `open`."""
+        return self._find(self._path(key))
+
     def has(self, key: str) -> bool:
         """Whether the file of `key` is there now."""
         return self._path(key).exists()

@@ -47,6 +47,12 @@ class File(NamedTuple):
         return self.address.rpartition("/")[2]
 
 
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder of all caches: `data.cache_dir`, or ~/.cache/imp_ds."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imp_ds" if cache_dir is None else Path(cache_dir)
+    return base.expanduser().absolute()
+
+
 class Storage:
     """The files of one run.
 
@@ -57,8 +63,7 @@ class Storage:
     """
 
     def __init__(self, cache_dir: str | None = None, cache_gb: float = 50.0, retries: int = 5):
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imp_ds" if cache_dir is None else Path(cache_dir)
-        self.file_cache = FileCache(base.expanduser().absolute() / "files", int(cache_gb * 2**30))
+        self.file_cache = FileCache(cache_folder(cache_dir) / "files", int(cache_gb * 2**30))
         self.retries = retries
 
     def files(self, pattern: str) -> list[File]:

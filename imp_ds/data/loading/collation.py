@@ -24,10 +24,11 @@ class Collator:
 
     Args:
         processor: of the run's model; it has what preprocesses each modality (`Modality.part`).
+        features: what towers have made of media, as that of `Wanted`.
     """
 
-    def __init__(self, processor):
-        self.processor = processor
+    def __init__(self, processor, features=None):
+        self.processor, self.features = processor, features
 
     def has_tokens(self, caption: str) -> bool:
         """Whether the tokenizer makes a token of a caption, beside the special ones that it puts around every text."""

@@ -90,7 +90,8 @@ class StepBatches:
 
     def usable(self, task: Task, views: Views) -> UsableSamples:
         """The samples of a task, as these views see them."""
-        wanted = Wanted.of(task, self.decoding, self.collator.has_tokens, self.collator.conversation_tokens)
+        own = self.collator
+        wanted = Wanted.of(task, self.decoding, own.has_tokens, own.conversation_tokens, own.features)
         return UsableSamples(task, views, self.readers[task.name], self.seed, self._cache, wanted)
 
 

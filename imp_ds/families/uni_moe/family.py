@@ -9,6 +9,7 @@ from imp_ds import foreign_code
 from imp_ds.families import register_family
 from imp_ds.families.family import ModelFamily
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs
+from imp_ds.families.uni_moe.cached_features import cached_features
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
 from imp_ds.families.uni_moe.processor import build_processor
 from imp_ds.families.uni_moe.settings import UniMoeSettings
@@ -34,6 +35,9 @@ class UniMoeFamily(ModelFamily):
 
     def load_parts(self, run, model):
         return load_parts(run.model, model.uni_moe)
+
+    def media_features(self, run, model, processor, readers, hashes, report):
+        return cached_features(run, model, processor, readers, hashes, report)
 
     def load_export(self, folder: Path):
         transformers_logging.disable_progress_bar()

@@ -28,6 +28,7 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
     def __init__(self, config: UniMoeConfig):
         super().__init__(config)
         self.uni_moe = UniMoeForConditionalGeneration(config)
+        self.given_features: dict[str, tuple[int, int]] = {}  # kinds whose features batches hold: their tokens and width
         self.post_init()
 
     def _init_weights(self, module):
@@ -85,10 +86,17 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
             elif given:
                 features[kind] = self.uni_moe.encode_media(kind, given[values], given.get(positions))
             elif self.training and dist.is_initialized() and dist.get_world_size() > 1:
-                idle[kind] = self.uni_moe.encode_media(kind, *self._blank(kind, inputs["input_ids"].device))
+                idle[kind] = self._idle(kind, inputs["input_ids"].device)
         return features, idle
 
-    def _blank(self, kind: str, device) -> list[torch.Tensor]:
+    def _idle(self, kind: str, device) -> torch.Tensor:
+        """The features of a blank medium; the tower is not called where no rank calls it."""
+        if kind in self.given_features:
+            return torch.zeros(1, *self.given_features[kind], device=device)
+        return self.uni_moe.encode_media(kind, *self.blank(kind, device))
+
+    def blank(self, kind: str, device) -> list[torch.Tensor]:
+        """The inputs of one medium that is all zeros, by their order in `INPUTS`."""
         shapes = self.config.media_shapes[kind]
         types = {name: torch.int64 if "position" in name else torch.float32 for name in shapes}
         return [torch.zeros(1, *shapes[name], dtype=types[name], device=device) for name in INPUTS[kind] if name in shapes]

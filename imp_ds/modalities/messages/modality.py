@@ -3,7 +3,7 @@
 from imp_ds.errors import UserError
 from imp_ds.modalities.in_turn import in_turn
 from imp_ds.modalities.messages.spellings import KINDS, media_of, read_conversation, text_of
-from imp_ds.modalities.messages.view import MessagesView
+from imp_ds.modalities.messages.view import MessagesSettings, MessagesView
 from imp_ds.modalities.modality import Modality, Preprocessed, register_modality
 
 
@@ -20,7 +20,7 @@ class Messages(Modality):
     part = "conversations"
     has_texts, names_a_file, shows_samples = True, False, True
     beside = ("images", "image", "videos", "video", "audios", "audio")
-    View = MessagesView
+    View, Settings = MessagesView, MessagesSettings
 
     def read(self, value, where, row):
         return read_conversation(value, where, row)

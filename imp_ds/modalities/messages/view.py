@@ -7,6 +7,14 @@ from pydantic import Field
 from imp_ds.records import Record
 
 
+class MessagesSettings(Record):
+    """What is the same for all tasks with conversations."""
+
+    feature_cache_gb: float = Field(
+        0.0, ge=0, description="GiB of disk for what frozen towers make of all media: computed once, before training; 0: none"
+    )
+
+
 class MessagesView(Record):
     """How a task sees conversations: one of more than `length` token ids, with those that its media become, is left out."""
 

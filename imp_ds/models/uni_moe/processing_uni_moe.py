@@ -10,12 +10,14 @@ import numpy as np
 from transformers.processing_utils import ProcessorMixin
 
 from imp_ds.errors import UserError
+from imp_ds.modalities.messages.features import MediaFeatures
 from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, TOKENS
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA
 from imp_ds.models.uni_moe.media_processors import audio_inputs, cut, image_inputs, media_processor, video_inputs
 from imp_ds.models.uni_moe.towers import INPUTS
 
 NO_LOSS = -100
+_MEDIA = {kind: (*names, f"{kind}_features") for kind, names in INPUTS.items()}
 
 
 class UniMoeProcessor(ProcessorMixin):
@@ -73,18 +75,34 @@ class UniMoeProcessor(ProcessorMixin):
     # the hooks of ProcessorMixin: each kind of media to inputs, and to the text that takes its placeholder's place
 
     def _process_images(self, images, **kwargs):
-        flat = [image for entry in images for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
-        return image_inputs(self._part("image"), flat), [self._expanded("image")] * len(flat)
+        return self._processed("image", _flat(images))
 
     def _process_videos(self, videos, **kwargs):
-        flat = [video for entry in videos for video in (entry if isinstance(entry, (list, tuple)) else [entry])]
-        found = video_inputs(self._part("video"), [np.asarray(video) for video in flat], self.num_frames)
-        return found, [self._expanded("video")] * len(flat)
+        return self._processed("video", _flat(videos))
 
     def _process_audio(self, audio, **kwargs):
-        part = self._part("audio")
-        clips = [cut(np.asarray(clip, dtype=np.float32), self.chunk_samples) for clip in audio]
-        return audio_inputs(part, [chunk for clip in clips for chunk in clip]), [self._expanded("audio", len(c)) for c in clips]
+        return self._processed("audio", list(audio))
+
+    def _processed(self, kind: str, media: list) -> tuple[dict[str, np.ndarray], list[str]]:
+        inputs, counts = self.media_inputs(kind, media)
+        return inputs, [self._expanded(kind, count) for count in counts]
+
+    def media_inputs(self, kind: str, media: list) -> tuple[dict[str, np.ndarray], list[int]]:
+        """Media of a kind to the model's inputs, [N, ...], and how many of these each becomes: audio one for each chunk. What
+        towers have made of them already (MediaFeatures) becomes `image_features`, `video_features`, `audio_features`."""
+        part = self._part(kind)
+        if media and all(isinstance(one, MediaFeatures) for one in media):
+            return {f"{kind}_features": np.concatenate(media).view(np.ndarray)}, [len(one) for one in media]
+        if kind == "image":
+            return image_inputs(part, media), [1] * len(media)
+        if kind == "video":
+            return video_inputs(part, [np.asarray(video) for video in media], self.num_frames), [1] * len(media)
+        clips = [cut(np.asarray(clip, dtype=np.float32), self.chunk_samples) for clip in media]
+        return audio_inputs(part, [chunk for clip in clips for chunk in clip]), [len(clip) for clip in clips]
+
+    def preprocessing(self, kind: str) -> dict:
+        """What the model's inputs of a kind of media follow from."""
+        return {"part": self._part(kind).to_dict(), "frames": self.num_frames, "chunk_seconds": self.chunk_seconds}
 
     @property
     def chunk_samples(self) -> int:
@@ -147,7 +165,9 @@ class UniMoeProcessor(ProcessorMixin):
         return len(ids) + more
 
     def _count(self, part: dict) -> int:
-        return len(cut(part["audio"], self.chunk_samples)) if part["type"] == "audio" and self.feature_extractor else 1
+        if part["type"] != "audio" or self.feature_extractor is None:
+            return 1
+        return len(part["audio"]) if isinstance(part["audio"], MediaFeatures) else len(cut(part["audio"], self.chunk_samples))
 
     def _encoded(self, sample: list[dict], loss: str) -> dict:
         found = self.apply_chat_template([sample], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
@@ -160,15 +180,15 @@ class UniMoeProcessor(ProcessorMixin):
         for (begin, end), turn in zip(runs, turns, strict=True):
             if turn.get("loss", True):
                 labels[begin:end] = ids[begin:end]
-        media = {name: found[name] for names in INPUTS.values() for name in names if name in found}
+        media = {name: found[name] for names in _MEDIA.values() for name in names if name in found}
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, **media}
 
     @staticmethod
     def _media_of(each: list[dict]) -> dict[str, np.ndarray]:
         """Media of all samples, padded to the most of one; kinds that none of them has are left out."""
         found = {}
-        for kind, names in INPUTS.items():
-            counts = np.array([len(sample.get(names[0], ())) for sample in each], np.int64)
+        for kind, names in _MEDIA.items():
+            counts = np.array([len(next((sample[name] for name in names if name in sample), ())) for sample in each], np.int64)
             if not counts.any():
                 continue
             for name in names:
@@ -181,6 +201,10 @@ class UniMoeProcessor(ProcessorMixin):
                 found[name] = padded
             found[f"{kind}_count"] = counts
         return found
+
+
+def _flat(media) -> list:
+    return [one for entry in media for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:

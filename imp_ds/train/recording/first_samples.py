@@ -24,7 +24,8 @@ def first_samples(batches: StepBatches, most: int) -> tuple[dict[str, Batch], di
         samples[name] = batch
         task = batches.tasks[name]
         views = task.all_views[batch.report.view]
-        heard = [[value for kind, value in parts if kind == "waveform"] for parts in shown_parts(batches, task, views, step, most)]
+        shown = shown_parts(batches, task, views, step, most)
+        heard = [[value for kind, value in parts if kind == "waveform"] for parts in shown]
         if any(heard):
             waveforms[name] = [waveform for of_sample in heard for waveform in of_sample[:1]]
     return samples, waveforms
@@ -35,7 +36,9 @@ def shown_parts(batches: StepBatches, task: Task, views: Views, step: int, most:
     names = [name for name in views.names() if get_modality(name).shows_samples]
     if not names:
         return []
-    usable = batches.usable(task, views).at(batches.sample_indices(step)[:most])
+    samples = batches.usable(task, views)
+    samples.wanted = samples.wanted._replace(features=None)  # the media themselves
+    usable = samples.at(batches.sample_indices(step)[:most])
     parts = lambda sample, name: get_modality(name).parts(sample[name], getattr(views, name))  # noqa: E731
     return [[part for name in names for part in parts(one.sample, name)] for one in usable]
 
