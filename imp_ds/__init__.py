@@ -15,6 +15,9 @@ _HOMES = {
     "ImpModel": "imp_ds.models.imp",
     "ImpProcessor": "imp_ds.models.imp",
     "ImpForPreTraining": "imp_ds.families.imp.pretraining",
+    "UniMoeConfig": "imp_ds.models.uni_moe",
+    "UniMoeForConditionalGeneration": "imp_ds.models.uni_moe",
+    "UniMoeProcessor": "imp_ds.models.uni_moe",
 }
 _RECORDS = {
     "imp_ds.families.imp.settings": ("ModelSettings",),
@@ -56,5 +59,5 @@ def _is_command() -> bool:
 
 
 if not _is_command():
-    for _home in set(_HOMES.values()):
+    for _home in dict.fromkeys(_HOMES.values()):
         import_module(_home)

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
+import imp_ds.models.imp  # noqa: F401  a tower may be one, which the Auto classes must know
 from imp_ds.models.uni_moe.configuration_uni_moe import UniMoeConfig
 from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.processing_uni_moe import UniMoeProcessor
