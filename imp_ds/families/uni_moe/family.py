@@ -66,7 +66,7 @@ class UniMoeFamily(ModelFamily):
         inputs = {"input_ids": ids_BL, "attention_mask": ids_BL}
         for kind, shapes in config.media_shapes.items():
             inputs |= {
-                name: torch.empty(samples, 1, *shape, dtype=torch.int64 if "position" in name else None, device="meta")
+                name: torch.empty(samples, 1, *shape, device="meta")
                 for name, shape in shapes.items()
             }
             inputs[f"{kind}_count"] = ids_BL[:, 0]

@@ -135,9 +135,8 @@ def _inputs(kind: str, made: MediaParts) -> dict[str, np.ndarray]:
 
 def _grid(arrays: dict[str, np.ndarray]) -> list[int] | None:
     """Sizes of the axes of patches that have positions, those of one patch left out."""
-    positions = next((value for name, value in arrays.items() if name.endswith("positions")), None)
-    positions = next((value for name, value in arrays.items() if "positions" in name), positions)
+    positions = next((value for name, value in arrays.items() if "positions" in name), None)
     if positions is None:
         return None
-    sizes = [int(size) for size in positions[0].reshape(-1, positions.shape[-1]).max(0) + 1]
+    sizes = [len(np.unique(axis)) for axis in positions[0].T]
     return [size for size in sizes if size > 1] or None

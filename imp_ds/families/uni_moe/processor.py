@@ -72,10 +72,8 @@ def media_tokens(config: UniMoeConfig) -> dict[str, int]:
     with torch.device("meta"):
         for kind, name in config.towers.items():
             tower = Tower(config.tower_config(name), config.feature_layer).eval()
-            values, *positions = [
-                torch.empty(1, *config.media_shapes[kind][name], dtype=torch.int64 if "position" in name else None)
-                for name in INPUTS[kind] if name in config.media_shapes[kind]
-            ]  # fmt: skip
+            shapes = config.media_shapes[kind]
+            values, *positions = [torch.empty(1, *shapes[name]) for name in INPUTS[kind] if name in shapes]
             connector = build_connector(tower.width, config.hidden_size, config.grids.get(kind), **config.connectors[kind])
             found[kind] = connector(tower(kind, values, *positions)).shape[1]
     return found

@@ -98,8 +98,7 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
     def blank(self, kind: str, device) -> list[torch.Tensor]:
         """The inputs of one medium that is all zeros, by their order in `INPUTS`."""
         shapes = self.config.media_shapes[kind]
-        types = {name: torch.int64 if "position" in name else torch.float32 for name in shapes}
-        return [torch.zeros(1, *shapes[name], dtype=types[name], device=device) for name in INPUTS[kind] if name in shapes]
+        return [torch.zeros(1, *shapes[name], device=device) for name in INPUTS[kind] if name in shapes]
 
 
 def _counted_mask(ids_BL: torch.Tensor) -> torch.Tensor | None:
