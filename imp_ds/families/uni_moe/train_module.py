@@ -51,8 +51,9 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         ids_BL = inputs["input_ids"]
         features, idle = self._features(inputs)
         states_BLD = self.uni_moe.hidden_states(
-            ids_BL, features, _counted_mask(ids_BL), idle=idle, valid_BL=inputs["attention_mask"].bool(), use_cache=False
-        ).last_hidden_state
+            ids_BL, features, _counted_mask(ids_BL), idle=idle, valid_BL=inputs["attention_mask"].bool(), use_cache=False,
+            position_ids=inputs.get("position_ids"),
+        ).last_hidden_state  # fmt: skip
         answers = self.uni_moe.token_loss(states_BLD, labels_BL)
         count = self.weight(batch).clamp(min=1)
         loss = answer_loss = answers.loss_sum / count

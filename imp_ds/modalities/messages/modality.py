@@ -34,7 +34,8 @@ class Messages(Modality):
         return in_turn(lambda raw: decode_conversation(raw, view, cache, wanted), raws)
 
     def preprocess(self, samples, view, part, rngs, *, augment, text, empty):
-        inputs = dict(part.encode(samples, length=view.length, loss=view.loss))
+        rows = None if view.pack == 1 else -(-len(samples) // view.pack)
+        inputs = dict(part.encode(samples, length=view.length, loss=view.loss, rows=rows))
         targets = {"labels": inputs.pop("labels")}
         return Preprocessed(inputs, targets, padding=1.0 - float(inputs["attention_mask"].mean()))
 

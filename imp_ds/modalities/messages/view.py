@@ -22,3 +22,4 @@ class MessagesView(Record):
     frames: int = Field(8, ge=1, description="frames of a video, spread over all of it")
     sampling_rate: int = Field(16000, ge=1, description="samples per second that audio is brought to")
     loss: Literal["all", "last"] = Field("all", description="which of the assistant's turns are learned: every one, or the last")
+    pack: int = Field(1, ge=1, description="conversations that share a row of a batch, on average: less padding, the same loss")

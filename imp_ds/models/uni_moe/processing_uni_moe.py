@@ -14,6 +14,7 @@ from imp_ds.modalities.messages.features import MediaFeatures
 from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, TOKENS
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA
 from imp_ds.models.uni_moe.media_processors import audio_inputs, cut, image_inputs, media_processor, video_inputs
+from imp_ds.models.uni_moe.packing import pack
 from imp_ds.models.uni_moe.towers import INPUTS
 
 NO_LOSS = -100
@@ -128,16 +129,20 @@ class UniMoeProcessor(ProcessorMixin):
 
     # conversations
 
-    def encode(self, samples: list[list[dict]], *, length: int, loss: str = "all") -> dict[str, np.ndarray]:
+    def encode(
+        self, samples: list[list[dict]], *, length: int, loss: str = "all", rows: int | None = None
+    ) -> dict[str, np.ndarray]:
         """Conversations, decoded, to inputs and labels, padded on the right.
 
         Args:
             samples: each a list of messages with content parts, media as arrays.
             length: the most token ids of one.
             loss: "all": on what the assistant says in every turn; "last": in the last one. A message with "loss": False has none.
+            rows: into how many rows they are packed (`imp_ds.models.uni_moe.packing`); None: a row for each, R = B.
 
-        Returns `input_ids`, `attention_mask`, `labels` [B, L]; media [B, n, ...] by the names of `INPUTS`, and how many of them a
-        sample has, `image_count`, `video_count`, `audio_count` [B] (of audio: chunks). Raises UserError for one that is longer.
+        Returns `input_ids`, `attention_mask`, `labels` [R, L], and of packed rows `position_ids`; media [R, n, ...] by the names
+        of `INPUTS`, and how many of them a row has, `image_count`, `video_count`, `audio_count` [R] (of audio: chunks). Raises
+        UserError for one that is longer.
         """
         each = [self._encoded(sample, loss) for sample in samples]
         most = max(len(found["input_ids"]) for found in each)
@@ -146,6 +151,9 @@ class UniMoeProcessor(ProcessorMixin):
                 "a conversation is longer than the view", got=f"{most} tokens", allowed=f"{length}", fix="raise its length"
             )
         fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": NO_LOSS}
+        if rows is not None:
+            each, fill = pack(each, rows, NO_LOSS), fill | {"position_ids": 0}
+            most = max(len(found["input_ids"]) for found in each)
         inputs = {name: np.full((len(each), most), value, np.int64) for name, value in fill.items()}
         for row, found in enumerate(each):
             for name in fill:

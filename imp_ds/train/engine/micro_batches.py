@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from imp_ds.errors import UserError
 from imp_ds.families.train_module import OwnLoss, StepOutput, TrainModule
 from imp_ds.moe.routing import RouterReport
 from imp_ds.tasks import Batch
@@ -114,7 +115,14 @@ class MicroBatches:
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """A batch in `count` equal parts."""
+    """A batch in `count` parts of nearly equally many rows. Raises UserError for fewer rows than parts."""
+    rows = len(next(iter(next(iter(batch.inputs.values())).values())))
+    if rows < count:
+        raise UserError(
+            f"task {batch.task}: a rank's batch has fewer rows than micro-batches", got=f"{rows} rows",
+            allowed=f"{count} or more",
+            fix=f"a larger tasks.{batch.task}.batch_size, fewer micro_batches, or a smaller views.messages.pack",
+        )  # fmt: skip
     return [batch.map(lambda x, i=i: x.tensor_split(count)[i]) for i in range(count)]
 
 
