@@ -277,7 +277,7 @@ class CountingProcessor:
     def conversation_tokens(self, conversation):
         return len(self.ids(conversation))
 
-    def encode(self, samples, *, length, loss):
+    def encode(self, samples, *, length, loss, rows):
         rows = [self.ids(sample) for sample in samples]
         ids_BL, mask_BL = (np.zeros((len(rows), max(map(len, rows))), np.int64) for _ in range(2))
         for row, ids in enumerate(rows):

@@ -11,14 +11,12 @@ from transformers.processing_utils import ProcessorMixin
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.messages.features import MediaFeatures
+from imp_ds.models.uni_moe.batch_rows import MEDIA_INPUTS, pack, padded
 from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, TOKENS
+from imp_ds.models.uni_moe.chunked_loss import NO_LOSS
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA
 from imp_ds.models.uni_moe.media_processors import audio_inputs, cut, image_inputs, media_processor, video_inputs
-from imp_ds.models.uni_moe.packing import pack
 from imp_ds.models.uni_moe.towers import INPUTS
-
-NO_LOSS = -100
-_MEDIA = {kind: (*names, f"{kind}_features") for kind, names in INPUTS.items()}
 
 
 class UniMoeProcessor(ProcessorMixin):
@@ -138,7 +136,7 @@ class UniMoeProcessor(ProcessorMixin):
             samples: each a list of messages with content parts, media as arrays.
             length: the most token ids of one.
             loss: "all": on what the assistant says in every turn; "last": in the last one. A message with "loss": False has none.
-            rows: into how many rows they are packed (`imp_ds.models.uni_moe.packing`); None: a row for each, R = B.
+            rows: into how many rows they are packed (`imp_ds.models.uni_moe.batch_rows`); None: a row for each, R = B.
 
         Returns `input_ids`, `attention_mask`, `labels` [R, L], and of packed rows `position_ids`; media [R, n, ...] by the names
         of `INPUTS`, and how many of them a row has, `image_count`, `video_count`, `audio_count` [R] (of audio: chunks). Raises
@@ -150,15 +148,7 @@ class UniMoeProcessor(ProcessorMixin):
             raise UserError(
                 "a conversation is longer than the view", got=f"{most} tokens", allowed=f"{length}", fix="raise its length"
             )
-        fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": NO_LOSS}
-        if rows is not None:
-            each, fill = pack(each, rows, NO_LOSS), fill | {"position_ids": 0}
-            most = max(len(found["input_ids"]) for found in each)
-        inputs = {name: np.full((len(each), most), value, np.int64) for name, value in fill.items()}
-        for row, found in enumerate(each):
-            for name in fill:
-                inputs[name][row, : len(found[name])] = found[name]
-        return inputs | self._media_of(each)
+        return padded(each if rows is None else pack(each, rows), self.tokenizer.pad_token_id)
 
     def prompt(self, conversation: list[dict]) -> dict[str, np.ndarray]:
         """What is to be answered: `input_ids` [L] up to where the assistant begins, and media, flat, [N, ...]."""
@@ -188,27 +178,8 @@ class UniMoeProcessor(ProcessorMixin):
         for (begin, end), turn in zip(runs, turns, strict=True):
             if turn.get("loss", True):
                 labels[begin:end] = ids[begin:end]
-        media = {name: found[name] for names in _MEDIA.values() for name in names if name in found}
+        media = {name: found[name] for names in MEDIA_INPUTS.values() for name in names if name in found}
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, **media}
-
-    @staticmethod
-    def _media_of(each: list[dict]) -> dict[str, np.ndarray]:
-        """Media of all samples, padded to the most of one; kinds that none of them has are left out."""
-        found = {}
-        for kind, names in _MEDIA.items():
-            counts = np.array([len(next((sample[name] for name in names if name in sample), ())) for sample in each], np.int64)
-            if not counts.any():
-                continue
-            for name in names:
-                first = next((sample[name] for sample in each if name in sample), None)
-                if first is None:
-                    continue
-                padded = np.zeros((len(each), counts.max(), *first.shape[1:]), first.dtype)
-                for row, sample in enumerate(each):
-                    padded[row, : counts[row]] = sample.get(name, padded[row, :0])
-                found[name] = padded
-            found[f"{kind}_count"] = counts
-        return found
 
 
 def _flat(media) -> list:

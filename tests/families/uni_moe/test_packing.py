@@ -11,7 +11,7 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
-from imp_ds.models.uni_moe.packing import pack
+from imp_ds.models.uni_moe.batch_rows import pack
 from imp_ds.tasks import Batch
 from imp_ds.train.engine.micro_batches import split
 from imp_ds.train.schedule import build_schedule
@@ -53,7 +53,7 @@ def test_rows_are_of_equal_length_and_lose_nothing():
         "input_ids": np.full(length, number), "labels": np.full(length, number), "attention_mask": [1] * length,
         **({"pixel_values": np.full((number, 2), number)} if number else {}),
     }  # fmt: skip
-    first, second = pack([of(0, 7), of(1, 3), of(2, 4), of(3, 6)], 2, -100)
+    first, second = pack([of(0, 7), of(1, 3), of(2, 4), of(3, 6)], 2)
     # the longest first: 7 | 6, then 4 to the second (6 < 7), and 3 to the first: 10 and 10
     assert first["input_ids"].tolist() == [0] * 7 + [1] * 3 and second["input_ids"].tolist() == [2] * 4 + [3] * 6
     assert first["position_ids"].tolist() == [*range(7), *range(3)]
