@@ -25,7 +25,7 @@ def test_no_room_is_crowded():
 
 
 def test_what_is_short_and_has_one_caller_stands_in_it():
-    """But for the parts of a modality, each of which imports something heavy of its own, and objectives, which have a file each."""
+    """But for parts of a modality, each of which imports something heavy of its own, and objectives, which have a file each."""
     callers = Counter(name for module in MODULES for name in imports_of(module))
     short = {module for module, lines in FILES.items() if lines < 40 and callers[module] < 2}
     assert {module for module in short - NAMED if not module.startswith(("imp_ds.modalities.", "imp_ds.objectives."))} == set()
