@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from imp_ds.modalities import MODALITIES
-from imp_ds.modalities.modality import TEXT
+from imp_ds.modalities.modality import TEXT, get_modality
 from imp_ds.modalities.views import Augmentation, Views, alterations, columns, known_alteration
 from imp_ds.objectives.objective import Needs
 from imp_ds.objectives.registry import AnyObjective
@@ -101,6 +101,9 @@ class Task(Record):
     micro_batches: int = Field(
         1, ge=1, description="micro-batches of a rank's batch, one in memory at a time (gradient accumulation); same gradient"
     )
+    group_by_length: int = Field(
+        0, ge=0, description="batches whose samples are sorted by length together, so that those of one batch are alike; 0: none"
+    )
     drop_last: bool = Field(False, description="leave out what does not fill a batch at the end of an epoch")
 
     @property
@@ -164,6 +167,18 @@ class Task(Record):
             if needs.label and source.label is None:
                 raise ValueError(f"task {self.name}: an objective needs labels, but source.label names no column")
         return self
+
+    @model_validator(mode="after")
+    def _lengths_differ(self):
+        if self.group_by_length and self.measured is None:
+            alike = ", ".join(self.modalities)
+            raise ValueError(f"task {self.name}: group_by_length is set, but all samples of {alike} are equally long")
+        return self
+
+    @property
+    def measured(self) -> str | None:
+        """The modality whose samples differ in length, if it has one."""
+        return next((name for name in self.modalities if get_modality(name).measures), None)
 
     @model_validator(mode="after")
     def _augmentation_is_true(self):

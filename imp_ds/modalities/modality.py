@@ -111,6 +111,7 @@ class Modality(ABC):
     is_standard: whether every model has it, whatever its tasks read.
     has_texts: whether a tokenizer is trained on its `captions`.
     names_a_file: whether a field of it is one media file, or the name of one.
+    measures: what says how long a sample becomes, where samples differ: names of the numbers that `measure` gives.
     beside: further columns that are read with its own, where a row has them (`Row.beside`).
     is_cheap: whether decoding costs next to nothing: it is then done first, since it may show that a sample cannot be used.
     length_fact: the one of `facts` that is a sample's length in seconds, as a view's `seconds` is.
@@ -131,6 +132,7 @@ class Modality(ABC):
     is_standard: ClassVar[bool] = False
     has_texts: ClassVar[bool] = False
     names_a_file: ClassVar[bool] = True
+    measures: ClassVar[tuple[str, ...]] = ()
     beside: ClassVar[tuple[str, ...]] = ()
     is_cheap: ClassVar[bool] = False
     View: ClassVar[type[Record]]
@@ -157,6 +159,14 @@ class Modality(ABC):
     def files(self, raw) -> list[Media]:
         """The media files of what `read` gave."""
         return [raw] if isinstance(raw, Media) else []
+
+    def measure(self, raw) -> list[int]:
+        """The `measures` of what `read` gave."""
+        raise NotImplementedError
+
+    def length(self, measured: list[int], part) -> int:
+        """How many tokens a sample of these measures becomes, roughly; part: what the processor preprocesses it with."""
+        raise NotImplementedError
 
     @abstractmethod
     def decode(self, raws: Sequence, view, rngs: Sequence[np.random.Generator | None], cache, augment, wanted: "Wanted") -> list:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,12 +15,15 @@ from transformers import PreTrainedConfig
 
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
+from imp_ds.data.files.storage import Storage
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
 from imp_ds.data.reader import Reader
+from imp_ds.data.sources.lengths import SampleLengths, open_lengths
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.train_module import TrainModule
+from imp_ds.modalities.modality import part_of
 from imp_ds.parallel import rank_grid
 from imp_ds.parallel.groups import is_main, on_main, rank, world_size
 from imp_ds.parallel.hostfile import check_hostfile
@@ -42,11 +45,8 @@ def open_readers(run: RunConfig, watchdog: Watchdog | None = None) -> dict[str, 
     Indexes that are missing are built by rank 0, or by the first rank of each node where nodes share no file system; the other
     ranks find them.
     """
-    first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"
-    for opens in (is_main(), first_of_node):
-        opening = lambda opens=opens: _open_with_progress(run, watchdog) if opens else None  # noqa: E731
-        on_main(opening, "the corpus cannot be read", every_rank=True)
-    readers = on_main(lambda: open_corpus(run), "the corpus cannot be read", every_rank=True)
+    opened = lambda report: open_corpus(run, progress=report)  # noqa: E731
+    readers = _in_turn(opened, watchdog, "starting, reading the sources", "the corpus cannot be read")
     if is_main():
         _tell_of_damage(readers)
     return readers
@@ -58,16 +58,26 @@ def _tell_of_damage(readers: dict[str, list[Reader]]) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _open_with_progress(run: RunConfig, watchdog: Watchdog | None) -> None:
-    with StageProgress() if is_main() else nullcontext() as report:
+def _in_turn(work: Callable, watchdog: Watchdog | None, doing: str, problem: str):
+    """`work(report)` on every rank, where the first makes what the others find: rank 0, then the first rank of each node, which
+    may share no file system with it, then all. All ranks call it."""
+    for is_first in (is_main(), os.environ.get("LOCAL_RANK", "0") == "0"):
+        making = lambda is_first=is_first: _with_progress(work, watchdog, doing) if is_first else None  # noqa: E731
+        on_main(making, problem, every_rank=True)
+    return on_main(lambda: work(None), problem, every_rank=True)
 
-        def progress(*stage) -> None:
+
+def _with_progress(work: Callable, watchdog: Watchdog | None, doing: str):
+    """`work(report)`, whose stages rank 0 shows, and the watchdog hears of as what the rank is `doing`."""
+    with StageProgress() if is_main() else nullcontext() as shown:
+
+        def report(*stage) -> None:
             if watchdog is not None:
-                watchdog.progress(0, "starting, reading the sources")
-            if report is not None:
-                report(*stage)
+                watchdog.progress(0, doing)
+            if shown is not None:
+                shown(*stage)
 
-        open_corpus(run, progress=progress)
+        return work(report)
 
 
 def show_ranks(run: RunConfig, experts: int, device: torch.device, hostfile: Path | None) -> None:
@@ -132,17 +142,13 @@ def media_features(
 ):  # fmt: skip
     """What the family computes of the corpus' media before the first step, or None. All ranks call it."""
     hashes = {name: str((entry["parts"], entry.get("key"))) for name, entry in frozen.index.items()}
-    with StageProgress() if is_main() else nullcontext() as shown:
-
-        def report(*stage) -> None:
-            watchdog.progress(0, "starting, computing features of media")
-            if shown is not None:
-                shown(*stage)
-
-        return family_of(run).media_features(run, engine.model, processor, readers, hashes, report)
+    compute = lambda report: family_of(run).media_features(run, engine.model, processor, readers, hashes, report)  # noqa: E731
+    return _with_progress(compute, watchdog, "starting, computing features of media")
 
 
-def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Collator) -> StepBatches:
+def open_batches(
+    run: RunConfig, readers: dict[str, list[Reader]], collator: Collator, watchdog: Watchdog | None = None
+) -> StepBatches:
     """This rank's batches. Ranks that draw tasks of their own, together with those that they share experts with, are a world of
     their own that takes its share of every batch: whichever ranks train a task, no sample comes twice in an epoch."""
     ep_size, groups = run.train.ep_size, world_size() // run.train.ep_size
@@ -152,11 +158,31 @@ def open_batches(run: RunConfig, readers: dict[str, list[Reader]], collator: Col
     if run.train.mixed:
         tasks = [task.model_copy(update={"batch_size": task.batch_size // groups}) for task in tasks]
         share = dict(rank=member, world=ep_size, first_key=group * max(task.batch_size for task in tasks))
-    settings = run.data
+    settings, lengths = run.data, _lengths(run, readers, collator, watchdog)
     return StepBatches(
         tasks, schedule, readers, collator, seed=settings.seed, window=settings.window, cache_mb=settings.cache_mb,
-        decoding=settings.decoding, **share
+        decoding=settings.decoding, lengths=lengths, **share
     )
+
+
+def _lengths(
+    run: RunConfig, readers: dict[str, list[Reader]], collator: Collator, watchdog: Watchdog | None
+) -> dict[str, list[SampleLengths]]:
+    """Of the tasks that group samples by length, the lengths of their sources; indexes that are missing are made. All ranks call
+    it."""
+    tasks = {task.name: task for task in run.tasks if task.group_by_length}
+    if not tasks:
+        return {}
+    cache = Storage(run.data.cache_dir, run.data.cache_gb).file_cache
+
+    def opened(progress: Callable | None) -> dict[str, list[SampleLengths]]:
+        parts = {name: part_of(collator.processor, task.measured) for name, task in tasks.items()}
+        return {
+            name: [open_lengths(reader, task.measured, parts[name], cache, progress) for reader in readers[name]]
+            for name, task in tasks.items()
+        }
+
+    return _in_turn(opened, watchdog, "starting, measuring samples", "the lengths of samples cannot be found")
 
 
 def _load_initial(run: RunConfig, model: TrainModule, processor) -> dict[str, tuple[Path, str]]:

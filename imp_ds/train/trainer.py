@@ -164,7 +164,7 @@ class Trainer:
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
         )  # fmt: skip
         features = media_features(run, self.engine, self.processor, readers, frozen, watchdog)
-        batches = open_batches(run, readers, Collator(self.processor, features))
+        batches = open_batches(run, readers, Collator(self.processor, features), watchdog)
         self.schedule, self.step_means = batches.schedule, StepMeans(batches.schedule.mixture)
         self.loader = RotatingLoader(
             batches, start_step=self.step, stop_step=run.train.steps, workers=run.data.workers, prefetch=run.data.prefetch,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from imp_ds.data.loading.collation import Collator
-from imp_ds.data.order.order import SampleIndex, SourceOrder, TaskOrder
+from imp_ds.data.order.order import GroupedOrder, SampleIndex, SourceOrder, TaskOrder
 from imp_ds.data.order.usable_samples import UsableSamples
 from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
@@ -37,18 +37,21 @@ class StepBatches:
         window: samples that are shuffled among each other.
         cache_mb: decoded media that each process keeps, in MiB.
         decoding: how large what is decoded may be, and the like.
+        lengths: task name -> of each of its sources the length of a row by its number, for `Task.group_by_length`; without them
+            the order of the task stays as it is.
 
     Raises UserError for a batch size that the ranks cannot share, and a source smaller than a batch that must be full.
     """
 
     def __init__(self, tasks: list[Task], schedule, readers: dict[str, list[Reader]], collator: Collator, *, seed: int,
                  rank: int = 0, world: int = 1, first_key: int = 0, window: int = 65536, cache_mb: float = 256.0,
-                 decoding: DecodingSettings = DEFAULTS):  # fmt: skip
+                 decoding: DecodingSettings = DEFAULTS, lengths: dict[str, list] | None = None):  # fmt: skip
         self.tasks = {task.name: task for task in tasks}
         self.schedule, self.readers, self.collator = schedule, readers, collator
         self.seed, self.rank, self.world, self.first_key, self.decoding = seed, rank, world, first_key, decoding
         self._cache = MediaCache(cache_mb)
-        self.orders = {task.name: _order(task, readers[task.name], seed, window) for task in tasks}
+        lengths = lengths or {}
+        self.orders = {task.name: _order(task, readers[task.name], seed, window, lengths.get(task.name)) for task in tasks}
         for task in tasks:
             if task.batch_size % world:
                 raise UserError(f"task {task.name}: the batch cannot be shared by {world} ranks", got=task.batch_size,
@@ -95,7 +98,7 @@ class StepBatches:
         return UsableSamples(task, views, self.readers[task.name], self.seed, self._cache, wanted)
 
 
-def _order(task: Task, readers: list[Reader], seed: int, window: int) -> TaskOrder:
+def _order(task: Task, readers: list[Reader], seed: int, window: int, lengths: list | None) -> TaskOrder | GroupedOrder:
     stream = [seed, zlib.crc32(task.name.encode())]
     multiple = task.batch_size if task.drop_last else 1
     for reader in readers:
@@ -105,4 +108,5 @@ def _order(task: Task, readers: list[Reader], seed: int, window: int) -> TaskOrd
                 allowed=f"at least batch_size = {task.batch_size}", fix=f"--set tasks.{task.name}.drop_last=false",
             )  # fmt: skip
     orders = [SourceOrder(reader.shard_rows, [*stream, number], window, multiple) for number, reader in enumerate(readers)]
-    return TaskOrder(orders, [source.weight for source in task.sources], stream)
+    order = TaskOrder(orders, [source.weight for source in task.sources], stream)
+    return order if lengths is None else GroupedOrder(order, lengths, task.batch_size, task.group_by_length, stream)

@@ -19,7 +19,7 @@ import numpy as np
 from imp_ds.errors import UserError
 
 # What a random generator is for: with the seed, the first words of its own, so that no two uses share a stream.
-_SHARDS, _WINDOW, _MIXTURE = 1, 4, 5
+_SHARDS, _WINDOW, _MIXTURE, _GROUPS = 1, 4, 5, 10
 _KEPT = 4  # windows, or blocks, whose order is kept: workers come back to the last few only
 _BLOCK = 4096  # positions in which the sources of a mixture have exactly their share
 
@@ -145,6 +145,39 @@ class TaskOrder:
             return source_P, rank_P, before
 
         return _kept(self._blocks, number, make)
+
+
+class GroupedOrder:
+    """The order of a task, in which each run of some batches is sorted by length and cut into batches anew: those of one batch
+    are then alike, and come in a random order among the other batches.
+
+    Args:
+        order: of the task.
+        lengths: of each source, what gives the length of a row by its number.
+        batch, batches: samples of a batch, and batches that are sorted together.
+        seed: of their order.
+    """
+
+    def __init__(self, order: TaskOrder, lengths: Sequence, batch: int, batches: int, seed: Sequence[int]):
+        self.order, self.lengths, self.batch, self.batches, self.seed = order, lengths, batch, batches, tuple(seed)
+        self._runs = {}
+
+    def at(self, positions: range) -> list[SampleIndex]:
+        """The samples of successive positions, from 0 without end."""
+        found, size = [], self.batch * self.batches
+        for number in range(positions.start // size, -(-positions.stop // size)):
+            first = number * size
+            inside = slice(max(0, positions.start - first), positions.stop - first)
+            found += _kept(self._runs, number, lambda number=number: self._run(number))[inside]
+        return found
+
+    def _run(self, number: int) -> list[SampleIndex]:
+        size, rng = self.batch * self.batches, np.random.default_rng([_GROUPS, *self.seed, number])
+        found = self.order.at(range(number * size, (number + 1) * size))
+        length_P = [self.lengths[index.source][index.row] for index in found]
+        sorted_NB = np.argsort(length_P, kind="stable").reshape(self.batches, self.batch)
+        # inside a batch at random too: else the first rank would always have the shortest
+        return [found[place] for batch in rng.permutation(self.batches) for place in rng.permutation(sorted_NB[batch]).tolist()]
 
 
 def _kept(known: dict, key, make):

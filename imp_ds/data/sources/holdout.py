@@ -29,7 +29,7 @@ def held_out(reader: RowReader, wanted: Wanted) -> Subset:
     """The rows of `reader`, those of the split "train", that belong to the split of `wanted`. Raises UserError where none do."""
     source, split = wanted.source, wanted.split
     make = partial(_write, reader, wanted.progress)
-    key = f"holdout 2 {wanted.address} {source.model_dump_json()} {_stamp(reader)}"
+    key = f"holdout 2 {wanted.address} {source.model_dump_json()} {stamp_of(reader)}"
     hash_N = cached_index(wanted.storage.file_cache, key, make, of_others=True).columns["hash"][:]
     begin, end = _range(source, split)
     rows = np.flatnonzero((hash_N >= begin * _UNIT) & (hash_N < end * _UNIT))
@@ -44,7 +44,7 @@ def held_out(reader: RowReader, wanted: Wanted) -> Subset:
     return chosen
 
 
-def _stamp(reader: RowReader) -> str:
+def stamp_of(reader: RowReader) -> str:
     """Another one when the files of rows, or the folders of media, have changed."""
     files = [(file.address, file.stamp) for file in getattr(reader, "files", [])]
     return f"{files} {getattr(reader, 'stamp', None)} {len(reader)} {reader.key(0)} {reader.key(len(reader) - 1)}"

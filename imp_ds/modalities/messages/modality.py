@@ -6,6 +6,8 @@ from imp_ds.modalities.messages.spellings import KINDS, media_of, read_conversat
 from imp_ds.modalities.messages.view import MessagesSettings, MessagesView
 from imp_ds.modalities.modality import Modality, Preprocessed, register_modality
 
+_CHARACTERS = 4  # of a token, roughly
+
 
 @register_modality
 class Messages(Modality):
@@ -20,6 +22,7 @@ class Messages(Modality):
     part = "conversations"
     has_texts, names_a_file, shows_samples = True, False, True
     beside = ("images", "image", "videos", "video", "audios", "audio")
+    measures = ("characters", "images", "videos", "recordings", "tenths_of_a_second")
     View, Settings = MessagesView, MessagesSettings
 
     def read(self, value, where, row):
@@ -27,6 +30,16 @@ class Messages(Modality):
 
     def files(self, raw):
         return [medium for _, medium in media_of(raw)]
+
+    def measure(self, raw):
+        facts = self.facts(raw)
+        return [len(text_of(raw)), *(facts[name] for name in self.measures[1:4]), round(10 * facts.get("audio seconds", 0))]
+
+    def length(self, measured, part):
+        characters, images, videos, recordings, tenths = measured
+        chunks, tokens = recordings + int(tenths / 10 / part.chunk_seconds), part.media_tokens
+        media = {"image": images, "video": videos, "audio": chunks}
+        return characters // _CHARACTERS + sum(count * tokens.get(kind, 0) for kind, count in media.items())
 
     def decode(self, raws, view, rngs, cache, augment, wanted):
         from imp_ds.modalities.messages.decoding import decode_conversation

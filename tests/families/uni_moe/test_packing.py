@@ -7,14 +7,19 @@ import torch
 from helpers.chat_run import TEXT, make_chat_run
 from helpers.conversations import write_all
 from imp_ds.data.corpus import open_corpus
+from imp_ds.data.decoding import decode
+from imp_ds.data.files.file_cache import FileCache
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.step_batches import StepBatches
+from imp_ds.data.order.subset import Subset
+from imp_ds.data.sources.lengths import open_lengths
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.models.uni_moe.batch_rows import pack
 from imp_ds.tasks import Batch
 from imp_ds.train.engine.micro_batches import split
 from imp_ds.train.schedule import build_schedule
+from imp_ds.train.start import open_batches
 
 MODELS = {
     "llama": {},
@@ -93,3 +98,32 @@ def test_fewer_rows_than_micro_batches_are_refused(corpus):
     assert [len(part.targets["labels"]) for part in split(packed, 2)] == [1, 1]
     with pytest.raises(UserError, match="fewer rows than micro-batches"):
         split(Batch("chat", packed.inputs, packed.targets), 3)
+
+
+def test_batches_of_like_length_have_less_padding(corpus, tmp_path):
+    """Through the index of lengths that training makes, once."""
+    run, readers, processor = corpus
+    run = run.override([f"data.cache_dir={tmp_path}", "tasks.chat.batch_size=2"])
+    run.tasks[0] = run.tasks[0].model_copy(update={"group_by_length": 10})
+    shares = []
+    for tasks in ([run.tasks[0].model_copy(update={"group_by_length": 0})], run.tasks):
+        batches = open_batches(run.model_copy(update={"tasks": tasks}), readers, Collator(processor))
+        found = [batches[step] for step in range(10)]
+        assert len({key for batch in found for key in batch.report.keys}) == 20
+        shares.append(np.mean([batch.report.padding["messages"] for batch in found]))
+    assert shares[1] < 0.6 * shares[0]
+    (lengths,) = batches.orders["chat"].lengths
+    samples = [decode(readers["chat"][0].read(row), run.tasks[0].views)["messages"] for row in range(20)]
+    counts = [processor.conversation_tokens(sample) for sample in samples]
+    assert np.corrcoef([lengths[row] for row in range(20)], counts)[0, 1] > 0.8
+    written = sorted((tmp_path / "files").rglob("*"))
+    open_batches(run, readers, Collator(processor))
+    assert sorted((tmp_path / "files").rglob("*")) == written  # found, not made anew
+
+
+def test_lengths_of_some_rows_are_those_of_the_rows(corpus, tmp_path):
+    run, readers, processor = corpus
+    (reader,) = readers["chat"]
+    every = open_lengths(reader, "messages", processor, FileCache(tmp_path, 2**24))
+    some = open_lengths(Subset(Subset(reader, range(1, 20, 2)), [3, 1]), "messages", processor, FileCache(tmp_path, 2**24))
+    assert [some[0], some[1]] == [every[7], every[3]]
