@@ -193,8 +193,10 @@ SPREAD = {MoELayer: ExpertParallelMoE, RoutedLinear: ExpertParallelRoutedLinear,
 
 
 def spread_experts(model: nn.Module, ep_size: int, rank: int) -> nn.Module:
-    """Replace every layer of `model` that holds experts by its expert-parallel form, in place. The model may be on meta."""
-    for parent in list(model.modules()):
+    """Replace every layer of `model` that holds experts by its expert-parallel form, in place, but for those in modules that set
+    `spreads_experts = False`. The model may be on meta."""
+    whole = {part for module in model.modules() if not getattr(module, "spreads_experts", True) for part in module.modules()}
+    for parent in [module for module in model.modules() if module not in whole]:
         for name, child in list(parent.named_children()):
             if type(child) in SPREAD:
                 setattr(parent, name, SPREAD[type(child)](child, ep_size, rank % ep_size))

@@ -30,6 +30,10 @@ AUDIO = dict(
     model_type="whisper", d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=80,
     max_source_positions=50, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32,
 )  # fmt: skip
+IMP = dict(  # with experts of its own
+    model_type="imp", hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_experts=2,
+    moe_layers="last:1", vision_patch=(1, 8, 8), vision_max=(8, 16, 16), audio_patch=(16, 16), audio_max=(96, 64),
+)  # fmt: skip
 DAMAGED = "damaged.png"
 VIEWS = Views(messages=MessagesView(length=96))
 SOURCE = Source(path="talk", messages="messages", splits={"train": "rows.jsonl", "validation": "rows.jsonl"})
@@ -76,15 +80,17 @@ def write_rows(root, references: list[str]) -> list[dict]:
     return written
 
 
-def make_run(root, *, num_experts: int = 0, **options) -> RunConfig:
+def make_run(root, *, num_experts: int = 0, towers: tuple[dict, dict] = (VISION, AUDIO), **options) -> RunConfig:
+    """towers: of images and videos, and of audio."""
     root = Path(root)
     connector = ConnectorSettings(pool=1)
     evaluation = Evaluation(name="talk", modality="messages", source=SOURCE, views=VIEWS, evaluator="answers", options=options)
     return RunConfig(
         name="talking",
         model=UniMoeSettings(
-            language_model=LANGUAGE_MODEL, image_tower=VISION, video_tower=VISION, audio_tower=AUDIO, image_connector=connector,
-            audio_connector=ConnectorSettings(pool=10), num_experts=num_experts,
+            language_model=LANGUAGE_MODEL, image_tower=towers[0], video_tower=towers[0], audio_tower=towers[1],
+            image_connector=connector, audio_connector=ConnectorSettings(pool=10) if towers[1] is AUDIO else connector,
+            num_experts=num_experts,
         ),
         data=DataSettings(root=str(root), cache_dir=str(root / "cache"), vocab_size=70),
         tasks=[Task(name="talk", source=SOURCE, views=VIEWS, objectives=[NextToken()], batch_size=2)],

@@ -28,6 +28,9 @@ class UniMoeFamily(ModelFamily):
     def processor(self, run, readers):
         return build_processor(run, readers)
 
+    def experts(self, config):
+        return config.num_experts
+
     def build(self, config, *, seed, ep_size):
         model = super().build(config, seed=seed, ep_size=ep_size)
         initialize_as_theirs(model, seed)
