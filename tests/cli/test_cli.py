@@ -150,8 +150,9 @@ def test_a_run_that_was_asked_to_stop_ends_with_the_code_to_requeue_on(command, 
     assert command("train", "digits", "--resume", "120", RANK="1") == (75, "", "")
 
 
-def test_corpus_tells_its_progress_in_lines(command, monkeypatch):
-    stand_in = types.ModuleType("imp_ds.data.digits")
+@pytest.mark.parametrize("corpus", ["digits", "talk"])
+def test_corpus_tells_its_progress_in_lines(corpus, command, monkeypatch):
+    stand_in = types.ModuleType(f"imp_ds.data.{corpus}")
 
     def build(out, seed, *, scale, progress):
         for done in range(3):
@@ -159,10 +160,10 @@ def test_corpus_tells_its_progress_in_lines(command, monkeypatch):
         return (str(out), seed, scale) == ("there", 5, 0.5)
 
     stand_in.build = build
-    monkeypatch.setitem(sys.modules, "imp_ds.data.digits", stand_in)
-    code, out, _ = command("corpus", "digits", "there", "--seed", "5", "--scale", "0.5")
+    monkeypatch.setitem(sys.modules, f"imp_ds.data.{corpus}", stand_in)
+    code, out, _ = command("corpus", corpus, "there", "--seed", "5", "--scale", "0.5")
     assert code == 0 and out.splitlines() == ["films: 3", "there: written in 0 s, 0 files, 0 MB"]
-    assert "found complete" in command("corpus", "digits", "elsewhere")[1]
+    assert "found complete" in command("corpus", corpus, "elsewhere")[1]
 
 
 def test_wrong_usage_is_distinguished(command):

@@ -29,8 +29,8 @@ class Tower(nn.Module):
     kind: "image", "video" or "audio". A video that an encoder of images reads, [N, T, ...], is the mean over its frames
     (arXiv 2405.11273, equation 3).
 
-    A tower none of whose parameters is trained stays in eval mode, and its activations are not kept. Each rank has all of a tower's
-    experts: ranks read different numbers of media, where experts that are chosen by capacity exchange equally many tokens.
+    A tower none of whose parameters is trained stays in eval mode, and its activations are not kept. Each rank has all of a
+    tower's experts: ranks read different numbers of media, and experts of a capacity exchange equally many tokens.
     """
 
     spreads_experts = False

@@ -126,13 +126,13 @@ def test_some_of_the_questions(asked):
 def ask_on_ranks(folder, root, ep_size):
     device = start_process_group(60)
     model, processor = small_model(make_run(root, num_experts=4, towers=(IMP, IMP)), ep_size=ep_size)
-    found, evaluator = ask(root, model.to(device), processor, batch_size=2)
+    found, evaluator = ask(root, model.to(device), processor, batch_size=2, blind=False)
     Path(folder, f"rank{rank()}.json").write_text(json.dumps([found, evaluator.lines()]))
 
 
 def test_two_ranks_with_half_of_the_experts_each_answer_as_one(tmp_path):
-    """Nine rows in groups of 5, 3 and 1: with two rows of each rank at a time the second rank often has fewer, or none. The towers
-    have experts too, and the ranks' numbers of images and of chunks of audio differ."""
+    """Nine rows in groups of 5, 3 and 1: with two rows of each rank at a time the second rank often has fewer, or none. The
+    towers have experts too, and the ranks' numbers of images and of chunks of audio differ."""
     write_rows(tmp_path, BEFORE)
     made = lambda name: (tmp_path / name).mkdir() or tmp_path / name  # noqa: E731
     folders = run_each_size(ask_on_ranks, lambda ranks: (str(tmp_path), ranks), made)
