@@ -6,7 +6,7 @@ from pathlib import Path
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
-from imp_ds.recipes import debug, digits, imp, motion, real_small, routers
+from imp_ds.recipes import debug, digits, imp, motion, real_small, routers, uni_moe
 from imp_ds.recipes.files import SUFFIXES, read_run_file
 from imp_ds.recipes.outside import ALLOWED, call, find_function
 
@@ -20,12 +20,16 @@ RECIPES = {
         imp.imp_b,
         imp.imp_moe_b,
         imp.imp_moe_l,
+        uni_moe.uni_moe_7b_4e,
+        uni_moe.uni_moe_7b_8e,
         digits.digits_debug,
         real_small.real_small_debug,
         debug.imp_s_debug,
         debug.imp_b_debug,
         debug.imp_moe_b_debug,
         debug.imp_moe_l_debug,
+        uni_moe.uni_moe_7b_4e_debug,
+        uni_moe.uni_moe_7b_8e_debug,
     )
 } | {f"routers_{router}": partial(routers.routers, router) for router in routers.ROUTERS}
 

@@ -141,5 +141,12 @@ class DecoderQFormer(_Queries):
         self.projection = nn.Linear(tower_width, width)
 
     def forward(self, x_NLS: torch.Tensor) -> torch.Tensor:
-        answer = self.decoder(inputs_embeds=self.expanded(x_NLS), encoder_hidden_states=x_NLS, use_cache=False)
+        queries_NMS = self.expanded(x_NLS)
+        # given as it is, since transformers would look into the positions to make it, and wait for the device
+        later_MM = torch.ones(queries_NMS.shape[1], queries_NMS.shape[1], dtype=torch.bool, device=x_NLS.device).triu(1)
+        mask_MM = torch.zeros_like(later_MM, dtype=x_NLS.dtype).masked_fill(later_MM, torch.finfo(x_NLS.dtype).min)
+        answer = self.decoder(
+            inputs_embeds=queries_NMS, attention_mask=mask_MM.expand(len(x_NLS), 1, -1, -1), encoder_hidden_states=x_NLS,
+            use_cache=False,
+        )  # fmt: skip
         return self.projection(answer.last_hidden_state)
