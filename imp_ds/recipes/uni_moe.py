@@ -77,8 +77,10 @@ def uni_moe_7b_8e() -> RunConfig:
 # task -> a task of the corpus talk that is like it
 _LIKE = {"image_text": "image_question", "speech_image": "spoken_question_image", "long_speech": "several_digits",
          "video_text": "video_question"}  # fmt: skip
-_TINY_LANGUAGE = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-_TINY_CLIP = CLIP | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+_TINY_LANGUAGE = dict(model_type="llama", hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+_TINY_CLIP = CLIP | dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+)  # fmt: skip
 _TINY_WHISPER = WHISPER | dict(
     d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48, decoder_layers=1, decoder_attention_heads=2,
     decoder_ffn_dim=48, max_source_positions=100, vocab_size=4, pad_token_id=0, bos_token_id=1, eos_token_id=1,

@@ -79,8 +79,11 @@ class UniMoeSettings(FamilySettings):
         """The UniMoeConfig of these settings. Raises UserError for a part that cannot be read, and for settings that contradict
         each other."""
         text = part_config(self.language_model, "model.language_model")
-        if isinstance(self.language_model, dict):
+        if isinstance(self.language_model, dict) and "vocab_size" not in self.language_model:
             text.vocab_size = vocab_size
+        elif tokenizer is not None and text.vocab_size < len(tokenizer) - len(MEDIA):  # placeholders need no row
+            got = f"{len(tokenizer) - len(MEDIA)} tokens, {text.vocab_size} rows of the language model"
+            raise UserError("the tokenizer has tokens that the language model does not know", got=got, fix="take its own tokenizer")
         if tokenizer is not None:
             text.eos_token_id, text.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
             text.bos_token_id = tokenizer.bos_token_id
