@@ -19,20 +19,26 @@ def meta_module(kind: type[TrainModule], config) -> TrainModule:
 def build_module(kind: type[TrainModule], config, seed: int, ep_size: int) -> TrainModule:
     """A fresh module on the CPU with this rank's experts only: weights depend on (seed, name, expert) alone. Raises UserError for
     a module in it that no rule initialises."""
+    model = spread_module(kind, config, ep_size)
+    _to_cpu(model)
+    initialize_seeded(model, seed, _std(config))
+    return model
+
+
+def spread_module(kind: type[TrainModule], config, ep_size: int) -> TrainModule:
+    """The module with this rank's experts only, on the meta device."""
     model = meta_module(kind, config)
     if ep_size > 1:
         from imp_ds.parallel.expert_parallel import spread_experts  # with DeepSpeed, which takes seconds and plans do without
 
         spread_experts(model, ep_size, rank())
-    model.to_empty(device="cpu")
-    initialize_seeded(model, seed, _std(config))
     return model
 
 
 def empty_module(kind: type[TrainModule], config) -> TrainModule:
     """The module with all experts on the CPU, to be filled from a checkpoint; what no checkpoint has is filled."""
     model = meta_module(kind, config)
-    model.to_empty(device="cpu")
+    _to_cpu(model)
     held = [module for module in model.modules() if module._non_persistent_buffers_set]
     before = _unsaved_versions(held)
     for module in held:
@@ -40,6 +46,18 @@ def empty_module(kind: type[TrainModule], config) -> TrainModule:
     if any(new == old for new, old in zip(_unsaved_versions(held), before)):  # the rule is that of a module around it
         initialize_seeded(model, 0, _std(config))
     return model
+
+
+def _to_cpu(model: nn.Module) -> None:
+    """Give the model uninitialised memory; a parameter that modules share stays one."""
+    places: dict[int, list] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            places.setdefault(id(parameter), []).append((module, name))
+    model.to_empty(device="cpu")
+    for (first, name), *others in (shared for shared in places.values() if len(shared) > 1):
+        for module, other in others:
+            module._parameters[other] = first._parameters[name]
 
 
 def _unsaved_versions(modules: list[nn.Module]) -> list[int]:

@@ -78,6 +78,11 @@ class ModelFamily(ABC):
         for a module in it that no rule initialises."""
         return build_module(self.Model, config, seed, ep_size)
 
+    def assembly(self, run, config: PreTrainedConfig):
+        """In the place of `build`, for a run whose model takes a large part of itself from a folder: as
+        `imp_ds.families.uni_moe.assembly.Assembly`; None: there is no such part. Raises UserError."""
+        return None
+
     def empty(self, config: PreTrainedConfig) -> TrainModule:
         """The whole module with all experts, on the CPU, without its weights; what no checkpoint has is filled."""
         return empty_module(self.Model, config)

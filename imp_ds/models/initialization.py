@@ -66,18 +66,20 @@ def initialize_seeded(model: nn.Module, seed: int, std: float) -> None:
 
     Raises UserError for a module that holds some which no rule fills.
     """
-    before = {id(tensor): tensor._version for module in model.modules() for tensor in _own_tensors(module).values()}
+    before = versions(model)
     for path, module in model.named_modules():
-        def generator_for(key: str, path: str = path) -> torch.Generator:
-            return torch.Generator().manual_seed(seed_of(seed, f"{path}.{key}"))
+        initialize_seeded_module(module, path, seed, std)
+    check_filled(model, before)
 
-        if hasattr(module, "initialize_parameters"):  # its rule may draw too
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_of(seed, path))
-                initialize_module(module, std)
-        else:
-            initialize_module(module, std, generator_for)
-    _check_filled(model, before)
+
+def initialize_seeded_module(module: nn.Module, path: str, seed: int, std: float) -> None:
+    """What `initialize_seeded` does with one module, whose path in the model is `path`."""
+    if hasattr(module, "initialize_parameters"):  # its rule may draw too
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, path))
+            initialize_module(module, std)
+    else:
+        initialize_module(module, std, lambda key: torch.Generator().manual_seed(seed_of(seed, f"{path}.{key}")))
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -89,7 +91,12 @@ def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
 
 
-def _check_filled(model: nn.Module, before: dict[int, int]) -> None:
+def versions(model: nn.Module) -> dict[int, int]:
+    """How often each parameter and buffer was written to, by its id."""
+    return {id(tensor): tensor._version for module in model.modules() for tensor in _own_tensors(module).values()}
+
+
+def check_filled(model: nn.Module, before: dict[int, int]) -> None:
     """Raise UserError where a tensor has not been written to since its version was that of `before`: it may hold anything."""
     for path, module in model.named_modules():
         if hasattr(module, "initialize_parameters"):

@@ -22,6 +22,7 @@ from imp_ds.data.reader import Reader
 from imp_ds.data.sources.lengths import SampleLengths, open_lengths
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
+from imp_ds.families.arrival import Arrival
 from imp_ds.families.train_module import TrainModule
 from imp_ds.modalities.modality import part_of
 from imp_ds.parallel import rank_grid
@@ -33,6 +34,7 @@ from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train import checkpoint, resume
 from imp_ds.train.engine.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine.engine import Engine
+from imp_ds.train.engine.partition import Partitioner, stage_of, type_of
 from imp_ds.train.recording.first_samples import first_occurrences
 from imp_ds.train.schedule import build_schedule
 
@@ -122,15 +124,18 @@ def start_engine(
 ) -> tuple[Engine, checkpoint.Frozen]:  # fmt: skip
     """The model on DeepSpeed, with the weights and the optimizer of `reader`'s checkpoint, the weights of `train.init_from`,
     those of the parts that its settings name, or fresh ones; and where the weights lie that it does not train."""
-    model, sources = family_of(run).build(config, seed=run.train.seed, ep_size=run.train.ep_size), {}
+    fresh = reader is None and run.train.init_from is None
+    model, said, sources, partition = _build(run, config, ds, device, fresh=fresh)
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if reader is not None:
         on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
     else:
-        sources = _load_initial(run, model, processor)
+        sources |= _load_initial(run, model, processor, said)
     freeze_others(model, run.train.trainable)
     frozen = checkpoint.refer_to_frozen(model, output_dir, run.train.ep_size, sources, reader)
+    if partition is not None:
+        partition.rest(model, device)
     engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
     if reader is not None:
         reader.load_optimizer(engine)
@@ -185,10 +190,35 @@ def _lengths(
     return _in_turn(opened, watchdog, "starting, measuring samples", "the lengths of samples cannot be found")
 
 
-def _load_initial(run: RunConfig, model: TrainModule, processor) -> dict[str, tuple[Path, str]]:
-    """Load the parts that the settings of the model name, and `train.init_from`; returns what came from where."""
+def _build(
+    run: RunConfig, config: PreTrainedConfig, ds: dict, device: torch.device, *, fresh: bool
+) -> tuple[TrainModule, list[str], dict[str, tuple[Path, str]], Partitioner | None]:
+    """The module to train, lines that report what it took from elsewhere, and what came from where. A part of it that is large
+    and comes from a folder arrives module by module; where it is `fresh`, not to be overwritten, ZeRO 3 takes it so, but for
+    what is frozen and lies in no file as it is: that is to be written before the last result, if there is one, takes the
+    rest."""
     family = family_of(run)
-    said, sources = on_main(lambda: family.load_parts(run, model), "a part of the model cannot be loaded", every_rank=True)
+    assembly = on_main(lambda: family.assembly(run, config), "a part of the model cannot be loaded", every_rank=True)
+    if assembly is None:
+        return family.build(config, seed=run.train.seed, ep_size=run.train.ep_size), [], {}, None
+    model, sources = assembly.model, assembly.sources() if fresh else {}
+    freeze_others(model, run.train.trainable)
+    partition = Partitioner(model, ds) if fresh and stage_of(ds) == 3 else None
+
+    def settle(name: str, parameter: nn.Parameter) -> None:
+        if partition is not None and (parameter.requires_grad or name in sources):
+            partition(parameter)
+
+    said = assembly.finish(Arrival(assembly.dtype_of(type_of(ds)), settle), read=fresh)
+    return model, said, sources, partition
+
+
+def _load_initial(run: RunConfig, model: TrainModule, processor, said: list[str]) -> dict[str, tuple[Path, str]]:
+    """Load the parts that the settings of the model name, and `train.init_from`; returns what came from where. said: lines that
+    report what was loaded before."""
+    family = family_of(run)
+    lines, sources = on_main(lambda: family.load_parts(run, model), "a part of the model cannot be loaded", every_rank=True)
+    said = said + lines
     if run.train.init_from is not None:
         load = lambda: family.load_initial(model, Path(run.train.init_from), processor)  # noqa: E731
         said, sources = on_main(load, "train.init_from cannot be loaded", every_rank=True)

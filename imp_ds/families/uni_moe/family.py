@@ -9,6 +9,7 @@ from imp_ds import foreign_code
 from imp_ds.families import register_family
 from imp_ds.families.family import ModelFamily
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs
+from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
 from imp_ds.families.uni_moe.processor import build_processor
@@ -35,6 +36,9 @@ class UniMoeFamily(ModelFamily):
         model = super().build(config, seed=seed, ep_size=ep_size)
         initialize_as_theirs(model, seed)
         return model
+
+    def assembly(self, run, config):
+        return Assembly(run, config) if isinstance(run.model.language_model, str) else None
 
     def load_parts(self, run, model):
         return load_parts(run.model, model.uni_moe)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from imp_ds.families.uni_moe.parts import load_part
 from imp_ds.families.uni_moe.settings import UniMoeSettings
@@ -12,15 +13,21 @@ from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneratio
 from imp_ds.moe.layer import MoELayer
 
 
-@torch.no_grad()
 def initialize_as_theirs(model: nn.Module, seed: int) -> None:
     """Fresh weights of the parts of transformers by their own rules, from (seed, name) alone; experts keep those of ours."""
     paths = {module: path for path, module in model.named_modules()}
     for part in model.uni_moe.parts():
-        ours = {inner for layer in part.modules() if isinstance(layer, MoELayer) for inner in layer.modules()}
-        with torch.random.fork_rng(devices=[]):
-            for module in (module for module in part.modules() if module not in ours):
-                torch.manual_seed(seed_of(seed, paths[module]))
+        as_theirs(part, {module: paths[module] for module in part.modules()}, seed)
+
+
+@torch.no_grad()
+def as_theirs(part: PreTrainedModel, paths: dict[nn.Module, str], seed: int) -> None:
+    """What `initialize_as_theirs` does with some modules of a part; each has its path in the whole model."""
+    ours = {inner for layer in part.modules() if isinstance(layer, MoELayer) for inner in layer.modules()}
+    with torch.random.fork_rng(devices=[]):
+        for module, path in paths.items():
+            if module not in ours:
+                torch.manual_seed(seed_of(seed, path))
                 part._init_weights(module)
 
 

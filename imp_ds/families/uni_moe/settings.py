@@ -50,6 +50,7 @@ class UniMoeSettings(FamilySettings):
     experts_per_token: int = Field(2, ge=1, description="experts that a token takes")
     moe_layers: str | list[int] = Field("all", description='"all", "every:N", "last:N" or a list of layers from 0')
     expert_intermediate_size: int | None = Field(None, ge=1, description="width of an expert; None: of the language model's")
+    expert_noise: float = Field(0.0, ge=0, description="noise on experts that are copies or slices, in units of their deviation")
     router_balance: float = Field(0.0, ge=0, description="coefficient of the load-balancing loss")
     router_z_loss: float = Field(0.0, ge=0, description="coefficient of the loss on large router logits")
     router_l1: float = Field(0.0, ge=0, description="coefficient of the L1 loss between gates and expert_preferences")

@@ -87,7 +87,7 @@ class ExpertSource(NamedTuple):
 
     def expert(self, name: str, number: int) -> torch.Tensor:
         """The matrix `name` (w1, w2 or w3) of expert `number`, as the base has it but for its axes, a view: [D, F] or [F, D]."""
-        matrix = self.read(self._name(name, number), self._index(name, number)).transpose(-1, -2)
+        matrix = self.read(self.name(name, number), self._index(name, number)).transpose(-1, -2)
         if self.layout.router is not None:
             return matrix
         matrix = matrix * self.slices if name == "w2" and self.slices > 1 else matrix
@@ -98,11 +98,19 @@ class ExpertSource(NamedTuple):
         wide = matrix.float()
         return (wide + torch.randn(wide.shape, generator=drawn) * (self.noise * wide.std())).to(matrix.dtype)
 
+    def shape(self, name: str, width: int, num_experts: int) -> tuple[int, ...]:
+        """The shape that this tensor must have, where the model is `width` wide."""
+        hidden = self.feed_forward * self.slices
+        if self.layout.is_fused:
+            return (num_experts, width, hidden) if name == "w2" else (num_experts, 2 * hidden, width)
+        return (width, hidden) if name == "w2" else (hidden, width)
+
     def router(self) -> torch.Tensor | None:
         """The router's weight [E, D]; None: of a dense base, which has none."""
         return None if self.layout.router is None else self.read(self.layer + self.layout.router, (slice(None), slice(None)))
 
-    def _name(self, name: str, number: int) -> str:
+    def name(self, name: str, number: int) -> str:
+        """The base's name of the tensor that holds the matrix `name` of an expert."""
         return self.layer + getattr(self.layout, PARTS[name]).format(e=number)
 
     def _index(self, name: str, number: int) -> tuple:

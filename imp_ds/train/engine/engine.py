@@ -57,12 +57,13 @@ def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800
 
 def parameter_groups(model: TrainModule, weight_decay: float) -> list[dict]:
     """Two groups: weight decay acts on what the model names, matrices that multiply ("kernels"). Frozen parameters are in
-    none."""
-    kernels, others = [], []
+    none; one that modules share is what the first of them says."""
+    kernels, others, seen = [], [], set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or id(parameter) in seen:
                 continue
+            seen.add(id(parameter))
             (kernels if model.decays(module, name) else others).append(parameter)
     groups = [
         {"params": kernels, "name": "kernels", "weight_decay": weight_decay},
