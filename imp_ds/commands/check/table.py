@@ -14,8 +14,8 @@ from imp_ds.terminal.printable import printable
 _UNITS = {
     "bytes": "bytes of a file",
     "captions": "captions of a sample",
-    "words": "words of a caption",
-    "tokens": "tokens of a caption",
+    "words": "words of a text",
+    "tokens": "tokens of a text",
     "token ids": "token ids of a conversation",
 }
 _MOST = 6  # of a list that is shown

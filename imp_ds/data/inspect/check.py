@@ -157,7 +157,6 @@ class Looks:
             pass  # counted where it was to be decoded
 
     def _count_captions(self, row: int, captions: list[str], found: Findings) -> None:
-        self._add(found, {"captions": len(captions)})
         for caption in captions:
             self._add(found, {"words": len(caption.split())})
             found.scripts[script_of(caption)] += 1

@@ -97,7 +97,7 @@ def _fill(
     """Compute what is missing of a kind of media in this rank's share of the rows; returns the bytes of all of it."""
     share, shares = _share_of_node()
     total, known = sum(len(seen.reader) for seen in sources), {}
-    stage = f"computing features, {kind}, conversations"
+    stage = f"features of media, {kind}, conversations"
     with ThreadPoolExecutor(threads) as pool:
         missing = _missing(cache, kind, sources, share, shares, known, lambda done: report(stage, done, total))
         while any_rank(bool(some := list(islice(missing, _TOGETHER)))):
