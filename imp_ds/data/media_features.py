@@ -33,7 +33,7 @@ class FeatureCache:
 
     def __init__(self, files: FileCache, towers: dict[str, object]):
         self.files = files
-        self._towers = {kind: json.dumps(tower, sort_keys=True, default=str) for kind, tower in towers.items()}
+        self._towers = {kind: _digest(tower) for kind, tower in towers.items()}
 
     @property
     def kinds(self) -> list[str]:
@@ -72,6 +72,10 @@ class FeatureCache:
     def write(self, key: str, features_NLS: torch.Tensor) -> None:
         """Keep the features of a medium. Raises UserError where the folder cannot be written."""
         self.files.open(key, partial(_write, features_NLS.contiguous())).close()
+
+
+def _digest(tower) -> str:
+    return hashlib.sha256(json.dumps(tower, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _write(features_NLS: torch.Tensor, path: Path) -> None:

@@ -31,6 +31,7 @@ from imp_ds.models.uni_moe.processing_uni_moe import UniMoeProcessor
 from imp_ds.models.uni_moe.towers import INPUTS
 from imp_ds.parallel.groups import any_rank, rank, world_size
 
+_STAGE = "features of media, conversations"
 _TOGETHER = 16  # media that go through a tower at a time
 _ROOM = 15 / 16  # of the bound: what the cache leaves of its files when it makes room
 
@@ -39,6 +40,15 @@ class _Seen(NamedTuple):
     """A source, as a task sees it."""
 
     reader: Reader
+    view: MessagesView
+
+
+class _Missing(NamedTuple):
+    """A medium whose features are to be computed, and the name that they get."""
+
+    key: str
+    kind: str
+    media: Media
     view: MessagesView
 
 
@@ -62,10 +72,10 @@ def cached_features(
     files = FileCache(cache_folder(run.data.cache_dir) / "features", int(gigabytes * 2**30))
     cache = FeatureCache(files, towers)
     sources = [_Seen(reader, view.messages) for task in run.tasks for view in task.all_views for reader in readers[task.name]]
-    training, needed = model.training, 0
+    training = model.training
     model.eval()
+    needed = _fill(cache, sources, model, processor, run, report)
     for kind in towers:
-        needed += _fill(cache, kind, sources, model, processor, run.data.decoding, max(1, run.data.workers), report)
         model.given_features[kind] = tuple(_computed(kind, [], model, processor)[0].shape[1:])
     model.train(training)
     if (total := _of_node(needed)) > _ROOM * files.most_bytes:
@@ -91,59 +101,58 @@ def _of_tower(kind: str, model: UniMoeForTraining, processor: UniMoeProcessor, h
 
 
 def _fill(
-    cache: FeatureCache, kind: str, sources: list[_Seen], model: UniMoeForTraining, processor: UniMoeProcessor, decoding,
-    threads: int, report: Callable,
-) -> int:  # fmt: skip
-    """Compute what is missing of a kind of media in this rank's share of the rows; returns the bytes of all of it."""
-    share, shares = _share_of_node()
+    cache: FeatureCache, sources: list[_Seen], model: UniMoeForTraining, processor: UniMoeProcessor, run, report: Callable
+) -> int:
+    """Compute what is missing of the media in this rank's share of the rows; returns the bytes of all of it."""
     total, known = sum(len(seen.reader) for seen in sources), {}
-    stage = f"features of media, {kind}, conversations"
-    with ThreadPoolExecutor(threads) as pool:
-        missing = _missing(cache, kind, sources, share, shares, known, lambda done: report(stage, done, total))
-        while any_rank(bool(some := list(islice(missing, _TOGETHER)))):
-            decode = lambda item: _decoded(kind, *item[1:], decoding)  # noqa: E731
-            decoded = [(item[0], value) for item, value in zip(some, pool.map(decode, some)) if value is not None]
-            features = _computed(kind, [value for _, value in decoded], model, processor)
-            for (key, _), features_NLS in zip(decoded, features):
-                cache.write(key, features_NLS)
-                known[key] = features_NLS.nbytes
-    report(stage, total, total)
+    missing = _missing(cache, sources, known, lambda done: report(_STAGE, done, total))
+    decode = lambda item: _decoded(item, run.data.decoding)  # noqa: E731
+    with ThreadPoolExecutor(max(1, run.data.workers)) as pool:
+        while any_rank(bool(some := list(islice(missing, _TOGETHER * len(cache.kinds))))):
+            decoded = [(item, value) for item, value in zip(some, pool.map(decode, some)) if value is not None]
+            for kind in cache.kinds:  # in one order on all ranks
+                left = [(item.key, value) for item, value in decoded if item.kind == kind]
+                while any_rank(bool(left)):
+                    now, left = left[:_TOGETHER], left[_TOGETHER:]
+                    for (key, _), features_NLS in zip(now, _computed(kind, [value for _, value in now], model, processor)):
+                        cache.write(key, features_NLS)
+                        known[key] = features_NLS.nbytes
+    report(_STAGE, total, total)
     return sum(known.values())
 
 
-def _missing(
-    cache: FeatureCache, kind: str, sources: list[_Seen], share: int, shares: int, known: dict[str, int], done: Callable
-) -> Iterator[tuple[str, Media, MessagesView]]:
+def _missing(cache: FeatureCache, sources: list[_Seen], known: dict[str, int], done: Callable) -> Iterator[_Missing]:
     """Media of this rank's rows whose features are not kept; `known` takes the bytes of those that are."""
-    rows = 0
+    before, (share, shares) = 0, _share_of_node()
     for reader, view in sources:
         for row in range(share, len(reader), shares):
-            done(rows + row)
-            for media in _media(reader, row, kind):
+            done(before + row)
+            for kind, media in _media(reader, row):
+                if kind not in cache.kinds:
+                    continue
                 try:
                     key = cache.key(kind, media, view)
                 except BadSample:
                     continue
-                if key in known:
-                    continue
-                features_NLS = cache.find(key)
-                known[key] = 0 if features_NLS is None else features_NLS.nbytes
-                if features_NLS is None:
-                    yield key, media, view
-        rows += len(reader)
+                if key not in known:
+                    features_NLS = cache.find(key)
+                    known[key] = 0 if features_NLS is None else features_NLS.nbytes
+                    if features_NLS is None:
+                        yield _Missing(key, kind, media, view)
+        before += len(reader)
 
 
-def _media(reader: Reader, row: int, kind: str) -> list[Media]:
+def _media(reader: Reader, row: int) -> list[tuple[str, Media]]:
     try:
-        return [medium for of, medium in media_of(reader.read(row)["messages"]) if of == kind]
+        return media_of(reader.read(row)["messages"])
     except BadSample:
         return []
 
 
-def _decoded(kind: str, media: Media, view: MessagesView, decoding) -> np.ndarray | None:
+def _decoded(item: _Missing, decoding) -> np.ndarray | None:
     """None for what cannot be: the loader leaves it out too."""
     try:
-        return decode_medium(kind, media, view, MediaCache(0), decoding)
+        return decode_medium(item.kind, item.media, item.view, MediaCache(0), decoding)
     except BadSample:
         return None
 
