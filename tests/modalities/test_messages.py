@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.conversations import SOURCES, conversations, file_of, media_in, write_all
+from helpers.conversations import SOURCES, as_tags, conversations, file_of, media_in, write_all
 from imp_ds.data.decoding import decode
 from imp_ds.data.inspect.check import look
 from imp_ds.data.loading.collation import Collator
@@ -144,6 +144,47 @@ def test_json_in_a_cell_and_answers_that_are_not_learned(tmp_path):
     turns = [*asked("a")["messages"], {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "loss": False}]
     found = read(tmp_path, {"messages": json.dumps(turns)})
     assert [turn.get("loss", True) for turn in found] == [True, True, True, False]
+
+
+def test_tables_hold_conversations_as_json(tmp_path):
+    (tmp_path / "a.png").write_bytes(file_of("image", 0))
+    turns = json.dumps(asked("<image>what?")["messages"]).replace('"', '""')
+    lines = ["talk,images", f'"{turns}",a.png', f'"{turns}","[""a.png""]"', f'"{turns.replace("<image>", "")}",']
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    rows = open_reader(tmp_path, Source(path="rows.csv", messages="talk"), "train", settings(tmp_path))
+    assert [len(files_of(rows.read(row))["messages"]) for row in range(3)] == [1, 1, 0]
+
+
+def test_media_beside_a_nested_conversation(tmp_path):
+    row = {"chat": {"turns": asked("<image>what?")["messages"], "images": ["a.png"]}, "images": ["b.png", "c.png"]}
+    (tmp_path / "a.png").write_bytes(file_of("image", 0))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    rows = open_reader(tmp_path, Source(path="rows.jsonl", messages="chat.turns"), "train", settings(tmp_path))
+    assert [file.path.name for file in files_of(rows.read(0))["messages"]] == ["a.png"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lines_through_datasets(tmp_path, streaming):
+    """Rows whose files lie beside them, by a data set of Hugging Face that is a folder of this machine."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").write_bytes(file_of("image", 0))
+    row = {"messages": as_tags(conversations()[0]), "images": ["a.png"]}
+    (tmp_path / "set" / "train.jsonl").write_text(f"{json.dumps(row)}\n")
+    source = Source(path="set", format="huggingface", messages="messages", streaming=streaming)
+    rows = open_reader(tmp_path, source, "train", settings(tmp_path))
+    assert plain(decode(rows.read(0), VIEWS)["messages"])[1][1][0] == ("image", (file_pixels(0), (8, 6, 3)))
+
+
+def file_pixels(number):
+    return np.full((8, 6 + number, 3), 10 * number, np.uint8).tobytes()
+
+
+def test_equal_media_are_held_out_together(corpus):
+    source = Source(path="tags", **SOURCES["tags"], holdout={"test": 0.4})
+    splits = [open_reader(corpus, source, split, settings(corpus)) for split in ("train", "test")]
+    assert sum(map(len, splits)) == 20 and all(map(len, splits))
+    first = [{files[0].path.name for row in range(len(of)) if (files := files_of(of.read(row))["messages"])} for of in splits]
+    assert not first[0] & first[1]
 
 
 # --- what cannot be used

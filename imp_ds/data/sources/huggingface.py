@@ -90,6 +90,7 @@ class StreamReader(RowReader):
         source = wanted.source
         self._what = f"stream {wanted.address} {source.path} {source.subset} {source.revision} {wanted.called} {source.roles()}"
         self.rows, self._shards = _undecoded(rows, source), LruCache(_MAPPED)
+        self._named = _files_beside(wanted)
         counts = []
         for shard in range(rows.num_shards):
             counts.append(self._count(shard))
@@ -107,7 +108,7 @@ class StreamReader(RowReader):
         return row_of(self._shards.get(shard, lambda: self._unpacked(shard)), row - int(self._start_S[shard]))
 
     def media(self, row: int, column: str, value) -> Media:
-        return _medium(self.name, row, column, value, None)
+        return _medium(self.name, row, column, value, self._named)
 
     def _count(self, shard: int) -> int:
         """The rows of a shard, known once it has been read through; the number is kept for longer than the rows may be."""

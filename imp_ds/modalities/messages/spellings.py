@@ -154,10 +154,19 @@ def _beside(kind: str, row) -> tuple[list[tuple[str, object]], str | None]:
     """The media of a kind that a row has beside a conversation, and the column that lists them: else they are members."""
     for column in (f"{kind}s", kind):
         if (value := row.beside(column)) is not None:
-            values = value if isinstance(value, list) else [value]
-            return [(f".{column}.{number}", one) for number, one in enumerate(values)], column
+            return [(f".{column}.{number}", one) for number, one in enumerate(_listed(value))], column
     members = row.members().items()
     return [(f".{name}", value) for name, value in members if name.rpartition(".")[2].lower() in _SUFFIXES[kind]], None
+
+
+def _listed(value) -> list:
+    """The media that a column lists: a list, its JSON in the cell of a table, one of them, or an empty cell."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return parse_json(value, "a cell", list)
+        except UserError:
+            pass  # the name of a file may begin so
+    return value if isinstance(value, list) else [value] if value != "" else []
 
 
 def _media(source, name: str, where: str, row) -> Media:

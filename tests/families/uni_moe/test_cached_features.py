@@ -18,7 +18,9 @@ from imp_ds.families.uni_moe import cached_features as module
 from imp_ds.modalities.media import Media
 from imp_ds.modalities.messages.view import MessagesView
 from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneration
+from imp_ds.train import checkpoint
 from imp_ds.train.schedule import build_schedule
+from imp_ds.train.start import media_features
 
 MEDIA = sum(
     len({number for turns in conversations() for number in media_in(turns)[kind]}) for kind in ("image", "video", "audio")
@@ -168,3 +170,27 @@ def test_bfloat16_is_kept_exactly(tmp_path):
     media = Media("a.png", data=file_of("image", 1))
     kept.write(kept.key("image", media, MessagesView()), features_NLS)
     assert torch.equal(torch.from_numpy(kept.read("image", media, MessagesView())).bfloat16(), features_NLS)
+
+
+def test_what_a_run_does_not_train_names_the_features(chat, tmp_path, calls):
+    """As training asks for them: the files that hold the frozen weights distinguish them."""
+    run = chat.run.override([f"data.cache_dir={tmp_path}"])
+
+    def asked(folder: str):
+        frozen = checkpoint.refer_to_frozen(chat.model, tmp_path / folder)
+        return media_features(run, SimpleNamespace(model=chat.model), chat.processor, chat.readers, frozen, None)
+
+    kept = asked("first")
+    assert sum(number for _, number in calls) == MEDIA + 3 and set(kept.kinds) == {"image", "video", "audio"}
+    assert losses(chat, batches(chat, kept)) == pytest.approx(losses(chat, batches(chat)), abs=1e-5)
+    calls.clear()
+    asked("second")  # another run with the same towers
+    assert sum(number for _, number in calls) == 3
+    weight = next(parameter for name, parameter in chat.model.named_parameters() if "vision_tower" in name)
+    with torch.no_grad():
+        weight += 1
+    calls.clear()
+    asked("third")
+    with torch.no_grad():
+        weight -= 1
+    assert sum(number for _, number in calls) == MEDIA + 3
