@@ -8,6 +8,7 @@ import torch
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from imp_ds.modalities import MODALITIES
+from imp_ds.modalities.messages.turns import check_turns
 from imp_ds.modalities.modality import TEXT, get_modality
 from imp_ds.modalities.views import Augmentation, Views, alterations, columns, known_alteration
 from imp_ds.objectives.objective import Needs
@@ -45,6 +46,10 @@ class Source(OpenRecord):
     templates: list[str] = Field(
         [], description='texts made of the class name, such as "a photo of a {}.", where text names no column'
     )
+    turns: Annotated[list[str | list[str]], AfterValidator(check_turns)] = Field(
+        [], description="conversations made of columns, where messages names none: texts of user and assistant by turns, such as "
+        '["<image>{question}", "{answer}"]'
+    )
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="of CSV; None: a comma, a tab in .tsv")
     holdout: dict[Literal["validation", "test"], Annotated[float, Field(gt=0, lt=1)]] = Field(
         {}, description="share of the training samples that is held out for a split which the source does not have"
@@ -70,13 +75,27 @@ class Source(OpenRecord):
             raise ValueError(f"{self.path}: a fraction is drawn from each class, but label names no column")
         if sum(self.holdout.values()) >= 1:
             raise ValueError(f"{self.path}: holdout leaves nothing for training, got {self.holdout}")
+        for role in MODALITIES:
+            field = get_modality(role).made_of
+            if field is not None and getattr(self, field) and getattr(self, role) is not None:
+                raise ValueError(f"{self.path}: {field} is set beside the column {role}; set one of them")
         FORMATS.options(self.format, self.options)
         return self
 
     def roles(self) -> list[str]:
         """What a sample of it has: modalities and "label", those that are read."""
         has = {role: getattr(self, role) is not None for role in (*MODALITIES, "label")}
-        return [role for role, there in has.items() if there or role == TEXT and self.templates]
+        return [role for role, there in has.items() if there or role == TEXT and self.templates or self.made_of(role)]
+
+    def made_of(self, role: str):
+        """What the samples of a modality are made of, where no column is named; None or empty: nothing."""
+        field = get_modality(role).made_of if role in MODALITIES and getattr(self, role) is None else None
+        return None if field is None else getattr(self, field)
+
+    def made_columns(self) -> list[str]:
+        """The columns that samples are made of."""
+        made = {role: self.made_of(role) for role in self.roles()}
+        return [column for role, of in made.items() if of for column in get_modality(role).made_columns(of)]
 
 
 class Task(Record):

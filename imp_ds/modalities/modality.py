@@ -60,6 +60,9 @@ class Row(Protocol):
         """The value of a column beside the field (`Modality.beside`): next to it in the same object, where the field is nested,
         or else in the row. None where there is none."""
 
+    def column(self, name: str):
+        """The value of any column; "": the name of the row's class. Raises BadSample where there is none."""
+
     def members(self) -> dict[str, object]:
         """Media that stand in the row under names of their own, as the members of a sample of a tar shard: name -> value."""
 
@@ -111,6 +114,7 @@ class Modality(ABC):
     is_standard: whether every model has it, whatever its tasks read.
     has_texts: whether a tokenizer is trained on its `captions`.
     names_a_file: whether a field of it is one media file, or the name of one.
+    made_of: field of a source that says what its samples are made of, where no column of it is named; None: there is none.
     measures: what says how long a sample becomes, where samples differ: names of the numbers that `measure` gives.
     beside: further columns that are read with its own, where a row has them (`Row.beside`).
     is_cheap: whether decoding costs next to nothing: it is then done first, since it may show that a sample cannot be used.
@@ -132,6 +136,7 @@ class Modality(ABC):
     is_standard: ClassVar[bool] = False
     has_texts: ClassVar[bool] = False
     names_a_file: ClassVar[bool] = True
+    made_of: ClassVar[str | None] = None
     measures: ClassVar[tuple[str, ...]] = ()
     beside: ClassVar[tuple[str, ...]] = ()
     is_cheap: ClassVar[bool] = False
@@ -155,6 +160,14 @@ class Modality(ABC):
         Raises BadSample.
         """
         return row.media()
+
+    def made_columns(self, templates) -> list[str]:
+        """The columns that the source's field `made_of` names."""
+        raise NotImplementedError
+
+    def make(self, templates, where: str, row: Row):
+        """As `read`, of what the source's field `made_of` holds."""
+        raise NotImplementedError
 
     def files(self, raw) -> list[Media]:
         """The media files of what `read` gave."""

@@ -88,7 +88,7 @@ class StreamReader(RowReader):
     def __init__(self, wanted: Wanted, rows: datasets.IterableDataset):
         self.storage, self.features = wanted.storage, rows.features
         source = wanted.source
-        self._what = f"stream {wanted.address} {source.path} {source.subset} {source.revision} {wanted.called} {source.roles()}"
+        self._what = f"stream {wanted.address} {source.path} {source.subset} {source.revision} {wanted.called} {wanted.columns}"
         self.rows, self._shards = _undecoded(rows, source), LruCache(_MAPPED)
         self._named = _files_beside(wanted)
         counts = []
@@ -204,7 +204,8 @@ def _check_root(wanted: Wanted) -> None:
 
 def _undecoded(rows, source: Source):
     """The columns that are read, with media as bytes and paths: `datasets` would decode them by packages of its own."""
-    wanted = {getattr(source, role) for role in source.roles()} | {source.label} | {*columns_beside(source.roles())}
+    roles = source.roles()
+    wanted = {getattr(source, role) for role in roles} | {source.label, *columns_beside(roles), *source.made_columns()}
     kept = [name for name in rows.column_names if name in wanted]
     rows = rows.select_columns(kept) if kept else rows
     for name in kept:

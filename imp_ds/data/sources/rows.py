@@ -51,8 +51,11 @@ class RowReader:
     def _read_roles(self, roles: list[str]) -> None:
         """Read these roles, each from its column; text by templates is made of the label."""
         self.roles, columns = roles, {role: getattr(self.source, role) for role in roles}
-        self.columns = {role: self.source.label if column is None else column for role, column in columns.items()}
-        self.columns_read = [*self.columns.values(), *columns_beside(roles)]
+        self.made = {role: made for role in roles if (made := self.source.made_of(role))}
+        named = {role: column for role, column in columns.items() if role not in self.made}
+        self.columns = {role: self.source.label if column is None else column for role, column in named.items()}
+        labels = [self.source.label] if self.made and self.source.label is not None else []
+        self.columns_read = [*self.columns.values(), *columns_beside(roles), *self._made_columns(), *labels]
 
     def read(self, row: int) -> RawSample:
         """All roles of the row. Raises BadSample."""
@@ -63,7 +66,17 @@ class RowReader:
                 there = ", ".join(fields) or "nothing"
                 raise BadSample("missing column", f"row {row + 1} has no {column!r} (source.{role}), but {there}")
             sample[role] = self._value(role, row, column, value, fields)
+        for role, made in self.made.items():
+            sample[role] = get_modality(role).make(made, f"row {row + 1}", _Row(self, row, "", None, fields))
         return sample
+
+    def class_name(self, row: int, fields: Mapping) -> str:
+        """The name of the row's class. Raises BadSample for a row without one."""
+        value, where = nested(fields, self.source.label), f"row {row + 1}, {self.source.label!r}"
+        return self.class_names[label(None if value is _MISSING else value, self.class_places, where)]
+
+    def _made_columns(self) -> list[str]:
+        return [column for role, made in self.made.items() for column in get_modality(role).made_columns(made)]
 
     def _value(self, role: str, row: int, column: str, value, fields: Mapping):
         where = f"row {row + 1}, {column!r}"
@@ -106,6 +119,14 @@ class _Row:
         found = nested(self._fields, column) if found is _MISSING else found
         return None if found is _MISSING else found
 
+    def column(self, name: str):
+        if not name:
+            return self._reader.class_name(self._row, self._fields)
+        if (found := nested(self._fields, name)) is _MISSING:
+            there = ", ".join(self._fields) or "nothing"
+            raise BadSample("missing column", f"row {self._row + 1} has no {name!r}, but {there}")
+        return found
+
     def members(self) -> dict[str, object]:
         return self._reader.members(self._row)
 
@@ -144,7 +165,8 @@ def _any_label(reader: RowReader) -> bool:
 
 def _mend(reader: RowReader, fault: BadSample) -> str:
     if fault.reason in ("missing column", "wrong column", "no such class"):
-        return "name the columns that are there: " + ", ".join(f"source.{role}" for role in reader.columns)
+        named = [get_modality(role).made_of if role in reader.made else role for role in (*reader.columns, *reader.made)]
+        return "name the columns that are there: " + ", ".join(f"source.{field}" for field in named)
     if fault.reason == "no label":
         return f"fill the column {reader.source.label!r}, of which every cell is empty; or name another as source.label"
     if fault.reason == "unsafe name":

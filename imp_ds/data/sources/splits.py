@@ -57,7 +57,7 @@ class Wanted(NamedTuple):
     def columns(self) -> list[str]:
         """Those that are read."""
         named = (getattr(self.source, role) for role in self.source.roles())
-        return list(dict.fromkeys([column for column in named if column is not None]))
+        return list(dict.fromkeys([*(column for column in named if column is not None), *self.source.made_columns()]))
 
     def named_files(self, file: File) -> NamedFiles:
         """What the rows of a file name: files below its folder, and below the source's media_root."""

@@ -1,4 +1,4 @@
-"""The media of conversations, decoded: whole, at their own size, without anything random.
+"""The media of conversations, decoded: whole, at their own size, without anything random but the wording of a turn.
 
 Shapes: T frames, H height, W width, N samples of audio.
 """
@@ -22,15 +22,19 @@ from imp_ds.modalities.vision.view import VisionAugmentation, VisionView
 _OWN_SIZE = 1 << 20  # pixels: nothing is decoded at less than its own size to come nearer to it
 
 
-def decode_conversation(raw: list[dict], view: MessagesView, cache: MediaCache, wanted) -> list[dict]:
+def decode_conversation(
+    raw: list[dict], view: MessagesView, rng: np.random.Generator | None, cache: MediaCache, wanted
+) -> list[dict]:
     """What `read_conversation` gave, with images as uint8 [H, W, 3], videos as uint8 [T, H, W, 3] of `view.frames` frames at
     most, audio as float32 [N] at `view.sampling_rate`; or with MediaFeatures in place of media.
 
     Args:
+        rng: draws the wording of a turn that has several; None: the first.
         wanted: `imp_ds.modalities.modality.Wanted`.
 
     Raises BadSample for media that cannot be decoded, and a conversation that is longer than the view.
     """
+    raw = [_worded(turn, rng) for turn in raw]
     most, characters = wanted.settings.caption_characters, len(text_of(raw))
     if characters > most:
         raise BadSample("too large", f"a conversation of {characters} characters, more than {most}")
@@ -39,6 +43,13 @@ def decode_conversation(raw: list[dict], view: MessagesView, cache: MediaCache, 
     if wanted.conversation_tokens is not None and (tokens := wanted.conversation_tokens(conversation)) > view.length:
         raise BadSample("too long", f"{tokens} token ids, media among them, more than views.messages.length = {view.length}")
     return conversation
+
+
+def _worded(turn: dict, rng: np.random.Generator | None) -> dict:
+    """A turn with one of its wordings alone."""
+    contents = [turn["content"], *turn.get("others", [])]
+    own = {name: value for name, value in turn.items() if name != "others"}
+    return own | {"content": contents[0 if rng is None or len(contents) == 1 else rng.integers(len(contents))]}
 
 
 def decode_medium(kind: str, media: Media, view: MessagesView, cache: MediaCache, settings) -> np.ndarray:

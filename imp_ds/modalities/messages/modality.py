@@ -3,6 +3,7 @@
 from imp_ds.errors import UserError
 from imp_ds.modalities.in_turn import in_turn
 from imp_ds.modalities.messages.spellings import KINDS, media_of, read_conversation, text_of
+from imp_ds.modalities.messages.turns import columns_of, make_conversation
 from imp_ds.modalities.messages.view import MessagesSettings, MessagesView
 from imp_ds.modalities.modality import Modality, Preprocessed, register_modality
 
@@ -17,7 +18,8 @@ class Messages(Modality):
     what = "conversations with images, videos and audio in them"
     column = "column of a conversation: a list of turns, or its JSON"
     missing = "no conversation"
-    example = 'conversations=[messages]'
+    example = "conversations=[messages]"
+    made_of = "turns"
     inputs = ("input_ids", "attention_mask")
     part = "conversations"
     has_texts, names_a_file, shows_samples = True, False, True
@@ -27,6 +29,12 @@ class Messages(Modality):
 
     def read(self, value, where, row):
         return read_conversation(value, where, row)
+
+    def made_columns(self, templates):
+        return columns_of(templates)
+
+    def make(self, templates, where, row):
+        return make_conversation(templates, where, row)
 
     def files(self, raw):
         return [medium for _, medium in media_of(raw)]
@@ -44,7 +52,7 @@ class Messages(Modality):
     def decode(self, raws, view, rngs, cache, augment, wanted):
         from imp_ds.modalities.messages.decoding import decode_conversation
 
-        return in_turn(lambda raw: decode_conversation(raw, view, cache, wanted), raws)
+        return in_turn(lambda raw, rng: decode_conversation(raw, view, rng, cache, wanted), raws, rngs)
 
     def preprocess(self, samples, view, part, rngs, *, augment, text, empty):
         rows = None if view.pack == 1 else -(-len(samples) // view.pack)
@@ -76,7 +84,7 @@ class Messages(Modality):
         return {"turns": len(raw)} | counts | ({"audio seconds": seconds} if seconds else {})
 
     def captions(self, raw):
-        return [text_of(raw)]
+        return [text_of(raw), *(text_of([{"content": content}]) for turn in raw for content in turn.get("others", []))]
 
     def parts(self, sample, view):
         from imp_ds.modalities.messages.shown import conversation_parts

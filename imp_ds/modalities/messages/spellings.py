@@ -10,7 +10,8 @@ In texts <image>, <video> and <audio> stand for the next medium of the row; so d
 such a tag separates it from the text, and is left out.
 
 What they are read into is a list of {"role": "system" | "user" | "assistant", "content": [part, ...]}, with "loss": False where
-an answer is not to be learned; a part is {"type": "text", "text": str}, or {"type": kind, kind: Media} for a kind of KINDS.
+an answer is not to be learned, and contents as "others" where a turn has more wordings; a part is {"type": "text", "text": str},
+or {"type": kind, kind: Media} for a kind of KINDS.
 """
 
 import base64
@@ -61,6 +62,20 @@ def read_conversation(value, where: str, row) -> list[dict]:
                 name, source = (f".{number}.{place}", part[kind]) if part[kind] is not _NEXT else next(sources[kind])
                 part[kind] = _media(source, name, f"{where}, turn {number + 1}", row)
     return conversation
+
+
+def fill_media(content: list, like: list[dict], where: str) -> list[dict]:
+    """The parts of another wording of a turn: of texts with tags and parts, with the media of `like`, its parts, in their order.
+    Raises BadSample where they are not as many."""
+    parts = [one for part in content for one in _parts(part, where)]
+    media = [part for part in like if part["type"] in KINDS]
+    kinds, found = ([part["type"] for part in several if part["type"] in KINDS] for several in (media, parts))
+    if kinds != found:
+        raise BadSample(
+            "media do not match", f"{where}: {', '.join(found) or 'none'} in one wording, {', '.join(kinds) or 'none'}"
+        )
+    new = iter(media)
+    return [next(new) if part["type"] in KINDS else part for part in parts]
 
 
 def media_of(conversation: list[dict]) -> list[tuple[str, object]]:

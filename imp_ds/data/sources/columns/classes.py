@@ -42,14 +42,14 @@ def _read(storage: Storage, address: str) -> list[str]:
 
 
 def check_templates(source: Source, names: list[str] | None) -> None:
-    """Raise UserError for templates without names, or without a place for them."""
-    if source.text is not None or not source.templates:
-        return
-    if source.label is None or names is None:
+    """Raise UserError for templates, and turns with {}, without names; and for templates without a place for them."""
+    named = ["templates"] if source.text is None and source.templates else []
+    named += ["turns"] if any("{}" in template for turn in source.turns for template in turn) else []
+    for field in named if source.label is None or names is None else []:
         lacks = "source.label names no column" if source.label is None else "there are no class names"
         fix = "set source.label, and source.label_names to the names"
-        raise UserError(f"{source.path}: source.templates cannot be filled", got=lacks, fix=fix)
-    without = [template for template in source.templates if "{}" not in template]
+        raise UserError(f"{source.path}: source.{field} cannot be filled", got=lacks, fix=fix)
+    without = [template for template in source.templates if "templates" in named and "{}" not in template]
     if without:
         what = f"{source.path}: a template has no place for the class name"
         raise UserError(what, got=without[0], allowed='"a photo of a {}."')

@@ -28,7 +28,7 @@ class PairReader(RowReader):
 
     def __init__(self, wanted: Wanted, folder: str):
         self.storage, self.folder = wanted.storage, folder
-        paired = wanted.source.text is not None
+        paired = wanted.source.text is not None or "text" in wanted.source.made_columns()
         names = list(_media(wanted.storage, folder, paired))
         if not names:
             media = "media with a .txt each" if paired else "media"
@@ -56,7 +56,7 @@ class PairReader(RowReader):
     def fields(self, row: int) -> Mapping:
         name = self.key(row)
         fields = {"file_name": name}
-        if "text" in self.roles:
+        if "text" in self.columns_read:
             media = self._named.media(f"{name.rpartition('.')[0]}.txt", f"{self.folder}, row {row + 1}")
             with media.open() as file:
                 text = file.read(_MOST_TEXT + 1)

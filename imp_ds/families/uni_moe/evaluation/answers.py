@@ -25,10 +25,10 @@ from imp_ds.tasks import Batch
 
 
 class _Measure(NamedTuple):
-    """of: from the texts of questions, answers and references; label: before its value in the console's line."""
+    """of: from the texts of questions, answers and the references of each; label: before its value in the console's line."""
 
     name: str
-    of: Callable[[list[str], list[str], list[str]], float]
+    of: Callable[[list[str], list[str], list[list[str]]], float]
     label: str = ""
     unit: str = "share"
     better: str = "higher"
@@ -36,12 +36,14 @@ class _Measure(NamedTuple):
 
 
 _MEASURES = {
-    "exact_match": [_Measure("exact_match", lambda _, found, wanted: exact_match(found, _rows(wanted)), panel=ACCURACY)],
-    "multiple_choice": [_Measure("multiple_choice", multiple_choice, panel=ACCURACY)],
-    "wer": [_Measure("wer", lambda _, found, wanted: word_error_rate(found, wanted), "WER ", better="lower")],
+    "exact_match": [_Measure("exact_match", lambda _, found, wanted: exact_match(found, wanted), panel=ACCURACY)],
+    "multiple_choice": [
+        _Measure("multiple_choice", lambda asked, found, wanted: multiple_choice(asked, found, _firsts(wanted)), panel=ACCURACY)
+    ],
+    "wer": [_Measure("wer", lambda _, found, wanted: word_error_rate(found, _firsts(wanted)), "WER ", better="lower")],
     "captions": [
-        _Measure("bleu4", lambda _, found, wanted: bleu4(found, _rows(wanted)), "BLEU-4 "),
-        _Measure("cider", lambda _, found, wanted: cider(found, _rows(wanted)), "CIDEr ", unit=""),
+        _Measure("bleu4", lambda _, found, wanted: bleu4(found, wanted), "BLEU-4 "),
+        _Measure("cider", lambda _, found, wanted: cider(found, wanted), "CIDEr ", unit=""),
     ],
 }
 
@@ -73,7 +75,7 @@ class AnswersEvaluator(Evaluator):
     Options = AnswersOptions
 
     def __init__(self, split: Split, record: Evaluation):
-        if record.views.messages is None or record.source.messages is None:
+        if record.views.messages is None or record.modality not in record.source.roles():
             got = "views.messages" if record.views.messages is None else "source.messages"
             raise UserError(f"evaluation {record.name} asks nothing", got=f"{got} is not set", fix=f"set {got}")
         super().__init__(split, record)
@@ -82,7 +84,7 @@ class AnswersEvaluator(Evaluator):
         self.questions = Questions(split.reader(record.source), record.views, wanted, self._options.samples, CACHE_MB)
         self.asked: list[dict] = []
         every = [question for group in self.questions.groups.values() for question in group]
-        for metric in self._measured(every, [question.reference for question in every], OWN):
+        for metric in self._measured(every, [question.references[0] for question in every], OWN):
             pass  # references that cannot be compared are reported before anything is generated
         self._modes = [mode for mode in MODES if mode == OWN or getattr(self._options, mode)]
 
@@ -161,19 +163,21 @@ class AnswersEvaluator(Evaluator):
     def _line(self, question: Question, found: dict) -> dict:
         """A line of what was asked, for a file."""
         prompt, answer = self._answer(found, question, OWN)
-        line = {"key": question.key, "prompt": prompt, "reference": question.reference, "answer": answer}
+        line = {"key": question.key, "prompt": prompt, "reference": question.references[0], "answer": answer}
+        if len(question.references) > 1:
+            line["references"] = [*question.references]
         for mode in (BLIND, SHUFFLED):
             if question.kinds and (other := self._answer(found, question, mode)) is not None:
                 line[f"answer_{mode}"] = other[1]
         return line
 
     def _measured(self, questions, answers, mode: str) -> Iterator[Metric]:
-        texts, references = [question.question for question in questions], [question.reference for question in questions]
+        texts, references = [question.question for question in questions], [[*question.references] for question in questions]
         for measure in _MEASURES[self._options.metric]:
             suffix, shown = ("", Shown("answers", measure.label, measure.panel)) if mode == OWN else (f"_{mode}", None)
             value = measure.of(texts, list(answers), references)
             yield Metric(f"answers/{self.record.name}/{measure.name}{suffix}", value, measure.unit, measure.better, shown)
 
 
-def _rows(references: list[str]) -> list[list[str]]:
-    return [[reference] for reference in references]
+def _firsts(references: list[list[str]]) -> list[str]:
+    return [of_question[0] for of_question in references]

@@ -23,13 +23,14 @@ _SEED = 0  # of whose media are whose; the same in every evaluation, so that mod
 
 
 class Question(NamedTuple):
-    """row: of the split; kinds: of the media in its prompt, in order; question: the text of the last turn of the prompt."""
+    """row: of the split; kinds: of the media in its prompt, in order; question: the text of the last turn of the prompt;
+    references: right answers, one or several."""
 
     row: int
     key: str
     kinds: tuple[str, ...]
     question: str
-    reference: str
+    references: tuple[str, ...]
 
 
 class Questions:
@@ -86,7 +87,7 @@ class Questions:
         if not prompt:
             return None
         kinds = tuple(kind for kind, _ in media_of(prompt))
-        return Question(row, self._reader.key(row), kinds, text_of(prompt[-1:]), text_of([reference]))
+        return Question(row, self._reader.key(row), kinds, text_of(prompt[-1:]), _texts(reference))
 
     def _prompt(self, row: int) -> list[dict] | None:
         try:
@@ -103,6 +104,11 @@ class Questions:
                 return prompt
             after = self._after[after]
         return None
+
+
+def _texts(turn: dict) -> tuple[str, ...]:
+    """What a turn says, in each of its wordings."""
+    return tuple(text_of([{"content": content}]) for content in (turn["content"], *turn.get("others", [])))
 
 
 def _cut(conversation: list[dict]) -> tuple[list[dict], dict]:

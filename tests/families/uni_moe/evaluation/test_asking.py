@@ -18,6 +18,7 @@ from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.uni_moe.answering import check_room, prompt_inputs
 from imp_ds.modalities.views import Views
 from imp_ds.parallel.groups import rank
+from imp_ds.tasks import Source
 from imp_ds.train.engine.engine import start_process_group
 
 TOKENS = 9
@@ -121,6 +122,21 @@ def test_some_of_the_questions(asked):
     assert found["answers/talk/exact_match_shuffled"] == float(
         evaluator.lines()[1]["answer"] == evaluator.lines()[1]["reference"]
     )
+
+
+def test_an_answer_that_equals_one_of_several_is_right(asked):
+    """A table, of whose questions the first has the model's answer as its second reference."""
+    root, rows, model, processor = asked
+    own = answer_alone(model, processor, root, rows[0])  # its text is "which digit is this?" too
+    table = [dict(picture="0.png", answers=["wrong", own]), dict(picture="1.png", answers=["wrong", "no"])]
+    (root / "talk" / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    run = make_run(root, max_new_tokens=TOKENS, blind=False, shuffled=False)
+    turns = ["<image:picture>which digit is this?", "{answers}"]
+    run.evaluations[0].source = Source(path="talk", splits={"validation": "table.jsonl"}, turns=turns)
+    (evaluator,) = build_evaluators(run, processor, "validation")
+    assert by_name(evaluate(model, [evaluator]))["answers/talk/exact_match"] == 0.5
+    line, _ = evaluator.lines()
+    assert (line["reference"], line["references"], line["answer"]) == ("wrong", ["wrong", own], own)
 
 
 def ask_on_ranks(folder, root, ep_size):
