@@ -1,4 +1,4 @@
-"""Feed damaged shards and tables to the readers of sources: python scripts/fuzz_sources.py [--kinds tar parquet lines tables]
+"""Feed damaged shards and tables to the readers of sources: python scripts/fuzz_sources.py [--kinds tar conversations ...]
 
 Each sample is a source whose file is damaged; its indexes are built and its rows are read and decoded, in a child process, which
 may end, hang or grow; the sample that did so is named, and kept under --found. A sample passes when its rows are read or left out
@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 from fuzz_runner import Kind, main  # noqa: E402
 
 from helpers.damaged_sources import (  # noqa: E402
+    conversation_files,
     index_files,
     line_files,
     mutated_source,
@@ -26,7 +27,10 @@ from helpers.damaged_sources import (  # noqa: E402
     tar_files,
 )
 
-_FILES = {"tar": tar_files, "parquet": parquet_files, "lines": line_files, "tables": table_files, "index": index_files}
+_FILES = {
+    "tar": tar_files, "parquet": parquet_files, "lines": line_files, "tables": table_files, "conversations": conversation_files,
+    "index": index_files,
+}  # fmt: skip
 KINDS = {kind: Kind(files, read_source, mutated_source) for kind, files in _FILES.items()}
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_what_escapes_is_reported():
     assert found.keys() == {"bad", "refused", "escape"} and found.total() == 30
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet", "lines", "tables", "index"])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "lines", "tables", "conversations", "index"])
 def test_some_damaged_sources_of_each_kind_pass(kind):
     found = read_or_refused(fuzzer("fuzz_sources").KINDS, kind, 7, range(60))
     assert found.keys() <= {"read", "refused"} and found["read"] > 5

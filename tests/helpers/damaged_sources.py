@@ -18,6 +18,7 @@ from imp_ds.config import DataSettings
 from imp_ds.data.decoding import decode
 from imp_ds.data.sources import captions, labels, open_reader
 from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.messages.view import MessagesView
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
@@ -25,12 +26,13 @@ from imp_ds.tasks import Source
 
 NAMES = ["cat", "dog", "fish"]
 _ROWS = 6
-_VIEWS = Views(vision=VisionView(height=8, width=8), text=TextView(length=8))
-# what parsers of texts stumble over
+_VIEWS = Views(vision=VisionView(height=8, width=8), text=TextView(length=8), messages=MessagesView())
+# what parsers of texts, and of conversations, stumble over
 WORDS = [
     b"null", b"NaN", b"-1", b"1e999", b"[" * 3000, b'{"a":' * 3000, b'"\\ud800"', b"\xff\xfe", b"\0", b'""', b"true", b"9" * 5000,
     b"../../x.png", b"/etc/passwd", b"file:///etc/passwd", b"\r", b"\n", b"\r\n", b'"', b"'", b",", b"\t", b"\xef\xbb\xbf", b"{}",
     b"[]", b"\xe2\x80\xa8", b"\x1b[2J", b"x" * 70_000, "²٣".encode(), b"0.0", b"\\", b"caption", b"label", b"file_name",
+    b"<image>", b'"role":', b'"from":', b'"content":', b'"gpt"', b'"user"', b'"type":', b'"audio"', b'"data:image/png;base64,AA"',
 ]  # fmt: skip
 _TEXT_ENDS = (".jsonl", ".csv", ".tsv", ".json", ".txt")
 
@@ -98,6 +100,30 @@ def line_files() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+@cache
+def conversation_files() -> dict[str, bytes]:
+    """Conversations in their three spellings, and as the JSON of samples in a shard."""
+    said = [row["caption"] for row in _rows()]
+    parts = [[{"type": "image", "image": f"{n}.png"}, {"type": "text", "text": "what?"}] for n in range(_ROWS)]
+    answer = lambda n: {"role": "assistant", "content": said[n], "loss": True}  # noqa: E731
+    asked, media = {"role": "user", "content": "<image>, <image>?"}, {"images": ["0.png", "1.png"]}
+    shares = [[{"from": "human", "value": "<image>\n?"}, {"from": "gpt", "value": said[n]}] for n in range(_ROWS)]
+    spelled = {
+        "chat-parts.jsonl": [{"chat": [{"role": "user", "content": parts[n]}, answer(n)]} for n in range(_ROWS)],
+        "chat-tags.jsonl": [{"chat": [asked, answer(n)]} | media for n in range(_ROWS)],
+        "chat-shares.jsonl": [{"chat": json.dumps(shares[n]), "image": f"{n}.png"} for n in range(_ROWS)],
+    }  # fmt: skip
+    files = {name: "".join(json.dumps(row) + "\n" for row in rows).encode() for name, rows in spelled.items()}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for n in range(_ROWS):
+            for extension, data in (("json", json.dumps({"chat": shares[n]}).encode()), ("png", picture(n))):
+                info = tarfile.TarInfo(f"{n}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return files | {"chat.tar": buffer.getvalue()}
+
+
 def table_files() -> dict[str, bytes]:
     """CSV and TSV, with quoted delimiters and line ends; in the latter classes have numbers."""
     files = {}
@@ -159,14 +185,15 @@ def read_source(name: str, data: bytes, rng: np.random.Generator) -> None:
             _read_row(reader, row)
         if "label" in reader.source.roles():
             labels(reader)
-        if "text" in reader.source.roles():
+        if {"text", "messages"} & {*reader.source.roles()}:
             list(captions(reader))
 
 
 def _read_row(reader, row: int) -> None:
     try:
         reader.key(row)
-        decode(reader.read(row), _VIEWS if "vision" in reader.source.roles() else Views(text=_VIEWS.text))
+        views = Views(**{role: getattr(_VIEWS, role) for role in reader.source.roles() if role != "label"})
+        decode(reader.read(row), views)
     except BadSample:
         pass
 
@@ -189,6 +216,9 @@ def _lay(folder: Path, name: str, data: bytes) -> None:
 
 
 def _source(name: str, rng: np.random.Generator) -> Source:
+    if name.startswith("chat"):
+        kind = dict(format="webdataset", messages="json.chat") if name.endswith(".tar") else dict(messages="chat")
+        return Source(path="t", splits={} if name.endswith(".tar") else {"train": f"train/{name}"}, **kind)
     names = NAMES if rng.random() < 0.5 else None
     if name.endswith(".tar"):
         text = ["txt", "json.caption"][int(rng.integers(2))]

@@ -25,6 +25,9 @@ MODELS = {
     "llama": {},
     "qwen3": dict(model_type="qwen3", head_dim=16),
     "mistral": dict(model_type="mistral", sliding_window=None, head_dim=16),
+    "qwen3_moe": dict(
+        model_type="qwen3_moe", head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=1
+    ),
     "mixtral": dict(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
 
