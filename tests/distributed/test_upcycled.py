@@ -29,6 +29,7 @@ LAYOUTS = [
     Layout(2, 2, 2, "mixtral", losses=True), Layout(2, 2, 3, "mixtral"),
     Layout(2, 2, 2, trainable=TRAINED), Layout(2, 2, 3, checkpointing=True, trainable=TRAINED),
     Layout(2, 2, 1, "tied", checkpointing=True), Layout(2, 1, 3, "tied"), Layout(2, 2, 3, "tied"),
+    *(Layout(2, ep_size, stage, "half", trainable=("*router*",)) for ep_size, stage in ((1, 0), (2, 1), (2, 3))),
 ]  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def bases(tmp_path_factory):
     save_base(folder / "llama")
     save_base(folder / "tied", tie_word_embeddings=True)
     save_base(folder / "mixtral", "mixtral")
+    save_base(folder / "half", dtype=torch.bfloat16)
     return folder
 
 
@@ -75,6 +77,8 @@ def reference(layout: Layout, bases) -> tuple[list[list[float]], dict[str, torch
     stored = load_file(bases / layout.kind / "model.safetensors")
     taken = from_base(stored, language_model, HIDDEN, noise=run.model.expert_noise, seed=run.train.seed)
     assert not language_model.load_state_dict(taken, strict=False).unexpected_keys
+    for mixture in expert_feed_forwards(model):
+        mixture.moe.router.float()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in layout.trainable or "*"))
     groups = {True: [], False: []}
@@ -122,8 +126,13 @@ def test_a_run_goes_on_from_its_checkpoints_in_other_layouts(folder, references)
 
 def check(folder, name: str, steps: list[list[float]], weights: dict[str, torch.Tensor]) -> None:
     found = json.loads((folder / f"{name}.json").read_text())
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(steps), rtol=1e-4, atol=1e-6)
+    # in bfloat16 tokens are rounded to 8 bits in each layer, and other batches give other sums
+    half = "half" in name
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(steps), rtol=0.02 if half else 1e-4, atol=1e-6)
     own = load_file(folder / f"{name}.safetensors")
     assert own.keys() == weights.keys()
     for key, value in weights.items():
-        torch.testing.assert_close(own[key], value, rtol=0, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+        assert own[key].dtype == value.dtype == (torch.bfloat16 if half and "router" not in key else torch.float32), key
+        torch.testing.assert_close(
+            own[key], value, rtol=0, atol=0.02 if half else 1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )

@@ -23,6 +23,7 @@ from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
 
 from imp_ds.errors import UserError
+from imp_ds.families.arrival import give_back_memory
 from imp_ds.families.train_module import StepOutput, TrainModule
 from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
@@ -86,6 +87,7 @@ class Engine:
         groups = split_off_experts(parameter_groups(model, weight_decay))
         with experts_may_be_frozen():
             self.deepspeed, _, _, _ = deepspeed.initialize(model=model, model_parameters=groups, config=ds)
+        give_back_memory()  # where parameters lay before they were put into their groups, before moments are made
         self.stage = self.deepspeed.zero_optimization_stage()
         if self.stage > 0:
             self._judge_within_step()
