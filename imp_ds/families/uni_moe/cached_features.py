@@ -71,7 +71,8 @@ def cached_features(
         raise UserError("every tower is trained: there are no features to keep", got=f"feature_cache_gb = {gigabytes:g}", fix=fix)
     files = FileCache(cache_folder(run.data.cache_dir) / "features", int(gigabytes * 2**30))
     cache = FeatureCache(files, towers)
-    sources = [_Seen(reader, view.messages) for task in run.tasks for view in task.all_views for reader in readers[task.name]]
+    views = [(task.name, view.messages) for task in run.tasks for view in task.all_views if view.messages is not None]
+    sources = [_Seen(reader, view) for name, view in views for reader in readers[name]]
     training = model.training
     model.eval()
     needed = _fill(cache, sources, model, processor, run, report)
@@ -103,8 +104,9 @@ def _of_tower(kind: str, model: UniMoeForTraining, processor: UniMoeProcessor, h
 def _fill(
     cache: FeatureCache, sources: list[_Seen], model: UniMoeForTraining, processor: UniMoeProcessor, run, report: Callable
 ) -> int:
-    """Compute what is missing of the media in this rank's share of the rows; returns the bytes of all of it."""
-    total, known = sum(len(seen.reader) for seen in sources), {}
+    """Compute what is missing of the media in this rank's share of the rows; returns the bytes of all of it, or of so much that
+    it cannot fit."""
+    total, known, held = sum(len(seen.reader) for seen in sources), {}, 0
     missing = _missing(cache, sources, known, lambda done: report(_STAGE, done, total))
     decode = lambda item: _decoded(item, run.data.decoding)  # noqa: E731
     with ThreadPoolExecutor(max(1, run.data.workers)) as pool:
@@ -117,6 +119,9 @@ def _fill(
                     for (key, _), features_NLS in zip(now, _computed(kind, [value for _, value in now], model, processor)):
                         cache.write(key, features_NLS)
                         known[key] = features_NLS.nbytes
+                        held += known[key]
+            if any_rank(held > cache.files.most_bytes):
+                break
     report(_STAGE, total, total)
     return sum(known.values())
 
