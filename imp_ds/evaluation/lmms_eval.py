@@ -22,11 +22,11 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 import imp_ds  # noqa: F401  its Auto classes
 from imp_ds.errors import UserError
 from imp_ds.modalities.audio.resampling import resample
+from imp_ds.modalities.decoding_settings import DEFAULTS
 from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.media_cache import MediaCache
-from imp_ds.modalities.messages.decoding import decode_conversation
+from imp_ds.modalities.messages.decoding import decode_medium
 from imp_ds.modalities.messages.view import MessagesView
-from imp_ds.modalities.modality import Wanted
 
 NAME = "imp_ds"
 _DEFAULTS = {"max_new_tokens": 256, "temperature": 0.0}
@@ -149,12 +149,10 @@ class ExportedModel(lmms):
     def _medium(self, kind: str, value) -> np.ndarray:
         """uint8 [H, W, 3], uint8 [T, H, W, 3], or float32 [N] at the processor's rate."""
         if isinstance(value, (str, Path)):
-            turn = {"role": "user", "content": [{"type": kind, kind: Media(str(value), path=Path(value))}]}
             try:
-                (read,) = decode_conversation([turn], self._view, MediaCache(0), Wanted())[0]["content"]
+                return decode_medium(kind, Media(str(value), path=Path(value)), self._view, MediaCache(0), DEFAULTS)
             except BadSample as error:
                 raise UserError(f"the {kind} of a task cannot be read", got=f"{value}: {error}") from None
-            return read[kind]
         if kind == "image":
             return np.asarray(value.convert("RGB") if hasattr(value, "convert") else value)
         if kind == "audio":  # of a data set: its samples and their rate
