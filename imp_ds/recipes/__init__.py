@@ -6,7 +6,7 @@ from pathlib import Path
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
-from imp_ds.recipes import debug, digits, imp, motion, real_small, routers, uni_moe
+from imp_ds.recipes import debug, digits, imp, motion, real_small, routers, talk_real, uni_moe
 from imp_ds.recipes.files import SUFFIXES, read_run_file
 from imp_ds.recipes.outside import ALLOWED, call, find_function
 
@@ -20,6 +20,7 @@ RECIPES = {
         imp.imp_b,
         imp.imp_moe_b,
         imp.imp_moe_l,
+        talk_real.talk_real,
         uni_moe.uni_moe_7b_4e,
         uni_moe.uni_moe_7b_8e,
         digits.digits_debug,
@@ -28,6 +29,7 @@ RECIPES = {
         debug.imp_b_debug,
         debug.imp_moe_b_debug,
         debug.imp_moe_l_debug,
+        talk_real.talk_real_debug,
         uni_moe.uni_moe_7b_4e_debug,
         uni_moe.uni_moe_7b_8e_debug,
     )

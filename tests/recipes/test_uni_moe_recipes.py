@@ -24,7 +24,7 @@ def test_published_sizes(name, experts, active, total):
     assert family.moe_layers(family.config(run)) == list(range(1, 32, 2))
 
 
-@pytest.mark.parametrize("name", ["uni_moe_7b_4e", "uni_moe_7b_8e"])
+@pytest.mark.parametrize("name", ["uni_moe_7b_4e", "uni_moe_7b_8e", "talk_real"])
 def test_the_twin_has_the_structure(name):
     run, twin = get_recipe(name), get_recipe(f"{name}_debug")
     same = lambda run: [(t.name, t.weight, t.views.names(), [o.kind for o in t.objectives]) for t in run.tasks]  # noqa: E731
