@@ -32,6 +32,7 @@ from imp_ds.models.uni_moe.towers import INPUTS
 from imp_ds.parallel.groups import any_rank, rank, world_size
 
 _STAGE = "features of media, conversations"
+_REPORTED = 64  # rows from one report to the next
 _TOGETHER = 16  # media that go through a tower at a time
 _ROOM = 15 / 16  # of the bound: what the cache leaves of its files when it makes room
 
@@ -128,13 +129,16 @@ def _fill(
 
 def _missing(cache: FeatureCache, sources: list[_Seen], known: dict[str, int], done: Callable) -> Iterator[_Missing]:
     """Media of this rank's rows whose features are not kept; `known` takes the bytes of those that are."""
-    before, (share, shares) = 0, _share_of_node()
+    before, (share, shares), seen = 0, _share_of_node(), set()
     for reader, view in sources:
         for row in range(share, len(reader), shares):
-            done(before + row)
+            if row // shares % _REPORTED == 0:
+                done(before + row)
             for kind, media in _media(reader, row):
-                if kind not in cache.kinds:
+                name = kind, media.name, view.frames, view.sampling_rate  # files come in many rows: each is hashed once
+                if kind not in cache.kinds or name in seen:
                     continue
+                seen.add(name)
                 try:
                     key = cache.key(kind, media, view)
                 except BadSample:
