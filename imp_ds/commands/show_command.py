@@ -58,6 +58,7 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
         readers = open_corpus(run, split, progress)
     few = {name: [spread_over(reader, _ROWS) for reader in of_task] for name, of_task in readers.items()}
     processor = processor_of(run, few, trained)
+    run = run.model_copy(update={"tasks": [_one_by_one(task) for task in run.tasks]})
     schedule = build_schedule(run.train.schedule, run.tasks, run.train.seed)
     shape = dict(seed=run.data.seed, window=run.data.window, cache_mb=0, decoding=run.data.decoding)
     batches = StepBatches(run.tasks, schedule, readers, Collator(processor), **shape)
@@ -70,6 +71,15 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}"
     write_result(out, page)
     return f"wrote {out}: {len(sections)} views of {len(run.tasks)} tasks"
+
+
+def _one_by_one(task: Task) -> Task:
+    """The task with a conversation in each row of a batch, where it packs several: each has a card of its own."""
+    plain = [
+        view if view.messages is None else view.model_copy(update={"messages": view.messages.model_copy(update={"pack": 1})})
+        for view in task.all_views
+    ]
+    return task.model_copy(update={"views": plain[0], "additional_views": plain[1:]})
 
 
 def _safe(text: str) -> str:

@@ -89,7 +89,7 @@ def test_too_long_is_what_the_processor_counts(root, processor):
 
 def test_the_page_shows_conversations_turn_by_turn(root, tmp_path):
     out = tmp_path / "page.html"
-    assert show(make_chat_run(root), "train", 4, None, out) == f"wrote {out}: 1 views of 1 tasks"
+    assert show(make_chat_run(root, view={"pack": 4}), "train", 4, None, out) == f"wrote {out}: 1 views of 1 tasks"
     cards = re.findall("<figure>(.*?)</figure>", out.read_text(), re.S)
     assert len(cards) == 4
     for card in cards:
