@@ -26,16 +26,17 @@ LANGUAGE_MODEL = {
     "model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 6, "max_position_embeddings": 256,
 }  # fmt: skip
+# of pictures and of 8 frames of a video, whose tokens are averaged
 VISION = {
-    "model_type": "imp", "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "vision_patch": (4, 8, 8), "vision_max": (16, 64, 64),
+    "model_type": "clip_vision_model", "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "image_size": 64, "patch_size": 8,
 }  # fmt: skip
 # chunks of 2 s
 AUDIO = {
     "model_type": "whisper", "d_model": 128, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 512,
     "num_mel_bins": 80, "max_source_positions": 100,
 }  # fmt: skip
-VIEWS = Views(messages=MessagesView(length=128, frames=16))
+VIEWS = Views(messages=MessagesView(length=128, frames=8))
 
 _CLASSES = dict(label="label", label_names="classes.json")
 SOURCES = {
