@@ -21,6 +21,7 @@ _HOMES = {
 }
 _RECORDS = {
     "imp_ds.families.imp.settings": ("ModelSettings",),
+    "imp_ds.families.uni_moe.settings": ("UniMoeSettings", "ConnectorSettings"),
     "imp_ds.config": ("RunConfig", "DataSettings", "TrainSettings", "OptimizerSettings"),
     "imp_ds.modalities.decoding_settings": ("DecodingSettings",),
     "imp_ds.modalities.views": ("Views", "Augmentation"),
@@ -28,12 +29,14 @@ _RECORDS = {
     "imp_ds.modalities.audio.view": ("AudioView", "AudioSettings"),
     "imp_ds.modalities.text.view": ("TextView",),
     "imp_ds.modalities.sensors": ("SensorsView",),
-    "imp_ds.modalities.messages.view": ("MessagesView",),
+    "imp_ds.modalities.messages.view": ("MessagesView", "MessagesSettings"),
     "imp_ds.tasks": (
         "Task", "Source",
     ),
     "imp_ds.evaluation_record": ("Evaluation",),
-    "imp_ds.objectives": ("Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning"),
+    "imp_ds.objectives": (
+        "Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning", "NextToken",
+    ),
     "imp_ds.recipes": ("get_recipe",),
 }  # fmt: skip
 _LATER = {name: home for home, names in _RECORDS.items() for name in names}

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.model_settings import DEFAULT
 from imp_ds.recipes import RECIPES
 from imp_ds.records import fields_of
 
@@ -70,12 +71,13 @@ def _in_docstring(text: str) -> str:
 
 
 def _changed(record: BaseModel) -> dict[str, object]:
-    """The fields of a record that differ from their defaults; always `kind`, which says which record it is, and `root`, which
-    most want to change."""
+    """The fields of a record that differ from their defaults; always `kind`, and a `family` other than the default one, which say
+    which record it is, and `root`, which most want to change."""
     found = {}
     for name, field in fields_of(type(record)).items():
         value = getattr(record, name)
-        if name in ("kind", "root") or field.default_factory or field.is_required() or value != field.default:
+        always = name in ("kind", "root") or name == "family" and value != DEFAULT
+        if always or field.default_factory or field.is_required() or value != field.default:
             found[name] = value
     return found
 
@@ -92,7 +94,8 @@ def _literal(value, depth: int, kinds: set[str]) -> str:
     """Python for a value, in one line where it fits; `kinds` collects the records that it names."""
     if isinstance(value, BaseModel):
         kinds.add(type(value).__name__)
-        fields = [(name, inner) for name, inner in _changed(value).items() if name != "kind"]
+        own = {name: type(value).model_fields[name].default for name in ("kind", "family") if name in type(value).model_fields}
+        fields = [(name, inner) for name, inner in _changed(value).items() if name not in own or inner != own[name]]
         parts = [f"{name}={_literal(inner, depth + 1, kinds)}" for name, inner in fields]
         return _joined(f"{type(value).__name__}(", parts, ")", depth)
     if isinstance(value, list):
