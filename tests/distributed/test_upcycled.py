@@ -2,8 +2,8 @@
 
 The reference is one process without DeepSpeed: the base loaded by transformers, its experts made at once, plain PyTorch, the mean
 over all supervised tokens of the global batch, and torch's AdamW. Texts differ in the number of their supervised tokens, those of
-the second rank have one each; in the second step all tokens are the same, so that one rank's experts have none of them.
-"""
+the second half of the ranks have one each; in the second step all tokens are the same, so that one rank's experts have none of
+them. """
 
 import json
 from fnmatch import fnmatchcase
@@ -25,11 +25,12 @@ pytestmark = pytest.mark.distributed
 
 TRAINED = ("*router*", "*q_proj*")
 LAYOUTS = [
-    *(Layout(ranks, ep_size, stage) for ranks, ep_size in ((1, 1), (2, 1), (2, 2)) for stage in range(4)),
+    *(Layout(1, 1, stage) for stage in (0, 2)), *(Layout(2, ep_size, stage) for ep_size in (1, 2) for stage in range(4)),
+    *(Layout(4, 4, stage) for stage in range(4)), Layout(4, 2, 3), Layout(4, 2, 1, trainable=TRAINED),
     Layout(2, 2, 2, "mixtral", losses=True), Layout(2, 2, 3, "mixtral"),
-    Layout(2, 2, 2, trainable=TRAINED), Layout(2, 2, 3, checkpointing=True, trainable=TRAINED),
-    Layout(2, 2, 1, "tied", checkpointing=True), Layout(2, 1, 3, "tied"), Layout(2, 2, 3, "tied"),
-    *(Layout(2, ep_size, stage, "half", trainable=("*router*",)) for ep_size, stage in ((1, 0), (2, 1), (2, 3))),
+    Layout(2, 2, 3, checkpointing=True, trainable=TRAINED),
+    Layout(2, 2, 1, "tied", checkpointing=True), Layout(2, 2, 3, "tied"),
+    *(Layout(2, ep_size, stage, "half", trainable=("*router*",)) for ep_size, stage in ((1, 0), (2, 3))),
 ]  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def bases(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("upcycled")
-    own = {n: [[layout for layout in some if layout.ranks == n] for some in (LAYOUTS, HANDED)] for n in (1, 2)}
+    own = {n: [[layout for layout in some if layout.ranks == n] for some in (LAYOUTS, HANDED)] for n in (1, 2, 4)}
     worlds = (Ranks(upcycled_worker.train, str(folder), str(bases), *own[n], ranks=n, folder=folder / str(n)) for n in own)
     end_well(worlds, limit_s=150)
     return folder

@@ -15,38 +15,42 @@ from imp_ds.json_files import read_json
 from imp_ds.models.uni_moe.upcycling import PARTS, ExpertSource, mixtures, share_rows, source_of
 
 INDEX = "model.safetensors.index.json"
+WITHIN = "language_model."  # how the names of a language model begin in a model of several parts
 READ = 1 << 25  # bytes read after which files are closed, and their pages given back
 _FIX = "--set model.language_model=FOLDER with config.json and safetensors"
 
 
 class BaseFolder:
-    """The tensors of a folder, in one file or several with an index. Raises UserError for one without, and a damaged file."""
+    """The tensors of a folder, in one file or several with an index; of a model of several parts, an exported one of ours or
+    another, those of its language model. Raises UserError for one without, and a damaged file."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._open, self._read = {}, 0  # path -> file; bytes read from them
-        self.places: dict[str, Path] = {}
+        self.places: dict[str, tuple[Path, str]] = {}  # name -> file, and the key there
         for path in self._files():
-            self.places |= dict.fromkeys(self._file(path).keys(), path)
+            self.places |= {key: (path, key) for key in self._file(path).keys()}
+        if any(key.startswith(WITHIN) for key in self.places):
+            own = {key: place for key, place in self.places.items() if key.startswith(WITHIN)}
+            self.places = {key.removeprefix(WITHIN): place for key, place in own.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file(self.places[name]).get_slice(name).get_shape())
+        return tuple(self._view(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        kind = self._file(self.places[name]).get_slice(name).get_dtype()
+        kind = self._view(name).get_dtype()
         return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kind, torch.float32)
 
     def read(self, name: str, index: tuple = ()) -> torch.Tensor:
         """A part of a tensor. It may lie in the file's own pages: copy it, and let go of it."""
-        path = self.places[name]
+        path, key = self.places[name]
         try:
-            view = self._file(path).get_slice(name)
-            part = view[index] if index else self._file(path).get_tensor(name)
+            part = self._view(name)[index] if index else self._file(path).get_tensor(key)
         except SafetensorError as error:
-            raise UserError("the weights of the base cannot be read", got=f"{path}: {name}: {error}", fix=_FIX) from None
+            raise UserError("the weights of the base cannot be read", got=f"{path}: {key}: {error}", fix=_FIX) from None
         self._read += part.nbytes
         if self._read > READ:
             self.close()
@@ -55,6 +59,11 @@ class BaseFolder:
     def close(self) -> None:
         self._open.clear()
         self._read = 0
+
+    def _view(self, name: str):
+        """The tensor, not read yet."""
+        path, key = self.places[name]
+        return self._file(path).get_slice(key)
 
     def _files(self) -> list[Path]:
         if (self.folder / INDEX).is_file():
@@ -132,7 +141,7 @@ class BaseWeights:
         """Parameters that are tensors of the files as they are: (name, (file, key))."""
         for name in self._names:
             if name in self and name not in self._experts:
-                yield name, (self.base.places[self._key(name)], self._key(name))
+                yield name, self.base.places[self._key(name)]
 
     def _key(self, name: str) -> str:
         source = self._routers.get(name)

@@ -8,12 +8,14 @@ import imp_ds.models.imp  # noqa: F401  whose configuration AutoConfig then know
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
 
+LANGUAGE_MODEL = "model.language_model"  # the field of that part
 _ALLOWED = 'a folder of a model, or its configuration: {"model_type": "llama", ...}'
 
 
 def part_config(part: str | dict, field: str) -> PreTrainedConfig:
-    """The configuration of a part; of a model of images and texts that of its encoder of images. field: names it in messages.
-    Raises UserError for a folder that holds none, and for an unknown model_type."""
+    """The configuration of a part; of a model of several parts that of its language model, where it is asked for, or of its
+    encoder of images. field: names it in messages. Raises UserError for a folder that holds none, and for an unknown
+    model_type."""
     if isinstance(part, str):
         if not Path(part).is_dir():
             raise UserError(f"{field} is not there", got=part, allowed=_ALLOWED, fix=f"--set {field}=FOLDER")
@@ -24,7 +26,8 @@ def part_config(part: str | dict, field: str) -> PreTrainedConfig:
             config = AutoConfig.for_model(fields.pop("model_type", None), **fields)
         except (ValueError, TypeError) as error:
             raise UserError(f"{field} is no configuration", got=str(error).partition("\n")[0][:200], allowed=_ALLOWED) from None
-    return getattr(config, "vision_config", config)
+    within = "text_config" if field == LANGUAGE_MODEL else "vision_config"
+    return getattr(config, within, config)
 
 
 def load_part(folder: str, field: str) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from imp_ds.errors import UserError
 from imp_ds.families.uni_moe.media import MediaParts, media_parts
-from imp_ds.families.uni_moe.parts import part_config
+from imp_ds.families.uni_moe.parts import LANGUAGE_MODEL, part_config
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
 from imp_ds.objectives.objective import ModelObjective
@@ -79,7 +79,7 @@ class UniMoeSettings(FamilySettings):
     def to_config(self, vocab_size: int, tasks: list[Task], tokenizer=None) -> UniMoeConfig:
         """The UniMoeConfig of these settings. Raises UserError for a part that cannot be read, and for settings that contradict
         each other."""
-        text = part_config(self.language_model, "model.language_model")
+        text = part_config(self.language_model, LANGUAGE_MODEL)
         if isinstance(self.language_model, dict) and "vocab_size" not in self.language_model:
             text.vocab_size = vocab_size
         elif tokenizer is not None and text.vocab_size < len(tokenizer) - len(MEDIA):  # placeholders need no row

@@ -16,7 +16,8 @@ from imp_ds.families.arrival import Arrival
 from imp_ds.families.uni_moe.assembly import PART, Assembly
 from imp_ds.families.uni_moe.base_weights import BaseFolder
 from imp_ds.families.uni_moe.family import UniMoeFamily
-from imp_ds.models.uni_moe import UniMoeConfig
+from imp_ds.families.uni_moe.parts import part_config
+from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.upcycling import from_base
 
 IDS = torch.randint(0, VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
@@ -140,6 +141,26 @@ def test_a_tied_head_stays_the_embedding(tmp_path):
         inner = found.uni_moe.language_model
         assert inner.lm_head.weight is inner.model.embed_tokens.weight
     assert torch.equal(assembly.model.uni_moe.language_model.lm_head.weight, model.lm_head.weight)
+
+
+def test_the_language_model_of_an_exported_model_is_a_base(tmp_path):
+    """A text-only one of ours, trained without experts, becomes one with experts; towers beside it are left alone."""
+    text = language_model("llama").config
+    vision = dict(
+        model_type="clip_vision_model", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    exported = UniMoeForConditionalGeneration(
+        UniMoeConfig(text_config=text, vision_config=vision, towers={"image": "vision"})
+    ).eval()
+    exported.save_pretrained(tmp_path)
+    found = part_config(str(tmp_path), "model.language_model")
+    assert found.model_type == "llama"
+    assembly = assembly_of(tmp_path, SimpleNamespace(config=found), num_experts=4)
+    with torch.no_grad():
+        expected = exported(input_ids=IDS).logits
+        torch.testing.assert_close(finished(assembly).uni_moe(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    path, key = assembly.sources()[f"{PART}.model.norm.weight"]
+    assert torch.equal(load_file(path)[key], exported.language_model.model.norm.weight)
 
 
 def without(folder, name: str) -> None:
