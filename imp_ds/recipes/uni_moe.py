@@ -1,17 +1,20 @@
 """The published shapes of Uni-MoE (arXiv 2405.11273, tables 1 and 2): Vicuna-7B with 4 or 8 experts in every second layer.
 
-    deepspeed --hostfile hostfiles/two_nodes --module imp_ds train uni_moe_7b_4e --set data.root=DIR --set train.ep_size=4 \\
-        --set model.language_model=VICUNA --set model.image_tower=CLIP --set model.video_tower=CLIP --set model.audio_tower=WHISPER
+    deepspeed --hostfile hostfiles/two_nodes --module imp_ds train uni_moe_7b_4e --set data.root=DIR \\
+        --set train.ep_size=4 --set model.language_model=VICUNA --set model.image_tower=CLIP --set model.video_tower=CLIP \\
+        --set model.audio_tower=WHISPER
     imp_ds plan uni_moe_7b_4e --nodes 2 --gpus 8
 
 VICUNA, CLIP (ViT-L/14 of 336 pixels) and WHISPER (small) are folders of models in the layout of transformers; the recipes name
 their shapes alone, so that `plan` works without them. `{data.root}/{task}` has conversations (docs/data.md), one folder for each
-task; rows may be those of LLaVA ("conversations" with "from" and "value"; --set tasks.image_text.source.messages=conversations).
+task; rows may be those of LLaVA ("conversations" with "from" and "value":
+--set tasks.image_text.source.messages=conversations).
 
 Tasks are drawn by the published numbers of their samples: 150 thousand conversations about images, 150 thousand whose question
 about an image is spoken, 209 thousand about long speech, 100 thousand about videos. Trained are connectors, routers and experts;
-the release trains experts by LoRA. Rate, schedule and lengths are its script's (finetune_speech.sh); batch and steps are ours: two
-epochs of 609 thousand conversations. None of these has been trained here: no time and no score is claimed. Each has a debug twin.
+the release trains experts by LoRA. Rate, schedule and lengths are its script's (finetune_speech.sh); batch and steps are ours:
+two epochs of 609 thousand conversations. None of these has been trained here: no time and no score is claimed. Each has a debug
+twin.
 """
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings

@@ -31,8 +31,9 @@ ROWS = [
 
 
 def config():
-    return uni_moe_config(num_experts=4, router_aux_loss_coef=0.0, media_shapes=_SHAPES, towers={"image": "vision", "audio": "audio"},
-                          connectors={"image": {"kind": "mlp2x_gelu", "pool": 2}, "audio": {"kind": "qformer", "queries": 5}})  # fmt: skip
+    connectors = {"image": {"kind": "mlp2x_gelu", "pool": 2}, "audio": {"kind": "qformer", "queries": 5}}
+    towers = {"image": "vision", "audio": "audio"}
+    return uni_moe_config(num_experts=4, media_shapes=_SHAPES, towers=towers, connectors=connectors)
 
 
 def batch(step: int, rows: slice) -> Batch:

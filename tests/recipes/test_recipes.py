@@ -20,7 +20,7 @@ from imp_ds.train.schedule import build_schedule
 PUBLISHED = ("imp_s", "imp_b", "imp_moe_b", "imp_moe_l")
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "talk"])  # whose parts are other runs' models
 def test_every_recipe_builds_alone_and_on_two_ranks(name):
     run = get_recipe(name)
     assert run.name == name

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.build import meta_module
 from imp_ds.recipes import get_recipe
@@ -46,3 +47,14 @@ def test_a_conversation_of_the_published_model_has_the_published_tokens():
     run = get_recipe("uni_moe_7b_4e")
     assert media_tokens(family_of(run).config(run)) == {"image": 576, "video": 576, "audio": 50}
     assert run.model.media().chunk_seconds == 30.0 and torch.tensor(run.learning_rate(285)).isclose(torch.tensor(4e-5))
+
+
+def test_talk_is_put_together_from_models_of_other_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, twin = get_recipe("talk"), get_recipe("talk_debug")
+    with pytest.raises(UserError, match="model.language_model is not there.*\n.*runs/talk_language/model"):
+        family_of(run).config(run)
+    assert [(t.name, t.views.names()) for t in run.tasks] == [(t.name, t.views.names()) for t in twin.tasks]
+    assert {task.name for task in run.tasks} == {evaluation.name for evaluation in run.evaluations}
+    assert (run.model.num_experts, run.model.moe_layers) == (twin.model.num_experts, twin.model.moe_layers) == (4, "every:2")
+    assert {task.name for task in get_recipe("talk_language").tasks} <= {task.name for task in run.tasks}

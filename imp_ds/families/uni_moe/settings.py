@@ -84,7 +84,7 @@ class UniMoeSettings(FamilySettings):
             text.vocab_size = vocab_size
         elif tokenizer is not None and text.vocab_size < len(tokenizer) - len(MEDIA):  # placeholders need no row
             got = f"{len(tokenizer) - len(MEDIA)} tokens, {text.vocab_size} rows of the language model"
-            raise UserError("the tokenizer has tokens that the language model does not know", got=got, fix="take its own tokenizer")
+            raise UserError("the tokenizer has tokens that the language model does not know", got=got, fix="take its tokenizer")
         if tokenizer is not None:
             text.eos_token_id, text.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
             text.bos_token_id = tokenizer.bos_token_id

@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from helpers.language_models import HIDDEN, SPARSE, VOCAB, language_model
+from helpers.language_models import HIDDEN, VOCAB, language_model
 from imp_ds.errors import UserError
 from imp_ds.families.arrival import Arrival
 from imp_ds.families.uni_moe.assembly import PART, Assembly
 from imp_ds.families.uni_moe.base_weights import BaseFolder
 from imp_ds.families.uni_moe.family import UniMoeFamily
 from imp_ds.families.uni_moe.parts import part_config
-from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.upcycling import from_base
 
@@ -162,19 +161,6 @@ def test_the_language_model_of_an_exported_model_is_a_base(tmp_path):
         torch.testing.assert_close(finished(assembly).uni_moe(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
     path, key = assembly.sources()[f"{PART}.model.norm.weight"]
     assert torch.equal(load_file(path)[key], exported.language_model.model.norm.weight)
-
-
-@pytest.mark.parametrize("kind", SPARSE)
-def test_a_sparse_base_keeps_its_own_numbers(kind, tmp_path):
-    """Whatever the settings say of experts; Qwen3-MoE's weights of a token do not sum to 1 here."""
-    stored(tmp_path, kind)
-    config = UniMoeSettings(language_model=str(tmp_path), num_experts=8, experts_per_token=3).to_config(VOCAB, [])
-    found = finished(assembly_of(tmp_path, SimpleNamespace(config=config.text_config), num_experts=config.num_experts,
-                                 num_experts_per_tok=config.num_experts_per_tok, norm_topk_prob=config.norm_topk_prob))  # fmt: skip
-    assert (config.num_experts, config.num_experts_per_tok, config.norm_topk_prob) == (4, 2, kind == "mixtral")
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=IDS).logits
-        torch.testing.assert_close(found.uni_moe(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def without(folder, name: str) -> None:
