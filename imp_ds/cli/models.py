@@ -81,6 +81,7 @@ def export(
 
     Example: imp_ds export runs/digits model
     """
+    from imp_ds.commands.export import examples_of
     from imp_ds.commands.export import export as run_export
     from imp_ds.terminal.stage_progress import StageProgress
     from imp_ds.written_files import wrote_folder
@@ -89,7 +90,7 @@ def export(
         raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
     with StageProgress() as report:
         run_export(run, out, step=step, merge_tasks=task if merge else None, report=report)
-    typer.echo(wrote_folder(out, f"from_pretrained, imp_ds eval {out} and imp_ds predict {out} FILE"))
+    typer.echo(wrote_folder(out, f"from_pretrained, {examples_of(out)}"))
 
 
 def upcycle(

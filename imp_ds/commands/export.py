@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
+from imp_ds.commands.exported_model import read_run
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.picture import PICTURE
 from imp_ds.families import family_of
@@ -41,6 +42,13 @@ def export(
             model = family_of(trained.run).merge(model, merge_tasks or None)
         _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor)
     return out
+
+
+def examples_of(folder: Path) -> str:
+    """How the commands that take the exported model are called."""
+    rest = {"predict": " FILE", "chat": ' "QUESTION"'}
+    called = [f"imp_ds {name} {folder}{rest.get(name, '')}" for name in family_of(read_run(folder)).commands]
+    return " and ".join(filter(None, [", ".join(called[:-1]), called[-1]]))
 
 
 def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, processor: ProcessorMixin) -> None:

@@ -37,12 +37,14 @@ class ModelFamily(ABC):
     Settings: what a recipe sets of the model, whose field `family` has that name.
     Model: the module to train: a TrainModule, and a PreTrainedModel, which is what saves and loads it.
     Processor: the class whose `from_pretrained` loads the processor of a run; its `tokenizer` makes ids of texts.
+    commands: of `imp_ds`, those that take an exported model of the family.
     """
 
     kind: ClassVar[str]
     Settings: ClassVar[type[FamilySettings]]
     Model: ClassVar[type[TrainModule]]
     Processor: ClassVar[type[ProcessorMixin]]
+    commands: ClassVar[tuple[str, ...]] = ("eval",)
 
     @abstractmethod
     def processor(self, run, readers: dict) -> ProcessorMixin:

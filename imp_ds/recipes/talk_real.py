@@ -102,7 +102,7 @@ def talk_real() -> RunConfig:
         tasks=tasks(),
         evaluations=evaluations(),
         train=TrainSettings(steps=6000, schedule="sampling", log_every=100, eval_every=2000, save_every=1000),
-        optimizer=OptimizerSettings(peak_rate=1e-3, warmup_rate=1e-6, warmup_steps=200, final_rate=1e-5, weight_decay=0.05),
+        optimizer=OptimizerSettings(peak_rate=3e-4, warmup_rate=1e-6, warmup_steps=200, final_rate=1e-5, weight_decay=0.05),
     )  # fmt: skip
 
 

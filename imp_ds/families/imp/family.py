@@ -24,6 +24,7 @@ from imp_ds.models.imp.processing_imp import ImpProcessor
 @register_family
 class ImpFamily(ModelFamily):
     kind = "imp"
+    commands = ("eval", "predict")
     Settings = ModelSettings
     Model = ImpForPreTraining
     Processor = ImpProcessor

@@ -12,6 +12,7 @@ from imp_ds.families.uni_moe.answering import check_room, generate, prompt_input
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
+from imp_ds.families.uni_moe.model_card import card
 from imp_ds.families.uni_moe.processor import build_processor
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
@@ -25,6 +26,7 @@ class UniMoeFamily(ModelFamily):
     Settings = UniMoeSettings
     Model = UniMoeForTraining
     Processor = UniMoeProcessor
+    commands = ("eval", "chat")
 
     def processor(self, run, readers):
         return build_processor(run, readers)
@@ -65,6 +67,9 @@ class UniMoeFamily(ModelFamily):
         inputs = prompt_inputs(processor, [conversation])
         check_room(model, inputs, how["max_new_tokens"])
         return generate(model, processor, inputs, **how)[0]
+
+    def card(self, run, config, results, folder):
+        return card(config, self.moe_layers(config), folder)
 
     def shapes(self, run, task, samples):
         """One medium of each kind that the model reads in each conversation."""

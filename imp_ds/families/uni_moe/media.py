@@ -91,11 +91,11 @@ def _of_imp(kind: str, config: ImpConfig):
 
 
 def _of_pictures(config: PreTrainedConfig):
-    size = config.image_size
     names = {"clip_vision_model": "CLIP", "siglip_vision_model": "Siglip", "videomae": "VideoMAE"}
     if config.model_type not in names:
         fix = "take the folder of the model, with its preprocessor_config.json"
         raise UserError("how pictures are preprocessed for this model is not known", got=config.model_type, fix=fix)
+    size = config.image_size
     kind = get_image_processor_class_from_name(f"{names[config.model_type]}ImageProcessorPil")
     square = {"height": size, "width": size}
     return (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import imp_ds.models.imp  # noqa: F401  whose configuration AutoConfig then knows
 from imp_ds import foreign_code
@@ -28,6 +28,15 @@ def part_config(part: str | dict, field: str) -> PreTrainedConfig:
             raise UserError(f"{field} is no configuration", got=str(error).partition("\n")[0][:200], allowed=_ALLOWED) from None
     within = "text_config" if field == LANGUAGE_MODEL else "vision_config"
     return getattr(config, within, config)
+
+
+def language_config(part: str | dict) -> PreTrainedConfig:
+    """The configuration of a language model. Raises UserError as `part_config`, and for a model of another kind."""
+    config = part_config(part, LANGUAGE_MODEL)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        allowed = "a model of AutoModelForCausalLM: llama, qwen3, mistral, mixtral, qwen3_moe, ..."
+        raise UserError(f"{LANGUAGE_MODEL} is no causal language model", got=config.model_type, allowed=allowed)
+    return config
 
 
 def load_part(folder: str, field: str) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from imp_ds.data.corpus import all_captions
 from imp_ds.errors import UserError
+from imp_ds.families.uni_moe.parts import language_config
 from imp_ds.modalities.text.tokenizers import load_tokenizer, train_tokenizer
 from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, CHATML_TEMPLATE, END, TURN
 from imp_ds.models.uni_moe.configuration_uni_moe import UniMoeConfig
@@ -20,15 +21,19 @@ def build_processor(run, readers: dict) -> UniMoeProcessor:
     tokenizer, template = _tokenizer(run, readers)
     media = run.model.media()
     config = run.model.to_config(len(tokenizer), run.tasks)
-    return UniMoeProcessor(
+    processor = UniMoeProcessor(
         tokenizer, media.image_processor, media.video_processor, media.feature_extractor, template,
         media_tokens=media_tokens(config), num_frames=media.frames, chunk_seconds=media.chunk_seconds,
     )  # fmt: skip
+    if run.model.chat_template is not None:
+        _check_template(processor, run.model.chat_template)
+    return processor
 
 
 def _tokenizer(run, readers: dict) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer and its chat template."""
     folder = run.model.language_model
+    language_config(folder)  # what is no model has no tokenizer either
     name = run.data.tokenizer or (folder if isinstance(folder, str) else None)
     if name is None:
         tokenizer = train_tokenizer(all_captions(readers), run.data.vocab_size, seed=run.data.seed)
@@ -54,16 +59,30 @@ def _template(file: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     if file is not None:
         if not Path(file).is_file():
             raise UserError("the chat template is not there", got=file, fix="--set model.chat_template=FILE.jinja")
-        template = Path(file).read_text(encoding="utf-8")
-        if "generation" not in template:
-            fix = "put {% generation %} and {% endgeneration %} around what the assistant says"
-            raise UserError("the chat template does not mark what the assistant says", got=file, fix=fix)
-        return template
+        try:
+            return Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError("the chat template is not UTF-8", got=f"{file}: {error}", fix="write it in UTF-8") from None
     own = tokenizer.chat_template
     if isinstance(own, str) and "{% generation" in own.replace("{%-", "{%"):
         return own
     vocabulary = tokenizer.get_vocab()
     return CHATML_TEMPLATE if {"<|im_start|>", "<|im_end|>"} <= vocabulary.keys() else CHAT_TEMPLATE
+
+
+def _check_template(processor: UniMoeProcessor, file: str) -> None:
+    """Raise UserError for a template that cannot be rendered, and for one of which nothing would be learned."""
+    said = [{"type": "text", "text": "a"}]
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    try:
+        found = processor.apply_chat_template([turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    except Exception as error:  # whatever its Jinja runs into
+        got = f"{file}: {str(error).partition(chr(10))[0][:200] or type(error).__name__}"
+        fix = "messages have role and content, a list of parts with type and text"
+        raise UserError("the chat template cannot be rendered", got=got, fix=fix) from None
+    if not any(found["assistant_masks"][0]):
+        fix = "put {% generation %} and {% endgeneration %} around what the assistant says"
+        raise UserError("the chat template does not mark what the assistant says", got=file, fix=fix)
 
 
 def media_tokens(config: UniMoeConfig) -> dict[str, int]:

@@ -3,10 +3,11 @@
 from typing import Any, Literal
 
 from pydantic import Field
+from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
 from imp_ds.families.uni_moe.media import MediaParts, media_parts
-from imp_ds.families.uni_moe.parts import LANGUAGE_MODEL, part_config
+from imp_ds.families.uni_moe.parts import language_config, part_config
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
 from imp_ds.objectives.objective import ModelObjective
@@ -79,7 +80,7 @@ class UniMoeSettings(FamilySettings):
     def to_config(self, vocab_size: int, tasks: list[Task], tokenizer=None) -> UniMoeConfig:
         """The UniMoeConfig of these settings. Raises UserError for a part that cannot be read, and for settings that contradict
         each other."""
-        text = part_config(self.language_model, LANGUAGE_MODEL)
+        text = language_config(self.language_model)
         if isinstance(self.language_model, dict) and "vocab_size" not in self.language_model:
             text.vocab_size = vocab_size
         elif tokenizer is not None and text.vocab_size < len(tokenizer) - len(MEDIA):  # placeholders need no row
@@ -106,12 +107,25 @@ class UniMoeSettings(FamilySettings):
             expert_preferences=self.expert_preferences, modality_maps=self.modality_maps, **configs,
         )  # fmt: skip
         for task in tasks:
+            _check_length(text, task)
             for objective in task.objectives:
                 if not isinstance(objective, ModelObjective):
                     what = f"task {task.name}: models of the family {self.family} do not compute this objective"
                     raise UserError(what, got=objective.kind, fix="objectives=[NextToken()]")
                 objective.check_model(config, task.name)
         return config
+
+
+def _check_length(text: PreTrainedConfig, task: Task) -> None:
+    """Raise UserError for a task with conversations that are longer than the language model's positions."""
+    most = getattr(text, "max_position_embeddings", None)
+    for view in (views.messages for views in task.all_views):
+        if view is not None and most is not None and view.length > most:
+            raise UserError(
+                f"task {task.name}: conversations may be longer than the language model reads",
+                got=f"views.messages.length = {view.length}", allowed=f"at most {most}, its max_position_embeddings",
+                fix=f"--set tasks.{task.name}.views.messages.length={most}",
+            )  # fmt: skip
 
 
 def _placeholders(vocab_size: int, tokenizer) -> dict[str, int]:

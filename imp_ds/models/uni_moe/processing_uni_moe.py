@@ -10,6 +10,7 @@ import numpy as np
 from transformers.processing_utils import ProcessorMixin
 
 from imp_ds.errors import UserError
+from imp_ds.modalities.media import BadSample
 from imp_ds.modalities.messages.features import MediaFeatures
 from imp_ds.models.uni_moe.batch_rows import MEDIA_INPUTS, pack, padded
 from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, TOKENS
@@ -127,6 +128,14 @@ class UniMoeProcessor(ProcessorMixin):
 
     # conversations
 
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """As transformers has it. Raises UserError for media that the model does not read, which it would leave out."""
+        is_one = not conversation or isinstance(conversation[0], dict)
+        turns = conversation if is_one else [turn for one in conversation for turn in one]
+        for kind in _kinds(turns):
+            self._part(kind)
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
     def encode(
         self, samples: list[list[dict]], *, length: int, loss: str = "all", rows: int | None = None
     ) -> dict[str, np.ndarray]:
@@ -156,7 +165,10 @@ class UniMoeProcessor(ProcessorMixin):
         return {name: np.asarray(value) for name, value in found.items()} | {"input_ids": np.asarray(found["input_ids"])[0]}
 
     def conversation_tokens(self, sample: list[dict]) -> int:
-        """How many token ids a conversation has, media with theirs; nothing of them is preprocessed."""
+        """How many token ids a conversation has, media with theirs; nothing of them is preprocessed. Raises BadSample for media
+        that the model does not read."""
+        if unread := [kind for kind in _kinds(sample) if kind not in self.media_tokens]:
+            raise BadSample("media not read", f"{unread[0]}; the model reads {', '.join(self.media_tokens) or 'text alone'}")
         ids = self.tokenizer(self.apply_chat_template(sample), add_special_tokens=False)["input_ids"]
         media = [part for message in sample if not isinstance(message["content"], str) for part in message["content"]]
         more = sum(self._count(part) * self.media_tokens.get(part["type"], 1) - 1 for part in media if part["type"] in MEDIA)
@@ -180,6 +192,12 @@ class UniMoeProcessor(ProcessorMixin):
                 labels[begin:end] = ids[begin:end]
         media = {name: found[name] for names in MEDIA_INPUTS.values() for name in names if name in found}
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, **media}
+
+
+def _kinds(turns: list[dict]) -> list[str]:
+    """The kinds of media in a conversation."""
+    parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
+    return [kind for kind in MEDIA if any(part["type"] == kind for part in parts)]
 
 
 def _flat(media) -> list:

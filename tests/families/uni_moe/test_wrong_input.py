@@ -1,0 +1,111 @@
+"""What a stranger may give a run of Uni-MoE that cannot be: one message each, from the commands themselves."""
+
+import json
+import shutil
+
+import pytest
+
+from helpers.chat_run import PICTURES, make_chat_run
+from helpers.conversations import write_all
+from imp_ds.commands.check.command import check
+from imp_ds.commands.check.request import CheckRequest
+from imp_ds.data.corpus import open_corpus
+from imp_ds.data.decoding import decode
+from imp_ds.errors import UserError
+from imp_ds.families import family_of
+from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.modality import Wanted
+from imp_ds.planning.check_plan import plan_for_check
+from imp_ds.train.trainer import train
+
+ANSWER = {"role": "assistant", "content": "it is."}
+ROWS = {
+    "missing": {"messages": [{"role": "user", "content": [{"type": "image", "image": "media/none.png"}]}, ANSWER]},
+    "more": {"messages": [{"role": "user", "content": "<image><image>what?"}, ANSWER], "images": ["media/0.png"]},
+    "role": {"messages": [{"role": "robot", "content": "what?"}, ANSWER]},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = write_all(tmp_path_factory.mktemp("wrong"))
+    for name, row in ROWS.items():
+        folder = root / name / "train"
+        shutil.copytree(root / "parts" / "train" / "media", folder / "media")
+        (folder / "metadata.jsonl").write_text(3 * (json.dumps(row) + "\n"))
+    (root / "texts").mkdir()
+    (root / "texts" / "readme.txt").write_text("no model")
+    (root / "pictures").mkdir()
+    (root / "pictures" / "config.json").write_text(json.dumps(PICTURES))
+    templates = {
+        "broken": "{% generation %}{{ messages", "unmarked": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+        "other": "{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}",
+    }  # fmt: skip
+    for name, template in templates.items():
+        (root / f"{name}.jinja").write_text(template)
+    (root / "latin.jinja").write_bytes(b"{# caf\xe9 #}")
+    return root
+
+
+WRONG = {
+    "a missing file": ("tasks.chat.source.path=missing", r"cannot be read: missing file\n.*none\.png"),
+    "more placeholders than media": (
+        "tasks.chat.source.path=more",
+        r"media do not match\n.*row 1.*wanted 2 for its <image>, got 1",
+    ),
+    "an unknown role": ("tasks.chat.source.path=role", r"unknown role\n.*turn 1: 'robot'; known are system, user"),
+}
+
+
+@pytest.mark.parametrize("change, message", WRONG.values(), ids=WRONG)
+def test_rows_of_which_none_can_be_used_end_training_and_check(root, tmp_path, change, message):
+    run = make_chat_run(root).override([change])
+    with pytest.raises(UserError, match=message):
+        train(run, tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        check(CheckRequest(run, plan_for_check(run, 1, 1, None), "train", 3, 0, None), None)
+
+
+SETTINGS = {
+    "a context longer than the model": (
+        "tasks.chat.views.messages.length=257", r"task chat.*longer than the language model(.|\n)*at most 256(.|\n)*length=256"),
+    "no model": ("model.language_model={root}/texts", r"model.language_model cannot be read"),
+    "no folder": ("model.language_model={root}/gone", r"model.language_model is not there\n.*gone"),
+    "a model of pictures": ("model.language_model={root}/pictures", r"is no causal language model\n.*clip_vision_model"),
+    "a language model as a tower": ('model.image_tower={{"model_type": "llama"}}', r"pictures are preprocessed(.|\n)*llama"),
+    "a pool that is too large": ("model.image_connector.pool=3", r"connector's pool does not divide"),
+    "no template": ("model.chat_template={root}/gone.jinja", r"chat template is not there\n.*gone"),
+    "a folder as template": ("model.chat_template={root}", r"chat template is not there"),
+    "a broken template": ("model.chat_template={root}/broken.jinja", r"template cannot be rendered\n.*broken"),
+    "a template of texts alone": ("model.chat_template={root}/other.jinja", r"template cannot be rendered\n.*other"),
+    "a template without marks": ("model.chat_template={root}/unmarked.jinja", r"does not mark what the assistant says"),
+    "a template of another encoding": ("model.chat_template={root}/latin.jinja", r"template is not UTF-8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, message", SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_cannot_be_are_refused(root, change, message):
+    run = make_chat_run(root).override([change.format(root=root)])
+    with pytest.raises(UserError, match=message) as found:
+        processor = family_of(run).processor(run, open_corpus(run))
+        family_of(run).config(run, processor)
+    assert "\n  got:" in str(found.value)
+
+
+def test_media_that_the_model_does_not_read_are_left_out_and_said(root):
+    """Their placeholders would stand in the text, and nothing for them."""
+    run = make_chat_run(root).override(["model.audio_tower=null"])
+    (reader,) = (readers := open_corpus(run))["chat"]
+    processor = family_of(run).processor(run, readers)
+    wanted = Wanted(conversation_tokens=processor.conversation_tokens)
+    reasons = []
+    for row in range(4):  # of which 1 and 3 have audio in them
+        try:
+            reasons.append(decode(reader.read(row), run.tasks[0].views, wanted=wanted) and None)
+        except BadSample as bad:
+            reasons.append(str(bad))
+    assert reasons == [None, "media not read: audio; the model reads image, video"] * 2
+    conversation = decode(reader.read(1), run.tasks[0].views)["messages"]
+    for asked in (conversation, [conversation]):
+        with pytest.raises(UserError, match="does not read this kind of media: audio"):
+            processor.apply_chat_template(asked, tokenize=True, return_dict=True)
