@@ -1,6 +1,7 @@
 """Which size of expert groups is best: every size that is possible, by time, memory and communication."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from imp_ds.config import RunConfig
 from imp_ds.costs import is_of_experts
@@ -38,11 +39,14 @@ class Case:
 
     def memory(self, ep_size: int, stage: int) -> Memory:
         """Of a rank, in the task that keeps most."""
-        experts = sum(n for name, n in self.sizes.items() if is_of_experts(name))
-        rest, checkpointing = sum(self.sizes.values()) - experts, self.run.train.gradient_checkpointing
+        every, trained = _kinds(self.sizes), None
+        if (patterns := self.run.train.trainable) is not None:
+            names = [name for name in self.sizes if any(fnmatchcase(name, pattern) for pattern in patterns)]
+            trained = _kinds({name: self.sizes[name] for name in names})
+        checkpointing = self.run.train.gradient_checkpointing
         size = VALUE_BYTES[self.precision]
         most = max(self.cost.activation_bytes(task, self.world, size, checkpointing) for task in self.run.tasks)
-        return memory_of_rank(rest, experts, stage, self.world, ep_size, self.precision, most)
+        return memory_of_rank(*every, stage, self.world, ep_size, self.precision, most, trained)
 
     def times(self, ep_size: int, stage: int) -> list[TaskTime]:
         """Of each task, in the run's order."""
@@ -94,3 +98,9 @@ def _against(chosen: Choice, other: Choice) -> str:
         f"{1e3 * reduce:+,.2f} ms on gradients and weights, {1e3 * (chosen.seconds - other.seconds):+,.2f} ms in all, "
         f"and a rank holds {(chosen.memory - other.memory) / GIB:+,.2f} GiB"
     )
+
+
+def _kinds(sizes: dict[str, int]) -> tuple[int, int]:
+    """Parameters that are no experts, and those that are."""
+    experts = sum(n for name, n in sizes.items() if is_of_experts(name))
+    return sum(sizes.values()) - experts, experts

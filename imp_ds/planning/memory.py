@@ -33,24 +33,35 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
 
-def memory_of_rank(rest: int, experts: int, stage: int, world: int, ep_size: int, precision: str, activations: float) -> Memory:
+def memory_of_rank(
+    rest: int, experts: int, stage: int, world: int, ep_size: int, precision: str, activations: float,
+    trained: tuple[int, int] | None = None,
+) -> Memory:  # fmt: skip
     """Bytes of one rank, from all parameters that are no experts and all that are. ZeRO 1 shares the optimizer's states among
     replicas, 2 also gradients, 3 also weights; what is not an expert has `world` replicas, an expert world / ep_size. float32
-    stands for training on a CPU, bf16 on a GPU, as the shipped configurations have it."""
-    own_experts = experts / ep_size
-    full = rest + own_experts
-    shared = rest / world + own_experts / (world / ep_size)
+    stands for training on a CPU, bf16 on a GPU, as the shipped configurations have it.
+
+    trained: how many of both have gradients and states; None: all.
+    """
+
+    def held(rest: int, experts: int) -> tuple[float, float]:
+        """Of so many parameters those of a rank: unsharded, and its share of them."""
+        own = experts / ep_size
+        return rest + own, rest / world + own / (world / ep_size)
+
+    full, shared = held(rest, experts)
+    trained_full, trained_shared = held(*((rest, experts) if trained is None else trained))
     weights, gradients, optimizer = PRECISIONS[precision]
     if precision == "float32":
-        bucket = min(BUCKET, full)
+        bucket = min(BUCKET, trained_full)
     else:
         bucket = BUCKET if stage == 3 else OVERLAPPING
     gathered = min(LIVE, full) if stage == 3 else 0
     return Memory(
         stage,
         weights * (shared if stage >= 3 else full),
-        gradients * (shared if stage >= 2 else full),
-        optimizer * (shared if stage >= 1 else full),
+        gradients * (trained_shared if stage >= 2 else trained_full),
+        optimizer * (trained_shared if stage >= 1 else trained_full),
         (bucket + gathered) * weights if stage >= 1 else 0.0,
         activations,
     )

@@ -73,6 +73,11 @@ def test_memory_of_the_zero_stages():
     totals = [memory_of_rank(100, 800, stage, 1, 1, "float32", 0.0).total for stage in range(4)]
     assert totals == [900 * 20, 900 * 24, 900 * 24, 900 * 28]
 
+    # 20 dense and 80 expert parameters are trained: a rank has 20 + 20 of them, a shared part is 20 / 8 + 20 / 2 = 12.5
+    frozen = [memory_of_rank(100, 800, stage, 8, 4, "bf16", 0.0, (20, 80)) for stage in range(4)]
+    assert [(m.weights, m.gradients, m.optimizer) for m in frozen] == [(600, 160, 480), (600, 160, 150), (600, 50, 150),
+                                                                       (225, 50, 150)]  # fmt: skip
+
 
 def test_activations_fall_with_ranks_micro_batches_and_checkpointing():
     run = get_recipe("imp_b")
