@@ -24,7 +24,7 @@ from imp_ds.tasks import Source, Task
 
 LANGUAGE_MODEL = {
     "model_type": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
-    "num_key_value_heads": 6, "max_position_embeddings": 256,
+    "num_key_value_heads": 6, "max_position_embeddings": 256, "initializer_range": 0.08,
 }  # fmt: skip
 # of pictures and of 8 frames of a video, whose tokens are averaged
 VISION = {
@@ -102,7 +102,7 @@ def talk_real() -> RunConfig:
         tasks=tasks(),
         evaluations=evaluations(),
         train=TrainSettings(steps=6000, schedule="sampling", log_every=100, eval_every=2000, save_every=1000),
-        optimizer=OptimizerSettings(peak_rate=3e-4, warmup_rate=1e-6, warmup_steps=200, final_rate=1e-5, weight_decay=0.05),
+        optimizer=OptimizerSettings(peak_rate=1e-3, warmup_rate=1e-6, warmup_steps=200, final_rate=1e-5, weight_decay=0.05),
     )  # fmt: skip
 
 
