@@ -55,7 +55,9 @@ def chat(
     image: Annotated[list[Path], typer.Option("--image", help="file of an image; repeatable")] = [],
     video: Annotated[list[Path], typer.Option("--video", help="file of a video; repeatable")] = [],
     audio: Annotated[list[Path], typer.Option("--audio", help="file of a recording; repeatable")] = [],
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="most tokens of an answer")] = 256,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max_new_tokens", min=1, help="of an answer; default: 256, or what there is room for")
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0: the likeliest answer; else drawn")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="of what is drawn")] = 0,
 ):

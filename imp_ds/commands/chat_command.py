@@ -24,16 +24,17 @@ _HELP = f"{', '.join(f'/{kind} FILE' for kind in KINDS)}: of the next question; 
 
 
 class Sampling(NamedTuple):
-    """temperature 0: the likeliest token each time; seed: of what is drawn else."""
+    """max_new_tokens: None: as many as the model has positions for, 256 at most; temperature 0: the likeliest token each time;
+    seed: of what is drawn else."""
 
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     seed: int = 0
 
     def how(self) -> dict:
         """As `generate` takes it."""
         drawn = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        return {"max_new_tokens": self.max_new_tokens, **drawn}
+        return drawn if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens, **drawn}
 
 
 def chat(model_path: Path, question: str | None, media: list[tuple[str, Path]], sampling: Sampling = Sampling()) -> list[str]:

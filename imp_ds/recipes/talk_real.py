@@ -12,6 +12,9 @@ None of the data are conversations: each source makes them of its own columns (`
 
 Towers begin with fresh weights, as the language model does; `--set model.image_tower=MODEL --set model.video_tower=MODEL` takes
 an exported model in their place, such as that of `real_small`.
+
+Hardware: two CPU cores. It has not been trained to its end: what the first 220 steps reach, in three minutes, is in
+benchmarks/results/talk_real.md.
 """
 
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings

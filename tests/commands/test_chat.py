@@ -99,6 +99,22 @@ def test_drawn_answers_are_those_of_the_seed(exported):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_an_answer_may_be_as_long_as_the_model_has_room_for(exported):
+    """128 positions, fewer than the 256 tokens of an answer elsewhere; a prompt that leaves no room is refused."""
+    folder, model, processor = exported
+    (answer,) = chat(folder, "is it even?", [])
+    inputs = processor.apply_chat_template(
+        [[{"role": "user", "content": [text("is it even?")]}]], tokenize=True, return_dict=True, add_generation_prompt=True,
+        processor_kwargs={"return_tensors": "pt"},
+    )  # fmt: skip
+    with torch.no_grad():
+        ids = model.uni_moe.generate(**inputs, do_sample=False, max_length=128)
+    length = inputs["input_ids"].shape[1]
+    assert answer == processor.tokenizer.decode(ids[0, length:], skip_special_tokens=True).strip()
+    with pytest.raises(UserError, match="longer than the language model reads(.|\n)*1 for the answer"):
+        chat(folder, "which digit is this? " * 30, [])
+
+
 def test_what_cannot_be_asked_is_one_message(exported, digits_corpus, tmp_path):
     folder = exported[0]
     root = folder.parent

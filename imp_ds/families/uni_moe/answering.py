@@ -23,6 +23,12 @@ def prompt_inputs(processor: UniMoeProcessor, conversations: list[list[dict]]) -
     )
 
 
+def room_for_answer(model: UniMoeForTraining, inputs: BatchFeature, most: int = 256) -> int:
+    """How many tokens the language model has positions for behind its prompt: from 1 to `most`."""
+    positions = getattr(model.config.text_config, "max_position_embeddings", None)
+    return most if positions is None else max(1, min(most, positions - inputs["input_ids"].shape[1]))
+
+
 def check_room(model: UniMoeForTraining, inputs: BatchFeature, max_new_tokens: int) -> None:
     """Raise UserError where prompt and answer are longer than the language model's positions."""
     length, most = inputs["input_ids"].shape[1], getattr(model.config.text_config, "max_position_embeddings", None)

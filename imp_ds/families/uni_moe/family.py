@@ -8,7 +8,7 @@ from transformers.utils import logging as transformers_logging
 from imp_ds import foreign_code
 from imp_ds.families import register_family
 from imp_ds.families.family import ModelFamily
-from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs
+from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs, room_for_answer
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
@@ -65,6 +65,7 @@ class UniMoeFamily(ModelFamily):
 
     def answer(self, model, processor, conversation, **how):
         inputs = prompt_inputs(processor, [conversation])
+        how = {"max_new_tokens": room_for_answer(model, inputs)} | how
         check_room(model, inputs, how["max_new_tokens"])
         return generate(model, processor, inputs, **how)[0]
 
