@@ -1,10 +1,10 @@
-"""A training step of a language model with experts, beside transformers' own model with the same weights in plain PyTorch.
+"""A training step of a language model, with experts and dense, beside transformers' own with the same weights in plain PyTorch.
 
-    python benchmarks/language_step.py [--steps 5] [--folder DIR] [--out benchmarks/results/language_step.md]
+    python benchmarks/language_step.py [--base mixtral] [--steps 5] [--folder DIR] [--out benchmarks/results/language_step.md]
 
-A Mixtral of some 90 M parameters with a vocabulary of 32,000, float32, AdamW, 1,024 tokens in a step, one process of one thread.
-Ours is the engine at ZeRO 0, with our experts and the loss in chunks. Each in a process of its own; needs 4 GB of memory, 400 MB
-in --folder, and three minutes.
+A Mixtral of some 90 M parameters, and a Llama of the same sizes, with a vocabulary of 32,000, float32, AdamW, 1,024 tokens in a
+step, one process of one thread. Ours is the engine at ZeRO 0, with our experts and the loss in chunks. Each in a process of its
+own; needs 4 GB of memory, 400 MB in --folder, and five minutes.
 """
 
 import argparse
@@ -25,11 +25,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES, LENGTH, VOCABULARY, THREADS = 4, 256, 32000, 1
 MODES = ("imp_ds", "transformers")
+BASES = ("mixtral", "llama")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="steps that count, after a first one")
+    parser.add_argument("--base", choices=BASES, action="append", help="repeatable; default: both")
     parser.add_argument("--folder", type=Path, help="where the model is written")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
@@ -37,25 +39,28 @@ def main() -> None:
     if options.mode:
         measure(options)
         return
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        parameters = write_model(Path(folder))
-        found = {mode: launch(mode, options.steps, Path(folder)) for mode in MODES}
+    found, parameters = {}, {}
+    for base in options.base or BASES:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            parameters[base] = write_model(base, Path(folder))
+            found |= {(base, mode): launch(mode, options.steps, Path(folder)) for mode in MODES}
     text = table(found, parameters, options.steps)
     print(text)
     if options.out:
         options.out.write_text(text)
 
 
-def write_model(folder: Path) -> int:
+def write_model(base: str, folder: Path) -> int:
     import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=8, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=512,
+    experts = dict(num_local_experts=4, num_experts_per_tok=2) if base == "mixtral" else {}
+    config = AutoConfig.for_model(
+        base, vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=8, max_position_embeddings=512, **experts,
     )  # fmt: skip
-    model = MixtralForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder / "model")
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -138,15 +143,15 @@ def memory(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
 
 
-def table(found: dict[str, dict], parameters: int, steps: int) -> str:
+def table(found: dict[tuple[str, str], dict], parameters: dict[str, int], steps: int) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "transformers"))
     load = os.getloadavg()[2]
     lines = [
-        "# A training step of a language model with experts",
+        "# A training step of a language model, with experts and dense",
         "",
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, one process of one thread, float32; Python",
         f"{platform.python_version()}, {versions}. Load of the machine in the last 15 minutes: {load:.1f}.",
-        f"A Mixtral of {parameters / 1e6:.0f} M parameters, 4 experts, 2 of a token, vocabulary {VOCABULARY:,}; {SAMPLES}",
+        f"A Mixtral with 4 experts, 2 of a token, and a Llama of the same sizes, vocabulary {VOCABULARY:,}; {SAMPLES}",
         f"samples of {LENGTH} tokens; medians of {steps} steps after a first one.",
         "`python benchmarks/language_step.py` makes this file.",
         "",
@@ -154,15 +159,16 @@ def table(found: dict[str, dict], parameters: int, steps: int) -> str:
         "loss and experts in plain PyTorch with AdamW; the same weights and batches. Seconds are those of the processor, which",
         "others used at the same time. Held: MB of the process between steps, with moments; peak: in a step.",
         "",
-        "| | tokens/s | step, s | held | peak | above what is held | loss of the first and the last step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| | parameters | | tokens/s | step, s | held | peak | above what is held | loss of the first and the last step |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for mode, row in found.items():
+    for (base, mode), row in found.items():
         seconds = statistics.median(row["busy"])
         losses = f"{row['losses'][0]:.4f}, {row['losses'][-1]:.4f}"
         above = row["peak"] - row["held"]
         speed = f"{SAMPLES * LENGTH / seconds:.0f} | {seconds:.2f}"
-        lines.append(f"| {mode} | {speed} | {row['held']:.0f} | {row['peak']:.0f} | {above:.0f} | {losses} |")
+        size = f"{parameters[base] / 1e6:.0f} M"
+        lines.append(f"| {base} | {size} | {mode} | {speed} | {row['held']:.0f} | {row['peak']:.0f} | {above:.0f} | {losses} |")
     return "\n".join(lines) + "\n"
 
 
