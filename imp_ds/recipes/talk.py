@@ -1,7 +1,7 @@
 """The recipes `talk_language` and `talk`: a language model of experts that is asked about images, videos and speech.
 
     imp_ds corpus talk data/talk
-    imp_ds train talk_language && imp_ds export runs/talk_language runs/talk_language/model
+    deepspeed --num_gpus 2 --module imp_ds train talk_language && imp_ds export runs/talk_language runs/talk_language/model
     deepspeed --num_gpus 2 --module imp_ds train talk
 
 `talk_language` trains a small language model on the text of the corpus alone. `talk` puts it behind the encoder that the
@@ -26,7 +26,7 @@ LANGUAGE = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "max_position_embeddings": 512, "initializer_range": 0.08,
 }  # fmt: skip
-TEXT = {"arithmetic": 1.0, "description": 2.0}
+TEXT = {"arithmetic": 1.0, "description": 1.0}
 # task -> how often it is drawn, against the others
 MEDIA = {
     "image_question": 1.0, "video_question": 1.0, "speech_question": 1.0, "spoken_question_image": 2.5,
@@ -68,7 +68,7 @@ def talk_language() -> RunConfig:
         data=DataSettings(root="data/talk", vocab_size=512),
         tasks=_tasks(TEXT),
         evaluations=_evaluations(TEXT),
-        train=TrainSettings(steps=1500, schedule="sampling", log_every=100, eval_every=0, save_every=0),
+        train=TrainSettings(steps=1000, schedule="sampling", log_every=100, eval_every=0, save_every=0),
         optimizer=OptimizerSettings(peak_rate=2e-3, warmup_steps=50, weight_decay=0.05, betas=(0.9, 0.98)),
     )
 
@@ -83,7 +83,7 @@ def talk() -> RunConfig:
             num_experts=4, moe_layers="every:2",
         ),
         data=DataSettings(root="data/talk", messages=MessagesSettings(feature_cache_gb=2.0)),
-        tasks=_tasks(MEDIA | {name: weight / 4 for name, weight in TEXT.items()}),
+        tasks=_tasks(MEDIA | TEXT),
         evaluations=_evaluations(MEDIA | TEXT),
         train=TrainSettings(
             steps=2400, schedule="sampling", log_every=100, eval_every=0, save_every=800,
