@@ -174,7 +174,7 @@ def test_plan_refuses_what_cannot_be_trained():
         plan(get_recipe("digits"), 1, 1, "float32", profile=h200())
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "talk"])  # whose parts are other runs' models
 def test_every_plan_is_shown(name):
     out = io.StringIO()
     show(plan(get_recipe(name), 1, 1), Console(file=out, width=150))
