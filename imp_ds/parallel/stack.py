@@ -1,25 +1,23 @@
-"""Where another thread stands, without holding its frames.
+"""Where another thread stands.
 
-A frame object that a thread takes from another (sys._current_frames) keeps that frame's variables alive after the function has
-returned. In a backward pass of ZeRO 3 these are gradient accumulators of partitioned parameters, whose shape is [0]; one that
-lives on until the next forward makes its backward fail with "returned an invalid gradient ... expected shape compatible with
-[0]". faulthandler reads the stack in one piece and takes no frame.
+A frame that is taken from another thread keeps its variables alive after its function has returned. In a backward pass of ZeRO 3
+these are gradient accumulators of partitioned parameters, whose shape is [0]; one that lives on until the next forward makes its
+backward fail with "returned an invalid gradient ... expected shape compatible with [0]". So frames are let go at once, and nobody
+looks at a thread that has just made progress. (faulthandler, which takes no frames, crashes now and then: it reads threads that
+are being made, as those of a backward pass are.)
 """
 
-import faulthandler
 import os
-import re
 import sys
+from types import FrameType
 from typing import NamedTuple
-
-_LINE = re.compile(r'^  File "(?P<path>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.*)$', re.MULTILINE)
 
 
 class Place(NamedTuple):
     """A line of a stack."""
 
     path: str
-    line: str  # "???" where it is not known
+    line: int
     function: str
 
     def __str__(self) -> str:
@@ -27,19 +25,13 @@ class Place(NamedTuple):
 
 
 def stack_of(thread: int) -> list[Place]:
-    """The stack of a thread by its identity (threading.get_ident), innermost first; empty when the thread is gone or the
-    process has more than 100 threads of Python, of which faulthandler shows the newest."""
-    file = os.memfd_create("stack") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-    try:
-        faulthandler.dump_traceback(file, all_threads=True)
-        text = os.pread(file, os.lseek(file, 0, os.SEEK_CUR), 0).decode(errors="replace")
-    finally:
-        os.close(file)
-    for part in text.split("\n\n"):
-        heading = re.match(r"\s*(?:Current thread|Thread) (0x[0-9a-f]+)", part)
-        if heading and int(heading[1], 16) == thread:
-            return [Place(*found.groups()) for found in _LINE.finditer(part)]
-    return []
+    """The stack of a thread by its identity (threading.get_ident), innermost first; empty when the thread is gone."""
+    frame, found = sys._current_frames().get(thread), []
+    # a frame that ends while it is looked at may be gone, and its place hold anything else
+    while isinstance(frame, FrameType):
+        found.append(Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return found
 
 
 def waits_for(thread: int) -> str | None:
@@ -57,6 +49,6 @@ def waits_for(thread: int) -> str | None:
 def _variable(thread: int, place: Place, name: str):
     """A variable of the function at that place, if it still runs."""
     frame = sys._current_frames().get(thread)
-    while frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) != (place.path, place.function):
+    while isinstance(frame, FrameType) and (frame.f_code.co_filename, frame.f_code.co_name) != (place.path, place.function):
         frame = frame.f_back
-    return frame and frame.f_locals.get(name)
+    return frame.f_locals.get(name) if isinstance(frame, FrameType) else None

@@ -43,6 +43,7 @@ _CONNECT_S = 60.0  # until all ranks have a connection
 _GRACE_S = 0.5  # between the first sign of an end and the diagnosis: the cause may arrive after its effects
 _BROKEN_S = 10.0  # the same while all that is known is that connections broke
 _LINGER_S = 2.0  # for the last message
+_LOOK_S = 1.0  # without progress before it is looked where training is (`imp_ds.parallel.stack`)
 _LOG_WAIT_S = 10.0  # a wait for a lock or a compiler is logged after so long
 _WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/imp_ds/parallel/")  # code in which one waits for other ranks
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -66,6 +67,7 @@ class Watchdog:
     def __init__(self, timeout_s: float, *, start_timeout_s: float = 1800.0, interval_s: float = 1.0):
         self.timeout_s, self.start_timeout_s, self.interval_s = timeout_s, start_timeout_s, interval_s
         self._quiet_s = 10 * interval_s
+        self._look_s = min(_LOOK_S, timeout_s / 4)
         self._clock, self._ran = 0.0, time.monotonic()
         self._failure, self._effect, self._is_user_error, self._done = None, False, False, False
         self._diagnosed = threading.Event()
@@ -139,7 +141,8 @@ class Watchdog:
     def _report(self) -> dict:
         """Where our main thread stands."""
         step, phase, allowed_s, since = self._progress
-        stack, location = stack_of(self._main), ""
+        still_s, location = self._clock - since, ""
+        stack = stack_of(self._main) if still_s > self._look_s else []
         if stack:
             location = str(next((place for place in stack if place.path.startswith(_PACKAGE)), stack[0]))
             waits = waits_for(self._main)
@@ -149,7 +152,7 @@ class Watchdog:
                     _log(f"rank {rank()} waits for {waits}\n")
             location += f", waits for {waits}" if waits else ""
         return dict(
-            step=step, phase=phase, allowed_s=allowed_s, still_s=self._clock - since, location=location, failure=self._failure,
+            step=step, phase=phase, allowed_s=allowed_s, still_s=still_s, location=location, failure=self._failure,
             effect=self._effect, is_user_error=self._is_user_error, done=self._done,
             waiting=any(part in stack[0].path for part in _WAITING) if stack else False,
         )  # fmt: skip

@@ -47,7 +47,7 @@ def test_variables_of_the_thread_end_with_its_function():
     assert references[0]() is not None and kept[0]
     go_on.set()
     thread.join(10)
-    assert references[0]() is None  # with sys._current_frames it lives as long as `kept`
+    assert references[0]() is None  # with a frame of it, it would live as long as `kept`
 
 
 def test_a_lock_that_is_waited_for_is_named(tmp_path):

@@ -43,7 +43,7 @@ def test_a_rank_that_is_killed(culprit, tmp_path):
     assert end.codes == expected, str(end)
     output = the_message(end)
     assert f"error: rank {culprit} (process " in output and ") died" in output and "Traceback" not in output
-    assert f"step {BAD_STEP}, training, at " in output
+    assert f"step {BAD_STEP}, training" in output  # where in it is known of a rank that has stood still for a second
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
