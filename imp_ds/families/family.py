@@ -90,7 +90,7 @@ class ModelFamily(ABC):
         return empty_module(self.Model, config)
 
     def load_parts(self, run, model: TrainModule) -> tuple[list[str], dict[str, tuple[Path, str]]]:
-        """Copy into a fresh model what its settings take from elsewhere, of which `train.init_from` may replace all: by default
+        """Copy into a fresh model what its settings take from elsewhere, where the run has no `train.init_from`: by default
         nothing. Returns as `load_initial`. Raises UserError."""
         return [], {}
 

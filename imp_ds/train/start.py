@@ -214,12 +214,13 @@ def _build(
 
 
 def _load_initial(run: RunConfig, model: TrainModule, processor, said: list[str]) -> dict[str, tuple[Path, str]]:
-    """Load the parts that the settings of the model name, and `train.init_from`; returns what came from where. said: lines that
-    report what was loaded before."""
+    """Load `train.init_from`, or where there is none the parts that the settings of the model name; returns what came from where.
+    said: lines that report what was loaded before."""
     family = family_of(run)
-    lines, sources = on_main(lambda: family.load_parts(run, model), "a part of the model cannot be loaded", every_rank=True)
-    said = said + lines
-    if run.train.init_from is not None:
+    if run.train.init_from is None:
+        lines, sources = on_main(lambda: family.load_parts(run, model), "a part of the model cannot be loaded", every_rank=True)
+        said = said + lines
+    else:
         load = lambda: family.load_initial(model, Path(run.train.init_from), processor)  # noqa: E731
         said, sources = on_main(load, "train.init_from cannot be loaded", every_rank=True)
     if is_main() and said:

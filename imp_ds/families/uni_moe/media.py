@@ -13,7 +13,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor, g
 
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
-from imp_ds.families.uni_moe.parts import part_config
+from imp_ds.families.uni_moe.parts import Part, part_config
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
@@ -21,7 +21,6 @@ from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.models.uni_moe.media_processors import audio_inputs, image_inputs, video_inputs
 
-Part = str | dict[str, Any]
 _PICTURE = 32  # pixels of a picture that shapes are found with
 
 

@@ -1,6 +1,7 @@
 """The parts that a model is put together from: folders of models, or configurations alone."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -8,11 +9,12 @@ import imp_ds.models.imp  # noqa: F401  whose configuration AutoConfig then know
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
 
+Part = str | dict[str, Any]  # a folder, or a configuration
 LANGUAGE_MODEL = "model.language_model"  # the field of that part
 _ALLOWED = 'a folder of a model, or its configuration: {"model_type": "llama", ...}'
 
 
-def part_config(part: str | dict, field: str) -> PreTrainedConfig:
+def part_config(part: Part, field: str) -> PreTrainedConfig:
     """The configuration of a part; of a model of several parts that of its language model, where it is asked for, or of its
     encoder of images. field: names it in messages. Raises UserError for a folder that holds none, and for an unknown
     model_type."""
@@ -30,7 +32,7 @@ def part_config(part: str | dict, field: str) -> PreTrainedConfig:
     return getattr(config, within, config)
 
 
-def language_config(part: str | dict) -> PreTrainedConfig:
+def language_config(part: Part) -> PreTrainedConfig:
     """The configuration of a language model. Raises UserError as `part_config`, and for a model of another kind."""
     config = part_config(part, LANGUAGE_MODEL)
     if type(config) not in AutoModelForCausalLM._model_mapping:

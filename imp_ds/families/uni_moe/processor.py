@@ -33,7 +33,7 @@ def build_processor(run, readers: dict) -> UniMoeProcessor:
 def _tokenizer(run, readers: dict) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer and its chat template."""
     folder = run.model.language_model
-    language_config(folder)  # what is no model has no tokenizer either
+    text = language_config(folder)  # what is no model has no tokenizer either
     name = run.data.tokenizer or (folder if isinstance(folder, str) else None)
     if name is None:
         tokenizer = train_tokenizer(all_captions(readers), run.data.vocab_size, seed=run.data.seed)
@@ -44,10 +44,7 @@ def _tokenizer(run, readers: dict) -> tuple[PreTrainedTokenizerBase, str]:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [TURN, END], "eos_token": END}, replace_extra_special_tokens=False
         )
-        if (
-            isinstance(folder, str)
-            and max(tokenizer.convert_tokens_to_ids([TURN, END])) >= run.model.to_config(0, []).text_config.vocab_size
-        ):
+        if isinstance(folder, str) and max(tokenizer.convert_tokens_to_ids([TURN, END])) >= text.vocab_size:
             fix = "set model.chat_template to a file that does with the tokens of this model"
             raise UserError("the language model has no tokens for the marks of turns", got=folder, fix=fix)
     return tokenizer, template

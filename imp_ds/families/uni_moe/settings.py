@@ -1,20 +1,18 @@
 """The settings of Uni-MoE in a recipe: which parts it is put together from, and where experts stand."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
 from imp_ds.families.uni_moe.media import MediaParts, media_parts
-from imp_ds.families.uni_moe.parts import language_config, part_config
+from imp_ds.families.uni_moe.parts import Part, language_config, part_config
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
 from imp_ds.objectives.objective import ModelObjective
 from imp_ds.records import Record
 from imp_ds.tasks import Task
-
-Part = str | dict[str, Any]
 
 
 class ConnectorSettings(Record):

@@ -8,12 +8,11 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from imp_ds.families.train_module import StepOutput, TrainModule
+from imp_ds.models.uni_moe.chunked_loss import NO_LOSS
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
 from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.router_losses import router_losses
 from imp_ds.models.uni_moe.towers import INPUTS
-
-NO_LOSS = -100
 
 
 class UniMoeForTraining(PreTrainedModel, TrainModule):

@@ -170,8 +170,8 @@ class UniMoeProcessor(ProcessorMixin):
         if unread := [kind for kind in _kinds(sample) if kind not in self.media_tokens]:
             raise BadSample("media not read", f"{unread[0]}; the model reads {', '.join(self.media_tokens) or 'text alone'}")
         ids = self.tokenizer(self.apply_chat_template(sample), add_special_tokens=False)["input_ids"]
-        media = [part for message in sample if not isinstance(message["content"], str) for part in message["content"]]
-        more = sum(self._count(part) * self.media_tokens.get(part["type"], 1) - 1 for part in media if part["type"] in MEDIA)
+        media = [part for part in _parts(sample) if part["type"] in MEDIA]
+        more = sum(self._count(part) * self.media_tokens[part["type"]] - 1 for part in media)
         return len(ids) + more
 
     def _count(self, part: dict) -> int:
@@ -194,10 +194,15 @@ class UniMoeProcessor(ProcessorMixin):
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, **media}
 
 
+def _parts(turns: list[dict]) -> list[dict]:
+    """The content parts of a conversation."""
+    return [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
+
+
 def _kinds(turns: list[dict]) -> list[str]:
     """The kinds of media in a conversation."""
-    parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
-    return [kind for kind in MEDIA if any(part["type"] == kind for part in parts)]
+    found = {part["type"] for part in _parts(turns)}
+    return [kind for kind in MEDIA if kind in found]
 
 
 def _flat(media) -> list:
