@@ -26,12 +26,12 @@ LANGUAGE = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "max_position_embeddings": 512, "initializer_range": 0.08,
 }  # fmt: skip
-TEXT = {"arithmetic": 1.0, "description": 1.0}
+TEXT = {"arithmetic": 1.5, "description": 0.5}
 # task -> how often it is drawn, against the others
 MEDIA = {
-    "image_question": 1.0, "video_question": 1.0, "speech_question": 1.0, "spoken_question_image": 2.5,
-    "spoken_question_video": 1.5, "digit_sum": 1.5, "digit_agreement": 1.0, "several_digits": 1.0, "follow_up": 1.0,
-    "transcript": 2.0,
+    "image_question": 1.0, "video_question": 1.0, "speech_question": 1.0, "spoken_question_image": 2.75,
+    "spoken_question_video": 1.5, "digit_sum": 1.25, "digit_agreement": 1.0, "several_digits": 0.75, "follow_up": 1.0,
+    "transcript": 1.75,
 }  # fmt: skip
 VIEW = Views(messages=MessagesView(length=192, frames=8))
 ASKED = 300  # questions of each task that an evaluation asks
@@ -86,7 +86,7 @@ def talk() -> RunConfig:
         tasks=_tasks(MEDIA | TEXT),
         evaluations=_evaluations(MEDIA | TEXT),
         train=TrainSettings(
-            steps=2400, schedule="sampling", log_every=100, eval_every=0, save_every=800,
+            steps=2000, schedule="sampling", log_every=100, eval_every=0, save_every=1000,
             trainable=["uni_moe.connectors.*", "uni_moe.language_model.*"],
         ),
         optimizer=OptimizerSettings(peak_rate=2e-3, warmup_steps=100, weight_decay=0.05, betas=(0.9, 0.98)),

@@ -33,12 +33,35 @@ _ADD = (
     "how much is {} and {}",
 )
 _SUBTRACT = ("what is {} minus {}", "{} minus {}", "what is left of {} without {}", "how much is {} less {}")
-_MORE = ("is {} larger than {}", "is {} more than {}", "is {} above {}")
-_LESS = ("is {} smaller than {}", "is {} less than {}", "is {} below {}")
+_MORE = ("is {} larger than {}", "is {} more than {}", "is {} above {}", "is {} greater than {}", "is {} higher than {}")
+_LESS = ("is {} smaller than {}", "is {} less than {}", "is {} below {}", "is {} under {}", "is {} lower than {}")
 _LARGER = ("which is larger, {} or {}", "what is more, {} or {}", "name the larger of {} and {}")
-_EVEN = ("is {} even", "is the number {} even", "is {} an even number", "is the digit {} even")
-_NEXT = ("what comes next after {}", "what is one more than {}", "add one to {}", "which number follows {}")
-_BEFORE = ("what comes before {}", "what is one less than {}", "which number precedes {}")
+_EVEN = (
+    "is {} even",
+    "is the number {} even",
+    "is {} an even number",
+    "is the digit {} even",
+    "does two divide {}",
+    "is {} a multiple of two",
+)
+_NEXT = (
+    "what comes next after {}",
+    "what is one more than {}",
+    "add one to {}",
+    "which number follows {}",
+    "count on from {}",
+    "what comes after {}",
+    "name the number after {}",
+)
+_BEFORE = (
+    "what comes before {}",
+    "what is one less than {}",
+    "which number precedes {}",
+    "take one from {}",
+    "count back from {}",
+    "name the number before {}",
+    "what comes just before {}",
+)
 _IMAGES = ("the picture shows the digit {}.", "here is a written {}.", "somebody wrote the number {}.")
 _SPEECH = ("the voice says {}.", "the spoken digit is {}.", "somebody says the word {}.")
 _VIDEOS = ("the video shows the digit {} moving {}.", "the digit {} moves {}.")

@@ -52,8 +52,8 @@ def test_counts(talk_corpus):
         assert fact["rows"] == {split: len(rows(talk_corpus, task, split)) for split in SPLITS}
         if task in COUNTS:
             assert tuple(fact["rows"].values()) == COUNTS[task]
-    # 100 sums in 6 wordings, 55 differences in 4, 90 pairs in 3 + 3 + 3, parity of 20 in 4, 19 and 19 neighbours in 4 and 3
-    assert sum(facts["arithmetic"]["rows"].values()) == 600 + 220 + 810 + 80 + 76 + 57
+    # 100 sums in 6 wordings, 55 differences in 4, 90 pairs in 5 + 5 + 3, parity of 20 in 6, 19 and 19 neighbours in 7 and 7
+    assert sum(facts["arithmetic"]["rows"].values()) == 600 + 220 + 1170 + 120 + 133 + 133
 
 
 def test_every_row_names_its_media_in_order_and_turns_alternate(talk_corpus, known):
