@@ -41,7 +41,7 @@ _EVEN = (
     "is the number {} even",
     "is {} an even number",
     "is the digit {} even",
-    "does two divide {}",
+    "is {} divisible by two",
     "is {} a multiple of two",
 )
 _NEXT = (
