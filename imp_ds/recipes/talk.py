@@ -26,11 +26,11 @@ LANGUAGE = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "max_position_embeddings": 512, "initializer_range": 0.08,
 }  # fmt: skip
-TEXT = {"arithmetic": 1.5, "description": 0.5}
+TEXT = {"arithmetic": 1.5, "description": 0.75}
 # task -> how often it is drawn, against the others
 MEDIA = {
     "image_question": 1.0, "video_question": 1.0, "speech_question": 1.0, "spoken_question_image": 2.75,
-    "spoken_question_video": 1.5, "digit_sum": 1.25, "digit_agreement": 1.0, "several_digits": 0.75, "follow_up": 1.0,
+    "spoken_question_video": 1.5, "digit_sum": 1.25, "digit_agreement": 1.0, "several_digits": 0.5, "follow_up": 1.0,
     "transcript": 1.75,
 }  # fmt: skip
 VIEW = Views(messages=MessagesView(length=192, frames=8))
