@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 FLOAT32 = 4
-_OF_EXPERTS = re.compile(r"(^|\.)experts\.w\d?$")
+_OF_EXPERTS = re.compile(r"(^|\.)experts\.(lora\.)?w\d?(\.[AB])?$")
 
 
 def is_of_experts(name: str) -> bool:
-    """Whether a parameter of that name is a stack of experts' weights, as layers of `imp_ds.moe` call them."""
+    """Whether a parameter of that name is a stack of experts' weights, or of low-rank changes of them, as layers of `imp_ds.moe`
+    call them."""
     return _OF_EXPERTS.search(name) is not None
 
 

@@ -37,9 +37,10 @@ def export(
     run_dir, out = Path(run_dir), Path(out)
     with staged_folder(out, "export") as staging:
         trained = open_run(run_dir, step)
-        model = trained.load_model(report).eval()
+        family = family_of(trained.run)
+        model = family.finished(trained.load_model(report).eval())
         if merge_tasks is not None:
-            model = family_of(trained.run).merge(model, merge_tasks or None)
+            model = family.merge(model, merge_tasks or None)
         _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor)
     return out
 

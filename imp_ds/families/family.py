@@ -107,11 +107,15 @@ class ModelFamily(ABC):
     def load_initial(
         self, model: TrainModule, folder: Path, processor: ProcessorMixin
     ) -> tuple[list[str], dict[str, tuple[Path, str]]]:
-        """Copy the weights of an exported model into a fresh one: all of them, by default, must be there. Returns lines that
-        report what was loaded, and for each parameter that was the file and the key there. Raises UserError."""
+        """Copy the weights of an exported model into a fresh one: all must be there but those that `may_be_fresh`. Returns lines
+        that report what was loaded, and for each parameter that was the file and the key there. Raises UserError."""
         check_tokenizer(processor.tokenizer, folder)
         stored = StoredWeights(folder, self.name_of)
-        return stored.copy_into(model), stored.sources(model)
+        return stored.copy_into(model, self.may_be_fresh), stored.sources(model)
+
+    def may_be_fresh(self, name: str) -> bool:
+        """Whether a parameter of the model to train may be missing in the files that `load_initial` reads."""
+        return False
 
     def name_of(self, key: str) -> str:
         """The name in the module to train of a tensor in the files that `load_initial` reads."""
@@ -138,6 +142,10 @@ class ModelFamily(ABC):
     def shapes(self, run, task: Task, samples: int) -> Batch:
         """A batch of so many samples of a task, of one view, on the meta device, by which costs are counted."""
         return text_shapes(task, samples, self.kind)
+
+    def finished(self, model: TrainModule) -> TrainModule:
+        """A trained model as it is exported, where it differs from what is trained: by default as it is. May change `model`."""
+        return model
 
     def merge(self, model: TrainModule, tasks: list[str] | None) -> nn.Module:
         """The dense model of these tasks' conditions, None: of all. Raises UserError where the family has none."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from imp_ds.errors import UserError
 from imp_ds.moe.experts import ExpertWeights
+from imp_ds.moe.low_rank import LowRank, LowRankExperts
 from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import RouterReport
 from imp_ds.moe.soft_merging import MergeRouter
@@ -96,7 +97,8 @@ class TrainModule(nn.Module):
     def decays(self, module: nn.Module, name: str) -> bool:
         """Whether weight decay acts on a parameter of `module` of that name: on matrices that multiply, not on norms, biases,
         tables or temperatures (IMP release, `optimizers.py`)."""
-        return isinstance(module, (ExpertWeights, Router, MergeRouter)) or isinstance(module, nn.Linear) and name == "weight"
+        multiply = (ExpertWeights, LowRank, LowRankExperts, Router, MergeRouter)
+        return isinstance(module, multiply) or isinstance(module, nn.Linear) and name == "weight"
 
 
 def likeliest(names: list[str], answer_K: torch.Tensor, top: int | None = None) -> dict[str, float]:

@@ -15,6 +15,7 @@ from imp_ds.errors import UserError
 from imp_ds.modalities.vision.patches import PatchProjection
 from imp_ds.models.imp.encoder.prompts import DeepPrompts
 from imp_ds.moe.experts import ExpertWeights
+from imp_ds.moe.low_rank import LowRank, LowRankExperts
 from imp_ds.moe.routers.context import ContextPool
 from imp_ds.moe.routers.router import Router
 from imp_ds.moe.soft_merging import MergeRouter
@@ -52,6 +53,9 @@ def initialize_module(module: nn.Module, std: float, generator_for: GeneratorFor
         init.normal_(module.vectors, mean=0.0, std=1.0, generator=generator_for("vectors"))  # they are normed
     elif isinstance(module, ContextPool):
         init.normal_(module.query, mean=0.0, std=std, generator=generator_for("query"))
+    elif isinstance(module, (LowRank, LowRankExperts)):
+        if not getattr(module.A, "_is_hf_initialized", False):
+            module.draw(generator_for)
     elif isinstance(module, ExpertWeights):
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):  # loaded; its slices below do not carry the mark

@@ -17,4 +17,5 @@ class LocalDispatcher:
     token that no expert took."""
 
     def __call__(self, x_TD: torch.Tensor, routing: Routing, experts: Experts) -> torch.Tensor:
-        return experts(x_TD, rows_of_experts(routing.count_E), routing.token_index_N, routing.weight_N)
+        keys = {} if routing.key_T is None else {"key": routing.key_T}
+        return experts(x_TD, rows_of_experts(routing.count_E), routing.token_index_N, routing.weight_N, **keys)

@@ -7,7 +7,18 @@ linear layer.
 import torch
 from torch import nn
 
-from imp_ds.moe.kernels.compute import Count, experts_forward, linear_forward, linear_mixture, mixture
+from imp_ds.moe.kernels.compute import (
+    Count,
+    activate,
+    experts_forward,
+    linear_forward,
+    linear_mixture,
+    mixture,
+    sum_rows,
+    take_rows,
+    weigh_rows,
+)
+from imp_ds.moe.low_rank import LowRankStacks
 
 GATED = ("geglu", "swiglu")  # activations with a third matrix
 
@@ -51,9 +62,12 @@ class Experts(ExpertWeights):
         self.w2 = nn.Parameter(torch.empty(num_experts, feed_forward, width))
         if activation in GATED:
             self.w3 = nn.Parameter(torch.empty(num_experts, width, feed_forward))
+        self.lora: LowRankStacks | None = None
 
     def part(self, num_experts: int, first: int) -> "Experts":
-        return Experts(self.width, self.feed_forward, num_experts, self.activation, first=first)
+        part = Experts(self.width, self.feed_forward, num_experts, self.activation, first=first)
+        part.lora = None if self.lora is None else self.lora.part(num_experts, first)
+        return part
 
     def forward(
         self,
@@ -61,15 +75,37 @@ class Experts(ExpertWeights):
         rows: Count = None,
         token_index_N: torch.Tensor | None = None,
         weight_N: torch.Tensor | None = None,
+        key: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Rows [N, D] -> answers [N, D]; or, with `token_index_N` and `weight_N`, tokens [T, D] -> weighted sums [T, D].
 
-        rows: how many each expert has, as `rows_of_experts` gives it; None when all have N / E.
+        rows: how many each expert has, as `rows_of_experts` gives it; None when all have N / E. key: random keys of the rows, or
+        of the tokens, int64, for the dropout of low-rank changes; None: nothing is dropped.
         """
+        if self.lora is not None:
+            return self._changed(x, rows, token_index_N, weight_N, key)
         weights = self.w1, self.w2, getattr(self, "w3", None), self.activation == "swiglu"
         if token_index_N is None:
             return experts_forward(x, rows, *weights)
         return mixture(x, token_index_N, weight_N, rows, *weights)
+
+    def _changed(self, x, rows: Count, token_index_N, weight_N, key) -> torch.Tensor:
+        """`forward` with low-rank changes of some matrices."""
+        if token_index_N is None:
+            return self._changed_rows(x, rows, key)
+        key_N = None if key is None else key[token_index_N]
+        y_ND = self._changed_rows(take_rows(x, token_index_N), rows, key_N)
+        return sum_rows(weigh_rows(y_ND, weight_N), token_index_N, x.shape[0])
+
+    def _changed_rows(self, x_ND: torch.Tensor, rows: Count, key_N: torch.Tensor | None) -> torch.Tensor:
+        def product(name: str, x_NI: torch.Tensor) -> torch.Tensor:
+            y_NO, change = linear_forward(x_NI, rows, self.get_parameter(name)), getattr(self.lora, name, None)
+            return y_NO if change is None else y_NO + change(x_NI, rows, key_N)
+
+        hidden = activate(product("w1", x_ND), self.activation == "swiglu")
+        if self.activation in GATED:
+            hidden = hidden * product("w3", x_ND)
+        return product("w2", hidden)
 
 
 class LinearExperts(ExpertWeights):

@@ -48,13 +48,15 @@ class MoELayer(nn.Module):
         counted: Counted | None = None,
         gate_BLD: torch.Tensor | None = None,
         with_logits: bool = False,
+        key_T: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """valid_BL: False at padding, which no expert takes; key_B: the samples' random keys, int64, for the router's noise;
         mask_LL: True where the row's token sees the column's, for a router that sees the context; counted: each example routes
         alone, and counts as so many tokens; None: examples share groups; gate_BLD: what the router sees in the place of x;
-        None: x. with_logits: whether the router's logits come third, [T, E], float32, with gradient."""
+        None: x. with_logits: whether the router's logits come third, [T, E], float32, with gradient. key_T: the tokens' random
+        keys, int64, for experts with dropout."""
         seen_TD = (x_BLD if gate_BLD is None else gate_BLD).reshape(-1, x_BLD.shape[2])
-        routing = self.router(seen_TD, self.grouping.context(x_BLD, valid_BL, key_B, mask_LL, counted))
+        routing = self.router(seen_TD, self.grouping.context(x_BLD, valid_BL, key_B, mask_LL, counted))._replace(key_T=key_T)
         x_TD = routing.x_TD if gate_BLD is None else x_BLD.reshape(seen_TD.shape)
         y_BLD = self.dispatcher(x_TD, routing, self.experts).view_as(x_BLD)
         return (y_BLD, routing.report, routing.logits_TE) if with_logits else (y_BLD, routing.report)

@@ -93,6 +93,7 @@ class Routing(NamedTuple):
     count_E: rows of each expert, int64; None when all have N / E, which is known without asking the device.
     logits_TE: what it was made from, float32, with gradient.
     x_TD: the tokens that it is about, as their experts should read them (see `imp_ds.moe.kernels.compute.router_logits`).
+    key_T: random keys of the tokens, int64, for experts with dropout; None: nothing of them is random.
 
     A tuple, because ZeRO 3 finds the tensors of a module's output in tuples, and gathers its weights for the backward so.
     """
@@ -103,6 +104,7 @@ class Routing(NamedTuple):
     report: RouterReport
     logits_TE: torch.Tensor
     x_TD: torch.Tensor
+    key_T: torch.Tensor | None = None
 
 
 def capacity(group_tokens: int, num_experts: int, capacity_factor: float) -> int:

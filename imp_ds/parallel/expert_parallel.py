@@ -90,7 +90,10 @@ class AllToAllDispatcher:
         expert_of_block = torch.arange(local, device=count_RL.device).repeat(self.ep_size)
         expert_of_row = torch.repeat_interleave(expert_of_block, arriving_RL.flatten(), output_size=len(by_rank))
         order = expert_of_row.argsort(stable=True)
-        y_by_expert = experts(by_rank[order], rows_of_experts(arriving_RL.sum(0)))
+        keys = {}
+        if routing.key_T is not None:
+            keys["key"] = exchange(routing.key_T[routing.token_index_N], self.group, sent, received)[order]
+        y_by_expert = experts(by_rank[order], rows_of_experts(arriving_RL.sum(0)), **keys)
         y_ND = exchange(y_by_expert[order.argsort()], self.group, received, sent)
         return y_ND, routing.token_index_N, routing.weight_N
 

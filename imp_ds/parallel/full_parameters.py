@@ -15,7 +15,7 @@ def full_parameters(model: nn.Module) -> dict[str, tuple[tuple[int, ...], int]]:
     for path, layer in model.named_modules():
         experts = getattr(layer, "experts", None)
         if isinstance(experts, ExpertWeights):
-            for name, _ in experts.named_parameters(recurse=False):
+            for name, _ in experts.named_parameters():  # what changes them too, which is stacked as they are
                 key = f"{path}.experts.{name}"
                 held, *rest = found[key][0]
                 # a layer whose experts are spread over ranks has `num_experts` of all ranks

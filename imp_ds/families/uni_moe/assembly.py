@@ -16,9 +16,14 @@ from imp_ds.families.uni_moe.base_weights import BaseWeights
 from imp_ds.families.uni_moe.initial_weights import as_theirs
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.models.initialization import check_filled, initialize_seeded_module
+from imp_ds.models.uni_moe.lora import CHANGES
 
 PART = "uni_moe.language_model"
 _GATES = (".moe.router.weight", ".maps.weight")  # computed in float32, whatever the type of the rest
+
+
+def _beside(name: str) -> bool:
+    return name.endswith(_GATES) or CHANGES in name
 
 
 class Assembly:
@@ -34,12 +39,12 @@ class Assembly:
 
     def dtype_of(self, engine: torch.dtype) -> Callable[[str], torch.dtype]:
         """The types that the language model's parameters are to have in an engine that computes in `engine`: what the engine
-        casts has its type at once. In float32 a language model that is frozen, but for its gates, keeps the type of its
-        files."""
+        casts has its type at once. In float32 a language model that is frozen, but for its gates and LoRA, keeps the type of
+        its files."""
         trained = [name for name, parameter in self._part.named_parameters() if parameter.requires_grad]
-        if engine != torch.float32 or not all(name.endswith(_GATES) for name in trained):
+        if engine != torch.float32 or not all(_beside(name) for name in trained):
             return lambda name: engine
-        return lambda name: engine if name.endswith(_GATES) or name not in self.weights else self.weights.dtype(name)
+        return lambda name: engine if _beside(name) or name not in self.weights else self.weights.dtype(name)
 
     def sources(self) -> dict[str, tuple[Path, str]]:
         """Parameter -> the file and the key there that it is as it stands."""

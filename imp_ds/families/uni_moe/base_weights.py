@@ -1,7 +1,7 @@
 """The weights of a base language model, read from its folder parameter by parameter, each rank its own experts alone.
 
 A base of many GiB is never in memory as a whole: a parameter is read when there is a place for it, a matrix of an expert at a
-time, in the type that it is to have. safetensors only: nothing is unpickled. """
+time, in the type that it is to have. safetensors only: nothing is unpickled."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import nn
 
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
+from imp_ds.models.uni_moe.lora import CHANGES
 from imp_ds.models.uni_moe.upcycling import PARTS, ExpertSource, mixtures, share_rows, source_of
 
 INDEX = "model.safetensors.index.json"
@@ -109,6 +110,7 @@ class BaseWeights:
             self._fresh |= {f"{path}.maps.weight"}
             num_experts = mixture.moe.router.num_experts
         self._names = [name for name, _ in language_model.named_parameters()]
+        self._fresh |= {name for name in self._names if CHANGES in name}
         for name, parameter in language_model.named_parameters():
             self._check(name, tuple(parameter.shape), num_experts)
 

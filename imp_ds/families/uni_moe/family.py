@@ -6,6 +6,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from imp_ds import foreign_code
+from imp_ds.errors import UserError
 from imp_ds.families import register_family
 from imp_ds.families.family import ModelFamily
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs, room_for_answer
@@ -17,6 +18,7 @@ from imp_ds.families.uni_moe.processor import build_processor
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.models.uni_moe import UniMoeForConditionalGeneration, UniMoeProcessor
+from imp_ds.models.uni_moe.lora import CHANGES, merge_lora
 from imp_ds.tasks import Batch
 
 
@@ -44,6 +46,22 @@ class UniMoeFamily(ModelFamily):
 
     def load_parts(self, run, model):
         return load_parts(run.model, model.uni_moe)
+
+    def may_be_fresh(self, name):
+        return CHANGES in name
+
+    def check(self, run, config, world_size):
+        super().check(run, config, world_size)
+        if run.model.lora is not None and run.train.trainable is None:
+            raise UserError(
+                "model.lora beside a model that is trained as a whole", got="train.trainable is not set",
+                allowed='patterns of what is trained: "*.lora.*" is all of LoRA, "uni_moe.connectors.*" the connectors',
+                fix="--set 'train.trainable=[\"*.lora.*\"]'",
+            )  # fmt: skip
+
+    def finished(self, model):
+        merge_lora(model)
+        return model
 
     def media_features(self, run, model, processor, readers, hashes, report):
         return cached_features(run, model, processor, readers, hashes, report)

@@ -10,6 +10,7 @@ from imp_ds.families.uni_moe.media import MediaParts, media_parts
 from imp_ds.families.uni_moe.parts import Part, language_config, part_config
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
+from imp_ds.models.uni_moe.lora import LoraSettings
 from imp_ds.objectives.objective import ModelObjective
 from imp_ds.records import Record
 from imp_ds.tasks import Task
@@ -56,6 +57,7 @@ class UniMoeSettings(FamilySettings):
     router_kl: float = Field(0.0, ge=0, description="coefficient of the loss that keeps the gates of modalities apart")
     expert_preferences: dict[str, list[int]] = Field({}, description="experts that a kind of media prefers")
     modality_maps: bool = Field(False, description="a linear map for each modality before the gate")
+    lora: LoraSettings | None = Field(None, description="low-rank changes of the language model's layers; None: there are none")
 
     @property
     def towers(self) -> dict[str, Part]:
@@ -102,7 +104,8 @@ class UniMoeSettings(FamilySettings):
             norm_topk_prob=not experts or getattr(text, "norm_topk_prob", True), moe_layers=self.moe_layers,
             moe_intermediate_size=self.expert_intermediate_size, router_aux_loss_coef=self.router_balance,
             router_z_loss_coef=self.router_z_loss, router_l1_coef=self.router_l1, router_kl_coef=self.router_kl,
-            expert_preferences=self.expert_preferences, modality_maps=self.modality_maps, **configs,
+            expert_preferences=self.expert_preferences, modality_maps=self.modality_maps,
+            lora=None if self.lora is None else self.lora.model_dump(), **configs,
         )  # fmt: skip
         for task in tasks:
             _check_length(text, task)

@@ -51,7 +51,7 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         features, idle = self._features(inputs)
         states_BLD = self.uni_moe.hidden_states(
             ids_BL, features, _counted_mask(ids_BL), idle=idle, valid_BL=inputs["attention_mask"].bool(), use_cache=False,
-            position_ids=inputs.get("position_ids"),
+            position_ids=inputs.get("position_ids"), key_B=None if batch.key_B is None else batch.key_B[: len(ids_BL)],
         ).last_hidden_state  # fmt: skip
         answers = self.uni_moe.token_loss(states_BLD, labels_BL)
         count = self.weight(batch).clamp(min=1)

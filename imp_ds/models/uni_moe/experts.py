@@ -22,6 +22,7 @@ from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.placement import placed_layers
 from imp_ds.moe.routers.registry import token_choice
 from imp_ds.moe.routing import RouterReport
+from imp_ds.randomness import derive
 
 KINDS = ("text", *MEDIA)  # of tokens; a kind's number is its place here
 DENSE_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -34,16 +35,19 @@ class TokenFacts:
     kind_BL: int64, the place in KINDS of what a token stands for; None: all are text.
     collects: whether mixtures keep their decisions with the gradient, for `router_losses`, which ends that: what activation
         checkpointing computes again in the backward is not for it.
+    key_B: the samples' random keys, int64, for the dropout of LoRA; None: nothing is dropped.
     """
 
     def __init__(self):
-        self.valid_BL = self.kind_BL = None
+        self.valid_BL = self.kind_BL = self.key_B = None
         self.collects = True
 
-    def set(self, valid_BL: torch.Tensor | None = None, kind_BL: torch.Tensor | None = None) -> None:
+    def set(
+        self, valid_BL: torch.Tensor | None = None, kind_BL: torch.Tensor | None = None, key_B: torch.Tensor | None = None
+    ) -> None:
         """To be called before each pass, with the tokens that go through the layers in it (one for each row in a step of
         decoding). They stay until the next pass: activation checkpointing needs them in the backward."""
-        self.valid_BL, self.kind_BL, self.collects = valid_BL, kind_BL, True
+        self.valid_BL, self.kind_BL, self.key_B, self.collects = valid_BL, kind_BL, key_B, True
 
 
 class KindMaps(nn.Module):
@@ -100,10 +104,17 @@ class ExpertFeedForward(nn.Module):
         valid_BL = _matching(self.facts.valid_BL, x_BLD, "valid_BL")
         kind_BL = _matching(self.facts.kind_BL, x_BLD, "kind_BL")
         gate_BLD = None if self.maps is None else self.maps(x_BLD, kind_BL)
-        y_BLD, report, logits_TE = self.moe(x_BLD, valid_BL, gate_BLD=gate_BLD, with_logits=True)
+        y_BLD, report, logits_TE = self.moe(x_BLD, valid_BL, gate_BLD=gate_BLD, with_logits=True, key_T=self._key_T(x_BLD))
         if self.facts.collects:
             self.report, self.logits_BLE = report, logits_TE.view(*x_BLD.shape[:2], -1)
         return y_BLD
+
+    def _key_T(self, x_BLD: torch.Tensor) -> torch.Tensor | None:
+        """A random key for each token, where experts drop something."""
+        lora = self.moe.experts.lora
+        if self.facts.key_B is None or lora is None or not lora.drops:
+            return None
+        return derive(self.facts.key_B[:, None], torch.arange(x_BLD.shape[1], device=x_BLD.device)).flatten()
 
     def take(self) -> tuple[RouterReport, torch.Tensor]:
         """What was decided in the last pass and from what, with gradients; left here is the report without."""

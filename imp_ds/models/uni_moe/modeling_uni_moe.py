@@ -19,7 +19,9 @@ from imp_ds.models.uni_moe.chunked_loss import TokenLoss, with_loss
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, TOWERS, UniMoeConfig
 from imp_ds.models.uni_moe.connectors import build_connector
 from imp_ds.models.uni_moe.experts import TokenFacts, expert_feed_forwards, replace_feed_forwards
+from imp_ds.models.uni_moe.lora import LoraLinear, LoraSettings, add_lora, changed_layers
 from imp_ds.models.uni_moe.towers import INPUTS, Tower
+from imp_ds.overrides import parse_record
 
 _MEDIA_INPUTS = tuple(name for names in INPUTS.values() for name in names)
 
@@ -54,6 +56,8 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         with_loss(self.language_model)
         self.facts: TokenFacts = replace_feed_forwards(self.language_model, config)
+        if config.lora is not None:
+            add_lora(self.language_model, parse_record(LoraSettings, config.lora, "the lora of config.json"), self.facts)
         self.post_init()
 
     @classmethod
@@ -66,9 +70,11 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Experts too, which the language model of transformers around them has no rule for."""
+        """Experts and low-rank changes too, which the language model of transformers around them has no rule for."""
         super().initialize_weights()
-        for module in (module for mixture in expert_feed_forwards(self.language_model) for module in mixture.modules()):
+        inner = [module for mixture in expert_feed_forwards(self.language_model) for module in mixture.modules()]
+        inner += [layer.lora for _, layer in changed_layers(self.language_model) if isinstance(layer, LoraLinear)]
+        for module in inner:
             self._init_weights(module)
 
     def initialize_parameters(self) -> None:
@@ -147,13 +153,14 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def hidden_states(
         self, input_ids: torch.Tensor | None, features: dict[str, torch.Tensor], attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None, idle: dict[str, torch.Tensor] | None = None,
-        valid_BL: torch.Tensor | None = None, **kwargs,
+        valid_BL: torch.Tensor | None = None, key_B: torch.Tensor | None = None, **kwargs,
     ):  # fmt: skip
         """What the layers of the language model give, before its head: the output of transformers' model, `last_hidden_state`
         [B, L, D].
 
         valid_BL: False at padding, which experts do not take. Where padding stands at the end no token sees it, and no
             attention_mask is needed beside.
+        key_B: the samples' random keys, int64, for the dropout of LoRA; None: nothing is dropped.
         kwargs: `position_ids`, `past_key_values`, `use_cache` and others that the language model takes.
         """
         if inputs_embeds is None:
@@ -161,7 +168,7 @@ class UniMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         length = inputs_embeds.shape[1]
         if valid_BL is None and attention_mask is not None and attention_mask.ndim == 2:
             valid_BL = attention_mask[:, -length:].bool()
-        self.facts.set(valid_BL, None if input_ids is None else self._kinds(input_ids))
+        self.facts.set(valid_BL, None if input_ids is None else self._kinds(input_ids), key_B)
         return self.get_decoder()(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def token_loss(self, states_BLD: torch.Tensor, labels_BL: torch.Tensor) -> TokenLoss:

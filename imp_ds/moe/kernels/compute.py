@@ -84,7 +84,7 @@ def experts_forward(
 def linear_mixture(x_TI: Tensor, token_index_N: Tensor, weight_N: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
     """As `mixture`, [T, I] -> [T, O], where an expert is one linear layer."""
     y_NO = linear_forward(take_rows(x_TI, token_index_N), count, w_EIO)
-    return sum_rows(y_NO * _only_filled(weight_N).to(y_NO.dtype).unsqueeze(1), token_index_N, x_TI.shape[0])
+    return sum_rows(weigh_rows(y_NO, weight_N), token_index_N, x_TI.shape[0])
 
 
 def linear_forward(x_NI: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
@@ -93,6 +93,16 @@ def linear_forward(x_NI: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
     if isinstance(count, list):
         return torch.cat([rows @ w_IO for rows, w_IO in zip(x_NI.split(count), w_EIO.unbind())])
     return stacked_product(x_NI, count, w_EIO)
+
+
+def weigh_rows(y_NO: Tensor, weight_N: Tensor) -> Tensor:
+    """Each row times its weight, [N, O]; a weight of 0, of an empty slot, gets no gradient."""
+    return y_NO * _only_filled(weight_N).to(y_NO.dtype).unsqueeze(1)
+
+
+def activate(h: Tensor, silu: bool) -> Tensor:
+    """The activation of a feed-forward: the tanh form of gelu, or silu."""
+    return F.silu(h) if silu else F.gelu(h, approximate="tanh")
 
 
 def _only_filled(weight_N: Tensor) -> Tensor:
@@ -151,8 +161,7 @@ def stacked_experts(
 
     Grouped products want rows and weights whose strides are multiples of 16 bytes: D and F multiples of 8 in bfloat16.
     """
-    hidden = stacked_product(x_ND, count, w1_EDF)
-    hidden = F.silu(hidden) if silu else F.gelu(hidden, approximate="tanh")
+    hidden = activate(stacked_product(x_ND, count, w1_EDF), silu)
     if w3_EDF is not None:
         hidden = hidden * stacked_product(x_ND, count, w3_EDF)
     return stacked_product(hidden, count, w2_EFD)
