@@ -22,7 +22,7 @@ from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import start_process_group
 from imp_ds.train.start import start_engine
 
-STEPS, RATE = 10, 1e-2
+STEPS, RATE = 10, 3e-3
 TRAINED = ["*.lora.*", "*.router.weight"]
 TARGETS = dict(target_modules=["q_proj", "o_proj"], target_parameters=["experts.gate_up_proj", "experts.w2"])
 

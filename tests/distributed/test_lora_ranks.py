@@ -96,7 +96,7 @@ def test_it_equals_one_process(folder, references, layout):
     saved = reader(folder, layout)
     for name, mean in expected["means"].items():
         held = saved.read(f"exp_avg/{name}", 0, mean.numel()).view(mean.shape)
-        torch.testing.assert_close(held, mean, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(held, mean, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_nothing_is_kept_of_what_is_frozen(folder):
