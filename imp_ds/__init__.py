@@ -37,6 +37,7 @@ _RECORDS = {
     "imp_ds.objectives": (
         "Contrastive", "Classification", "NamedClasses", "MaskedLanguage", "Likelihood", "Captioning", "NextToken",
     ),
+    "imp_ds.stages": ("StagedRun", "Stage"),
     "imp_ds.recipes": ("get_recipe",),
 }  # fmt: skip
 _LATER = {name: home for home, names in _RECORDS.items() for name in names}

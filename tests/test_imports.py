@@ -20,7 +20,7 @@ FLOORS = {
     "models": 2,
     "objectives": 3,
     "tasks": 4, "evaluation_record": 4, "model_settings": 4,
-    "data": 5, "config": 5,
+    "data": 5, "config": 5, "stages": 5,
     "evaluation": 6, "families": 6,
     "recipes": 7, "train": 7,
     "planning": 8,

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from imp_ds.cli.options import Recipe, Set
+from imp_ds.cli.options import Recipe, Set, StageName
+from imp_ds.errors import UserError
 
 Out = Annotated[Path, typer.Argument(help="folder to write")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="the same seed gives the same bytes")]
@@ -67,23 +68,31 @@ def data_check(
     run: Run = None,
     output: Annotated[Path | None, typer.Option("--output", help="write what was found as JSON to this file")] = None,
     set_: Set = [],
+    stage: StageName = None,
 ):
     """Read samples of every source of a recipe, and show what is in them, what is broken, how fast they are decoded, and how many
     workers a plan needs. Exit code 1 when more is broken than data.max_rejected allows.
 
     Example: imp_ds data check mine.py --all --output found.json
     """
+    from imp_ds.cli.recipe_runs import each_run
     from imp_ds.commands.check.command import check
     from imp_ds.commands.check.request import CheckRequest
     from imp_ds.data.class_names import with_counted_classes
     from imp_ds.planning.check_plan import plan_for_check
     from imp_ds.planning.hardware_profile import HardwareProfile
-    from imp_ds.recipes import get_recipe
 
-    settings = with_counted_classes(get_recipe(recipe).override(set_))
-    planned = plan_for_check(settings, nodes, gpus, HardwareProfile.load(profile_file) if profile_file else None)
-    request = CheckRequest(settings, planned, split, None if all_ else samples, processes, run)
-    if not check(request, output):
+    runs, good = each_run(recipe, stage, set_), True
+    if len(runs) > 1 and (output or run):
+        raise UserError("--output and --run are of one stage", got="no --stage", allowed=f"--stage NAME of {', '.join(runs)}")
+    for name, found in runs.items():
+        if len(runs) > 1:
+            typer.echo(f"stage {name}")
+        settings = with_counted_classes(found)
+        planned = plan_for_check(settings, nodes, gpus, HardwareProfile.load(profile_file) if profile_file else None)
+        request = CheckRequest(settings, planned, split, None if all_ else samples, processes, run)
+        good = check(request, output) and good
+    if not good:
         raise typer.Exit(1)
 
 
@@ -94,15 +103,16 @@ def data_show(
     samples: Annotated[int, typer.Option("--samples", min=1, help="of each task and view")] = 8,
     run: Run = None,
     set_: Set = [],
+    stage: StageName = None,
 ):
     """Write one page of what the model is fed: pictures, frame strips, spectrograms with their recordings, and captions.
 
     Example: imp_ds data show mine.py page.html
     """
+    from imp_ds.cli.recipe_runs import one_run
     from imp_ds.commands.show_command import show
-    from imp_ds.recipes import get_recipe
 
-    typer.echo(show(get_recipe(recipe).override(set_), split, samples, run, out))
+    typer.echo(show(one_run(recipe, stage, set_), split, samples, run, out))
 
 
 def data_tokenizer(
@@ -110,12 +120,13 @@ def data_tokenizer(
     out: Annotated[Path, typer.Argument(help="folder to write, for --set data.tokenizer=FOLDER")],
     vocab_size: Annotated[int | None, typer.Option("--vocab_size", min=8, help="default: data.vocab_size of the recipe")] = None,
     set_: Set = [],
+    stage: StageName = None,
 ):
     """Train a SentencePiece tokenizer on the captions of a recipe, and show how it fits them.
 
     Example: imp_ds data tokenizer mine.py tokenizer --vocab_size 8000
     """
+    from imp_ds.cli.recipe_runs import one_run
     from imp_ds.commands.tokenizer_command import train_on_captions
-    from imp_ds.recipes import get_recipe
 
-    train_on_captions(get_recipe(recipe).override(set_), out, vocab_size)
+    train_on_captions(one_run(recipe, stage, set_), out, vocab_size)

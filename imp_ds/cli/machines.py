@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from imp_ds.cli.options import LocalRank, Recipe, Set, take_local_rank
+from imp_ds.cli.options import LocalRank, Recipe, Set, StageName, take_local_rank
 
 
 def plan(
@@ -23,6 +23,7 @@ def plan(
     gpu_link_gbs: Annotated[float, typer.Option("--gpu_link_gbs", min=0.001, help="GB/s of a rank inside its node")] = 450.0,
     node_link_gbs: Annotated[float, typer.Option("--node_link_gbs", min=0.001, help="GB/s of a rank to other nodes")] = 50.0,
     set_: Set = [],
+    stage: StageName = None,
 ):
     """Say what a recipe costs on a layout: parameters, tokens, memory, time, communication, expert groups. Needs no GPU.
 
@@ -30,18 +31,20 @@ def plan(
     """
     from rich.console import Console
 
+    from imp_ds.cli.recipe_runs import each_run
     from imp_ds.data.class_names import with_counted_classes
     from imp_ds.planning.hardware_profile import HardwareProfile
     from imp_ds.planning.plan import plan as make_plan
     from imp_ds.planning.table import show
-    from imp_ds.recipes import get_recipe
 
     # a file has no width; tables are not cut there
     console = Console() if sys.stdout.isatty() else Console(width=140)
     links = dict(gpu_link_gbs=gpu_link_gbs, node_link_gbs=node_link_gbs)
     measured = HardwareProfile.load(profile_file) if profile_file else None
-    run = with_counted_classes(get_recipe(recipe).override(set_))
-    show(make_plan(run, nodes, gpus, precision, stage=zero, profile=measured, **links), console)
+    for name, run in each_run(recipe, stage, set_).items():
+        if name is not None:
+            console.rule(f"stage {name}", align="left")
+        show(make_plan(with_counted_classes(run), nodes, gpus, precision, stage=zero, profile=measured, **links), console)
 
 
 def profile(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from imp_ds.cli.options import RECIPE, Set
+from imp_ds.cli.options import RECIPE, Set, StageName
 from imp_ds.errors import UserError
 
 
@@ -22,15 +22,17 @@ def evaluate(
         str | None, typer.Option("--recipe", help=f"whose evaluations and sources are taken, not the model's own: {RECIPE}")
     ] = None,
     set_: Set = [],
+    stage: StageName = None,
 ):
     """Evaluate an exported model: zero-shot classification and retrieval, of its own run or of any recipe.
 
     Example: imp_ds eval model --recipe mine.py --set data.root=DIR --output scores.json
     """
+    from imp_ds.cli.recipe_runs import one_run
     from imp_ds.commands.evaluate import evaluate as run_evaluation
-    from imp_ds.recipes import get_recipe
 
-    run_evaluation(model, data, split, batch_size, output, recipe=None if recipe is None else get_recipe(recipe), settings=set_)
+    other = None if recipe is None else one_run(recipe, stage)
+    run_evaluation(model, data, split, batch_size, output, recipe=other, settings=set_)
 
 
 def predict(

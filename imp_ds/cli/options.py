@@ -11,6 +11,7 @@ Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE)]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="PATH=VALUE", help="change the recipe, for example train.steps=100; repeatable")
 ]
+StageName = Annotated[str | None, typer.Option("--stage", metavar="NAME", help="of a recipe of several stages: this one alone")]
 DeepSpeedConfig = Annotated[Path | None, typer.Option("--deepspeed_config", help="JSON; default: ZeRO 2 of ds_configs/")]
 LocalRank = Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True, help="given by the launcher")]
 AllowChanges = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from imp_ds.cli.options import Recipe, Set
+from imp_ds.cli.options import Recipe, Set, StageName
 
 
 def recipes(context: typer.Context):
@@ -20,24 +20,26 @@ def show(
     recipe: Recipe,
     all_: Annotated[bool, typer.Option("--all", help="also the fields that have their defaults")] = False,
     set_: Set = [],
+    stage: StageName = None,
 ):
     """Print a recipe as YAML, which every command takes as a recipe. Example: imp_ds recipes show digits > mine.yaml"""
+    from imp_ds.cli.recipe_runs import whole_recipe
     from imp_ds.commands.recipes import shown
-    from imp_ds.recipes import get_recipe
 
-    typer.echo(shown(get_recipe(recipe).override(set_), full=all_), nl=False)
+    typer.echo(shown(whole_recipe(recipe, stage, set_), full=all_), nl=False)
 
 
 def copy(
     recipe: Recipe,
     out: Annotated[Path, typer.Argument(help="Python file to write; it must not exist")],
     set_: Set = [],
+    stage: StageName = None,
 ):
     """Write a recipe as a Python file of your own, to change. Example: imp_ds recipes copy digits my_recipe.py"""
+    from imp_ds.cli.recipe_runs import whole_recipe
     from imp_ds.commands.recipes import copied
-    from imp_ds.recipes import get_recipe
 
-    copied(get_recipe(recipe).override(set_), recipe, out)
+    copied(whole_recipe(recipe, stage, set_), recipe, out)
     typer.echo(f"wrote {out}: imp_ds train {out}")
 
 

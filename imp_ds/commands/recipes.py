@@ -13,6 +13,7 @@ from imp_ds.errors import UserError
 from imp_ds.model_settings import DEFAULT
 from imp_ds.recipes import RECIPES
 from imp_ds.records import fields_of
+from imp_ds.stages import StagedRun
 
 _WIDTH = 110
 _INDENT = "    "
@@ -31,14 +32,14 @@ def _summary(name: str) -> str:
     return (function.__doc__ or "").strip().partition("\n")[0].partition("; see")[0].rstrip(".:")
 
 
-def shown(run: RunConfig, *, full: bool = False) -> str:
-    """A run as YAML: `whole`, or only the fields that differ from their defaults."""
+def shown(run: RunConfig | StagedRun, *, full: bool = False) -> str:
+    """A run, or several stages, as YAML: `full`, or only the fields that differ from their defaults."""
     values = run.model_dump(mode="json") if full else _plain(run)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 
-def copied(run: RunConfig, recipe: str, out: Path) -> None:
-    """Write a Python file whose one function returns a RunConfig equal to `run`. Raises UserError for a file that is there."""
+def copied(run: RunConfig | StagedRun, recipe: str, out: Path) -> None:
+    """Write a Python file whose one function returns what is equal to `run`. Raises UserError for a file that is there."""
     if out.suffix != ".py":
         raise UserError("a recipe is copied to a Python file", got=out, allowed="a name that ends in .py")
     try:
@@ -55,7 +56,7 @@ def copied(run: RunConfig, recipe: str, out: Path) -> None:
         raise UserError("the recipe cannot be written", got=f"{out}: {error.strerror}", fix="name another file") from None
 
 
-def source(run: RunConfig, recipe: str, out: Path) -> str:
+def source(run: RunConfig | StagedRun, recipe: str, out: Path) -> str:
     """The text of such a file."""
     kinds: set[str] = set()
     body = _literal(run, 1, kinds)
@@ -63,7 +64,7 @@ def source(run: RunConfig, recipe: str, out: Path) -> str:
     if len(imports) > _WIDTH:
         imports = "from imp_ds import (\n" + "".join(f"{_INDENT}{kind},\n" for kind in sorted(kinds)) + ")\n"
     head = f'"""A copy of the recipe {_in_docstring(recipe)}, to change."""\n\n{imports}\n\n'
-    return f"{head}def recipe() -> RunConfig:\n{_INDENT}return {body}\n"
+    return f"{head}def recipe() -> {type(run).__name__}:\n{_INDENT}return {body}\n"
 
 
 def _in_docstring(text: str) -> str:

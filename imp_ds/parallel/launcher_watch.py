@@ -21,6 +21,7 @@ INTERVAL_S = 1.0
 _PROGRAMS = {"deepspeed", "torchrun", "accelerate", "accelerate-launch", "ds"}
 _MODULES = ("deepspeed.launcher.", "torch.distributed.run", "torch.distributed.launch", "accelerate.commands.")
 _FILES = ("deepspeed/launcher/", "torch/distributed/run.py", "torch/distributed/launch", "accelerate/commands/")
+PARENT = "IMP_DS_PARENT"  # a process of ours that starts another one says here which it is: it is watched as a launcher is
 _MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # variables that torchrun (accelerate too) and deepspeed give their ranks
 _released = threading.Event()
 _started = threading.Lock()  # taken once
@@ -67,7 +68,7 @@ def is_launcher(arguments: Sequence[str]) -> bool:
 def launchers() -> list[Process]:
     """The launchers above this process, the nearest first."""
     found, process = [], look_up(os.getppid())
-    while process is not None and is_launcher(_arguments(process.pid)):
+    while process is not None and (is_launcher(_arguments(process.pid)) or str(process.pid) == os.environ.get(PARENT)):
         found.append(process)
         process = look_up(process.parent)
     return found
@@ -89,6 +90,8 @@ def is_lost(watched: list[Process]) -> bool:
     """Whether a launcher of this process was gone before `watched`, what `launchers` found, was looked for."""
     if watched:
         return _of_one_machine(_arguments(watched[-1].pid)) and _is_adopted(watched[-1])
+    if PARENT in os.environ:
+        return look_up(os.getppid()) is not None  # and it is another one
     mark = next((name for name in _MARKS if name in os.environ), None)
     if mark is None:
         return False

@@ -60,15 +60,17 @@ def _await(store: dist.TCPStore, name: str, world: int, rank: int, deadline: flo
             if rank == 0:
                 time.sleep(_LINGER_S)
             raise UserError(
-                f"{_ranks(missing)} did not start", got=f"started: {locations}" + (" ..." if len(there) > _SHOWN else ""),
+                f"{ranks_in_words(missing)} did not start",
+                got=f"started: {locations}" + (" ..." if len(there) > _SHOWN else ""),
                 allowed=f"{now - began:.0f} s (train.start_timeout_s)", fix=_FIX,
             )  # fmt: skip
         if rank == 0 and now > began + _LOG_S and not logged:
             logged = True
-            print(f"waiting for {_ranks(missing)} to start", flush=True)
+            print(f"waiting for {ranks_in_words(missing)} to start", flush=True)
         time.sleep(_POLL_S)
 
 
-def _ranks(ranks: list[int]) -> str:
+def ranks_in_words(ranks: list[int]) -> str:
+    """For messages: "rank 3", "ranks 1, 2"; of many the first ones."""
     more = f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else ""
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks[:_SHOWN])) + more

@@ -1,4 +1,4 @@
-"""Recipes: functions that return a RunConfig. Adding one to the package is a function and its line below."""
+"""Recipes: functions that return a RunConfig, or a StagedRun. Adding one to the package is a function and its line below."""
 
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from imp_ds.overrides import nearest
 from imp_ds.recipes import debug, digits, imp, motion, real_small, routers, talk, talk_real, uni_moe
 from imp_ds.recipes.files import SUFFIXES, read_run_file
 from imp_ds.recipes.outside import ALLOWED, call, find_function
+from imp_ds.stages import StagedRun
 
 RECIPES = {
     function.__name__: function
@@ -39,12 +40,14 @@ RECIPES = {
 } | {f"routers_{router}": partial(routers.routers, router) for router in routers.ROUTERS}
 
 
-def get_recipe(recipe: str) -> RunConfig:
-    """The RunConfig of a recipe: a name of RECIPES; FILE.py, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which is executed; or a
-    file .json, .yaml or .yml of the shape of run_config.json. Raises UserError, with file and line, for what is none."""
+def get_recipe(recipe: str) -> RunConfig | StagedRun:
+    """The run or the stages of a recipe: a name of RECIPES; FILE.py, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, which is
+    executed; or a file .json, .yaml or .yml of the shape of run_config.json, or with `name` and `stages`. Raises UserError, with
+    file and line, for what is none."""
     if recipe in RECIPES:
+        found = RECIPES[recipe]()
         # recipes share views and sources between their tasks; through a dump, each task gets its own
-        return RunConfig.model_validate(RECIPES[recipe]().model_dump())
+        return type(found).model_validate(found.model_dump())
     if recipe.endswith(SUFFIXES):
         return read_run_file(Path(recipe))
     if (found := find_function(recipe)) is not None:

@@ -9,13 +9,15 @@ from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.json_files import parse_json
 from imp_ds.overrides import explain, shown_error
+from imp_ds.stages import StagedRun
 
 SUFFIXES = (".json", ".yaml", ".yml")
 _LARGEST = 200_000  # values that a file may hold, an alias counted each time it is used
 
 
-def read_run_file(path: Path) -> RunConfig:
-    """The run in a file of the shape of run_config.json. Raises UserError, with file and line, for anything else."""
+def read_run_file(path: Path) -> RunConfig | StagedRun:
+    """The run in a file of the shape of run_config.json, or the stages in one with `name` and `stages`. Raises UserError, with
+    file and line, for anything else."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -28,11 +30,12 @@ def read_run_file(path: Path) -> RunConfig:
     node = _compose(text, path, strict=not is_json)
     if not is_json:
         value = _construct(node, path)
+    kind = StagedRun if "stages" in value else RunConfig
     try:
-        return RunConfig.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         line = _line(node, shown_error(error)["loc"])
-        raise explain(RunConfig, error, f"{path}" + (f", line {line}" if line else "")) from None
+        raise explain(kind, error, f"{path}" + (f", line {line}" if line else "")) from None
 
 
 def _compose(text: str, path: Path, *, strict: bool) -> yaml.Node | None:

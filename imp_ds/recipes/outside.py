@@ -1,4 +1,4 @@
-"""Recipes that are not of this package: a function in a Python file or a module, or a run as JSON or YAML.
+"""Recipes that are not of this package: a function in a Python file or a module, or a run or stages as JSON or YAML.
 
 A Python file is executed, since the user named it; JSON and YAML are data, and nothing in them is ever run.
 """
@@ -18,13 +18,15 @@ from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import explain, nearest
 from imp_ds.recipes.suggested_fix import suggested_fix
+from imp_ds.stages import StagedRun
 
 ALLOWED = "a name of `imp_ds recipes`, FILE.py, FILE.py:FUNCTION, PACKAGE.MODULE:FUNCTION, or a run as .json, .yaml or .yml"
+_KINDS = (RunConfig, StagedRun)  # what a recipe returns
 _FILE = re.compile(r"(?P<path>.*\.py)(:(?P<name>[^:/]*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>\w*)")
 
 
-def find_function(recipe: str) -> tuple[Callable[[], RunConfig], str] | None:
+def find_function(recipe: str) -> tuple[Callable[[], RunConfig | StagedRun], str] | None:
     """The function that "FILE.py", "FILE.py:FUNCTION" or "PACKAGE.MODULE:FUNCTION" names, and the file that it comes from.
 
     None where `recipe` is of no such form. Raises UserError where it names nothing that can be a recipe.
@@ -41,7 +43,7 @@ def find_function(recipe: str) -> tuple[Callable[[], RunConfig], str] | None:
     return (_named(module, names, origin) if names else _only(module, origin)), origin
 
 
-def call(function: Callable[[], RunConfig], origin: str) -> RunConfig:
+def call(function: Callable[[], RunConfig | StagedRun], origin: str) -> RunConfig | StagedRun:
     """What a recipe returns. Raises UserError, with the line in `origin`, for an exception or another type."""
     name = getattr(function, "__name__", repr(function))
     required = [p.name for p in _parameters(function) if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -51,15 +53,16 @@ def call(function: Callable[[], RunConfig], origin: str) -> RunConfig:
             fix="give each argument a default",
         )  # fmt: skip
     run = _guarded(function, origin)
-    if not isinstance(run, RunConfig):
+    if not isinstance(run, _KINDS):
         raise UserError(
             f"{_place(function, origin)}: the recipe {name} does not return a RunConfig", got=type(run).__name__,
-            allowed="RunConfig", fix=f"end {name} with `return RunConfig(...)`; it is imported by `from imp_ds import RunConfig`",
+            allowed="RunConfig, or StagedRun of several stages",
+            fix=f"end {name} with `return RunConfig(...)`; it is imported by `from imp_ds import RunConfig`",
         )  # fmt: skip
     try:  # what a recipe has changed since its records were made is checked here
-        return RunConfig.model_validate(run.model_dump(warnings=False))
+        return type(run).model_validate(run.model_dump(warnings=False))
     except ValidationError as error:
-        raise _explained(RunConfig, error, _place(function, origin)) from None
+        raise _explained(type(run), error, _place(function, origin)) from None
 
 
 def _run_file(path: Path) -> types.ModuleType:
@@ -104,10 +107,12 @@ def import_users(name: str, what: str = "the module of the recipe") -> types.Mod
 
 
 def _only(module: types.ModuleType, origin: str) -> Callable:
-    """The recipe of a file: its only function that is annotated to return a RunConfig, or else its only one without arguments."""
+    """The recipe of a file: its only function that is annotated to return a RunConfig or StagedRun, or else its only one without
+    arguments."""
     own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
     public = [f for f in own if not f.__name__.startswith("_")]
-    annotated = [f for f in public if f.__annotations__.get("return") in (RunConfig, "RunConfig")]
+    kinds = (*_KINDS, *(kind.__name__ for kind in _KINDS))
+    annotated = [f for f in public if f.__annotations__.get("return") in kinds]
     found = annotated or [f for f in public if not any(p.default is p.empty for p in _parameters(f))]
     if len(found) == 1:
         return found[0]
@@ -127,7 +132,7 @@ def _named(module: types.ModuleType, name: str, origin: str) -> Callable:
     if function is None:
         names = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise UserError(f"{origin} has no function of that name", got=name, allowed=nearest(name, names) or "none is there")
-    if not callable(function) or isinstance(function, RunConfig):
+    if not callable(function) or isinstance(function, _KINDS):
         fix = f"def {name}() -> RunConfig: ..."
         raise UserError(f"{origin}: {name} is no function", got=type(function).__name__, allowed="a function", fix=fix)
     return function
@@ -179,7 +184,7 @@ def _is_users(path: str) -> bool:
 
 def _record(name: str) -> type[BaseModel]:
     """The record class of that name, for the fields that a message suggests."""
-    kinds = [RunConfig]
+    kinds = [RunConfig, StagedRun]
     for kind in kinds:  # grows while it is read
         if kind.__name__ == name:
             return kind
