@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 FLOAT32 = 4
+STATES, VECTORS = ("states",), ("vectors",)
 _OF_EXPERTS = re.compile(r"(^|\.)experts\.(lora\.)?w\d?(\.[AB])?$")
 
 
@@ -23,7 +24,9 @@ class Kernel:
 
     kind: "product", "experts" (products batched by expert), "attention", "routing", "norm", "gelu" or "copy" (any other pass
     over a tensor); width: the narrow side of a product, 0 for others; flops: of products; bytes: read and written;
-    calls: how often it is started, a forward with its backward being one; in_block: run again under gradient checkpointing.
+    calls: how often it is started, a forward with its backward being one; in_block: run again under gradient checkpointing;
+    forward: the share of it that the forward is, which is what is run again; of: prefixes, in a block, of what it computes with;
+    in an objective STATES where it computes with what the encoder gives, VECTORS where it has no weights.
     """
 
     kind: str
@@ -32,20 +35,23 @@ class Kernel:
     bytes: float
     calls: int
     in_block: bool = False
+    forward: float = 1 / 3
+    of: tuple[str, ...] = ()
 
 
 def product(
-    rows: int, in_features: int, out_features: int, size: int, *, input_gradient: bool = True, in_block: bool = False
-) -> Kernel:
+    rows: int, in_features: int, out_features: int, size: int, *, input_gradient: bool = True, in_block: bool = False,
+    of: tuple[str, ...] = (),
+) -> Kernel:  # fmt: skip
     """A linear layer of `rows` rows: each of its products reads two matrices and writes the third."""
     times = 3 if input_gradient else 2
     flops, moved = 2 * rows * in_features * out_features, rows * in_features + in_features * out_features + rows * out_features
-    return Kernel("product", min(in_features, out_features), times * flops, times * moved * size, 1, in_block)
+    return Kernel("product", min(in_features, out_features), times * flops, times * moved * size, 1, in_block, 1 / times, of)
 
 
-def passes(kind: str, values: float, calls: int, *, in_block: bool = False) -> Kernel:
+def passes(kind: str, values: float, calls: int, *, in_block: bool = False, of: tuple[str, ...] = ()) -> Kernel:
     """`values` bytes in all, over `calls` kernels."""
-    return Kernel(kind, 0, 0.0, values, calls, in_block)
+    return Kernel(kind, 0, 0.0, values, calls, in_block, of=of)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch import nn
 from benchmarks.exact.cases import RATE, Case, make_batch, make_run
 from helpers.small_run import make_config
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.trainable import freeze_others
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.initialization import initialize_seeded
 from imp_ds.moe.layer import MoELayer
 from imp_ds.moe.routers.router import Router
 from imp_ds.moe.routing import RouterReport
 from imp_ds.tasks import Batch
-from imp_ds.train.start import freeze_others
 
 GRADIENT_STEPS = 3  # the first step of each task
 

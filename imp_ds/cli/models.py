@@ -80,6 +80,7 @@ def export(
     step: Annotated[int | None, typer.Option("--step", min=0, help="checkpoint to export; default: the last")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="merge the experts of constant gates: a dense model")] = False,
     task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
+    stock: Annotated[bool, typer.Option("--stock", help="as classes of transformers, which load without imp_ds")] = False,
 ):
     """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load.
 
@@ -93,8 +94,9 @@ def export(
     if task and not merge:
         raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
     with StageProgress() as report:
-        run_export(run, out, step=step, merge_tasks=task if merge else None, report=report)
-    typer.echo(wrote_folder(out, f"from_pretrained, {examples_of(out)}"))
+        run_export(run, out, step=step, merge_tasks=task if merge else None, report=report, stock=stock)
+    use = "from_pretrained of transformers alone" if stock else f"from_pretrained, {examples_of(out)}"
+    typer.echo(wrote_folder(out, use))
 
 
 def upcycle(

@@ -20,7 +20,7 @@ from imp_ds.train.trained_run import open_run
 
 def export(
     run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[str] | None = None,
-    report: Callable[[str, int, int], None] | None = None,
+    report: Callable[[str, int, int], None] | None = None, stock: bool = False,
 ) -> Path:  # fmt: skip
     """Write model, processor, run configuration, scores and model card of a run's checkpoint to the folder `out`.
 
@@ -31,6 +31,7 @@ def export(
         merge_tasks: write the dense model of these tasks' conditions (`ModelFamily.merge`; []: of all tasks); None: the
             model as it is.
         report: called with (stage, done, of how many) while the weights are read.
+        stock: write classes of transformers that load without this package (`ModelFamily.save_stock`).
 
     Raises UserError when there is no such run or checkpoint, it is damaged or cannot be merged, or `out` cannot be written.
     """
@@ -41,7 +42,7 @@ def export(
         model = family.finished(trained.load_model(report).eval())
         if merge_tasks is not None:
             model = family.merge(model, merge_tasks or None)
-        _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor)
+        _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor, stock)
     return out
 
 
@@ -52,11 +53,17 @@ def examples_of(folder: Path) -> str:
     return " and ".join(filter(None, [", ".join(called[:-1]), called[-1]]))
 
 
-def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+def _write(
+    folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, processor: ProcessorMixin, stock: bool
+) -> None:
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    run.save(folder)
+    family, card = family_of(run), None
+    if stock:
+        card = family.save_stock(model, processor, folder)
+    else:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        run.save(folder)
     results, split, final = [], "test", run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
@@ -64,9 +71,9 @@ def _write(folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreT
         if (run_dir / PICTURE).is_file():
             shutil.copy(run_dir / PICTURE, folder / PICTURE)
     parameters = sum(p.numel() for p in model.parameters())
-    family = family_of(run)
+    card = card or family.card(run, model.config, results, ".")
     write_card(
-        folder, run, family.card(run, model.config, results, "."), results, state["versions"],
+        folder, run, card, results, state["versions"],
         experts=family.experts(model.config), steps=state["step"], world_size=state["world_size"], parameters=parameters,
         seconds=state["seconds"], split=split,
     )  # fmt: skip

@@ -36,7 +36,8 @@ class CostModel(Protocol):
         """What one rank keeps of a step for its backward."""
 
     def touched(self, task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Prefixes of the parameters that a task gives gradients to, and of those that each of its encodings runs through."""
+        """Prefixes of the parameters that a task uses, and gives gradients to where they are trained, and of those that each of
+        its encodings runs through."""
 
     def exchanges(self, task: Task, world: int, rounds: int, value_bytes: int) -> list[Exchange]:
         """What the ranks of an expert group send each other in a step of `rounds` passes."""

@@ -1,14 +1,17 @@
 """The costs of a model that nobody has worked out: its forward and backward run on the meta device, where nothing is computed or
 allocated, and are counted operation by operation.
 
-Model FLOPs are those of products and attention, as everywhere. The rows of experts that choose freely are counted as if no token
-were padding; a model whose shapes hang on its data cannot be counted, and its family needs a cost of its own.
+Model FLOPs are those of products and attention, as everywhere. Of what `train.trainable` leaves frozen there are those that are
+really computed: a part that no gradient goes through runs forward alone, one that it goes through has no gradient of its weights.
+The rows of experts that choose freely are counted as if no token were padding; a model whose shapes hang on its data cannot be
+counted, and its family needs a cost of its own.
 
 Shapes: N rows, I inputs and O outputs of a product.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +23,7 @@ from imp_ds.config import RunConfig
 from imp_ds.costs import Exchange, Kernel, Parameters, is_of_experts
 from imp_ds.errors import UserError
 from imp_ds.families.train_module import TrainModule
+from imp_ds.families.trainable import check_trains, freeze_others, is_trained
 from imp_ds.moe.layer import MoELayer
 from imp_ds.tasks import Batch, Task
 
@@ -27,23 +31,34 @@ _KINDS = ("attention", "norm", "gelu")  # of `imp_ds.costs.Kernel`, by what stan
 
 
 class Counts(NamedTuple):
-    """Of a step of one rank. kernels: their `bytes` are numbers of elements; kept: elements that the backward needs; touched:
-    names of the parameters that had a gradient; rows: of each MoE layer the rows of its experts, and their width."""
+    """Of a step of one rank. kernels: their `bytes` are numbers of elements; kept: elements that the backward needs, outside of
+    blocks, and of each block; touched: names of the parameters that had a gradient; rows: of each MoE layer."""
 
     kernels: list[Kernel]
     kept: int
+    kept_in: list[int]
     touched: list[str]
-    rows: list[tuple[int, int]]
+    rows: list["Rows"]
+
+
+class Rows(NamedTuple):
+    """Those of a MoE layer's experts, and their width; is_trained: whether gradients go through it or to it."""
+
+    count: int
+    width: int
+    is_trained: bool
 
 
 class CountedCost:
     """A `CostModel` of `model`, which is on the meta device.
 
-    shapes: (run, task with one view, samples) -> a batch of so many samples there.
+    shapes: (run, task with one view, samples) -> a batch of so many samples there. Raises UserError for a pattern of
+    `train.trainable` that nothing matches.
     """
 
     def __init__(self, run: RunConfig, model: TrainModule, shapes: Callable[[RunConfig, Task, int], Batch]):
         self.run, self.model, self._shapes = run, model, shapes
+        freeze_others(model, run.train.trainable)
         self._layers = [module for module in model.modules() if isinstance(module, MoELayer)]
         self.experts = max((layer.router.num_experts for layer in self._layers), default=0)
         self._counts: dict[tuple, Counts] = {}
@@ -59,7 +74,7 @@ class CountedCost:
         if self.experts:
             counts = self._count(self.run.tasks[0].seen_as(0), 1)
             tokens = sum(self.tokens(self.run.tasks[0].seen_as(0)).values())
-            active += round(sum(rows for rows, _ in counts.rows) / tokens * one)
+            active += round(sum(rows.count for rows in counts.rows) / tokens * one)
         return Parameters(encoder, experts, active, sum(sizes.values()) - encoder, one)
 
     def tokens(self, task: Task) -> dict[str, int]:
@@ -71,7 +86,7 @@ class CountedCost:
 
     def kernels(self, task: Task, world: int, value_bytes: int, ep_size: int = 1) -> list[Kernel]:
         found = self._count(task, task.batch_size // world).kernels
-        return [Kernel(k.kind, k.width, k.flops, k.bytes * value_bytes, k.calls, k.in_block) for k in found]
+        return [replace(kernel, bytes=kernel.bytes * value_bytes) for kernel in found]
 
     def flops(self, task: Task, world: int) -> float:
         return world * sum(kernel.flops for kernel in self._count(task, task.batch_size // world).kernels)
@@ -80,22 +95,28 @@ class CountedCost:
         return self.flops(task, world) / world
 
     def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
-        """With checkpointing what enters the blocks is kept, and one block's activations at a time."""
+        """With checkpointing what enters the blocks that gradients go through is kept, and one block's activations at a time."""
         samples = task.batch_size // world // task.micro_batches
-        kept, blocks = self._count(task, samples).kept, len(self.model.blocks())
-        if checkpointing and blocks:
+        counts = self._count(task, samples)
+        in_blocks = sum(counts.kept_in)
+        if checkpointing and in_blocks:
             width = getattr(self.model.config, "hidden_size", 0)
-            entering = blocks * samples * sum(self.tokens(task).values()) * width
-            kept = min(kept, kept / blocks + entering)
-        return kept * value_bytes
+            entering = samples * sum(self.tokens(task).values()) * width
+            in_blocks = min(in_blocks, max(counts.kept_in) + entering * sum(kept > 0 for kept in counts.kept_in))
+        return (counts.kept + in_blocks) * value_bytes
 
     def touched(self, task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return tuple(self._count(task, 1).touched), self._blocks
+        patterns = self.run.train.trainable
+        frozen = [name for name, _ in self.model.named_parameters() if not is_trained(name, patterns)]
+        return (*self._count(task, 1).touched, *frozen), self._blocks
 
     def exchanges(self, task: Task, world: int, rounds: int, value_bytes: int) -> list[Exchange]:
-        """The experts' rows, there and back, of all MoE layers."""
-        rows = self._count(task, task.batch_size // world).rows
-        return [Exchange("all_to_all", 2 * rounds * n * width * value_bytes, 2 * rounds) for n, width in rows]
+        """The experts' rows, there and back, of all MoE layers; of a layer that no gradient goes through once."""
+        found = []
+        for count, width, trained in self._count(task, task.batch_size // world).rows:
+            passes = rounds if trained else 1
+            found.append(Exchange("all_to_all", 2 * passes * count * width * value_bytes, 2 * passes))
+        return found
 
     def compared(self, task: Task) -> list[Exchange]:
         return []
@@ -119,48 +140,67 @@ class CountedCost:
 
 
 def count(model: TrainModule, batch: Batch, layers: list[MoELayer]) -> Counts:
-    """Run the forward and the backward of a batch, all on the meta device."""
+    """Run the forward and the backward of a batch, all on the meta device. Raises UserError where nothing of it is trained."""
     rows, recorder, kept = [], _Recorder(), {}
     known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()._cdata
-        if storage not in known:
-            kept[storage] = (tensor, tensor.numel())  # the tensor with it, so that its storage is not made anew
+        if storage not in known and storage not in kept:
+            kept[storage] = (recorder.block, tensor)  # the tensor with it, so that its storage is not made anew
         return tensor
 
-    taken = lambda router, inputs, routing: rows.append((len(routing.token_index_N), routing.x_TD.shape[1]))  # noqa: E731
+    def taken(router, inputs, routing) -> None:
+        experts = layers[[layer.router for layer in layers].index(router)].experts
+        trained = routing.x_TD.requires_grad or any(parameter.requires_grad for parameter in experts.parameters())
+        rows.append(Rows(len(routing.token_index_N), routing.x_TD.shape[1], trained))
+
+    blocks = model.blocks()
     hooks = [layer.router.register_forward_hook(taken) for layer in layers]
-    for block in model.blocks():
+    for block in blocks:
         hooks += [block.register_forward_pre_hook(recorder.enter), block.register_forward_hook(recorder.leave)]
     try:
         with recorder, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(batch).loss.backward()
+            check_trains(loss := model(batch).loss, batch)
+            loss.backward()
         touched = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     finally:
         model.zero_grad(set_to_none=True)
         for hook in hooks:
             hook.remove()
-    return Counts(recorder.kernels, sum(numel for _, numel in kept.values()), touched, rows)
+    sums = [0] * (recorder.entered + 1)  # the last one: outside of blocks
+    for block, tensor in kept.values():
+        sums[block] += tensor.numel()
+    return Counts(recorder.kernels(), sums.pop(), sums, touched, rows)
 
 
 class _Recorder(TorchDispatchMode):
     """Notes each operation as a kernel. What of the backward is a block's is known by the numbers that autograd gives to the
-    operations of the forward."""
+    operations of the forward.
+
+    block: the number of the block that runs, by the order in which they run; -1: none. entered: how many have run.
+    """
 
     def __init__(self):
         super().__init__()
-        self.kernels: list[Kernel] = []
+        self.block, self.entered = -1, 0
+        self._found: list[tuple[int, Kernel]] = []  # and the block that it ran in
         self._edges: list[int] = []  # numbers at which blocks begin and end, in turn
-        self._inside = False
 
     def enter(self, *_) -> None:
-        self._inside = True
+        self.block = self.entered
+        self.entered += 1
         self._edges.append(torch.autograd._get_sequence_nr())
 
     def leave(self, *_) -> None:
-        self._inside = False
+        self.block = -1
         self._edges.append(torch.autograd._get_sequence_nr())
+
+    def kernels(self) -> list[Kernel]:
+        """All of them; a block that no gradient goes through is not run again, so that its kernels are as those outside."""
+        begins_and_ends = zip(self._edges[::2], self._edges[1::2])
+        again = {block for block, (begin, end) in enumerate(begins_and_ends) if end > begin}
+        return [replace(kernel, in_block=block in again) for block, kernel in self._found]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -177,6 +217,11 @@ class _Recorder(TorchDispatchMode):
             kind = kind if kind == "attention" else "product"
             width = min(tensors[-1].shape[-2:]) if kind == "product" else 0
         node = torch._C._current_autograd_node()  # None: in the forward, with which the backward is one call
-        in_block = self._inside if node is None else bisect_right(self._edges, node._sequence_nr()) % 2 == 1
-        self.kernels.append(Kernel(kind, width, flops, elements, 1 if node is None else 0, in_block))
+        if node is None:
+            found = Kernel(kind, width, flops, elements, calls=1, forward=1.0)
+            self._found.append((self.block, found))
+        else:
+            edge = bisect_right(self._edges, node._sequence_nr())
+            found = Kernel(kind, width, flops, elements, calls=0, forward=0.0)
+            self._found.append((edge // 2 if edge % 2 else -1, found))
         return out

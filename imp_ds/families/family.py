@@ -151,6 +151,12 @@ class ModelFamily(ABC):
         """The dense model of these tasks' conditions, None: of all. Raises UserError where the family has none."""
         raise UserError(f"models of the family {self.kind} have no conditions to merge", got="--merge", fix="leave it out")
 
+    def save_stock(self, model: TrainModule, processor: ProcessorMixin, folder: Path) -> Card:
+        """Write model and processor as classes of transformers, which load without this package; returns the card's sections.
+        Raises UserError for what no class of transformers is; by default all models of the family."""
+        what = f"models of the family {self.kind} are no classes of transformers"
+        raise UserError(what, got="--stock", allowed="family = uni_moe", fix="leave it out")
+
     def answer(self, model: TrainModule, processor: ProcessorMixin, conversation: list[dict], **how) -> str:
         """What a model says next in a decoded conversation; `how` is that of transformers' `generate`. Raises UserError where
         models of the family do not converse, and for media that this one does not read."""

@@ -337,7 +337,8 @@ class PatchModality(Modality):
         raw = passes("copy", (5 * tokens * values if self.copied else 0) * value_bytes, 3)
         positions = passes("copy", 7 * axes * tokens * width * value_bytes, 3 * axes)
         norm = passes("norm", 5 * tokens * width * value_bytes, 1)
-        return [product(tokens, values, width, value_bytes, input_gradient=False), raw, positions, norm]
+        projected = product(tokens, values, width, value_bytes, input_gradient=False, of=("patch.",))
+        return [projected, raw, positions, norm]
 
 
 def files_of(sample: RawSample) -> dict[str, list[Media]]:

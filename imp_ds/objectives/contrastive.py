@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
-from imp_ds.costs import FLOAT32, Kernel, passes, product
+from imp_ds.costs import FLOAT32, STATES, VECTORS, Kernel, passes, product
 from imp_ds.errors import UserError
 from imp_ds.modalities import ModalityName
 from imp_ds.models.imp.conditions import Sides
@@ -58,11 +58,11 @@ class Contrastive(ObjectiveRecord):
         """Both modalities' projections, and the similarities of each with the other of all ranks, in float32."""
         samples, size, width, common = shape.samples, shape.value_bytes, shape.config.hidden_size, shape.config.common_dim
         direction = [
-            product(samples, width, common, size),
+            product(samples, width, common, size, of=STATES),
             product(samples, common, common, size),
             passes("gelu", 5 * samples * common * size, 1),
             passes("norm", 5 * samples * common * size, 2),
-            product(samples, common, shape.everyone, FLOAT32),
+            product(samples, common, shape.everyone, FLOAT32, of=VECTORS),
             passes("copy", 20 * samples * shape.everyone * FLOAT32, 8),
         ]
         return direction * (2 * len(self.pairs))

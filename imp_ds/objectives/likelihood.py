@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
-from imp_ds.costs import FLOAT32, Kernel, Sequences, passes, product
+from imp_ds.costs import FLOAT32, STATES, VECTORS, Kernel, Sequences, passes, product
 from imp_ds.errors import UserError
 from imp_ds.modalities import ModalityName
 from imp_ds.modalities.text.masking import most_hidden
@@ -225,12 +225,12 @@ def head_kernels(config, rows: int, value_bytes: int) -> list[Kernel]:
     """The likelihood head: `rows` states become unit vectors."""
     width, common = config.hidden_size, config.common_dim
     norms = 5 * rows * (width * value_bytes + common * FLOAT32)
-    return [passes("norm", norms, 2), product(rows, width, common, value_bytes)]
+    return [passes("norm", norms, 2, of=STATES), product(rows, width, common, value_bytes)]
 
 
 def comparison_kernels(shape: StepShape, rows: int, among: int) -> list[Kernel]:
     """The head on `rows` states, and the cross-entropy of their cosines with `among` candidates, in float32."""
-    scores = [product(rows, shape.config.common_dim, among, FLOAT32), passes("copy", 20 * rows * among * FLOAT32, 8)]
+    scores = [product(rows, shape.config.common_dim, among, FLOAT32, of=VECTORS), passes("copy", 20 * rows * among * FLOAT32, 8)]
     return head_kernels(shape.config, rows, shape.value_bytes) + scores
 
 

@@ -1,11 +1,11 @@
 """Which size of expert groups is best: every size that is possible, by time, memory and communication."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from imp_ds.config import RunConfig
 from imp_ds.costs import is_of_experts
 from imp_ds.families.family import CostModel
+from imp_ds.families.trainable import is_trained
 from imp_ds.planning.hardware_profile import HardwareProfile
 from imp_ds.planning.memory import Memory, memory_of_rank
 from imp_ds.planning.time import VALUE_BYTES, Network, TaskTime, task_time
@@ -41,8 +41,7 @@ class Case:
         """Of a rank, in the task that keeps most."""
         every, trained = _kinds(self.sizes), None
         if (patterns := self.run.train.trainable) is not None:
-            names = [name for name in self.sizes if any(fnmatchcase(name, pattern) for pattern in patterns)]
-            trained = _kinds({name: self.sizes[name] for name in names})
+            trained = _kinds({name: size for name, size in self.sizes.items() if is_trained(name, patterns)})
         checkpointing = self.run.train.gradient_checkpointing
         size = VALUE_BYTES[self.precision]
         most = max(self.cost.activation_bytes(task, self.world, size, checkpointing) for task in self.run.tasks)

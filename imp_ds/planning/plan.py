@@ -11,6 +11,7 @@ from imp_ds.costs import Parameters
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.family import CostModel
+from imp_ds.families.trainable import Trained, trained_parts
 from imp_ds.planning.choice import Case, Choice
 from imp_ds.planning.hardware_profile import HardwareProfile, h200
 from imp_ds.planning.memory import PRECISIONS, Memory
@@ -43,7 +44,8 @@ class ExpertGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run on `nodes` x `gpus` ranks. `times` and `choices` are empty where no hardware profile is known."""
+    """The plan of a run on `nodes` x `gpus` ranks. `times` and `choices` are empty where no hardware profile is known; `trained`
+    is None where everything is."""
 
     name: str
     nodes: int
@@ -58,6 +60,7 @@ class Plan:
     profile: HardwareProfile | None
     times: list[TaskTime]
     choices: list[Choice]
+    trained: Trained | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -91,7 +94,10 @@ def plan(
     world = nodes * gpus
     check_layout(run, world, {"zero_optimization": {"stage": stage}})
     profile = h200() if profile is None and precision == "bf16" else profile
-    cost = family_of(run).cost(run)
+    family, trained = family_of(run), None
+    if run.train.trainable is not None:
+        trained = trained_parts(family.Model, family.config(run), run.train.trainable)
+    cost = family.cost(run)
     sizes, tasks, ep_size = cost.sizes(), plan_tasks(run, cost), run.train.ep_size
     network = Network(gpus, gpu_link_gbs * 1e9, node_link_gbs * 1e9, profile.links if profile else None)
     case = Case(seen_run(run), cost, sizes, world, precision, profile, network, tuple(task.share_of_steps for task in tasks))
@@ -100,7 +106,7 @@ def plan(
         run.name, nodes, gpus, ep_size, stage, precision, cost.parameters(sizes), tasks,
         [case.memory(ep_size, stage) for stage in range(4)], groups, profile,
         case.times(ep_size, stage) if profile else [], case.choices(stage) if profile and cost.experts else [],
-        _warnings(run, cost, groups, gpus),
+        trained, _warnings(run, cost, groups, gpus),
     )  # fmt: skip
 
 

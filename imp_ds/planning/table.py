@@ -11,8 +11,9 @@ def show(plan: Plan, console: Console) -> None:
     """Print the plan: parameters, tasks, memory of a rank, times, expert groups, warnings."""
     ranks = plan.nodes * plan.gpus
     console.print(f"{plan.name}: {plan.nodes} node(s) x {plan.gpus} = {ranks} rank(s), ep_size {plan.ep_size}, {plan.precision}")
-    for table in (_parameters(plan), _tasks(plan), _memory(plan)):
-        console.print(table)
+    for table in (_parameters(plan), _trained(plan), _tasks(plan), _memory(plan)):
+        if table is not None:
+            console.print(table)
     if plan.times:
         console.print(_times(plan))
         known = plan.profile
@@ -49,6 +50,17 @@ def _parameters(plan: Plan) -> Table:
     )
     for name, number, meaning in rows:
         table.add_row(name, f"{number / 1e6:,.2f} M", meaning)
+    return table
+
+
+def _trained(plan: Plan) -> Table | None:
+    if plan.trained is None:
+        return None
+    table = _table("Trained tensors", "tensor", "shape", "of them", "number")
+    for one in plan.trained.tensors:
+        table.add_row(one.name, " x ".join(map(str, one.shape)) or "1", f"{one.count:,}", f"{one.parameters / 1e6:,.3f} M")
+    for name, number in (("trained in all", plan.trained.trained), ("frozen", plan.trained.frozen)):
+        table.add_row(name, "", "", f"{number / 1e6:,.3f} M")
     return table
 
 

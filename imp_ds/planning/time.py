@@ -5,15 +5,15 @@ overlapped.
          + step_s + tensors * tensor_s + held * held_s + updated * owned_s                                     engine
          + sum over collectives [ calls * latency * ceil(log2 n) + traffic / bandwidth ]                        communication
 
-Compute is what the model's family gives (`CostModel.kernels`); kernels of blocks count 4/3 where they run forward twice (gradient
-checkpointing, GradCache). Traffic of one rank in a group of n, for S bytes of the joined tensor: all-reduce
-2 S (n-1)/n, all-gather and reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all) S (n-1)/n. What DeepSpeed 0.19.8
-sends in a step:
+Compute is what the model's family gives (`CostModel.kernels`); kernels of blocks count their forward twice where it runs twice
+(gradient checkpointing, GradCache): 4/3 of all, where everything is trained. Traffic of one rank in a group of n, for S bytes of
+the joined tensor: all-reduce 2 S (n-1)/n, all-gather and reduce-scatter S (n-1)/n, all-to-all (S what a rank sends in all)
+S (n-1)/n. What DeepSpeed 0.19.8 sends in a step:
 
     ZeRO 0        all-reduce of the gradients of the task's parameters
-    ZeRO 1, 2     the same, and all-gather of all weights after the update
+    ZeRO 1, 2     the same, and all-gather of all trained weights after the update
     ZeRO 3        reduce-scatter of these gradients; all-gather of the weights, module by module, forward and backward, those of
-                  the blocks for each modality
+                  the blocks for each modality; frozen ones too
     MoE layer     two all-to-alls of the experts' rows forward and two backward, for each modality; two more when run again;
                   so has each conditional linear layer, or, of a gate that is the same for a segment, an all-reduce of its matrix
                   each way
@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from imp_ds.config import RunConfig
 from imp_ds.costs import Exchange, is_of_experts
 from imp_ds.families.family import CostModel
+from imp_ds.families.trainable import is_trained
 from imp_ds.planning.hardware_profile import HardwareProfile, Link
 from imp_ds.tasks import Task
 
@@ -65,7 +66,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of one rank: those it holds and those that a task gives gradients to, apart for experts (which have
+    """Parameters of one rank: those it updates and those that a task gives gradients to, apart for experts (which have
     world / ep_size replicas) and the rest (world); and tensors and modules that have gradients. Each encoding of a step meets
     those of the blocks again, `again_rest` of the parameters."""
 
@@ -125,11 +126,13 @@ def task_time(
     again = run.train.gradient_checkpointing or task.micro_batches > 1 and compares  # GradCache runs the forward twice
     size = VALUE_BYTES[profile.precision]
     kernels = cost.kernels(task, world, size, ep_size)
-    compute = sum(profile.kernels[k.kind].seconds(k) * (4 / 3 if again and k.in_block else 1) for k in kernels)
-    weights, calls = task_weights(sizes, *cost.touched(task), ep_size), cost.encodings(task)
+    compute = sum(profile.kernels[k.kind].seconds(k) * (1 + k.forward if again and k.in_block else 1) for k in kernels)
+    used, calls = cost.touched(task), cost.encodings(task)
+    trained = {name: count for name, count in sizes.items() if is_trained(name, run.train.trainable)}
+    weights, gathered = (task_weights(held, *used, ep_size) for held in (trained, sizes))
     communication = {
         "gradients": gradient_seconds(weights, stage, world, ep_size, profile.precision, network),
-        "weights": weight_seconds(weights, stage, calls, world, ep_size, profile.precision, network),
+        "weights": weight_seconds(gathered if stage == 3 else weights, stage, calls, world, ep_size, profile.precision, network),
         "tokens to experts": exchange_seconds(cost.exchanges(task, world, 3 if again else 2, size), ep_size, network),
         "contrastive": exchange_seconds(cost.compared(task), world, network),
         "control": network.seconds("all_reduce", 0.0, CONTROL_CALLS, world),

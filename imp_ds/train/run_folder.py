@@ -5,6 +5,7 @@
     metrics.jsonl     the same curves as lines     results.json, results.png  the final scores
     results_units.json  of each score its unit, which way it is better, and where it is shown
     answers.jsonl     what was asked and answered, where evaluators keep that
+    trained.json      the tensors that are trained, of a run that trains a part of the model
 """
 
 import json
@@ -21,11 +22,11 @@ from imp_ds.train import checkpoint
 from imp_ds.train.run_lock import FILE as LOCK
 from imp_ds.train.run_lock import RunLock
 
-RESULTS, RESULTS_UNITS, ANSWERS = "results.json", "results_units.json", "answers.jsonl"
+RESULTS, RESULTS_UNITS, ANSWERS, TRAINED = "results.json", "results_units.json", "answers.jsonl", "trained.json"
 # what a run makes in its folder, beside run_config.json; interference and captions stand in tensorboard/ and metrics.jsonl too
 _MADE = {
     LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, PICTURE,
-    RESULTS_UNITS, ANSWERS, "interference.json", "interference.png",
+    RESULTS_UNITS, ANSWERS, TRAINED, "interference.json", "interference.png",
 }  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.arrival import Arrival
 from imp_ds.families.train_module import TrainModule
+from imp_ds.families.trainable import freeze_others, trained_parts
 from imp_ds.modalities.modality import part_of
 from imp_ds.parallel import rank_grid
 from imp_ds.parallel.groups import is_main, on_main, rank, world_size
@@ -36,7 +36,9 @@ from imp_ds.train.engine.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine.engine import Engine
 from imp_ds.train.engine.partition import Partitioner, stage_of, type_of
 from imp_ds.train.recording.first_samples import first_occurrences
+from imp_ds.train.run_folder import TRAINED
 from imp_ds.train.schedule import build_schedule
+from imp_ds.written_files import write_json
 
 _COLUMNS = 140  # of a grid that goes to a file
 
@@ -89,6 +91,20 @@ def show_ranks(run: RunConfig, experts: int, device: torch.device, hostfile: Pat
     if is_main() and len(locations) > 1:
         console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
         rank_grid.show(rank_grid.rank_grid(locations, run.train.ep_size, experts, hosts), console)
+
+
+def show_trained(run: RunConfig, config: PreTrainedConfig, output_dir: Path) -> None:
+    """Of a run that trains a part of the model: print which tensors these are, and write the list into the run's folder. All
+    ranks call it. Raises UserError for a pattern that nothing matches."""
+    if run.train.trainable is None:
+        return
+
+    def show() -> None:
+        trained = trained_parts(family_of(run).Model, config, run.train.trainable)
+        print("\n".join(trained.lines()), flush=True)
+        write_json(output_dir / TRAINED, trained.as_json())
+
+    on_main(show, "what is trained cannot be listed")
 
 
 def find_checkpoint(output_dir: Path, where: str, base: str | None = None) -> checkpoint.Reader | None:
@@ -250,20 +266,3 @@ def _few(batches: StepBatches, step: int, view: int) -> Batch:
     if isinstance(batch, UserError):
         raise batch
     return batch
-
-
-def freeze_others(model: nn.Module, patterns: list[str] | None) -> None:
-    """`train.trainable`: leave trainable what a pattern matches, names of parameters where * stands for anything; None:
-    everything. The others keep their values, and no optimizer knows them.
-
-    Raises UserError for a pattern that nothing matches.
-    """
-    if patterns is None:
-        return
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            allowed = "names of parameters, where * stands for anything, for example *norm* or objectives.*"
-            raise UserError("train.trainable: the model has no such parameter", got=pattern, allowed=allowed)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))

@@ -52,6 +52,7 @@ from imp_ds.train.start import (
     open_batches,
     open_readers,
     show_ranks,
+    show_trained,
     start_engine,
     tell_of_groups,
 )
@@ -145,6 +146,7 @@ class Trainer:
             print(nothing if reader is None else f"resuming from {reader.folder}", flush=True)
         if reader is not None:
             tell_of_groups(run, reader.state)
+        show_trained(run, self.config, output_dir)
         self._processor_hashes = hashes(output_dir)
         self._take_state({} if reader is None else reader.state)
         self.engine, frozen = start_engine(run, self.config, ds, device, reader, self.processor, output_dir)
@@ -157,8 +159,6 @@ class Trainer:
         self.evaluators = build_evaluators(run, self.processor, "validation")
         cost = family.cost(run)
         flops = lambda seen: cost.rank_flops(seen, world_size(), run.train.mixed)  # noqa: E731
-        if run.train.trainable is not None:  # which gradients that leaves to be computed is not counted
-            flops = lambda seen: 0.0  # noqa: E731
         self.flops = {task.name: [flops(seen) for seen in task.variants()] for task in run.tasks}
         self.rejections = Rejections(
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,

@@ -16,9 +16,9 @@ from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators, by_name, evaluate
 from imp_ds.families.imp.initial_weights import load_initial
 from imp_ds.families.imp.merging import merge
+from imp_ds.families.trainable import freeze_others
 from imp_ds.objectives import Classification, Likelihood
 from imp_ds.train.engine.engine import parameter_groups
-from imp_ds.train.start import freeze_others
 
 ALL = dict(fraction=1.0)
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from helpers.small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
+from imp_ds.families.trainable import freeze_others
 from imp_ds.parallel.full_parameters import persistent_buffers
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
 from imp_ds.train.engine.engine import start_process_group
-from imp_ds.train.start import freeze_others
 
 STEPS = 3  # of each part of a run: every task once
 RATE = 1e-3

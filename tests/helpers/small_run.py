@@ -14,6 +14,7 @@ from imp_ds.config import OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.families.build import build_module
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.families.trainable import freeze_others
 from imp_ds.modalities.audio.view import AudioView
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
@@ -23,7 +24,6 @@ from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Batch, Source, Task
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine
-from imp_ds.train.start import freeze_others
 
 VOCABULARY = 50
 MARKS = SimpleNamespace(mask_token_id=VOCABULARY - 1, eos_token_id=VOCABULARY - 2)  # what of a tokenizer a model has to know

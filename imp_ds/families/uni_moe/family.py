@@ -1,4 +1,7 @@
-"""Uni-MoE as a family of models (`imp_ds.families.family.ModelFamily`)."""
+"""Uni-MoE as a family of models (`imp_ds.families.family.ModelFamily`).
+
+Shapes: B conversations, L tokens, M tokens of a medium, S width of a tower.
+"""
 
 from pathlib import Path
 
@@ -8,18 +11,22 @@ from transformers.utils import logging as transformers_logging
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
 from imp_ds.families import register_family
+from imp_ds.families.build import meta_module
+from imp_ds.families.counted_cost import CountedCost
 from imp_ds.families.family import ModelFamily
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs, room_for_answer
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
-from imp_ds.families.uni_moe.model_card import card
+from imp_ds.families.uni_moe.model_card import card, stock_card
 from imp_ds.families.uni_moe.processor import build_processor
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.models.uni_moe import UniMoeForConditionalGeneration, UniMoeProcessor
 from imp_ds.models.uni_moe.lora import CHANGES, merge_lora
-from imp_ds.tasks import Batch
+from imp_ds.models.uni_moe.stock_llava import save_stock_llava
+from imp_ds.models.uni_moe.stock_model import save_stock_model
+from imp_ds.tasks import Batch, Task
 
 
 @register_family
@@ -81,6 +88,15 @@ class UniMoeFamily(ModelFamily):
     def name_of(self, key):
         return key if key.startswith("uni_moe.") else f"uni_moe.{key}"
 
+    def save_stock(self, model, processor, folder):
+        if model.config.towers:
+            save_stock_llava(model.uni_moe, processor, folder)
+            return stock_card("AutoModelForImageTextToText", "AutoProcessor")
+        save_stock_model(model.uni_moe.language_model, folder)
+        processor.tokenizer.chat_template = processor.chat_template
+        processor.tokenizer.save_pretrained(folder)
+        return stock_card("AutoModelForCausalLM", "AutoTokenizer")
+
     def answer(self, model, processor, conversation, **how):
         inputs = prompt_inputs(processor, [conversation])
         how = {"max_new_tokens": room_for_answer(model, inputs)} | how
@@ -90,15 +106,26 @@ class UniMoeFamily(ModelFamily):
     def card(self, run, config, results, folder):
         return card(config, self.moe_layers(config), folder)
 
-    def shapes(self, run, task, samples):
-        """One medium of each kind that the model reads in each conversation."""
-        config, length = self.config(run), task.views.messages.length
-        ids_BL = torch.empty(samples, length, dtype=torch.int64, device="meta")
-        inputs = {"input_ids": ids_BL, "attention_mask": ids_BL}
-        for kind, shapes in config.media_shapes.items():
-            inputs |= {
-                name: torch.empty(samples, 1, *shape, device="meta")
-                for name, shape in shapes.items()
-            }
-            inputs[f"{kind}_count"] = ids_BL[:, 0]
-        return Batch(task.name, {"messages": inputs}, {"labels": ids_BL})
+    def cost(self, run):
+        model = meta_module(self.Model, self.config(run))
+        return CountedCost(run, model, lambda run, task, samples: _media_shapes(run, model, task, samples))
+
+
+def _media_shapes(run, model: UniMoeForTraining, task: Task, samples: int) -> Batch:
+    """One medium of each kind that the model reads in each conversation; where the features of frozen towers are computed before
+    the first step (`data.messages.feature_cache_gb`), these in the place of the medium.
+
+    model: the run's, on the meta device, with what `train.trainable` freezes.
+    """
+    length = task.views.messages.length
+    ids_BL = torch.empty(samples, length, dtype=torch.int64, device="meta")
+    inputs = {"input_ids": ids_BL, "attention_mask": ids_BL}
+    for kind, shapes in model.config.media_shapes.items():
+        if run.data.messages.feature_cache_gb and not model.uni_moe.tower(kind).is_trained:
+            with torch.no_grad():
+                features_1MS = model.uni_moe.encode_media(kind, *model.blank(kind, "meta"))
+            inputs[f"{kind}_features"] = features_1MS.new_empty(samples, *features_1MS.shape)
+        else:
+            inputs |= {name: torch.empty(samples, 1, *shape, device="meta") for name, shape in shapes.items()}
+        inputs[f"{kind}_count"] = ids_BL[:, 0]
+    return Batch(task.name, {"messages": inputs}, {"labels": ids_BL})

@@ -54,6 +54,20 @@ def card(config: UniMoeConfig, layers: list[int], folder: str = ".") -> Card:
     )
 
 
+def stock_card(model: str, processor: str) -> Card:
+    """What is said of one that was written as classes of transformers. model, processor: the Auto classes that load them."""
+    about = "A model of Uni-MoE ([arXiv 2405.11273](https://arxiv.org/abs/2405.11273)), trained with `imp_ds` on DeepSpeed and "
+    loading = (
+        f"```python\nfrom transformers import {model}, {processor}\n\n"
+        f'model, processor = {model}.from_pretrained(".").eval(), {processor}.from_pretrained(".")\n```\n'
+    )
+    return Card(
+        about=about + "written as classes of transformers, which need no other package.\n", tags=["multimodal", "conversational"],
+        sections=["## Loading", loading], scored=_SCORED,
+        pipeline_tag="image-text-to-text" if processor == "AutoProcessor" else "text-generation",
+    )  # fmt: skip
+
+
 def _towers(config: UniMoeConfig) -> str:
     read = {name: [kind for kind, tower in config.towers.items() if tower == name] for name in config.towers.values()}
     types = {name: config.tower_config(name).model_type for name in read}

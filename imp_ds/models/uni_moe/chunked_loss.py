@@ -61,12 +61,10 @@ def chunked_cross_entropy(
     labels_BL: not shifted; NO_LOSS where there is none. Logits are in the type of the hidden states (under autocast in
     autocast's), everything behind them in float32. chunk_tokens: C; None: so many that C * V is `CHUNK_LOGITS` at most.
     Differentiable once, in hidden states and weight. """
-    hidden, labels = hidden_BLD[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten()
-    if hidden.is_meta:  # where costs are counted: products as autograd has them, and no label is known
-        loss = F.cross_entropy(F.linear(hidden, weight_VD).float(), labels, reduction="sum")
-        return TokenLoss(loss, labels.sum(), labels.sum())
-    supervised = labels != NO_LOSS
-    hidden_ND, labels_N = hidden[supervised], labels[supervised]
+    hidden_ND, labels_N = hidden_BLD[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten()
+    supervised = labels_N != NO_LOSS
+    if not hidden_ND.is_meta:  # where costs are counted no label is known, and each token counts
+        hidden_ND, labels_N = hidden_ND[supervised], labels_N[supervised]
     chunk = chunk_tokens or max(1, CHUNK_LOGITS // len(weight_VD))
     needed = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden_ND, weight_VD)]
     loss_sum, right = _ChunkedLoss.apply(hidden_ND, weight_VD, labels_N, chunk, *needed)
@@ -76,8 +74,9 @@ def chunked_cross_entropy(
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, labels_N, chunk: int, needs_hidden: bool, needs_weight: bool):
-        device = hidden_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+        device, dtype = "cpu" if hidden_ND.is_meta else hidden_ND.device.type, hidden_ND.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         loss_sum, right = hidden_ND.new_zeros((), dtype=torch.float32), labels_N.new_zeros(())
         with torch.autocast(device, enabled=False):
             used_VD = weight_VD.to(dtype)
@@ -117,7 +116,7 @@ def _loss_and_gradient(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> torch
 
 
 def _add_product(dweight_VD: torch.Tensor, dlogits_CV: torch.Tensor, rows_CD: torch.Tensor) -> None:
-    if rows_CD.dtype == torch.float32:
+    if rows_CD.dtype == torch.float32 and not rows_CD.is_meta:  # what is added in place is not counted
         dweight_VD.addmm_(dlogits_CV.t(), rows_CD)
     else:
         dweight_VD += dlogits_CV.t() @ rows_CD

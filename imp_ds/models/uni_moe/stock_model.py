@@ -4,8 +4,10 @@ Llama and Mistral with experts in all layers are a Mixtral, Qwen3 with experts i
 are what they were.
 """
 
+import copy
 from pathlib import Path
 
+import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -26,16 +28,27 @@ def save_stock_model(language_model: PreTrainedModel, folder: str | Path, max_sh
         language_model.save_pretrained(folder, max_shard_size=max_shard_size)
         return
     config = stock_config(language_model)
-    state = to_base(language_model.state_dict(), config.model_type)
-    if config.tie_word_embeddings:
-        del state["lm_head.weight"]
-    save_torch_state_dict(state, folder, max_shard_size=max_shard_size)
+    save_torch_state_dict(stock_state(language_model, config), folder, max_shard_size=max_shard_size)
     config.save_pretrained(folder)
     language_model.generation_config.save_pretrained(folder)
 
 
+def stock_state(language_model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """The weights of a language model by the names of files of the model of transformers that it is, of `stock_config`. Raises
+    UserError for maps before a gate that are not the identity."""
+    state = language_model.state_dict()
+    if expert_feed_forwards(language_model):
+        state = to_base(state, config.model_type)
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return state
+
+
 def stock_config(language_model: PreTrainedModel) -> PreTrainedConfig:
-    """The configuration of the model of transformers that a language model with experts is. Raises UserError where none is."""
+    """The configuration of the model of transformers that a language model is, with experts or without. Raises UserError where
+    none is."""
+    if not expert_feed_forwards(language_model):
+        return copy.deepcopy(language_model.config)
     layers, own = [layer.mlp for layer in language_model.get_decoder().layers], language_model.config
     mixtures, kind = expert_feed_forwards(language_model), STOCK.get(own.model_type)
     router, experts = mixtures[0].moe.router, mixtures[0].moe.experts

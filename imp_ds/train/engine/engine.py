@@ -22,9 +22,9 @@ import torch.distributed as dist
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.utils import groups as deepspeed_groups
 
-from imp_ds.errors import UserError
 from imp_ds.families.arrival import give_back_memory
 from imp_ds.families.train_module import StepOutput, TrainModule
+from imp_ds.families.trainable import check_trains
 from imp_ds.moe.routers.router import Router
 from imp_ds.parallel.expert_parallel import ExpertParallelLayer, experts_may_be_frozen, split_off_experts
 from imp_ds.parallel.groups import alone, world_size
@@ -127,7 +127,7 @@ class Engine:
         return output
 
     def _backward(self, loss: torch.Tensor, is_last: bool) -> None:
-        self._check_trains(loss)
+        check_trains(loss, self._batch)
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         self.deepspeed.backward(loss)
 
@@ -174,13 +174,6 @@ class Engine:
         self._clear_stale_gradients()
         finish_counts(self._counting, self._accepted)
         return self._norm, self._accepted
-
-    def _check_trains(self, loss: torch.Tensor) -> None:
-        if not loss.requires_grad:
-            raise UserError(
-                "train.trainable leaves nothing to train in a task", got=self._batch.task,
-                fix="add a pattern of what it uses, for example of its head, or leave the task out", shared=True,
-            )  # fmt: skip
 
     def skip(self) -> None:
         """Forget the batch of the last `forward`."""

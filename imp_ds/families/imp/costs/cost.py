@@ -6,7 +6,9 @@ from imp_ds.config import RunConfig
 from imp_ds.costs import FLOAT32, Exchange, Kernel, Parameters, is_of_experts
 from imp_ds.families.imp.costs import flops, memory, tokens
 from imp_ds.families.imp.costs.flops_experts import expert_rows, linear_widths
+from imp_ds.families.imp.costs.frozen import FrozenStep
 from imp_ds.families.imp.pretraining import ImpForPreTraining
+from imp_ds.families.trainable import is_trained
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.tasks import Task
 
@@ -18,6 +20,10 @@ class ImpCost:
 
     def __init__(self, run: RunConfig, config: ImpConfig):
         self.run, self.config, self.experts = run, config, config.num_experts
+        self._frozen = None
+        if run.train.trainable is not None:
+            trained = [name for name in parameter_sizes(config) if is_trained(name, run.train.trainable)]
+            self._frozen = FrozenStep(config, run.data, trained)
 
     def sizes(self) -> dict[str, int]:
         return parameter_sizes(self.config)
@@ -32,16 +38,23 @@ class ImpCost:
         return len(self._encoded(task))
 
     def kernels(self, task: Task, world: int, value_bytes: int, ep_size: int = 1) -> list[Kernel]:
+        if self._frozen is not None:
+            return self._frozen.kernels(task, world, value_bytes, ep_size)
         return flops.step_kernels(task, self.config, self.run.data, world, value_bytes, ep_size)
 
     def flops(self, task: Task, world: int) -> float:
+        if self._frozen is not None:
+            return world * self._frozen.rank_flops(task, world, alone=False)
         return flops.step_flops(task, self.config, self.run.data, world)
 
     def rank_flops(self, task: Task, world: int, alone: bool) -> float:
+        if self._frozen is not None:
+            return self._frozen.rank_flops(task, world, alone)
         return flops.rank_flops(task, self.config, self.run.data, world, alone)
 
     def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
-        return memory.activation_bytes(task, self.config, self.run.data, world, value_bytes, checkpointing)
+        parts = () if self._frozen is None else (self._frozen.embeds, self._frozen.kept_blocks)
+        return memory.activation_bytes(task, self.config, self.run.data, world, value_bytes, checkpointing, *parts)
 
     def touched(self, task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
         own = [*SHARED, f"objectives.{task.name}."]

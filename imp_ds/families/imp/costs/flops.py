@@ -5,17 +5,19 @@ multiply-and-add: forward once and backward twice (gradients of both factors), o
 gradient (raw patches). Attention counts its two L x L products. Experts count the rows that they really compute, so
 capacity_factor and experts_per_token show. What gradient checkpointing computes again is not counted.
 
-Traffic serves the prediction of time (`imp_ds.planning.time`), not the FLOPs. What has experts is in `flops_experts`.
+Traffic serves the prediction of time (`imp_ds.planning.time`), not the FLOPs. What has experts is in `flops_experts`; `frozen`
+leaves of all this what a run computes that trains a part of the model.
 
 Shapes: b samples of a rank, L tokens of a sample, T = b * L tokens, D width, F feed-forward width, E experts, P values of a
 patch, C width of a common space, N samples of all ranks, V words of the vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from imp_ds.config import DataSettings
 from imp_ds.costs import FLOAT32, Kernel, passes, product
-from imp_ds.families.imp.costs.flops_experts import conditional_linear, linear_widths, merge_experts, mixture
+from imp_ds.families.imp.costs.flops_experts import conditional_linear, linear_prefix, linear_widths, merge_experts, mixture
 from imp_ds.families.imp.costs.tokens import task_candidates, task_sequences, task_tokens
 from imp_ds.modalities.modality import TEXT, get_modality
 from imp_ds.modalities.views import Views
@@ -72,17 +74,26 @@ def _encoder(
     tokens = samples * length
     kernels += [passes("norm", 5 * tokens * width * size, 1), passes("copy", 6 * tokens * width * size, 4)]  # biases, mean
     shape, sparse = (config, samples, length, size), len(config.moe_layer_indices)
-    kernels += (attention(*shape) + _feed_forward(*shape)) * (config.num_hidden_layers - sparse)
+    kernels += (attention(*shape) + feed_forward(*shape)) * (config.num_hidden_layers - sparse)
     if not sparse:
         return kernels
     linears = config.conditional_linears or ()
-    if config.has_constant_gate:
-        # <SPE> has the condition of the segment after it
-        gated = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments
-        additional = len({modality for modality, _ in gated}) - 1
-        kernels += [kernel for name in linears for kernel in merge_experts(config, name, size, ep_size)] * (additional * sparse)
-    last = _feed_forward(*shape, linears, ep_size) if linears else mixture(*shape, ep_size)
+    kernels += additional_merges(config, segments, size, ep_size) * sparse
+    last = feed_forward(*shape, linears, ep_size) if linears else mixture(*shape, ep_size)
     return kernels + (attention(*shape, linears, ep_size) + last) * sparse
+
+
+def additional_merges(config: ImpConfig, segments: Sequence[tuple[str, int]], size: int, ep_size: int) -> list[Kernel]:
+    """In a block: of a gate that is the same for a segment the sums for each further condition."""
+    if not config.has_constant_gate:
+        return []
+    gated = segments[1:] if segments[0] == ("text", 1) and len(segments) > 1 else segments  # <SPE> has that of the next one
+    merged = [
+        replace(kernel, of=linear_prefix(name))
+        for name in config.conditional_linears or ()
+        for kernel in merge_experts(config, name, size, ep_size)
+    ]
+    return merged * (len({modality for modality, _ in gated}) - 1)
 
 
 def _linear(
@@ -91,7 +102,7 @@ def _linear(
     """A linear layer of a block, plain or, when it is among `linears`, conditional."""
     if name in linears:
         return conditional_linear(config, name, samples, length, size, ep_size)
-    return [product(samples * length, *linear_widths(config, name), size, in_block=True)]
+    return [product(samples * length, *linear_widths(config, name), size, in_block=True, of=linear_prefix(name))]
 
 
 def attention(
@@ -101,9 +112,10 @@ def attention(
     tokens, width = samples * length, config.hidden_size
     norms = 3 if config.qk_norm else 1
     # forward reads 3 and writes 1 tensor of the width, backward reads 5 and writes 3
-    scores = Kernel("attention", 0, 12 * samples * length**2 * width, 12 * tokens * width * size, 1, True)
+    inside = tuple(f"attention.{part}." for part in ("query_norm", "key_norm", "prompts"))
+    scores = Kernel("attention", 0, 12 * samples * length**2 * width, 12 * tokens * width * size, 1, True, of=inside)
     return [
-        passes("norm", 5 * norms * tokens * width * size, norms, in_block=True),
+        passes("norm", 5 * norms * tokens * width * size, norms, in_block=True, of=("attention_norm.",)),
         *_linear("qkv", config, samples, length, size, linears, ep_size),
         scores,
         *_linear("out", config, samples, length, size, linears, ep_size),
@@ -112,12 +124,13 @@ def attention(
     ]
 
 
-def _feed_forward(
+def feed_forward(
     config: ImpConfig, samples: int, length: int, size: int, linears: Sequence[str] = (), ep_size: int = 1
 ) -> list[Kernel]:
+    """Norm, two linear layers with an activation between them, and the residual sum; `linears` are conditional."""
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
     return [
-        passes("norm", 5 * tokens * width * size, 1, in_block=True),
+        passes("norm", 5 * tokens * width * size, 1, in_block=True, of=("feed_forward_norm.",)),
         *_linear("up", config, samples, length, size, linears, ep_size),
         passes("gelu", 5 * tokens * hidden * size, 1, in_block=True),
         *_linear("down", config, samples, length, size, linears, ep_size),

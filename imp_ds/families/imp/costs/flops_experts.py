@@ -4,10 +4,14 @@ Shapes: T tokens, N rows of the experts, D width, F feed-forward width, I inputs
 experts of a token or a condition.
 """
 
+from dataclasses import replace
+
 from imp_ds.costs import FLOAT32, Kernel, passes, product
 from imp_ds.models.imp.conditions import attribute_names
-from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.configuration_imp import LINEAR_PAIRS, ImpConfig
 from imp_ds.moe.grouping import examples_per_group
+
+EXPERTS = ("feed_forward.experts.",)  # what the names of a mixture's weights begin with in a block
 
 
 def expert_rows(config: ImpConfig, samples: int, length: int) -> int:
@@ -27,6 +31,11 @@ def linear_widths(config: ImpConfig, name: str) -> tuple[int, int]:
     return {"qkv": (width, 3 * width), "out": (width, width), "up": (width, hidden), "down": (hidden, width)}[name]
 
 
+def linear_prefix(name: str) -> tuple[str, ...]:
+    """What the names of its weights begin with in a block."""
+    return (f"{'attention' if name in LINEAR_PAIRS[0] else 'feed_forward'}.{name}.",)
+
+
 def mixture(config: ImpConfig, samples: int, length: int, size: int, ep_size: int = 1) -> list[Kernel]:
     """A MoE feed-forward: a rank computes as many rows as it sends, with the weights of its own experts."""
     tokens, width, hidden = samples * length, config.hidden_size, config.intermediate_size
@@ -35,9 +44,14 @@ def mixture(config: ImpConfig, samples: int, length: int, size: int, ep_size: in
     sums = 6 * tokens * width  # the residual's
     exchanged = 8 * rows * width if ep_size > 1 else 0  # rows put in the order of ranks, and of experts again
     return [
-        passes("norm", 5 * tokens * width * size, 1, in_block=True),
-        _routing(config, samples, length, width, (10 * rows + 4 * tokens) * width * size),
-        Kernel("experts", width, 6 * matrices * rows * width * hidden, 3 * matrices * moved * size, 1, True),
+        passes("norm", 5 * tokens * width * size, 1, in_block=True, of=("feed_forward_norm.",)),
+        replace(
+            _routing(config, samples, length, width, (10 * rows + 4 * tokens) * width * size), of=("feed_forward.router.",)
+        ),
+        Kernel(
+            "experts", width, 6 * matrices * rows * width * hidden, 3 * matrices * moved * size, 1, True,
+            of=EXPERTS,
+        ),
         passes("gelu", (5 if matrices == 2 else 10) * rows * hidden * size, matrices - 1, in_block=True),
         passes("copy", (sums + exchanged) * size, 6 if ep_size > 1 else 2, in_block=True),
     ]
@@ -46,7 +60,7 @@ def mixture(config: ImpConfig, samples: int, length: int, size: int, ep_size: in
 def conditional_linear(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int = 1) -> list[Kernel]:
     """A linear layer that has experts, instead of the product of a plain one."""
     kind = _merged_linear if config.has_constant_gate else _routed_linear
-    return kind(config, name, samples, length, size, ep_size)
+    return [replace(kernel, of=linear_prefix(name)) for kernel in kind(config, name, samples, length, size, ep_size)]
 
 
 def _routed_linear(config: ImpConfig, name: str, samples: int, length: int, size: int, ep_size: int) -> list[Kernel]:

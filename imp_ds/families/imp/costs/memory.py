@@ -4,8 +4,10 @@ Shapes: b samples of a rank, L tokens of a sample, T = b * L, D width, F feed-fo
 vocabulary.
 """
 
+from collections.abc import Callable
+
 from imp_ds.config import DataSettings
-from imp_ds.costs import FLOAT32
+from imp_ds.costs import FLOAT32, Sequences
 from imp_ds.families.imp.costs.flops import patch_values
 from imp_ds.families.imp.costs.flops_experts import expert_rows, linear_widths
 from imp_ds.families.imp.costs.tokens import candidate_sequences, task_sequences, task_tokens
@@ -15,25 +17,29 @@ from imp_ds.tasks import Task
 
 
 def activation_bytes(
-    task: Task, config: ImpConfig, data: DataSettings, world: int, size: int, checkpointing: bool
-) -> float:
+    task: Task, config: ImpConfig, data: DataSettings, world: int, size: int, checkpointing: bool,
+    embeds: Callable[[str], bool] = lambda modality: True,
+    kept_blocks: Callable[[Sequences, int], list[float]] | None = None,
+) -> float:  # fmt: skip
     """What one rank keeps of one step of `task` for the backward, and the most that the backward of one block needs beside it.
 
-    One micro-batch is in memory at a time.
+    One micro-batch is in memory at a time. embeds, kept_blocks: of a run that trains a part of the model, those of
+    `imp_ds.families.imp.costs.frozen.FrozenStep`; by default all is trained.
     """
-    layers, moe, width = config.num_hidden_layers, len(config.moe_layer_indices), config.hidden_size
-    kept, most, values = 0.0, 0.0, patch_values(task.views, config)
+    width, kept, most, values = config.hidden_size, 0.0, 0.0, patch_values(task.views, config)
+    kept_blocks = kept_blocks or (lambda sequences, samples: all_blocks(config, samples, sequences.length))
     for sequences in (*task_sequences(task, config, data).values(), *candidate_sequences(task, config).values()):
         samples, length = sequences.of_rank(world, task.micro_batches), sequences.length
-        tokens = samples * length
-        dense, sparse = block_values(config, samples, length)
-        passing = 2 * tokens * (config.intermediate_size + width)  # gradients on their way through a block
-        kept += samples * sum(part * (values[modality] + 6 * width) for modality, part in sequences.segments)
-        if checkpointing:
-            kept += layers * tokens * width
-            passing += max(dense, sparse)
+        tokens, blocks = samples * length, [values for values in kept_blocks(sequences, samples) if values]
+        passing = 2 * tokens * (config.intermediate_size + width) if blocks else 0  # gradients on their way through a block
+        before = {modality: values[modality] + 3 * width if embeds(modality) else 0 for modality, _ in sequences.segments}
+        after = 3 * width if blocks or any(before.values()) else 0
+        kept += samples * sum(part * (before[modality] + after) for modality, part in sequences.segments)
+        if checkpointing and blocks:
+            kept += len(blocks) * tokens * width
+            passing += max(blocks)
         else:
-            kept += (layers - moe) * dense + moe * sparse
+            kept += sum(blocks)
         most = max(most, passing)
     samples = task.batch_size // world // task.micro_batches
     counts = {name: found.count for name, found in candidate_sequences(task, config).items()}
@@ -41,6 +47,12 @@ def activation_bytes(
     shape = StepShape(config, samples, everyone, task_tokens(task, config, data), counts, size)
     losses = sum(objective.loss_values(shape) for objective in task.objectives)
     return (kept + most) * size + losses * FLOAT32
+
+
+def all_blocks(config: ImpConfig, samples: int, length: int) -> list[float]:
+    """`block_values` of each layer."""
+    values = block_values(config, samples, length)
+    return [values[layer in config.moe_layer_indices] for layer in range(config.num_hidden_layers)]
 
 
 def block_values(config: ImpConfig, samples: int, length: int) -> tuple[float, float]:
