@@ -24,7 +24,7 @@ from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.models.uni_moe import UniMoeForConditionalGeneration, UniMoeProcessor
 from imp_ds.models.uni_moe.lora import CHANGES, merge_lora
-from imp_ds.models.uni_moe.stock_llava import save_stock_llava
+from imp_ds.models.uni_moe.stock_llava import save_stock_llava, stock_generation
 from imp_ds.models.uni_moe.stock_model import save_stock_model
 from imp_ds.tasks import Batch, Task
 
@@ -93,6 +93,7 @@ class UniMoeFamily(ModelFamily):
             save_stock_llava(model.uni_moe, processor, folder)
             return stock_card("AutoModelForImageTextToText", "AutoProcessor")
         save_stock_model(model.uni_moe.language_model, folder)
+        stock_generation(model.uni_moe, model.config.text_config.vocab_size).save_pretrained(folder)
         processor.tokenizer.chat_template = processor.chat_template
         processor.tokenizer.save_pretrained(folder)
         return stock_card("AutoModelForCausalLM", "AutoTokenizer")

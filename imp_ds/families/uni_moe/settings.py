@@ -48,7 +48,7 @@ class UniMoeSettings(FamilySettings):
     chat_template: str | None = Field(None, description="Jinja file of the chat template; None: that of the tokenizer, or ours")
     num_experts: int = Field(0, ge=0, description="experts of each MoE layer; 0: the language model's own feed-forwards")
     experts_per_token: int = Field(2, ge=1, description="experts that a token takes")
-    moe_layers: str | list[int] = Field("all", description='"all", "every:N", "last:N" or a list of layers from 0')
+    moe_layers: str | list[int] = Field("all", description='"all", "every:N", "first:N", "last:N" or a list of layers from 0')
     expert_intermediate_size: int | None = Field(None, ge=1, description="width of an expert; None: of the language model's")
     expert_noise: float = Field(0.0, ge=0, description="noise on experts that are copies or slices, in units of their deviation")
     router_balance: float = Field(0.0, ge=0, description="coefficient of the load-balancing loss")

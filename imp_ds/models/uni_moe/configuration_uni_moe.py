@@ -25,7 +25,7 @@ class UniMoeConfig(PreTrainedConfig):
 
         num_experts: of a layer with experts; 0: the feed-forwards of the language model as they are.
         num_experts_per_tok: how many of them a token takes; their weights are renormalised where norm_topk_prob.
-        moe_layers: "all", "every:N", "last:N" or a list of layers from 0.
+        moe_layers: "all", "every:N", "first:N", "last:N" or a list of layers from 0.
         moe_intermediate_size: feed-forward width of an expert; None: that of the language model.
         router_aux_loss_coef, router_z_loss_coef: coefficients of the balance loss and the z-loss.
         router_l1_coef, router_kl_coef: of the losses on how modalities share experts (release, 8e).

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub import save_torch_state_dict
-from transformers import LlavaConfig, LlavaProcessor
+from transformers import GenerationConfig, LlavaConfig, LlavaProcessor
 
 from imp_ds.errors import UserError
+from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA
 from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.processing_uni_moe import UniMoeProcessor
 from imp_ds.models.uni_moe.stock_model import stock_config, stock_state
@@ -32,22 +33,27 @@ def save_stock_llava(
     Raises UserError, with every reason, for a model that LLaVA is not.
     """
     config = llava_config(model, len(processor.tokenizer))
-    rows = config.text_config.vocab_size
-    state = _state(model, config)
+    state, rows = _state(model, config), config.text_config.vocab_size
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(state, folder, max_shard_size=max_shard_size)
     config.save_pretrained(folder)
-    generation = copy.deepcopy(model.generation_config)
-    unknown = [row for row in range(model.config.text_config.vocab_size, rows)]
-    generation.suppress_tokens = sorted({*unknown, config.image_token_index, *(generation.suppress_tokens or [])})
-    generation.save_pretrained(folder)
+    stock_generation(model, rows).save_pretrained(folder)
     strategy, beside = _TOWERS[config.vision_config.model_type]
     LlavaProcessor(
         processor.image_processor, processor.tokenizer, patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=strategy, chat_template=processor.chat_template, image_token=processor.image_token,
         num_additional_image_tokens=beside,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def stock_generation(model: UniMoeForConditionalGeneration, rows: int) -> GenerationConfig:
+    """How it generates, where its vocabulary has so many rows: no answer has a placeholder in it, or a row that was added."""
+    generation = copy.deepcopy(model.generation_config)
+    placeholders = [token for kind in MEDIA if (token := model.config.token_id(kind)) is not None and token < rows]
+    never = {*range(model.config.text_config.vocab_size, rows), *placeholders, *(generation.suppress_tokens or [])}
+    generation.suppress_tokens = sorted(never) or None
+    return generation
 
 
 def llava_config(model: UniMoeForConditionalGeneration, tokens: int) -> LlavaConfig:
