@@ -61,6 +61,7 @@ def _write(
     if stock:
         card = family.save_stock(model, processor, folder)
     else:
+        model.config.trained_steps = state["step"]
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         run.save(folder)

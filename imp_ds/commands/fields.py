@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from imp_ds.config import RunConfig
 from imp_ds.records import fields_of, records_inside
+from imp_ds.stages import Stage, StagedRun
 
 _HEAD = """# What a recipe may set
 
@@ -19,12 +20,12 @@ _LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length
 
 
 def records() -> list[type[BaseModel]]:
-    """Every record class that a RunConfig may hold, RunConfig first, then as they are met."""
+    """Every record class that a recipe may hold, RunConfig first, then as they are met, StagedRun last."""
     found: list[type[BaseModel]] = [RunConfig]
     for kind in found:  # grows while it is read
         for field in fields_of(kind).values():
             found += [inner for inner in records_inside(field.annotation) if inner not in found]
-    return found
+    return [*found, StagedRun, Stage]
 
 
 def page() -> str:

@@ -38,6 +38,7 @@ class ModelFamily(ABC):
     Model: the module to train: a TrainModule, and a PreTrainedModel, which is what saves and loads it.
     Processor: the class whose `from_pretrained` loads the processor of a run; its `tokenizer` makes ids of texts.
     commands: of `imp_ds`, those that take an exported model of the family.
+    recorded: fields of the configuration that `origins` gives.
     """
 
     kind: ClassVar[str]
@@ -45,6 +46,7 @@ class ModelFamily(ABC):
     Model: ClassVar[type[TrainModule]]
     Processor: ClassVar[type[ProcessorMixin]]
     commands: ClassVar[tuple[str, ...]] = ("eval",)
+    recorded: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def processor(self, run, readers: dict) -> ProcessorMixin:
@@ -55,6 +57,15 @@ class ModelFamily(ABC):
         if processor is None:
             return run.model.to_config(run.data.vocab_size, run.tasks)
         return run.model.to_config(len(processor.tokenizer), run.tasks, processor.tokenizer)
+
+    def origins(self, run, saved: dict | None) -> dict:
+        """Fields of the configuration that record which models the run took parts from, such as their hashes: by default none.
+        Rank 0 calls it when a run starts.
+
+        saved: the configuration in the checkpoint that the run goes on from, with whose fields these have to agree; None: it is
+            new. Raises UserError.
+        """
+        return {}
 
     def experts(self, config: PreTrainedConfig) -> int:
         """Experts of a MoE layer; 0: none."""

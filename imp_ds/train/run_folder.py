@@ -39,7 +39,8 @@ _FREE = {
 # what may differ too if it is asked for: training goes on otherwise from there, but the weights and moments still fit
 _ON_REQUEST = {
     "optimizer", "tasks.*.batch_size", "tasks.*.interval", "tasks.*.weight", "tasks.*.gradient_norm", "data.max_rejected",
-    "train.init_from",  # it may have moved; checkpoints know the hashes of what is read there again
+    # they may have moved; checkpoints know the hashes of what is read there again
+    "train.init_from", "model.experts",
 }  # fmt: skip
 
 

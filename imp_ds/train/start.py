@@ -140,6 +140,7 @@ def start_engine(
 ) -> tuple[Engine, checkpoint.Frozen]:  # fmt: skip
     """The model on DeepSpeed, with the weights and the optimizer of `reader`'s checkpoint, the weights of `train.init_from`,
     those of the parts that its settings name, or fresh ones; and where the weights lie that it does not train."""
+    _note_origins(run, config, reader)
     fresh = reader is None and run.train.init_from is None
     model, said, sources, partition = _build(run, config, ds, device, fresh=fresh)
     if run.train.gradient_checkpointing:
@@ -156,6 +157,17 @@ def start_engine(
     if reader is not None:
         reader.load_optimizer(engine)
     return engine, frozen
+
+
+def _note_origins(run: RunConfig, config: PreTrainedConfig, reader: checkpoint.Reader | None) -> None:
+    """Record in the configuration which models the run takes parts from. Raises UserError where they are no longer those that the
+    checkpoint knows. All ranks call it."""
+    saved = None if reader is None else reader.state["config"]
+    found = [on_main(lambda: family_of(run).origins(run, saved), "a model that the run takes parts from cannot be read")]
+    if world_size() > 1:
+        dist.broadcast_object_list(found, src=0)
+    for name, value in found[0].items():
+        setattr(config, name, value)
 
 
 def media_features(

@@ -27,7 +27,10 @@ class TrainedRun:
         """The whole model with all of its experts, on the CPU, in float32 and ready to train; `report` as of a checkpoint's
         `load_weights`."""
         family = family_of(self.run)
-        model = family.empty(family.config(self.run, self.processor))
+        config = family.config(self.run, self.processor)
+        for name in family.recorded:
+            setattr(config, name, self.reader.state["config"].get(name))
+        model = family.empty(config)
         self.reader.load_weights(model, report)
         return model
 

@@ -13,6 +13,7 @@ from torch import nn
 from imp_ds.families.arrival import Arrival, Nothing, receive
 from imp_ds.families.build import STD, spread_module
 from imp_ds.families.uni_moe.base_weights import BaseWeights
+from imp_ds.families.uni_moe.expert_slots import check_slots
 from imp_ds.families.uni_moe.initial_weights import as_theirs
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.models.initialization import check_filled, initialize_seeded_module
@@ -35,7 +36,10 @@ class Assembly:
         self.model = spread_module(UniMoeForTraining, config, run.train.ep_size)
         self._part = self.model.get_submodule(PART)
         width, noise = config.text_config.intermediate_size, run.model.expert_noise
-        self.weights = BaseWeights(run.model.language_model, self._part, width, noise=noise, seed=self.seed)
+        check_slots(run.model.experts, config.text_config)
+        drawn = dict(noise=noise, seed=self.seed)
+        self.weights = BaseWeights(run.model.language_model, self._part, width, slots=run.model.experts, **drawn)
+        self._slots = run.model.experts
 
     def dtype_of(self, engine: torch.dtype) -> Callable[[str], torch.dtype]:
         """The types that the language model's parameters are to have in an engine that computes in `engine`: what the engine
@@ -57,11 +61,12 @@ class Assembly:
         self._finish_others()
         fresh = lambda path, module: self._fill(f"{PART}.{path}" if path else PART, module, self._part)  # noqa: E731
         receive(self._part, PART, self.weights if read else Nothing(), fresh, arrival)
-        self.weights.base.close()
+        self.weights.close()
         if not read:
             return []
         count = sum(getattr(p, "ds_numel", p.numel()) for p in self._part.parameters())
-        return [f"language model: {self.weights.base.folder}, {count:,} parameters here"]
+        said = [f"language model: {self.weights.base.folder}, {count:,} parameters here"]
+        return said + [f"expert {number} ({slot}): {folder}" for number, (slot, folder) in enumerate(self._slots.items())]
 
     def _finish_others(self) -> None:
         inside, before = set(self._part.modules()), {}

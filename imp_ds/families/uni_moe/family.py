@@ -17,6 +17,7 @@ from imp_ds.families.family import ModelFamily
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs, room_for_answer
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
+from imp_ds.families.uni_moe.expert_slots import slot_sources
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
 from imp_ds.families.uni_moe.model_card import card, stock_card
 from imp_ds.families.uni_moe.processor import build_processor
@@ -36,9 +37,13 @@ class UniMoeFamily(ModelFamily):
     Model = UniMoeForTraining
     Processor = UniMoeProcessor
     commands = ("eval", "chat")
+    recorded = ("expert_sources",)
 
     def processor(self, run, readers):
         return build_processor(run, readers)
+
+    def origins(self, run, saved):
+        return {"expert_sources": slot_sources(run.model.experts, None if saved is None else saved.get("expert_sources"))}
 
     def experts(self, config):
         return config.num_experts
@@ -49,7 +54,12 @@ class UniMoeFamily(ModelFamily):
         return model
 
     def assembly(self, run, config):
-        return Assembly(run, config) if isinstance(run.model.language_model, str) else None
+        if isinstance(run.model.language_model, str):
+            return Assembly(run, config)
+        if run.model.experts:
+            got, fix = "model.language_model is a configuration", "--set model.language_model=FOLDER of the model they began as"
+            raise UserError("experts of model.experts belong to a language model that was trained", got=got, fix=fix)
+        return None
 
     def load_parts(self, run, model):
         return load_parts(run.model, model.uni_moe)
@@ -64,6 +74,12 @@ class UniMoeFamily(ModelFamily):
                 "model.lora beside a model that is trained as a whole", got="train.trainable is not set",
                 allowed='patterns of what is trained: "*.lora.*" is all of LoRA, "uni_moe.connectors.*" the connectors',
                 fix="--set 'train.trainable=[\"*.lora.*\"]'",
+            )  # fmt: skip
+        named = [f"model.experts.{slot}" for slot in run.model.experts] + list(run.model.connector_starts())
+        if run.train.init_from is not None and named:
+            raise UserError(
+                "two models that the run would start from", got=f"train.init_from, and {', '.join(named)}",
+                allowed="one: train.init_from has all weights of a model", fix="leave one out",
             )  # fmt: skip
 
     def finished(self, model):

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from imp_ds.errors import UserError
+from imp_ds.families.uni_moe.base_folder import BaseFolder
 from imp_ds.families.uni_moe.parts import load_part
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.models.initialization import seed_of
@@ -43,4 +45,30 @@ def load_parts(settings: UniMoeSettings, model: UniMoeForConditionalGeneration) 
             loaded = load_part(part, f"model.{kind}_tower")
             model.tower(kind).model.load_state_dict(loaded.state_dict())
             lines.append(f"{name} tower: {Path(part)}, {sum(p.numel() for p in loaded.parameters()):,} parameters")
-    return lines, {}
+    sources = {}
+    for field, (kind, folder) in settings.connector_starts().items():
+        sources |= _load_connector(model, kind, folder, field)
+        lines.append(f"connector of {kind}: {Path(folder)}")
+    return lines, sources
+
+
+def _load_connector(model: UniMoeForConditionalGeneration, kind: str, folder: str, field: str) -> dict[str, tuple[Path, str]]:
+    """Copy the connector of that kind of media from an exported model; where each of its parameters came from."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{field} is not there", got=folder, allowed="a folder of an exported model", fix=f"--set {field}=FOLDER")
+    stored, prefix, sources = BaseFolder(folder, field, within=None), f"connectors.{kind}.", {}
+    held = {name for name in stored.places if name.startswith(prefix)}
+    if not held:
+        raise UserError(f"{field}: the model there has no connector of {kind}", got=folder, fix="name one that reads such media")
+    for name, parameter in model.connectors[kind].named_parameters():
+        key = prefix + name
+        if key not in stored or stored.shape(key) != tuple(parameter.shape):
+            found = list(stored.shape(key)) if key in stored else "not there"
+            raise UserError(
+                f"{field}: the connector of {kind} is of another kind or width there", got=f"{folder}: {key}: {found}",
+                allowed=list(parameter.shape), fix=f"set model.{kind}_connector as that model's run does",
+            )  # fmt: skip
+        parameter.copy_(stored.read(key))
+        sources[f"uni_moe.{key}"] = stored.places[key]
+    stored.close()
+    return sources

@@ -80,7 +80,14 @@ def _experts(config: UniMoeConfig, layers: list[int]) -> str:
         return "Its feed-forwards are dense."
     where = f"layers {', '.join(map(str, layers))} (of {config.text_config.num_hidden_layers}, from 0)"
     taken = f"of which each token takes {config.num_experts_per_tok}"
-    return f"The feed-forward of {where} is a mixture of {config.num_experts} experts, {taken}."
+    mixture = f"The feed-forward of {where} is a mixture of {config.num_experts} experts, {taken}."
+    began = [f"{number} (`{slot}`) as that of {_origin(of)}" for number, (slot, of) in enumerate(config.expert_sources.items())]
+    return f"{mixture} Experts began as feed-forwards of dense models: {', '.join(began)}." if began else mixture
+
+
+def _origin(of: dict) -> str:
+    steps = "" if of["step"] is None else f" after {of['step']:,} steps"
+    return f"`{of['source']}`{steps}"
 
 
 def _listed(kinds: list[str]) -> str:

@@ -28,7 +28,7 @@ def part_config(part: Part, field: str) -> PreTrainedConfig:
             config = AutoConfig.for_model(fields.pop("model_type", None), **fields)
         except (ValueError, TypeError) as error:
             raise UserError(f"{field} is no configuration", got=str(error).partition("\n")[0][:200], allowed=_ALLOWED) from None
-    within = "text_config" if field == LANGUAGE_MODEL else "vision_config"
+    within = "vision_config" if field.endswith("_tower") else "text_config"
     return getattr(config, within, config)
 
 

@@ -24,6 +24,7 @@ class ConnectorSettings(Record):
     queries: int = Field(32, ge=1, description="qformer, decoder: tokens that a medium becomes")
     depth: int = Field(2, ge=1, description="qformer, decoder: layers")
     heads: int | None = Field(None, ge=1, description="qformer, decoder: attention heads; None: of width 64")
+    start_from: str | None = Field(None, description="folder of an exported model whose connector it starts as; None: fresh")
 
     def arguments(self) -> dict:
         """What `build_connector` takes."""
@@ -47,6 +48,9 @@ class UniMoeSettings(FamilySettings):
     frames: int = Field(8, ge=1, description="frames of a video, where its tower does not set them")
     chat_template: str | None = Field(None, description="Jinja file of the chat template; None: that of the tokenizer, or ours")
     num_experts: int = Field(0, ge=0, description="experts of each MoE layer; 0: the language model's own feed-forwards")
+    experts: dict[str, str] = Field(
+        {}, description="slot -> folder of a dense model, whose feed-forwards its expert starts as; {}: the language model's"
+    )
     experts_per_token: int = Field(2, ge=1, description="experts that a token takes")
     moe_layers: str | list[int] = Field("all", description='"all", "every:N", "first:N", "last:N" or a list of layers from 0')
     expert_intermediate_size: int | None = Field(None, ge=1, description="width of an expert; None: of the language model's")
@@ -73,6 +77,11 @@ class UniMoeSettings(FamilySettings):
             names[kind] = names[same] if same else ("vision" if kind == "image" else kind)
         return names
 
+    def connector_starts(self) -> dict[str, tuple[str, str]]:
+        """Of the connectors that start from a model: the field that says so -> (kind of media, folder)."""
+        starts = {kind: getattr(self, f"{kind}_connector").start_from for kind in self.towers}
+        return {f"model.{kind}_connector.start_from": (kind, folder) for kind, folder in starts.items() if folder is not None}
+
     def media(self) -> MediaParts:
         """What preprocesses each kind of media, made from the towers. Raises UserError for a folder that cannot be read."""
         return media_parts(self.towers, self.frames)
@@ -90,6 +99,7 @@ class UniMoeSettings(FamilySettings):
             text.eos_token_id, text.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
             text.bos_token_id = tokenizer.bos_token_id
         experts = getattr(text, "num_local_experts", getattr(text, "num_experts", 0))  # of a base that has some of its own
+        self._check_experts(text, experts)
         names = self.tower_names()
         configs = {
             f"{name}_config": part_config(self.towers[kind], f"model.{kind}_tower") for kind, name in reversed(names.items())
@@ -99,7 +109,7 @@ class UniMoeSettings(FamilySettings):
             text, towers=names, grids=media.grids, feature_layer=self.feature_layer, media_shapes=media.shapes,
             connectors={kind: getattr(self, f"{kind}_connector").arguments() for kind in names},
             **_placeholders(text.vocab_size, tokenizer),
-            num_experts=experts or self.num_experts,
+            num_experts=experts or len(self.experts) or self.num_experts,
             num_experts_per_tok=text.num_experts_per_tok if experts else self.experts_per_token,
             norm_topk_prob=not experts or getattr(text, "norm_topk_prob", True), moe_layers=self.moe_layers,
             moe_intermediate_size=self.expert_intermediate_size, router_aux_loss_coef=self.router_balance,
@@ -115,6 +125,24 @@ class UniMoeSettings(FamilySettings):
                     raise UserError(what, got=objective.kind, fix="objectives=[NextToken()]")
                 objective.check_model(config, task.name)
         return config
+
+
+    def _check_experts(self, text: PreTrainedConfig, own: int) -> None:
+        """Raise UserError for slots of a language model with experts of its `own`, and settings that contradict the slots."""
+        if not self.experts:
+            return
+        slots, width = ", ".join(self.experts), getattr(text, "intermediate_size", None)
+        if own:
+            got = f"{own} experts of its own, and the slots {slots}"
+            raise UserError("model.experts beside a language model that has experts", got=got, allowed="a dense language model")
+        if self.num_experts not in (0, len(self.experts)):
+            raise UserError(
+                "model.num_experts is not the number of slots in model.experts", got=f"{self.num_experts}, and {slots}",
+                allowed=f"{len(self.experts)}, or 0: as many as there are slots",
+            )  # fmt: skip
+        if self.expert_intermediate_size not in (None, width):
+            got = f"model.expert_intermediate_size = {self.expert_intermediate_size}"
+            raise UserError("experts of model.experts are whole feed-forwards", got=got, allowed=f"{width}, or null")
 
 
 def _check_length(text: PreTrainedConfig, task: Task) -> None:

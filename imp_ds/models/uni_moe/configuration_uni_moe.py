@@ -33,6 +33,9 @@ class UniMoeConfig(PreTrainedConfig):
         modality_maps: a linear map for each modality before the gate, the identity at first (release, 8e).
         lora: low-rank changes of layers of the language model, the fields of `imp_ds.models.uni_moe.lora.LoraSettings`; None:
             there are none, as in every exported model.
+        expert_sources: of each slot whose model experts were made from, in the order of the experts: {"source": folder, "step",
+            "sha256" of its weights}; {}: there are no slots.
+        trained_steps: optimizer steps of the run after which the model was exported; None: it was not.
     """
 
     model_type = "uni_moe"
@@ -43,7 +46,8 @@ class UniMoeConfig(PreTrainedConfig):
         grids=None, media_shapes=None, feature_layer=-1, image_token_id=None, video_token_id=None, audio_token_id=None,
         num_experts=0, num_experts_per_tok=2, norm_topk_prob=True, moe_layers="all", moe_intermediate_size=None,
         router_aux_loss_coef=0.0, router_z_loss_coef=0.0, router_l1_coef=0.0, router_kl_coef=0.0,
-        expert_preferences=None, modality_maps=False, lora=None, **kwargs,
+        expert_preferences=None, modality_maps=False, lora=None, expert_sources=None,
+        trained_steps=None, **kwargs,
     ):  # fmt: skip
         self.text_config = _sub_config(text_config) or AutoConfig.for_model("llama")
         self.vision_config, self.video_config = _sub_config(vision_config), _sub_config(video_config)
@@ -60,6 +64,7 @@ class UniMoeConfig(PreTrainedConfig):
         self.router_l1_coef, self.router_kl_coef = router_l1_coef, router_kl_coef
         self.expert_preferences, self.modality_maps = dict(expert_preferences or {}), modality_maps
         self.lora = None if lora is None else dict(lora)
+        self.expert_sources, self.trained_steps = dict(expert_sources or {}), trained_steps
         self._check(connectors or {})
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

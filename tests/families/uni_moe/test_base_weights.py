@@ -14,7 +14,7 @@ from helpers.language_models import HIDDEN, VOCAB, language_model
 from imp_ds.errors import UserError
 from imp_ds.families.arrival import Arrival
 from imp_ds.families.uni_moe.assembly import PART, Assembly
-from imp_ds.families.uni_moe.base_weights import BaseFolder
+from imp_ds.families.uni_moe.base_folder import BaseFolder
 from imp_ds.families.uni_moe.family import UniMoeFamily
 from imp_ds.families.uni_moe.parts import part_config
 from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration
@@ -31,12 +31,10 @@ def stored(folder, kind: str, dtype=torch.float32, shards: bool = False, **chang
 
 
 def assembly_of(folder, model, noise: float = 0.0, ep_size: int = 1, **settings) -> Assembly:
+    parts = SimpleNamespace(language_model=str(folder), expert_noise=noise, experts={})
     norm = {"norm_topk_prob": getattr(model.config, "norm_topk_prob", True)}
     config = UniMoeConfig(text_config=model.config, **norm | settings)
-    run = SimpleNamespace(
-        train=SimpleNamespace(seed=3, ep_size=ep_size), model=SimpleNamespace(language_model=str(folder), expert_noise=noise)
-    )
-    return Assembly(run, config)
+    return Assembly(SimpleNamespace(train=SimpleNamespace(seed=3, ep_size=ep_size), model=parts), config)
 
 
 def finished(assembly: Assembly, read: bool = True, dtype=torch.float32, settle=lambda name, parameter: None):
