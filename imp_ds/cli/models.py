@@ -81,18 +81,27 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="merge the experts of constant gates: a dense model")] = False,
     task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
     stock: Annotated[bool, typer.Option("--stock", help="as classes of transformers, which load without imp_ds")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="not the model, but its LoRA as an adapter that PEFT loads")] = False,
 ):
     """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load.
 
     Example: imp_ds export runs/digits model
     """
-    from imp_ds.commands.export import examples_of
+    from imp_ds.commands.export import examples_of, export_adapter
     from imp_ds.commands.export import export as run_export
     from imp_ds.terminal.stage_progress import StageProgress
     from imp_ds.written_files import wrote_folder
 
     if task and not merge:
         raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
+    if adapter and (merge or stock):
+        got = f"--adapter and --{'merge' if merge else 'stock'}"
+        raise UserError("an adapter is no whole model", got=got, fix="give one of them")
+    if adapter:
+        with StageProgress() as report:
+            export_adapter(run, out, step=step, report=report)
+        typer.echo(wrote_folder(out, f"PEFT, and --set model.adapter={out}"))
+        return
     with StageProgress() as report:
         run_export(run, out, step=step, merge_tasks=task if merge else None, report=report, stock=stock)
     use = "from_pretrained of transformers alone" if stock else f"from_pretrained, {examples_of(out)}"

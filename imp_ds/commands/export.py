@@ -46,6 +46,22 @@ def export(
     return out
 
 
+def export_adapter(
+    run_dir: Path, out: Path, step: int | None = None, report: Callable[[str, int, int], None] | None = None
+) -> Path:
+    """Write what a run has trained beside its base, as an adapter that PEFT loads, with the run's configuration, to the folder
+    `out`. Arguments and errors as of `export`."""
+    out = Path(out)
+    with staged_folder(out, "export") as staging:
+        trained = open_run(Path(run_dir), step)
+        transformers_logging.disable_progress_bar()
+        model = trained.load_model(report).eval()
+        family_of(trained.run).write_adapter(trained.run, model, trained.processor, staging, out)
+        trained.run.save(staging)
+        _make_readable(staging)
+    return out
+
+
 def examples_of(folder: Path) -> str:
     """How the commands that take the exported model are called."""
     rest = {"predict": " FILE", "chat": ' "QUESTION"'}
@@ -78,5 +94,11 @@ def _write(
         experts=family.experts(model.config), steps=state["step"], world_size=state["world_size"], parameters=parameters,
         seconds=state["seconds"], split=split,
     )  # fmt: skip
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes for the owner alone
+    _make_readable(folder)
+
+
+def _make_readable(folder: Path) -> None:
+    """For all; safetensors writes for the owner alone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)

@@ -158,6 +158,11 @@ class ModelFamily(ABC):
         """A trained model as it is exported, where it differs from what is trained: by default as it is. May change `model`."""
         return model
 
+    def write_adapter(self, run, model: TrainModule, processor: ProcessorMixin, folder: Path, out: Path) -> None:
+        """Write what was trained beside the model's base to `folder`, which will be `out`. Raises UserError where there is no
+        such thing."""
+        raise UserError(f"models of the family {self.kind} have no adapters", got="--adapter", fix="leave it out")
+
     def merge(self, model: TrainModule, tasks: list[str] | None) -> nn.Module:
         """The dense model of these tasks' conditions, None: of all. Raises UserError where the family has none."""
         raise UserError(f"models of the family {self.kind} have no conditions to merge", got="--merge", fix="leave it out")

@@ -12,6 +12,7 @@ from torch import nn
 
 from imp_ds.families.arrival import Arrival, Nothing, receive
 from imp_ds.families.build import STD, spread_module
+from imp_ds.families.uni_moe.adapters.weights import AdapterWeights, Beside
 from imp_ds.families.uni_moe.base_weights import BaseWeights
 from imp_ds.families.uni_moe.expert_slots import check_slots
 from imp_ds.families.uni_moe.initial_weights import as_theirs
@@ -40,6 +41,8 @@ class Assembly:
         drawn = dict(noise=noise, seed=self.seed)
         self.weights = BaseWeights(run.model.language_model, self._part, width, slots=run.model.experts, **drawn)
         self._slots = run.model.experts
+        adapter, base = run.model.adapter, run.model.language_model
+        self._adapter = None if adapter is None else AdapterWeights(adapter, base, self._part, config.num_experts)
 
     def dtype_of(self, engine: torch.dtype) -> Callable[[str], torch.dtype]:
         """The types that the language model's parameters are to have in an engine that computes in `engine`: what the engine
@@ -60,12 +63,14 @@ class Assembly:
         that report it."""
         self._finish_others()
         fresh = lambda path, module: self._fill(f"{PART}.{path}" if path else PART, module, self._part)  # noqa: E731
-        receive(self._part, PART, self.weights if read else Nothing(), fresh, arrival)
+        stored = self.weights if self._adapter is None else Beside(self._adapter, self.weights)
+        receive(self._part, PART, stored if read else Nothing(), fresh, arrival)
         self.weights.close()
         if not read:
             return []
         count = sum(getattr(p, "ds_numel", p.numel()) for p in self._part.parameters())
         said = [f"language model: {self.weights.base.folder}, {count:,} parameters here"]
+        said += [] if self._adapter is None else [f"LoRA: {self._adapter.folder}"]
         return said + [f"expert {number} ({slot}): {folder}" for number, (slot, folder) in enumerate(self._slots.items())]
 
     def _finish_others(self) -> None:

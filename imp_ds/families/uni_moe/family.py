@@ -14,6 +14,7 @@ from imp_ds.families import register_family
 from imp_ds.families.build import meta_module
 from imp_ds.families.counted_cost import CountedCost
 from imp_ds.families.family import ModelFamily
+from imp_ds.families.uni_moe.adapters.export import write_adapter
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs, room_for_answer
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
@@ -69,7 +70,10 @@ class UniMoeFamily(ModelFamily):
 
     def check(self, run, config, world_size):
         super().check(run, config, world_size)
-        if run.model.lora is not None and run.train.trainable is None:
+        if run.model.adapter is not None and run.train.init_from is not None:
+            fix = "set model.language_model to that folder, and towers and connectors beside it"
+            raise UserError("an adapter beside train.init_from", got=f"model.adapter = {run.model.adapter}", fix=fix)
+        if config.lora is not None and run.train.trainable is None:
             raise UserError(
                 "model.lora beside a model that is trained as a whole", got="train.trainable is not set",
                 allowed='patterns of what is trained: "*.lora.*" is all of LoRA, "uni_moe.connectors.*" the connectors',
@@ -85,6 +89,9 @@ class UniMoeFamily(ModelFamily):
     def finished(self, model):
         merge_lora(model)
         return model
+
+    def write_adapter(self, run, model, processor, folder, out):
+        write_adapter(run, model, processor.tokenizer, folder, out)
 
     def media_features(self, run, model, processor, readers, hashes, report):
         return cached_features(run, model, processor, readers, hashes, report)

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from imp_ds.errors import UserError
+from imp_ds.families.uni_moe.adapters.weights import AdapterWeights
 from imp_ds.families.uni_moe.base_folder import BaseFolder
 from imp_ds.families.uni_moe.parts import load_part
 from imp_ds.families.uni_moe.settings import UniMoeSettings
@@ -49,6 +50,10 @@ def load_parts(settings: UniMoeSettings, model: UniMoeForConditionalGeneration) 
     for field, (kind, folder) in settings.connector_starts().items():
         sources |= _load_connector(model, kind, folder, field)
         lines.append(f"connector of {kind}: {Path(folder)}")
+    if settings.adapter is not None and isinstance(settings.language_model, dict):  # else it arrives with the base
+        base = settings.language_model
+        AdapterWeights(settings.adapter, base, model.language_model, model.config.num_experts).copy_into(model.language_model)
+        lines.append(f"LoRA: {settings.adapter}")
     return lines, sources
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
+from imp_ds.families.uni_moe.adapters.files import Adapter
 from imp_ds.families.uni_moe.media import MediaParts, media_parts
 from imp_ds.families.uni_moe.parts import Part, language_config, part_config
 from imp_ds.model_settings import FamilySettings
@@ -62,6 +63,7 @@ class UniMoeSettings(FamilySettings):
     expert_preferences: dict[str, list[int]] = Field({}, description="experts that a kind of media prefers")
     modality_maps: bool = Field(False, description="a linear map for each modality before the gate")
     lora: LoraSettings | None = Field(None, description="low-rank changes of the language model's layers; None: there are none")
+    adapter: str | None = Field(None, description="folder of a PEFT adapter that LoRA is, and starts from, in the place of lora")
 
     @property
     def towers(self) -> dict[str, Part]:
@@ -117,6 +119,11 @@ class UniMoeSettings(FamilySettings):
             expert_preferences=self.expert_preferences, modality_maps=self.modality_maps,
             lora=None if self.lora is None else self.lora.model_dump(), **configs,
         )  # fmt: skip
+        if self.adapter is not None:
+            if self.lora is not None:
+                got, fix = f"model.adapter = {self.adapter}, and model.lora", "leave one of them out"
+                raise UserError("LoRA is set twice: an adapter brings its own settings", got=got, fix=fix)
+            config.lora = Adapter(self.adapter, config.num_experts).settings().model_dump()
         for task in tasks:
             _check_length(text, task)
             for objective in task.objectives:

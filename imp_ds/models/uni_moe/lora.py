@@ -54,15 +54,16 @@ class LoraSettings(Record):
 
     def of(self, names: list[str]) -> tuple[int, float]:
         """Rank and alpha of a layer that has these names."""
-        found = [_pattern(pattern, names) for pattern in (self.rank_pattern, self.alpha_pattern)]
+        found = [self.pattern(pattern, names) for pattern in (self.rank_pattern, self.alpha_pattern)]
         return (self.r if found[0] is None else found[0]), (self.lora_alpha if found[1] is None else found[1])
 
-
-def _pattern(patterns: dict, names: list[str]):
-    for pattern, value in patterns.items():
-        if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
-            return value
-    return None
+    @staticmethod
+    def pattern(patterns: dict, names: list[str]):
+        """The value of the first pattern that one of the names ends with, as PEFT looks for it; None: there is none."""
+        for pattern, value in patterns.items():
+            if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
+                return value
+        return None
 
 
 class LoraLinear(nn.Linear):
@@ -81,8 +82,8 @@ def add_lora(language_model: nn.Module, settings: LoraSettings, facts: TokenFact
 
     Raises UserError for settings without targets, and for a target that no layer has.
     """
-    linears, stacks = dict(_linears(language_model)), dict(_stacks(language_model))
-    _check(settings, list(linears), [names for names, _ in stacks.values()])
+    linears, stacks = dict(linear_layers(language_model)), list(stacks_of_experts(language_model))
+    _check(settings, list(linears), [names for names, _ in stacks])
     site = 0
     for path, linear in linears.items():
         if _is_target(settings.target_modules, path):
@@ -93,7 +94,7 @@ def add_lora(language_model: nn.Module, settings: LoraSettings, facts: TokenFact
             linear.lora = change.to(linear.weight.dtype).train(linear.training)
             site += 1
     changes: dict[Experts, dict[str, LowRankExperts]] = {}
-    for names, (experts, own) in ((names, found) for names, found in stacks.values()):
+    for names, (experts, own) in stacks:
         if any(_ends(name, target) for name in names for target in settings.target_parameters):
             changes.setdefault(experts, {})[own] = _change(experts, own, *settings.of(names), settings.lora_dropout, site)
             site += 1
@@ -108,7 +109,7 @@ def _change(experts: Experts, own: str, rank: int, alpha: float, rate: float, si
         return LowRankExperts(*sizes, rank=rank, alpha=alpha, rate=rate, site=site).to(stack.dtype)
 
 
-def _linears(language_model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def linear_layers(language_model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Linear layers of the decoder, by their names in the language model; the head is none of them."""
     inside = set(language_model.get_decoder().modules())
     for path, module in language_model.named_modules():
@@ -116,14 +117,14 @@ def _linears(language_model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield path, module
 
 
-def _stacks(language_model: nn.Module) -> Iterator[tuple[str, tuple[list[str], tuple[Experts, str]]]]:
-    """Stacks of experts by our name: both names, and where the stack is."""
+def stacks_of_experts(language_model: nn.Module) -> Iterator[tuple[list[str], tuple[Experts, str]]]:
+    """Of each of our stacks of experts both names, that of transformers' stack and ours, the experts, and which stack it is."""
     for path, module in language_model.named_modules():
         if isinstance(module, MoELayer):
             theirs = path.removesuffix(".moe")
             for own, stock in STACKS.items():
                 names = [f"{theirs}.experts.{stock}", f"{path}.experts.{own}"]
-                yield names[1], (names, (module.experts, own))
+                yield names, (module.experts, own)
 
 
 def _is_target(targets: list[str] | str, path: str) -> bool:
@@ -173,17 +174,25 @@ def changed_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear | Experts
 def merge_lora(model: nn.Module) -> None:
     """Add all changes to the weights that they change, in place: summed in float32, and rounded once to the weights' type. The
     model has no LoRA then, and computes what it did before. For a model with all of its experts, on one process."""
-    for _, layer in list(changed_layers(model)):
+    for _, layer in changed_layers(model):
         if isinstance(layer, LoraLinear):
             layer.weight.copy_(layer.weight.float() + layer.lora.product())
-            del layer.lora, layer.facts
-            layer.__class__ = nn.Linear
             continue
         for name, change in layer.lora.named_children():
             stack = layer.get_parameter(name)
             for place in range(layer.num_experts):
                 stack[place].copy_(stack[place].float() + change.product(place))
-        layer.lora = None
+    remove_lora(model)
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Take all changes away, in place: the model is its base."""
+    for _, layer in list(changed_layers(model)):
+        if isinstance(layer, LoraLinear):
+            del layer.lora, layer.facts
+            layer.__class__ = nn.Linear
+        else:
+            layer.lora = None
     for module in model.modules():
         if getattr(getattr(module, "config", None), "lora", None) is not None:
             module.config.lora = None

@@ -31,7 +31,7 @@ def stored(folder, kind: str, dtype=torch.float32, shards: bool = False, **chang
 
 
 def assembly_of(folder, model, noise: float = 0.0, ep_size: int = 1, **settings) -> Assembly:
-    parts = SimpleNamespace(language_model=str(folder), expert_noise=noise, experts={})
+    parts = SimpleNamespace(language_model=str(folder), expert_noise=noise, experts={}, adapter=None)
     norm = {"norm_topk_prob": getattr(model.config, "norm_topk_prob", True)}
     config = UniMoeConfig(text_config=model.config, **norm | settings)
     return Assembly(SimpleNamespace(train=SimpleNamespace(seed=3, ep_size=ep_size), model=parts), config)

@@ -5,9 +5,9 @@ Shapes: B batch, L tokens of an example.
 
 import pytest
 import torch
-from torch import nn
 
 from helpers.language_models import VOCAB
+from helpers.lora_models import LORA, draw_changes, with_lora
 from helpers.uni_moe_models import uni_moe, uni_moe_config
 from imp_ds.errors import UserError
 from imp_ds.families.build import build_module
@@ -17,23 +17,6 @@ from imp_ds.models.uni_moe.lora import CHANGES, LoraLinear, changed_layers, merg
 from imp_ds.randomness import sample_keys
 
 IDS_BL = torch.randint(3, VOCAB - 3, (3, 9), generator=torch.Generator().manual_seed(1))
-EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
-LORA = dict(r=4, lora_alpha=8, target_modules="all-linear", target_parameters=EXPERTS)
-
-
-def with_lora(language: str = "llama", drawn: bool = True, **changes):
-    """A fresh model with LoRA, whose B are drawn too, so that it changes something."""
-    model = uni_moe(language, lora=LORA | changes.pop("lora", {}), **changes)
-    if drawn:
-        draw_changes(model)
-    return model
-
-
-def draw_changes(model: nn.Module) -> None:
-    drawn = torch.Generator().manual_seed(7)
-    for name, parameter in model.named_parameters():
-        if CHANGES in name and name.endswith("B"):
-            parameter.data.normal_(std=0.3, generator=drawn)
 
 
 def logits(model, **inputs) -> torch.Tensor:
@@ -73,7 +56,7 @@ def test_names_and_shapes():
     ],
 )  # fmt: skip
 def test_targets(lora, expected):
-    model = with_lora(num_experts=4, moe_layers=[1], lora=lora)
+    model = with_lora(num_experts=4, moe_layers=[1], lora=LORA | lora)
     assert {name.rpartition(".")[0].removesuffix(".lora") for name in names_of(model)} == expected
 
 
@@ -90,7 +73,7 @@ def test_targets(lora, expected):
 )  # fmt: skip
 def test_what_means_nothing_is_refused(lora, message):
     with pytest.raises(UserError, match=message):
-        with_lora(num_experts=4, moe_layers=[1], lora=lora)
+        with_lora(num_experts=4, moe_layers=[1], lora=LORA | lora)
 
 
 def test_experts_of_a_dense_model_are_refused():
@@ -119,7 +102,7 @@ def test_it_changes_nothing_at_first_and_is_merged_without_change(language):
 def test_weights_are_summed_in_float32():
     """In bfloat16 the sum is that of float32, rounded once: of 1 and a change of 2^-8 + 2^-9, half of 2^-7 and more, 1 + 2^-7."""
     lora = dict(r=2, lora_alpha=2, target_modules=["q_proj"], target_parameters=[])
-    model = with_lora(drawn=False, lora=lora).to(torch.bfloat16)
+    model = with_lora(drawn=False, lora=LORA | lora).to(torch.bfloat16)
     layer = next(layer for _, layer in changed_layers(model))
     layer.weight.data.fill_(1.0)
     layer.lora.A.data.fill_(1.0)
@@ -152,7 +135,7 @@ def test_initial_matrices_hang_on_seed_name_and_expert_alone():
 
 def test_dropout_hangs_on_the_samples_keys_alone():
     """Half a batch drops what the whole one does there, another step drops something else; without keys nothing is dropped."""
-    model = with_lora(num_experts=4, moe_layers=[1], lora=dict(lora_dropout=0.5))
+    model = with_lora(num_experts=4, moe_layers=[1], lora=LORA | dict(lora_dropout=0.5))
 
     def states(ids_BL, keys_B=None):
         with torch.no_grad():
@@ -167,7 +150,7 @@ def test_dropout_hangs_on_the_samples_keys_alone():
 
 def test_the_mean_of_dropout_is_what_it_is_without():
     """Of one expert's change, over 4,000 tokens alike: inputs are dropped by half and doubled."""
-    model = with_lora(num_experts=4, moe_layers=[1], lora=dict(lora_dropout=0.5))
+    model = with_lora(num_experts=4, moe_layers=[1], lora=LORA | dict(lora_dropout=0.5))
     change = expert_feed_forwards(model.language_model)[0].moe.experts.lora.w1
     x_ND, rows = torch.ones(4000, 16), [0, 4000, 0, 0]
     with torch.no_grad():
@@ -180,7 +163,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     """Of the same dropout; and nothing else than the changes has one."""
     found = []
     for checkpointing in (False, True):
-        model = with_lora(num_experts=4, moe_layers=[1], lora=dict(lora_dropout=0.3)).train()
+        model = with_lora(num_experts=4, moe_layers=[1], lora=LORA | dict(lora_dropout=0.3)).train()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(CHANGES in name)
         if checkpointing:

@@ -1,0 +1,1 @@
+"""LoRA of Uni-MoE in the files of PEFT."""
