@@ -22,6 +22,7 @@ _HOMES = {
 _RECORDS = {
     "imp_ds.families.imp.settings": ("ModelSettings",),
     "imp_ds.families.uni_moe.settings": ("UniMoeSettings", "ConnectorSettings"),
+    "imp_ds.models.uni_moe.lora": ("LoraSettings",),
     "imp_ds.config": ("RunConfig", "DataSettings", "TrainSettings", "OptimizerSettings"),
     "imp_ds.modalities.decoding_settings": ("DecodingSettings",),
     "imp_ds.modalities.views": ("Views", "Augmentation"),

@@ -91,26 +91,3 @@ def talk() -> RunConfig:
         ),
         optimizer=OptimizerSettings(peak_rate=2e-3, warmup_steps=100, weight_decay=0.05, betas=(0.9, 0.98)),
     )  # fmt: skip
-
-
-def talk_debug() -> RunConfig:
-    """`talk` in two layers from fresh weights, with tiny batches and short: seconds on one core.
-
-    imp_ds train talk_debug
-    """
-    run = talk()
-    run.name = "talk_debug"
-    tower = {
-        "model_type": "imp", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "vision_patch": [4, 8, 8], "vision_max": [8, 32, 32], "audio_patch": [16, 16], "audio_max": [128, 64], "num_experts": 0,
-    }  # fmt: skip
-    run.model.language_model = LANGUAGE | {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    run.model.image_tower = run.model.video_tower = run.model.audio_tower = tower
-    run.data = DataSettings(root="data/talk", vocab_size=512, workers=0)
-    for task in run.tasks:
-        task.batch_size = 8
-    for evaluation in run.evaluations:
-        evaluation.options["samples"] = 4
-    run.train = run.train.model_copy(update=dict(steps=12, schedule="rotation", log_every=1, save_every=0))
-    run.optimizer.warmup_steps = 4
-    return run

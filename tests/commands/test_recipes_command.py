@@ -8,6 +8,7 @@ from imp_ds.commands.fields import page, records
 from imp_ds.commands.recipes import copied, listed, shown
 from imp_ds.errors import UserError
 from imp_ds.recipes import RECIPES, get_recipe
+from imp_ds.stages import StagedRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +20,8 @@ def test_the_list_has_a_line_for_each_recipe():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_shown_or_copied_is_the_equal_run(name, tmp_path):
-    run = get_recipe(name).override(['data.root=C:\\a "b"\n\u00e4'])
+    run = get_recipe(name)
+    run = run.override([('*.' if isinstance(run, StagedRun) else '') + 'data.root=C:\\a "b"\n\u00e4'])
     (tmp_path / "short.yaml").write_text(shown(run), encoding="utf-8")
     (tmp_path / "long.yaml").write_text(shown(run, full=True), encoding="utf-8")
     copied(run, name, tmp_path / "mine.py")

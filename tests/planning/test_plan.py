@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from helpers.recipe_runs import run_named, run_names
 from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.cost import ImpCost, count_parameters, parameter_sizes
 from imp_ds.families.imp.costs.memory import activation_bytes
@@ -19,7 +20,7 @@ from imp_ds.planning.hardware_profile import h200
 from imp_ds.planning.memory import memory_of_rank
 from imp_ds.planning.plan import expert_groups, plan, plan_tasks
 from imp_ds.planning.table import show
-from imp_ds.recipes import RECIPES, get_recipe
+from imp_ds.recipes import get_recipe
 from imp_ds.tasks import Source, Task
 
 
@@ -174,14 +175,15 @@ def test_plan_refuses_what_cannot_be_trained():
         plan(get_recipe("digits"), 1, 1, "float32", profile=h200())
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "talk"])  # whose parts are other runs' models
+@pytest.mark.parametrize("name", [name for name in run_names() if name != "talk"])  # whose parts are other runs' models
 def test_every_plan_is_shown(name):
     out = io.StringIO()
-    show(plan(get_recipe(name), 1, 1), Console(file=out, width=150))
+    run = run_named(name)
+    show(plan(run, 1, 1), Console(file=out, width=150))
     text = out.getvalue()
     assert "share of steps" in text and "Memory of a rank" in text and "active per token" in text
     assert "Time of a step" in text and "assumed, not measured" in text
-    assert ("Expert groups" in text) == ("is best" in text) == bool(get_recipe(name).model.num_experts)
+    assert ("Expert groups" in text) == ("is best" in text) == bool(run.model.num_experts or getattr(run.model, "experts", {}))
 
 
 def test_without_rates_there_are_no_times():

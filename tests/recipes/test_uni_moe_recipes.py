@@ -51,10 +51,9 @@ def test_a_conversation_of_the_published_model_has_the_published_tokens():
 
 def test_talk_is_put_together_from_models_of_other_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run, twin = get_recipe("talk"), get_recipe("talk_debug")
+    run = get_recipe("talk")
     with pytest.raises(UserError, match="model.language_model is not there.*\n.*runs/talk_language/model"):
         family_of(run).config(run)
-    assert [(t.name, t.views.names()) for t in run.tasks] == [(t.name, t.views.names()) for t in twin.tasks]
     assert {task.name for task in run.tasks} == {evaluation.name for evaluation in run.evaluations}
-    assert (run.model.num_experts, run.model.moe_layers) == (twin.model.num_experts, twin.model.moe_layers) == (4, "every:2")
+    assert (run.model.num_experts, run.model.moe_layers) == (4, "every:2")
     assert {task.name for task in get_recipe("talk_language").tasks} <= {task.name for task in run.tasks}
