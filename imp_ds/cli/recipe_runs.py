@@ -1,14 +1,14 @@
 """The runs that a command works on: that of a recipe, or those of its stages, with the changes of --set."""
 
+from imp_ds import recipes
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
-from imp_ds.recipes import get_recipe
 from imp_ds.stages import StagedRun, default_folder
 
 
 def whole_recipe(recipe: str, stage: str | None, settings: list[str]) -> RunConfig | StagedRun:
     """The recipe as it stands; of several stages, where one is named, the run of that one. Raises UserError."""
-    found = get_recipe(recipe).override(settings)
+    found = recipes.get_recipe(recipe).override(settings)
     if stage is None:
         return found
     if not isinstance(found, StagedRun):

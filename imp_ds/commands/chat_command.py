@@ -117,6 +117,8 @@ def _converse(talk: Talk, media: list[tuple[str, Path]]) -> list[str]:
             if command == "/new":
                 talk.turns, media = [], []
             elif command[1:] in KINDS and command.startswith("/"):
+                if not rest.strip():
+                    raise UserError("a command without its file", got=command, allowed=_HELP)
                 media = [*media, (command[1:], _check_file(Path(rest.strip())))]
             elif command.startswith("/"):
                 raise UserError("unknown command", got=command, allowed=_HELP)

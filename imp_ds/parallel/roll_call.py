@@ -35,6 +35,12 @@ def roll_call(timeout_s: float) -> object:
         store.set(f"{name}{rank}", f"process {os.getpid()} on {socket.gethostname()}")
         _await(store, name, world, rank, deadline)
     except (dist.DistError, OSError) as error:
+        if rank == 0 and "EADDRINUSE" in str(error):
+            raise UserError(
+                "the port at which the ranks meet is taken, by another run or another program", got=f"{host}:{port}",
+                allowed="a port that nothing listens on",
+                fix="give the launcher another: deepspeed --master_port N, torchrun --master_port N; else MASTER_PORT=N",
+            ) from None  # fmt: skip
         raise UserError(
             "rank 0 did not start, or ended while the others were starting", got=f"{host}:{port}: {str(error).splitlines()[0]}",
             allowed=f"{timeout_s:g} s (train.start_timeout_s)", fix=_FIX,

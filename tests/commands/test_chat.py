@@ -1,6 +1,7 @@
 """`imp_ds chat`: one question about files, a conversation line by line, and one clear message for what cannot be asked."""
 
 import io
+import re
 import sys
 
 import numpy as np
@@ -9,10 +10,10 @@ import soundfile
 import torch
 from PIL import Image
 
-from helpers.media_files import write_video
-from helpers.talking import audio_file, image_file, make_run, small_model, write_rows
+from helpers.talking import export_talking
 from helpers.tunable import digits_run, export_untrained
 from imp_ds.commands.chat_command import Sampling, chat
+from imp_ds.commands.predict import predict
 from imp_ds.errors import UserError
 
 SHORT = Sampling(max_new_tokens=6)
@@ -20,19 +21,7 @@ SHORT = Sampling(max_new_tokens=6)
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(folder of an exported model, the model, its processor); beside it an image, a video and a recording of two chunks."""
-    root = tmp_path_factory.mktemp("chat")
-    write_rows(root, ["seven"] * 8)
-    run = make_run(root)
-    model, processor = small_model(run)
-    folder = root / "model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    run.save(folder)
-    image_file(root, "a.png", 1)
-    audio_file(root, "a.wav", 1)
-    write_video(root / "a.mp4", np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8))
-    return folder, model, processor
+    return export_talking(tmp_path_factory.mktemp("chat"))
 
 
 def expected(model, processor, *turns) -> str:
@@ -85,12 +74,13 @@ def test_a_conversation_line_by_line(exported, monkeypatch, capsys):
 
 def test_on_a_terminal_another_line_may_be_tried(exported, monkeypatch, capsys):
     folder, model, processor = exported
-    terminal = io.StringIO("/image nowhere.png\n/sing\nis it even?\n")
+    terminal = io.StringIO("/image nowhere.png\n/sing\n/video\nis it even?\n")
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
     assert chat(folder, None, [], SHORT) == [expected(model, processor, [text("is it even?")])]
     said = capsys.readouterr().out
     assert "there is no such file" in said and "unknown command" in said and "/image FILE" in said
+    assert re.search(r"a command without its file\n.*got: +/video\n", said)
 
 
 def test_drawn_answers_are_those_of_the_seed(exported):
@@ -130,6 +120,8 @@ def test_what_cannot_be_asked_is_one_message(exported, digits_corpus, tmp_path):
         chat(folder, "what is this: <image>?", [], SHORT)
     with pytest.raises(UserError, match="wanted 1 for its <image>, got 2 in images"):
         chat(folder, "what is this: <image>?", [("image", root / "a.png")] * 2, SHORT)
+    with pytest.raises(UserError, match="no task that distinguishes classes(.|\n)*imp_ds chat MODEL"):
+        predict(folder, [root / "a.png"])
     imp = export_untrained(digits_run(digits_corpus, num_experts=0, num_hidden_layers=1), tmp_path / "imp")
     with pytest.raises(UserError, match="models of the family imp do not converse"):
         chat(imp, "what?", [], SHORT)

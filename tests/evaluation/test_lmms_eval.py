@@ -13,8 +13,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from helpers.media_files import write_video
-from helpers.talking import audio_file, image_file, make_run, small_model, write_rows
+from helpers.talking import export_talking
 from imp_ds.errors import UserError
 
 REGISTRY = {}
@@ -82,16 +81,8 @@ def harness():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    root = tmp_path_factory.mktemp("harness")
-    write_rows(root, ["seven"] * 8)
-    run = make_run(root)
-    model, processor = small_model(run)
-    model.save_pretrained(root / "model")
-    processor.save_pretrained(root / "model")
-    image_file(root, "a.png", 1)
-    audio_file(root, "a.wav", 1)
-    write_video(root / "a.mp4", np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8))
-    return root, model.uni_moe, processor
+    folder, model, processor = export_talking(tmp_path_factory.mktemp("harness"))
+    return folder.parent, model.uni_moe, processor
 
 
 @pytest.fixture

@@ -8,13 +8,16 @@ import soundfile
 import torch
 from PIL import Image
 
+from helpers.media_files import write_video
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
 from imp_ds.data.corpus import open_corpus
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.families import family_of
 from imp_ds.families.uni_moe.settings import ConnectorSettings, UniMoeSettings
+from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.modalities.messages.view import MessagesView
 from imp_ds.modalities.views import Views
+from imp_ds.models.uni_moe import UniMoeProcessor
 from imp_ds.objectives import NextToken
 from imp_ds.tasks import Source, Task
 
@@ -109,3 +112,18 @@ def small_model(run: RunConfig, *, ep_size: int = 1):
             if "connectors" in name:
                 parameter.mul_(20)
     return model, processor
+
+
+def export_talking(root) -> tuple[Path, UniMoeForTraining, UniMoeProcessor]:
+    """(folder of an exported model, the model, its processor); beside the folder a.png, a.mp4, and a.wav of two chunks."""
+    write_rows(root, ["seven"] * 8)
+    run = make_run(root)
+    model, processor = small_model(run)
+    folder = root / "model"
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    run.save(folder)
+    image_file(root, "a.png", 1)
+    audio_file(root, "a.wav", 1)
+    write_video(root / "a.mp4", np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8))
+    return folder, model, processor

@@ -1,6 +1,7 @@
 """Ranks that do not start, before there is a process group or a watchdog: those that wait name them, in time."""
 
 import os
+import socket
 import time
 
 import pytest
@@ -46,3 +47,13 @@ def test_a_rank_that_never_starts_is_named(tmp_path):
 def test_ranks_that_start_one_after_the_other_join(tmp_path):
     end = Ranks(join, 20.0, ranks=3, folder=tmp_path).wait(30)
     assert end.codes == [0, 0, 0] and all("joined" in output for output in end.outputs), str(end)
+
+
+def test_a_port_that_is_taken_is_said_with_what_gives_another(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for name, value in dict(RANK=0, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        with pytest.raises(UserError, match=rf"port(.|\n)*is taken(.|\n)*127.0.0.1:{port}\n(.|\n)*--master_port N"):
+            roll_call(5.0)

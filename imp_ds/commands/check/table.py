@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from imp_ds.commands.check.report import CheckReport, SourceReport
+from imp_ds.data.inspect.check import first_examples
 from imp_ds.data.inspect.tallies import Contents
 from imp_ds.planning.check_plan import NoPlan
 from imp_ds.terminal.printable import printable
@@ -70,8 +71,8 @@ def _lines(source: SourceReport, report: CheckReport) -> list[str]:
         lines.append(_classes(source))
     for task, reasons in found.left_out.items():
         share = f"{reasons.total():,} of {found.rows:,} ({reasons.total() / found.rows:.1%})"
-        lines.append(f"{task} leaves out {share}: {_listed(reasons)}" if reasons else f"{task} leaves out none")
-    for rejection in found.examples[:_MOST]:
+        lines.append(f"{task} leaves out {share}: {_listed(reasons, most=None)}" if reasons else f"{task} leaves out none")
+    for rejection in first_examples(found.examples, _MOST):
         lines.append(f"  {rejection.key}: {rejection.reason} ({rejection.detail})")
     for key, same in source.keys(found.media)[:_MOST]:
         lines.append(f"  {same}: the same bytes as {key}")
@@ -84,10 +85,10 @@ def _copies(contents: Contents) -> str:
     return f"{about}{contents.different:,} different, {about}{contents.copies:,} copies{note}"
 
 
-def _listed(counts: Counter, shares: bool = False) -> str:
+def _listed(counts: Counter, shares: bool = False, most: int | None = _MOST) -> str:
     total = counts.total()
-    shown = [f"{name} {count / total:.1%}" if shares else f"{name} {count:,}" for name, count in counts.most_common(_MOST)]
-    return ", ".join(shown) + (f" and {len(counts) - _MOST} more" if len(counts) > _MOST else "")
+    shown = [f"{name} {count / total:.1%}" if shares else f"{name} {count:,}" for name, count in counts.most_common(most)]
+    return ", ".join(shown) + (f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else "")
 
 
 def _classes(source: SourceReport) -> str:

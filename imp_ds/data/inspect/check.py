@@ -24,13 +24,21 @@ _SHOWN = 10  # samples that are named
 _CACHE_MB = 512  # what tasks that see a sample alike decode once
 
 
+def first_examples(rejections: list[Rejection], most: int) -> list[Rejection]:
+    """The first of each reason, and so many others that there are `most`; in their order."""
+    firsts = {rejection.reason: place for place, rejection in reversed(list(enumerate(rejections)))}
+    others = [place for place in range(len(rejections)) if place not in firsts.values()]
+    shown = {*firsts.values(), *others[: max(0, most - len(firsts))]}
+    return [rejection for place, rejection in enumerate(rejections) if place in shown]
+
+
 @dataclass
 class Findings:
     """What was found in the rows of one source.
 
     rows: how many were looked at.
     left_out: task -> reason -> how many it cannot use.
-    examples: a few of these.
+    examples: one of each reason, and a few more.
     spreads: of numbers that samples have: "width", "height", "frames", "video seconds", "frames a second", "audio seconds",
         "samples a second", "channels", "bytes" (of a media file), "captions" (of a sample), "words" and "tokens" (of a caption),
         "turns", "images", "videos", "recordings" and "token ids" (of a conversation, as a model reads it).
@@ -56,7 +64,7 @@ class Findings:
         for own, others in ((self.left_out, other.left_out), (self.kinds, other.kinds)):
             for name, counts in others.items():
                 own.setdefault(name, Counter()).update(counts)
-        self.examples = (self.examples + other.examples)[:_SHOWN]
+        self.examples = first_examples(self.examples + other.examples, _SHOWN)
         for name, spread in other.spreads.items():
             self.spreads.setdefault(name, Spread()).merge(spread)
         self.scripts.update(other.scripts)
@@ -130,8 +138,8 @@ class Looks:
         for task in tasks:
             found.left_out[task.name][bad.reason] += 1
         rejection = Rejection(self.reader.name, self.reader.key(row), bad.reason, bad.detail)
-        if len(found.examples) < _SHOWN and rejection not in found.examples:
-            found.examples.append(rejection)
+        if rejection not in found.examples:
+            found.examples = first_examples([*found.examples, rejection], _SHOWN)
 
     def _count(self, row: int, raw: RawSample, found: Findings) -> None:
         values = {role: value for role, value in raw.items() if role != "label"}

@@ -9,7 +9,7 @@ from imp_ds.errors import UserError
 from imp_ds.tasks import Source
 
 MAKE = (
-    "set data.root and source.path, or make the corpus with `imp_ds corpus digits DIR` "
+    "set data.root and source.path, or make a corpus with `imp_ds corpus digits DIR` or `imp_ds corpus talk DIR`, "
     "and name it with --set data.root=DIR"
 )
 

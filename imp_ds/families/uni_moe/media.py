@@ -22,6 +22,13 @@ from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 from imp_ds.models.uni_moe.media_processors import audio_inputs, image_inputs, video_inputs
 
 _PICTURE = 32  # pixels of a picture that shapes are found with
+_AUDIO = ("whisper", "audio-spectrogram-transformer")
+_PICTURES = "CLIP, SigLIP, another encoder with pixel_values"
+_ENCODERS = {
+    "image": f"{_PICTURES}, an exported IMP model",
+    "video": f"VideoMAE, {_PICTURES} (its frames are averaged), an exported IMP model",
+    "audio": "Whisper, AST, an exported IMP model",
+}
 
 
 class MediaParts(NamedTuple):
@@ -60,7 +67,8 @@ def media_parts(towers: dict[str, Part], frames: int) -> MediaParts:
 
 
 def _processor(kind: str, part: Part, config: PreTrainedConfig):
-    what = f"what preprocesses {kind} cannot be loaded"
+    what = f"what preprocesses {kind} for model.{kind}_tower cannot be loaded"
+    _check_reads(kind, config)
     if config.model_type == ImpConfig.model_type:
         if isinstance(part, str):
             whole = foreign_code.load(ImpProcessor, part, what, local_files_only=True)
@@ -73,6 +81,16 @@ def _processor(kind: str, part: Part, config: PreTrainedConfig):
             AutoFeatureExtractor if kind == "audio" else AutoImageProcessor, part, what, local_files_only=True
         )
     return _of_audio(config) if kind == "audio" else _of_pictures(config)
+
+
+def _check_reads(kind: str, config: PreTrainedConfig) -> None:
+    """Raise UserError for a model that is no encoder of such media."""
+    reads = config.model_type in _AUDIO if kind == "audio" else hasattr(config, "image_size")
+    if not reads and config.model_type != ImpConfig.model_type:
+        raise UserError(
+            f"model.{kind}_tower is no encoder of {kind}", got=f"a model of model_type {config.model_type}",
+            allowed=_ENCODERS[kind], fix=f"--set model.{kind}_tower=FOLDER",
+        )  # fmt: skip
 
 
 def _of_imp(kind: str, config: ImpConfig):

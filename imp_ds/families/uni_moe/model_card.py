@@ -5,7 +5,7 @@ from imp_ds.models.uni_moe.configuration_uni_moe import UniMoeConfig
 
 _ABOUT = """\
 A language model that is asked in texts with {media} in them, and answers in text (Uni-MoE,
-[arXiv 2405.11273](https://arxiv.org/abs/2405.11273)): {towers} A connector for each kind of media leads from its encoder to the
+[arXiv 2405.11273](https://arxiv.org/abs/2405.11273)). {towers} A connector for each kind of media leads from its encoder to the
 language model. {experts} It was trained with `imp_ds` on DeepSpeed.
 """
 _ASKING = """\

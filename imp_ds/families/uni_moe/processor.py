@@ -9,10 +9,10 @@ from imp_ds.data.corpus import all_captions
 from imp_ds.errors import UserError
 from imp_ds.families.uni_moe.parts import language_config
 from imp_ds.modalities.text.tokenizers import load_tokenizer, train_tokenizer
-from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, CHATML_TEMPLATE, END, TURN
+from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, CHATML_TEMPLATE, END, TOKENS, TURN
 from imp_ds.models.uni_moe.configuration_uni_moe import UniMoeConfig
 from imp_ds.models.uni_moe.connectors import build_connector
-from imp_ds.models.uni_moe.processing_uni_moe import UniMoeProcessor
+from imp_ds.models.uni_moe.processing_uni_moe import UniMoeProcessor, mark_runs
 from imp_ds.models.uni_moe.towers import INPUTS, Tower
 
 
@@ -68,18 +68,27 @@ def _template(file: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _check_template(processor: UniMoeProcessor, file: str) -> None:
-    """Raise UserError for a template that cannot be rendered, and for one of which nothing would be learned."""
-    said = [{"type": "text", "text": "a"}]
-    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    """Raise UserError for a template that cannot be rendered, that leaves media out, or of which nothing would be learned."""
+    text = {"type": "text", "text": "a"}
+    media = [{"type": kind} for kind in processor.media_tokens]
+    answer = {"role": "assistant", "content": [text]}
     try:
-        found = processor.apply_chat_template([turns], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        written = processor.apply_chat_template([{"role": "user", "content": [*media, text]}, answer])
+        texts = 2 * [{"role": "user", "content": [text]}, answer]
+        found = processor.apply_chat_template([texts], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     except Exception as error:  # whatever its Jinja runs into
         got = f"{file}: {str(error).partition(chr(10))[0][:200] or type(error).__name__}"
         fix = "messages have role and content, a list of parts with type and text"
         raise UserError("the chat template cannot be rendered", got=got, fix=fix) from None
-    if not any(found["assistant_masks"][0]):
+    if not any(mask := found["assistant_masks"][0]):
         fix = "put {% generation %} and {% endgeneration %} around what the assistant says"
         raise UserError("the chat template does not mark what the assistant says", got=file, fix=fix)
+    if wrong := [kind for kind in processor.media_tokens if written.count(TOKENS[kind]) != 1]:
+        fix = "write '<' + part['type'] + '>' for each part of that type, wherever it stands"
+        raise UserError(f"the chat template does not place each {wrong[0]}", got=f"{file}: {written[:200]!r}", fix=fix)
+    if len(mark_runs(mask)) != 2:
+        fix = "let something else stand between the turns: who speaks, or a mark"
+        raise UserError("the chat template does not mark each answer by itself", got=file, fix=fix)
 
 
 def media_tokens(config: UniMoeConfig) -> dict[str, int]:

@@ -7,9 +7,11 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from imp_ds.errors import UserError
 from imp_ds.families.train_module import StepOutput, TrainModule
 from imp_ds.models.uni_moe.chunked_loss import NO_LOSS
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
+from imp_ds.models.uni_moe.experts import decoder_layers
 from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.router_losses import router_losses
 from imp_ds.models.uni_moe.towers import INPUTS
@@ -72,7 +74,11 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         return (labels_BL[:, 1:] != NO_LOSS).sum()
 
     def blocks(self):
-        return list(self.uni_moe.get_decoder().layers)
+        return decoder_layers(self.uni_moe.language_model)
+
+    def answering(self, task=None):
+        got, fix = "a model that is asked, and answers in text", 'imp_ds chat MODEL --image FILE "QUESTION"'
+        raise UserError("no task that distinguishes classes", got=got, fix=fix)
 
     def _features(self, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """What the towers make of the batch's media, [N, L, S] by kind; and of one blank medium of each kind that it has none of,

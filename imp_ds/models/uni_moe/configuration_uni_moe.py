@@ -104,6 +104,20 @@ class UniMoeConfig(PreTrainedConfig):
             if settings.get("kind") not in _CONNECTORS:
                 got = f"connectors.{kind}.kind = {settings.get('kind')}"
                 raise UserError("unknown kind of connector", got=got, allowed=", ".join(_CONNECTORS))
+        self._check_feature_layer()
+        kinds, experts = ("text", *MEDIA), range(self.num_experts)
+        if any(kind not in kinds or not set(of) <= set(experts) for kind, of in self.expert_preferences.items()):
+            allowed = f"kinds of {', '.join(kinds)}, each with a list of experts of 0 to {self.num_experts - 1}"
+            raise UserError("expert_preferences names what is not there", got=self.expert_preferences, allowed=allowed)
+
+    def _check_feature_layer(self) -> None:
+        """Raise UserError for a hidden layer that an encoder of images does not have."""
+        for name in {tower for kind, tower in self.towers.items() if kind != "audio"}:
+            tower = self.tower_config(name)
+            layers = None if tower.model_type in ("imp", "videomae") else getattr(tower, "num_hidden_layers", None)
+            if layers is not None and not -layers - 1 <= self.feature_layer <= layers:
+                allowed = f"{-layers - 1} to {layers}, of the {layers} layers of the {name} tower; 0 is what enters them"
+                raise UserError("feature_layer is no layer of a tower", got=self.feature_layer, allowed=allowed)
 
 
 def _sub_config(value) -> PreTrainedConfig | None:

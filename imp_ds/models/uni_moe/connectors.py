@@ -58,7 +58,7 @@ class _Pooled(nn.Module):
         side = math.isqrt(length)
         grid = self.grid or ([side, side] if side * side == length else [length])
         pool = [self.pool] * len(grid) if isinstance(self.pool, int) else list(self.pool)
-        if len(pool) != len(grid) or math.prod(grid) != length or any(a % b for a, b in zip(grid, pool)):
+        if len(pool) != len(grid) or math.prod(grid) != length or any(b < 1 or a % b for a, b in zip(grid, pool)):
             raise UserError(
                 "the connector's pool does not divide the grid of the tower", got=f"{pool}", allowed=f"{grid}, {length} tokens"
             )
@@ -106,6 +106,15 @@ class _Queries(nn.Module):
         return self.queries.to(x_NLS.dtype).expand(len(x_NLS), -1, -1)
 
 
+def _heads(width: int, heads: int | None) -> int:
+    """Attention heads: those that are asked for, or of about HEAD_WIDTH. Raises UserError where they do not divide the width."""
+    if heads is None:
+        return next(count for count in range(max(1, width // HEAD_WIDTH), 0, -1) if width % count == 0)
+    if width % heads:
+        raise UserError("a connector's heads do not divide its width", got=f"heads = {heads}", allowed=f"a divisor of {width}")
+    return heads
+
+
 class QFormer(_Queries):
     """BLIP-2's Q-former: self-attention among the queries, cross-attention to the tower in every `cross_every`-th layer."""
 
@@ -114,7 +123,7 @@ class QFormer(_Queries):
         hidden = tower_width if hidden is None else hidden
         super().__init__(queries, hidden)
         config = Blip2QFormerConfig(
-            hidden_size=hidden, num_hidden_layers=depth, num_attention_heads=heads or max(1, hidden // HEAD_WIDTH),
+            hidden_size=hidden, num_hidden_layers=depth, num_attention_heads=_heads(hidden, heads),
             intermediate_size=4 * hidden, encoder_hidden_size=tower_width, cross_attention_frequency=cross_every,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )  # fmt: skip
@@ -132,7 +141,7 @@ class DecoderQFormer(_Queries):
     def __init__(self, tower_width: int, width: int, queries: int = 50, depth: int = 2, heads: int | None = None):
         super().__init__(queries, tower_width)
         config = WhisperConfig(
-            d_model=tower_width, decoder_layers=depth, decoder_attention_heads=heads or max(1, tower_width // HEAD_WIDTH),
+            d_model=tower_width, decoder_layers=depth, decoder_attention_heads=_heads(tower_width, heads),
             decoder_ffn_dim=4 * tower_width, max_target_positions=max(448, queries), vocab_size=2, pad_token_id=0,
             bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, dropout=0.0,
         )  # fmt: skip

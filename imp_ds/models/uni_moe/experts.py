@@ -136,6 +136,12 @@ def expert_feed_forwards(language_model: nn.Module) -> list[ExpertFeedForward]:
     return [module for module in language_model.modules() if isinstance(module, ExpertFeedForward)]
 
 
+def decoder_layers(language_model: nn.Module) -> list[nn.Module]:
+    """Its blocks, in order, whatever its class calls them: the longest list of modules in its decoder."""
+    lists = [module for module in language_model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=()))
+
+
 def replace_feed_forwards(language_model: nn.Module, config) -> TokenFacts:
     """Put mixtures of experts in the place of feed-forwards, in place; returns what all of them share.
 
@@ -148,11 +154,13 @@ def replace_feed_forwards(language_model: nn.Module, config) -> TokenFacts:
         itself must be the same.
     Raises UserError for a feed-forward that is not SwiGLU without biases, and for numbers that are not a sparse model's own.
     """
-    facts, layers = TokenFacts(), language_model.get_decoder().layers
-    sparse = [index for index, layer in enumerate(layers) if hasattr(layer.mlp, "experts")]
+    facts, layers = TokenFacts(), decoder_layers(language_model)
+    sparse = [index for index, layer in enumerate(layers) if hasattr(getattr(layer, "mlp", None), "experts")]
     if sparse:
         _check_sparse(language_model.config, layers[sparse[0]].mlp.experts, config)
         language_model.config.output_router_logits = False  # its own balance loss would look for its own routers
+    if config.num_experts and not all(hasattr(layer, "mlp") for layer in layers):
+        raise _of_another_kind(language_model.config.model_type)
     indices = sparse or (placed_layers(config.moe_layers, len(layers)) if config.num_experts else [])
     for index in indices:
         layers[index].mlp = _mixture_like(layers[index].mlp, language_model.config, config, facts)
@@ -176,6 +184,7 @@ def _check_sparse(text_config, experts: nn.Module, config) -> None:
 
 
 def _mixture_like(old: nn.Module, text_config, config, facts: TokenFacts) -> ExpertFeedForward:
+    width = _feed_forward_width(old)
     if text_config.hidden_act not in ("silu", "swish"):
         raise UserError(
             "experts of a language model are SwiGLU feed-forwards, and its own are not",
@@ -184,7 +193,7 @@ def _mixture_like(old: nn.Module, text_config, config, facts: TokenFacts) -> Exp
     like = next(old.parameters())
     with torch.device(like.device):
         new = ExpertFeedForward(
-            text_config.hidden_size, config.moe_intermediate_size or _feed_forward_width(old), config.num_experts,
+            text_config.hidden_size, config.moe_intermediate_size or width, config.num_experts,
             config.num_experts_per_tok, facts=facts, renormalise=config.norm_topk_prob,
             modality_maps=config.modality_maps,
         )  # fmt: skip
@@ -195,8 +204,13 @@ def _feed_forward_width(old: nn.Module) -> int:
     if hasattr(old, "experts"):
         return old.experts.down_proj.shape[2]
     if {name for name, _ in old.named_children()} != DENSE_PARTS or old.down_proj.bias is not None:
-        raise UserError(
-            "the language model's feed-forward is of another kind", got=type(old).__name__,
-            allowed="gate_proj, up_proj and down_proj without biases, as those of Llama, Qwen3 and Mistral",
-        )  # fmt: skip
+        raise _of_another_kind(type(old).__name__)
     return old.down_proj.in_features
+
+
+def _of_another_kind(got: str) -> UserError:
+    return UserError(
+        "the language model's feed-forwards are of another kind than experts", got=got,
+        allowed="gate_proj, up_proj and down_proj without biases, as those of Llama, Qwen3 and Mistral",
+        fix="take such a language model, or --set model.num_experts=0",
+    )  # fmt: skip

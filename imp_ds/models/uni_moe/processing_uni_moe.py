@@ -7,6 +7,7 @@ model; training encodes by `encode`, which calls it.
 from itertools import groupby
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers.processing_utils import ProcessorMixin
 
 from imp_ds.errors import UserError
@@ -166,10 +167,14 @@ class UniMoeProcessor(ProcessorMixin):
 
     def conversation_tokens(self, sample: list[dict]) -> int:
         """How many token ids a conversation has, media with theirs; nothing of them is preprocessed. Raises BadSample for media
-        that the model does not read."""
+        that the model does not read, and for turns that the chat template does not have in this order."""
         if unread := [kind for kind in _kinds(sample) if kind not in self.media_tokens]:
             raise BadSample("media not read", f"{unread[0]}; the model reads {', '.join(self.media_tokens) or 'text alone'}")
-        ids = self.tokenizer(self.apply_chat_template(sample), add_special_tokens=False)["input_ids"]
+        try:
+            text = self.apply_chat_template(sample)
+        except TemplateError as error:  # such as of roles that do not take turns
+            raise BadSample("refused by the chat template", str(error)) from None
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         media = [part for part in _parts(sample) if part["type"] in MEDIA]
         more = sum(self._count(part) * self.media_tokens[part["type"]] - 1 for part in media)
         return len(ids) + more
@@ -183,7 +188,10 @@ class UniMoeProcessor(ProcessorMixin):
         found = self.apply_chat_template([sample], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = found["input_ids"][0], np.asarray(found["assistant_masks"][0], dtype=bool)
         turns = [message for message in sample if message["role"] == "assistant"]
-        runs = _runs(mask)
+        runs = mark_runs(mask)
+        if len(runs) != len(turns):
+            got, allowed = f"{len(runs)} texts between its marks", f"{len(turns)}, one for each turn of the assistant"
+            raise UserError("the chat template does not mark each answer of a conversation by itself", got=got, allowed=allowed)
         if loss == "last":
             runs, turns = runs[-1:], turns[-1:]
         labels = np.full(len(ids), NO_LOSS, np.int64)
@@ -209,8 +217,8 @@ def _flat(media) -> list:
     return [one for entry in media for one in (entry if isinstance(entry, (list, tuple)) else [entry])]
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """(begin, end) of each run of True."""
+def mark_runs(mask) -> list[tuple[int, int]]:
+    """(begin, end) of each run of what is true: of an answer's tokens in the mask of a chat template."""
     found, place = [], 0
     for value, group in groupby(mask):
         begin, place = place, place + len(list(group))

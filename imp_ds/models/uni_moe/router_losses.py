@@ -76,14 +76,12 @@ def kind_members(kind_BL: torch.Tensor | None, valid_BL: torch.Tensor | None, li
 
 
 def preferred_experts(preferences: dict[str, list[int]] | None, num_experts: int, device: torch.device) -> torch.Tensor:
-    """1.0 where an expert is preferred by a kind, [M, E]; a row of zeros for a kind that prefers none. Raises UserError for
-    unknown kinds and experts, and where there are no preferences at all."""
-    wrong = {kind: experts for kind, experts in (preferences or {}).items()
-             if kind not in KINDS or any(not 0 <= e < num_experts for e in experts)}  # fmt: skip
-    if wrong or not preferences:
+    """1.0 where an expert is preferred by a kind, [M, E]; a row of zeros for a kind that prefers none; UniMoeConfig has refused
+    kinds and experts that are not there. Raises UserError where there are no preferences at all."""
+    if not preferences:
         raise UserError(
             "the loss on preferred experts (router_l1_coef) needs to know them",
-            got=f"expert_preferences = {wrong or preferences}",
+            got=f"expert_preferences = {preferences}",
             allowed=f'{{kind: [expert, ...]}} with the kinds {", ".join(KINDS)} and experts 0 to {num_experts - 1}',
         )  # fmt: skip
     wanted_ME = torch.zeros(len(KINDS), num_experts)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from helpers.chat_run import PICTURES, make_chat_run
 from helpers.conversations import write_all
@@ -15,9 +16,18 @@ from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.modalities.media import BadSample
 from imp_ds.modalities.modality import Wanted
+from imp_ds.models.uni_moe import UniMoeForConditionalGeneration
 from imp_ds.planning.check_plan import plan_for_check
 from imp_ds.train.trainer import train
 
+_PARTS = "{% for part in m.content %}{% if part.type == 'text' %}SAID{% else %}<{{ part.type }}>{% endif %}{% endfor %}"
+_LEARNED = "{% generation %}{{ part.text }}{% endgeneration %}"
+JOINED = "{% for m in messages %}" + _PARTS.replace("SAID", _LEARNED) + "{% endfor %}"
+STRICT = (
+    "{% for m in messages %}{% if loop.index0 % 2 != (m.role == 'assistant') | int %}{{ raise_exception('roles take turns') }}"
+    "{% endif %}{{ m.role }}{% if m.role == 'assistant' %}" + _PARTS.replace("SAID", _LEARNED) + "{% else %}"
+    + _PARTS.replace("SAID", "{{ part.text }}") + "{% endif %}{% endfor %}"
+)  # fmt: skip
 ANSWER = {"role": "assistant", "content": "it is."}
 ROWS = {
     "missing": {"messages": [{"role": "user", "content": [{"type": "image", "image": "media/none.png"}]}, ANSWER]},
@@ -40,6 +50,8 @@ def root(tmp_path_factory):
     templates = {
         "broken": "{% generation %}{{ messages", "unmarked": "{% for m in messages %}{{ m['role'] }}{% endfor %}",
         "other": "{% for m in messages %}{{ m['content'] + '!' }}{% endfor %}",
+        "blind": "{% for m in messages %}{{ m.role }}{% generation %}{{ m.content[-1].text }}{% endgeneration %}{% endfor %}",
+        "joined": JOINED, "strict": STRICT,
     }  # fmt: skip
     for name, template in templates.items():
         (root / f"{name}.jinja").write_text(template)
@@ -72,12 +84,34 @@ SETTINGS = {
     "no model": ("model.language_model={root}/texts", r"model.language_model cannot be read"),
     "no folder": ("model.language_model={root}/gone", r"model.language_model is not there\n.*gone"),
     "a model of pictures": ("model.language_model={root}/pictures", r"is no causal language model\n.*clip_vision_model"),
-    "a language model as a tower": ('model.image_tower={{"model_type": "llama"}}', r"pictures are preprocessed(.|\n)*llama"),
+    "a language model as a tower": (
+        'model.image_tower={{"model_type": "llama"}}', r"image_tower is no encoder of image\n.*llama\n.*CLIP"),
+    "a tower of audio for videos": (
+        'model.video_tower={{"model_type": "whisper"}}', r"video_tower is no encoder of video\n.*whisper"),
+    "a tower of images for audio": (
+        "model.audio_tower={root}/pictures", r"audio_tower is no encoder of audio\n.*clip(.|\n)*Whisper, AST"),
     "a pool that is too large": ("model.image_connector.pool=3", r"connector's pool does not divide"),
+    "a pool of nothing": ("model.image_connector.pool=0", r"connector's pool does not divide"),
+    "heads that do not divide": (
+        'model.image_connector={{"kind": "qformer", "heads": 3}}', r"heads do not divide its width\n.* 3\n.*divisor of 16"),
+    "a decoder's heads that do not divide": (
+        'model.audio_connector={{"kind": "decoder", "heads": 5}}', r"heads do not divide its width\n.* 5\n.*divisor of 16"),
+    "a layer that the tower has not": ("model.feature_layer=2", r"feature_layer is no layer of a tower\n.*2\n.*-2 to 1"),
+    "a preference of smells": ('model.expert_preferences={{"smell": [0]}}', r"names what is not there\n.*smell"),
+    "a preference of an expert too many": (
+        'model.expert_preferences={{"image": [2]}}', r"names what is not there\n.*2.*\n.*experts of 0 to 1"),
+    "experts in a language model of another kind": (
+        'model.language_model={{"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}}',
+        r"of another kind than experts\n.*GPT2MLP"),
+    "experts in one without feed-forwards by that name": (
+        'model.language_model={{"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}}',
+        r"of another kind than experts\n.*opt"),
     "no template": ("model.chat_template={root}/gone.jinja", r"chat template is not there\n.*gone"),
     "a folder as template": ("model.chat_template={root}", r"chat template is not there"),
     "a broken template": ("model.chat_template={root}/broken.jinja", r"template cannot be rendered\n.*broken"),
     "a template of texts alone": ("model.chat_template={root}/other.jinja", r"template cannot be rendered\n.*other"),
+    "a template that leaves media out": ("model.chat_template={root}/blind.jinja", r"does not place each image\n.*blind.*usera"),
+    "a template that marks all as one": ("model.chat_template={root}/joined.jinja", r"does not mark each answer by itself"),
     "a template without marks": ("model.chat_template={root}/unmarked.jinja", r"does not mark what the assistant says"),
     "a template of another encoding": ("model.chat_template={root}/latin.jinja", r"template is not UTF-8"),
 }  # fmt: skip
@@ -85,10 +119,11 @@ SETTINGS = {
 
 @pytest.mark.parametrize("change, message", SETTINGS.values(), ids=SETTINGS)
 def test_settings_that_cannot_be_are_refused(root, change, message):
-    run = make_chat_run(root).override([change.format(root=root)])
+    run = make_chat_run(root).override([change.format(root=root), *(["model.num_experts=2"] if "experts" in message else [])])
     with pytest.raises(UserError, match=message) as found:
         processor = family_of(run).processor(run, open_corpus(run))
-        family_of(run).config(run, processor)
+        with torch.device("meta"):
+            UniMoeForConditionalGeneration(family_of(run).config(run, processor))
     assert "\n  got:" in str(found.value)
 
 
@@ -109,3 +144,24 @@ def test_media_that_the_model_does_not_read_are_left_out_and_said(root):
     for asked in (conversation, [conversation]):
         with pytest.raises(UserError, match="does not read this kind of media: audio"):
             processor.apply_chat_template(asked, tokenize=True, return_dict=True)
+
+
+def test_turns_that_a_template_refuses_are_left_out_and_said(root):
+    """Here roles that do not take turns; the conversation before stays."""
+    run = make_chat_run(root).override([f"model.chat_template={root}/strict.jinja"])
+    processor = family_of(run).processor(run, open_corpus(run))
+    said = [{"type": "text", "text": "so it is"}]
+    user, assistant = {"role": "user", "content": said}, {"role": "assistant", "content": said}
+    assert processor.conversation_tokens([user, assistant, user, assistant]) > 4
+    with pytest.raises(BadSample, match="refused by the chat template: roles take turns"):
+        processor.conversation_tokens([user, assistant, assistant])
+
+
+def test_answers_that_follow_each_other_without_a_mark_between_them_are_an_error(root):
+    """Whose is the loss of the second? The template of this run says nothing between two answers of the assistant."""
+    run = make_chat_run(root)
+    processor = family_of(run).processor(run, open_corpus(run))
+    processor.chat_template = JOINED
+    said = [{"type": "text", "text": "so it is"}]
+    with pytest.raises(UserError, match="mark each answer(.|\n)*got:     1 texts(.|\n)*allowed: 2, one for each turn"):
+        processor.encode([[{"role": "user", "content": said}, *2 * [{"role": "assistant", "content": said}]]], length=99)
