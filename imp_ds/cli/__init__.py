@@ -41,6 +41,7 @@ for name, function in (
     ("profile", machines.profile),
     ("interference", studies.interference),
     ("compare-routers", studies.compare_routers),
+    ("compare-experts", studies.compare_experts),
     ("doctor", machines.doctor),
     ("recipes show", recipes.show),
     ("recipes copy", recipes.copy),

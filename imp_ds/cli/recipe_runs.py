@@ -1,5 +1,7 @@
 """The runs that a command works on: that of a recipe, or those of its stages, with the changes of --set."""
 
+from pathlib import Path
+
 from imp_ds import recipes
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
@@ -23,6 +25,15 @@ def one_run(recipe: str, stage: str | None, settings: list[str] = []) -> RunConf
         names = ", ".join(one.name for one in found.stages)
         raise UserError(f"{recipe} is a recipe of several stages", got="no --stage", allowed=f"--stage NAME of {names}")
     return found
+
+
+def started_run(recipe: str, stage: str | None, folder: Path | None) -> RunConfig:
+    """The one run of a recipe, or of a stage of it as it is trained: with the models of the stages before it, which lie in
+    `folder`; None: in the recipe's own. Raises UserError."""
+    found = recipes.get_recipe(recipe)
+    if stage is None or not isinstance(found, StagedRun):
+        return one_run(recipe, stage)
+    return found.run_of(stage, folder or default_folder(found))
 
 
 def each_run(recipe: str, stage: str | None, settings: list[str]) -> dict[str | None, RunConfig]:

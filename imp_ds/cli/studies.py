@@ -1,14 +1,15 @@
-"""Commands that measure what runs have learned: interference, compare-routers.
+"""Commands that measure what runs have learned: interference, compare-routers, compare-experts.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from imp_ds.cli.options import Set
+from imp_ds.cli.options import RECIPE, Set, StageName
 
 
 def interference(
@@ -57,4 +58,42 @@ def compare_routers(
     compare(
         out, data=data_, routers=router, seeds=seeds, steps=steps, parallel=parallel, samples=samples, rounds=rounds,
         settings=set_,
+    )  # fmt: skip
+
+
+def compare_experts(
+    out: Annotated[Path, typer.Argument(help="folder to write; one that was begun is gone on with")],
+    recipe: Annotated[str, typer.Option("--recipe", help=f"of a Uni-MoE with experts: {RECIPE}")],
+    stage: StageName = None,
+    trained: Annotated[
+        Path | None, typer.Option("--trained", help="folder in which the stages before it are trained; default: the recipe's own")
+    ] = None,
+    variant: Annotated[
+        list[str],
+        typer.Option(
+            "--variant",
+            help="recipe, pretrained, identical, balance, no_balance, top_N, experts_N, first_half, second_half, interval, all, "
+            "or several with + between them; repeatable; default: all that the recipe can have",
+        ),
+    ] = [],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each variant")] = 3,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="of each run; default: the recipe's")] = None,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="runs at a time, which share the cores")] = 1,
+    set_: Set = [],
+):
+    """Train variants of the experts of a Uni-MoE alike (where they come from, how many there are and in which layers, how many a
+    token takes, the balance loss), and write a table and a picture of their answers, beside the published numbers.
+
+    Example: imp_ds compare-experts runs/experts --recipe talk --stage moe --variant identical --variant pretrained
+    """
+    from imp_ds.cli.recipe_runs import started_run
+    from imp_ds.commands.comparison.experts.command import compare_experts as compare
+
+    words = ["imp_ds", "compare-experts", out, "--recipe", recipe]
+    options = {"--stage": stage, "--trained": trained, "--seeds": seeds, "--steps": steps, "--parallel": parallel}
+    words += [word for name, value in options.items() if value is not None for word in (name, value)]
+    words += [word for name, values in (("--variant", variant), ("--set", set_)) for value in values for word in (name, value)]
+    compare(
+        out, started_run(recipe, stage, trained), variants=variant, seeds=seeds, parallel=parallel,
+        settings=[*([] if steps is None else [f"train.steps={steps}"]), *set_], command=shlex.join(map(str, words)),
     )  # fmt: skip

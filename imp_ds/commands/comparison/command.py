@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from imp_ds.commands.comparison.jobs import AGAIN, WEIGHTS, Job, plan_jobs
-from imp_ds.commands.comparison.measures import SECTIONS, job_values, spreads
+from imp_ds.commands.comparison.job import AGAIN
+from imp_ds.commands.comparison.jobs import WEIGHTS, RouterJob, plan_jobs
+from imp_ds.commands.comparison.measure import spreads
+from imp_ds.commands.comparison.measures import SECTIONS, job_values
 from imp_ds.commands.comparison.picture import draw_comparison
 from imp_ds.commands.comparison.processes import run_jobs
 from imp_ds.commands.comparison.report import PAGE, PICTURE, TABLE, facts, shown, write_page, write_table
@@ -48,15 +50,15 @@ def compare_routers(
         run_jobs(jobs, parallel, progress=progress, log=log)
         times = _times(out, jobs, rounds, progress)
     command = _command_line(out, data, routers, seeds, steps, parallel, samples, rounds, settings)
-    _write(out, jobs, times, facts(command, jobs[0].run().train.steps, seeds, samples), rounds)
+    _write(out, jobs, times, facts(command, jobs[0].run().train.steps, seeds, interference_samples=samples), rounds)
     log(f"wrote {out / PAGE}, {out / TABLE}, {out / PICTURE}")
 
 
-def _times(out: Path, jobs: list[Job], rounds: int, progress: Callable) -> dict[int, dict[str, dict]]:
+def _times(out: Path, jobs: list[RouterJob], rounds: int, progress: Callable) -> dict[int, dict[str, dict]]:
     """{seed: what `time_routers` finds}: as it was written, or measured now, all routers of a seed together."""
     times, open_seeds = {}, []
     for seed in sorted({job.seed for job in jobs}):
-        path, routers = _times_file(out, seed), {job.router for job in jobs if job.seed == seed}
+        path, routers = _times_file(out, seed), {job.variant for job in jobs if job.seed == seed}
         times[seed] = read_json(path, dict, AGAIN) if path.is_file() else {}
         open_seeds += [] if times[seed].keys() >= routers else [seed]
     if not open_seeds:
@@ -75,16 +77,18 @@ def _times_file(out: Path, seed: int) -> Path:
     return out / "timing" / f"seed_{seed}.json"
 
 
-def _write(out: Path, jobs: list[Job], times: dict[int, dict], study: dict, rounds: int) -> None:
+def _write(out: Path, jobs: list[RouterJob], times: dict[int, dict], study: dict, rounds: int) -> None:
     sparse = next((job.run() for job in jobs if job.run().model.num_experts), None)
     conditional = sparse.model.to_config(sparse.data.vocab_size, sparse.tasks).moe_layer_indices if sparse else []
     values = {}
     for job in jobs:
-        values.setdefault(job.router, []).append(job_values(job, times[job.seed][job.router], conditional))
+        values.setdefault(job.variant, []).append(job_values(job, times[job.seed][job.variant], conditional))
     details = {"layers_with_experts": conditional, "timing": times}
-    write_table(out, study, values, details)
-    write_page(out, study, values, _notes(study, times, conditional, rounds))
+    write_table(out, study, values, details, of="routers")
     found = spreads(values)
+    write_page(
+        out, study, found, SECTIONS, _notes(study, times, conditional, rounds), title="Routers of experts, compared", of="router"
+    )
     panels = [measure for measures in SECTIONS.values() for measure in shown(measures, found)]
     seeds = f"mean and deviation of {study['seeds']} seeds" if study["seeds"] > 1 else "one seed"
     title = f"Routers of experts on the digits corpus: {study['steps']} steps, {seeds}"

@@ -2,10 +2,11 @@
 
 import math
 import statistics
-from typing import NamedTuple
 
 from imp_ds.commands.comparison.across import speech_to_images
-from imp_ds.commands.comparison.jobs import AGAIN, INTERFERENCE, Job
+from imp_ds.commands.comparison.job import AGAIN
+from imp_ds.commands.comparison.jobs import INTERFERENCE, RouterJob
+from imp_ds.commands.comparison.measure import LESS, MORE, Measure
 from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.cost import count_parameters, parameter_sizes
 from imp_ds.json_files import read_json
@@ -14,25 +15,6 @@ from imp_ds.train.trained_run import TrainedRun, open_run
 from imp_ds.written_files import write_json
 
 ACROSS = "speech_to_images.json"
-MORE, LESS = "\u2191", "\u2193"
-
-
-class Measure(NamedTuple):
-    """A column of the table and a panel of the picture. `key` is that of `job_values`; `scale` times the value is shown, with
-    `digits` after the point. `better`: MORE or LESS; "": neither."""
-
-    key: str
-    title: str
-    unit: str = ""
-    scale: float = 1.0
-    digits: int = 1
-    better: str = ""
-
-    @property
-    def heading(self) -> str:
-        """Title and unit, and which way is better."""
-        return self.title + (f", {self.unit}" if self.unit else "") + (f" {self.better}" if self.better else "")
-
 
 COST = (
     Measure("time/step", "training step", "ms", 1e3, 1, LESS),
@@ -59,14 +41,7 @@ NEVER_TRAINED = (
 SECTIONS = {"What it costs": COST, "What it learns": SKILL, "What it was never trained on": NEVER_TRAINED}
 
 
-class Spread(NamedTuple):
-    """Mean and standard deviation over the seeds (of the sample: n - 1 divides); no deviation for one seed alone."""
-
-    mean: float
-    deviation: float | None
-
-
-def job_values(job: Job, times: dict, conditional_layers: list[int]) -> dict[str, float]:
+def job_values(job: RouterJob, times: dict, conditional_layers: list[int]) -> dict[str, float]:
     """All numbers of a finished job by flat names.
 
     times: of its router, as `timing.py` gives them. conditional_layers: those that have experts in sparse models.
@@ -89,7 +64,7 @@ def job_values(job: Job, times: dict, conditional_layers: list[int]) -> dict[str
         raise UserError("what was measured of a run is damaged", got=got, fix=AGAIN) from None
 
 
-def _across(job: Job, trained: TrainedRun) -> dict[str, float]:
+def _across(job: RouterJob, trained: TrainedRun) -> dict[str, float]:
     """As it was written, or measured now."""
     path = job.folder / ACROSS
     if not path.is_file():
@@ -114,16 +89,3 @@ def between_tasks(weights: dict[str, dict], conditional_layers: list[int]) -> di
         ]
         parts["with_experts" if layer in conditional_layers else "shared"].append(statistics.fmean(values))
     return {f"interference/{part}": statistics.fmean(found) for part, found in parts.items() if found}
-
-
-def spread(values: list[float]) -> Spread:
-    """Of one measure over the seeds."""
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def spreads(values: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Spread]]:
-    """{router: the values of each seed} -> {router: {name: Spread}}, of the names that all seeds have."""
-    return {
-        router: {name: spread([one[name] for one in seeds]) for name in seeds[0] if all(name in one for one in seeds)}
-        for router, seeds in values.items()
-    }

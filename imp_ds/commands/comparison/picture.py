@@ -1,23 +1,20 @@
-"""The comparison as one picture: a panel of bars for each measure, a bar for each router, whiskers for the seeds."""
+"""The comparison as one picture: a panel of bars for each measure, a bar for each variant, whiskers for the seeds."""
 
 import io
 import math
 from pathlib import Path
 
-from imp_ds.commands.comparison.measures import Measure, Spread
+from imp_ds.commands.comparison.measure import Measure, Spread
 from imp_ds.commands.comparison.report import cell
 from imp_ds.written_files import write_file
 
 _COLUMNS = 4
-# Okabe and Ito: apart for every eye; what is the same in every run is grey
-_COLORS = {
-    "dense": "#8a8f98", "token": "#E69F00", "context": "#D55E00", "modality": "#56B4E9", "task": "#0072B2",
-    "attribute": "#009E73",
-}  # fmt: skip
+# Okabe and Ito: apart for every eye; the first, which the others are compared with, is grey
+_COLORS = ("#8a8f98", "#E69F00", "#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7")
 
 
 def draw_comparison(measures: list[Measure], found: dict[str, dict[str, Spread]], path: str | Path, *, title: str = "") -> None:
-    """Write a PNG. found: {router: {key of a measure: Spread}}."""
+    """Write a PNG. found: {variant: {key of a measure: Spread}}."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,14 +35,15 @@ def draw_comparison(measures: list[Measure], found: dict[str, dict[str, Spread]]
 
 
 def _draw_panel(axes, measure: Measure, found: dict[str, dict[str, Spread]], *, named: bool) -> None:
-    """Bars from the top down in the order of the routers, each with its number."""
-    routers = list(found)
-    values = [found[router].get(measure.key) for router in routers]
+    """Bars from the top down in the order of the variants, each with its number."""
+    variants = list(found)
+    values = [found[variant].get(measure.key) for variant in variants]
     means = [measure.scale * value.mean if value else math.nan for value in values]
     errors = [measure.scale * (value.deviation or 0.0) if value else 0.0 for value in values]
-    axes.barh(range(len(routers)), means, color=[_COLORS[router] for router in routers], height=0.72)
+    colors = [_COLORS[place and 1 + (place - 1) % (len(_COLORS) - 1)] for place in range(len(variants))]
+    axes.barh(range(len(variants)), means, color=colors, height=0.72)
     if any(errors):
-        axes.errorbar(means, range(len(routers)), xerr=errors, fmt="none", ecolor="#222222", elinewidth=1.2, capsize=3)
+        axes.errorbar(means, range(len(variants)), xerr=errors, fmt="none", ecolor="#222222", elinewidth=1.2, capsize=3)
     finite = [(mean, error) for mean, error in zip(means, errors) if math.isfinite(mean)]
     low, high = min([0.0, *(m - e for m, e in finite)]), max([0.0, *(m + e for m, e in finite)])
     room = (high - low) or 1.0
@@ -53,7 +51,7 @@ def _draw_panel(axes, measure: Measure, found: dict[str, dict[str, Spread]], *, 
         end = max(0.0, mean + error) if math.isfinite(mean) else 0.0
         axes.text(end + 0.02 * room, position, cell(measure, value), va="center", fontsize=8, color="#222222")
     axes.set_xlim(low - 0.02 * room if low < 0 else 0.0, high + 0.42 * room)  # room for the numbers
-    axes.set_yticks(range(len(routers)), routers if named else [""] * len(routers))
+    axes.set_yticks(range(len(variants)), variants if named else [""] * len(variants))
     axes.invert_yaxis()
     axes.locator_params(axis="x", nbins=5)
     axes.axvline(0, color="#222222", linewidth=0.8)

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from imp_ds.commands.comparison.jobs import Job
+from imp_ds.commands.comparison.job import Job
 from imp_ds.errors import UserError
 from imp_ds.parallel.launch import NAMES
 

@@ -5,22 +5,23 @@ import math
 import os
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from imp_ds.commands.comparison.measures import SECTIONS, Measure, Spread, spreads
+from imp_ds.commands.comparison.measure import Measure, Spread
 from imp_ds.written_files import write_file, write_json
 
 TABLE, PAGE, PICTURE = "table.json", "README.md", "comparison.png"
 
 
-def facts(command: str, steps: int, seeds: int, samples: int) -> dict:
-    """What the numbers hang on."""
+def facts(command: str, steps: int, seeds: int, **more) -> dict:
+    """What the numbers hang on, and more of it by name."""
     packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
     return {
-        "command": command, "steps": steps, "seeds": seeds, "interference_samples": samples,
+        "command": command, "steps": steps, "seeds": seeds, **more,
         "date": datetime.date.today().isoformat(), "machine": machine(), "cores": len(os.sched_getaffinity(0)),
         "versions": {"python": platform.python_version(), **packages},
     }  # fmt: skip
@@ -35,33 +36,38 @@ def machine() -> str:
     return named[1] if named else platform.machine()
 
 
-def write_table(out: Path, study: dict, values: dict[str, list[dict[str, float]]], details: dict) -> None:
-    """table.json: what the numbers hang on, {router: the numbers of each seed}, and details beside them."""
-    full = {"facts": study, "routers": values, "details": details}
+def write_table(out: Path, study: dict, values: dict[str, list[dict[str, float]]], details: dict, *, of: str) -> None:
+    """table.json: what the numbers hang on, {variant: the numbers of each seed} under the name `of`, and details beside them."""
+    full = {"facts": study, of: values, "details": details}
     write_json(out / TABLE, _finite(full))
 
 
-def write_page(out: Path, study: dict, values: dict[str, list[dict[str, float]]], notes: list[str]) -> None:
-    """README.md: the tables of SECTIONS, the picture, and how it was measured."""
-    found = spreads(values)
-    lines = ["# Routers of experts, compared", "", *_head(study), "", f"![{PICTURE}]({PICTURE})", ""]
-    for title, measures in SECTIONS.items():
+def write_page(
+    out: Path, study: dict, found: dict[str, dict[str, Spread]], sections: dict[str, Sequence[Measure]], notes: list[str], *,
+    title: str, of: str, beside: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """README.md: the tables of the sections, the picture, and how it was measured.
+
+    found: {variant: {name: Spread}}. title: of the page; of: what a variant is called. beside: lines after the tables.
+    """
+    lines = [f"# {title}", "", *_head(study), "", f"![{PICTURE}]({PICTURE})", ""]
+    for section, measures in sections.items():
         if there := shown(measures, found):
-            lines += [f"## {title}", "", *table(there, found), ""]
-    lines += ["## How it was measured", "", *(f"- {note}" for note in notes)]
+            lines += [f"## {section}", "", *table(there, found, of), ""]
+    lines += [*beside, "## How it was measured", "", *(f"- {note}" for note in notes)]
     write_file(out / PAGE, "\n".join(lines) + "\n")
 
 
-def shown(measures: tuple[Measure, ...], found: dict[str, dict[str, Spread]]) -> list[Measure]:
-    """Those that some router has."""
-    return [measure for measure in measures if any(measure.key in of_router for of_router in found.values())]
+def shown(measures: Sequence[Measure], found: dict[str, dict[str, Spread]]) -> list[Measure]:
+    """Those that some variant has."""
+    return [measure for measure in measures if any(measure.key in values for values in found.values())]
 
 
-def table(measures: list[Measure], found: dict[str, dict[str, Spread]]) -> list[str]:
-    """A row for each router, a column for each measure."""
-    lines = [f"| router | {' | '.join(measure.heading for measure in measures)} |", "| --- |" + " ---: |" * len(measures)]
-    for router, of_router in found.items():
-        lines.append(f"| {router} | {' | '.join(cell(measure, of_router.get(measure.key)) for measure in measures)} |")
+def table(measures: list[Measure], found: dict[str, dict[str, Spread]], of: str) -> list[str]:
+    """A row for each variant, a column for each measure; `of` stands above the variants."""
+    lines = [f"| {of} | {' | '.join(measure.heading for measure in measures)} |", "| --- |" + " ---: |" * len(measures)]
+    for variant, values in found.items():
+        lines.append(f"| {variant} | {' | '.join(cell(measure, values.get(measure.key)) for measure in measures)} |")
     return lines
 
 

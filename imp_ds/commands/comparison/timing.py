@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from imp_ds.commands.comparison.jobs import Job
+from imp_ds.commands.comparison.job import Job
 from imp_ds.commands.export import export
 from imp_ds.commands.exported_model import load_model
 from imp_ds.config import RunConfig
@@ -61,9 +61,9 @@ def time_routers(
 
     Raises UserError when a merged model does not answer as the one with experts does.
     """
-    trained = {job.router: open_run(job.folder) for job in jobs}
+    trained = {job.variant: open_run(job.folder) for job in jobs}
     batches = first_batches(next(iter(trained.values())), device)
-    encoders = {job.router: exported(job, trained[job.router], models, device) for job in jobs}
+    encoders = {job.variant: exported(job, trained[job.variant], models, device) for job in jobs}
     found = {router: measure_model(router, *encoders[router], batches) for router in trained}
     engines = {router: make_engine(one, device) for router, one in trained.items()}
     calls = {("train", *key): call for key, call in training_calls(engines, batches).items()}

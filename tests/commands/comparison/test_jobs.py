@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from imp_ds.commands.comparison.jobs import INTERFERENCE, WEIGHTS, Job, plan_jobs
+from imp_ds.commands.comparison.jobs import INTERFERENCE, WEIGHTS, RouterJob, plan_jobs
 from imp_ds.errors import UserError
 from imp_ds.recipes.routers import ROUTERS
 
 DATA = Path("some/digits")
 
 
-def plan(out: Path, **changes) -> list[Job]:
+def plan(out: Path, **changes) -> list[RouterJob]:
     return plan_jobs(out, **{**dict(routers=[], seeds=2, data=DATA, steps=7, samples=3, settings=[]), **changes})
 
 
@@ -27,7 +27,7 @@ def test_every_router_has_a_run_from_every_seed(tmp_path):
 
 
 def test_the_runs_differ_in_the_gate_alone(tmp_path):
-    runs = {job.router: job.run() for job in plan(tmp_path, seeds=1)}
+    runs = {job.variant: job.run() for job in plan(tmp_path, seeds=1)}
     for router, run in runs.items():
         assert run.model.gate == (None if router == "dense" else router)
         same = run.model_copy(update={"name": "", "model": None})
@@ -38,7 +38,7 @@ def test_the_runs_differ_in_the_gate_alone(tmp_path):
 
 
 def test_some_routers_come_in_the_order_of_all(tmp_path):
-    assert [job.router for job in plan(tmp_path, routers=["task", "dense"], seeds=1)] == ["dense", "task"]
+    assert [job.variant for job in plan(tmp_path, routers=["task", "dense"], seeds=1)] == ["dense", "task"]
 
 
 def test_a_job_is_trained_then_measured_then_done(tmp_path):

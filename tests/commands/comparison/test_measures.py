@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from imp_ds.commands.comparison.measures import MORE, Measure, Spread, between_tasks, spread, spreads
+from imp_ds.commands.comparison.measure import MORE, Measure, Spread, spread, spreads
+from imp_ds.commands.comparison.measures import between_tasks
 from imp_ds.commands.comparison.report import cell, table
 
 
@@ -40,7 +41,7 @@ def test_the_table_has_a_row_for_each_router_and_a_dash_for_what_is_not_there():
         "dense": {"top1": Spread(0.9312, 0.0041), "size": Spread(1_234_567, 0.0)},
         "token": {"top1": Spread(0.5, None)},
     }
-    assert table(measures, found) == [
+    assert table(measures, found, "router") == [
         "| router | images, top 1, % \u2191 | parameters, M |",
         "| --- | ---: | ---: |",
         "| dense | 93.1 ± 0.4 | 1.23 |",

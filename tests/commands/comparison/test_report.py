@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from imp_ds.commands.comparison.measures import COST, SECTIONS, SKILL, spreads
+from imp_ds.commands.comparison.measure import spreads
+from imp_ds.commands.comparison.measures import COST, SECTIONS, SKILL
 from imp_ds.commands.comparison.picture import draw_comparison
 from imp_ds.commands.comparison.report import facts, write_page, write_table
 from imp_ds.recipes.routers import ROUTERS
@@ -19,8 +20,8 @@ def values():
 
 
 def test_the_page_holds_what_was_measured_how_and_with_what(tmp_path, values):
-    study = facts("imp_ds compare-routers there", 300, 2, 32)
-    write_page(tmp_path, study, values, ["one note", "another"])
+    study = facts("imp_ds compare-routers there", 300, 2, interference_samples=32)
+    write_page(tmp_path, study, spreads(values), SECTIONS, ["one note", "another"], title="Routers", of="router")
     page = (tmp_path / "README.md").read_text()
     torch_version = f"torch {study['versions']['torch']}"
     for part in (study["date"], torch_version, "300 steps", "2 seeds", "compare-routers there", "- one note"):
@@ -33,7 +34,7 @@ def test_the_page_holds_what_was_measured_how_and_with_what(tmp_path, values):
 
 def test_the_table_holds_every_number_and_null_for_none(tmp_path, values):
     values["dense"][0]["loss"] = float("nan")
-    write_table(tmp_path, {"steps": 3}, values, {"layers_with_experts": [1]})
+    write_table(tmp_path, {"steps": 3}, values, {"layers_with_experts": [1]}, of="routers")
     found = json.loads((tmp_path / "table.json").read_text())
     assert found["facts"] == {"steps": 3} and found["details"]["layers_with_experts"] == [1]
     assert found["routers"]["dense"][0]["loss"] is None
