@@ -20,6 +20,7 @@ from imp_ds.moe.kernels.compute import Count, linear_forward
 from imp_ds.randomness import derive, dropout
 
 _EXPERTS = 1 << 20  # numbers of experts of one site, by which their draws differ
+_ALIGNED = 8  # what the rank is a multiple of in grouped products on a GPU, whose rows begin at 16 bytes: zeros fill it
 
 
 class LowRank(nn.Module):
@@ -75,7 +76,10 @@ class LowRankExperts(nn.Module):
         """rows: as of `Experts.forward`; key_N: random keys of the rows' tokens, int64; None: nothing is dropped."""
         if self.rate and key_N is not None:
             x_NI = dropout(x_NI, self.rate, derive(key_N, self._numbers(len(x_NI), rows, key_N.device)))
-        return linear_forward(linear_forward(x_NI, rows, self.A), rows, self.B) * self.scale
+        a_EIR, b_ERO = self.A, self.B
+        if x_NI.is_cuda and (more := -self.rank % _ALIGNED):
+            a_EIR, b_ERO = F.pad(a_EIR, (0, more)), F.pad(b_ERO, (0, 0, 0, more))
+        return linear_forward(linear_forward(x_NI, rows, a_EIR), rows, b_ERO) * self.scale
 
     def _numbers(self, total: int, rows: Count, device) -> torch.Tensor:
         """A number for each row, by site and expert: a token has draws of its own in each of its experts."""

@@ -206,6 +206,19 @@ def test_large_gradients_in_memory_that_is_used_again():
             assert (mine - other).norm() < 1e-5 * other.norm() and (count is EQUAL or not mine[1].any())
 
 
+@activations
+def test_frozen_experts_have_no_gradients_and_pass_those_of_their_rows_on(gated, silu, monkeypatch):
+    """Nothing is computed, nor memory taken, for gradients of weights that nobody trains."""
+    index_N, given = problem(gated)
+    function = functools.partial(ours, index_N=index_N, count=RAGGED, silu=silu)
+    _, expected = value_and_gradients(function, given)
+    frozen = {name: value.detach() if name in ("w1", "w2", "w3") else value for name, value in given.items()}
+    monkeypatch.setattr(cpu_experts.GRADIENTS, "empty_like", lambda weight: pytest.fail("memory for a gradient"))
+    passing = {name: value for name, value in frozen.items() if value.requires_grad}
+    _, found = value_and_gradients(lambda *given: function(*given, *list(frozen.values())[2:]), passing)
+    assert found.keys() == {"x", "weight"} and all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_activation_checkpointing_changes_nothing(autocast):
     index_N, given = problem(gated=True, dtype=torch.float32)

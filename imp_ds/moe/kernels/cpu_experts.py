@@ -65,7 +65,7 @@ def _forward(
     gate_NF = None if w3_EDF is None else torch.empty_like(h_NF)
     act_NF = x.new_empty(max(count), w1_EDF.shape[2])
     y = answer_ND if index_N is None else x.new_zeros(x.shape)
-    parts = _by_expert(count, h_NF, gate_NF, act_NF, answer_ND, index_N, weight_N), _unbound(w1_EDF, w2_EFD, w3_EDF)
+    parts = _by_expert(count, h_NF, gate_NF, act_NF, answer_ND, index_N, weight_N), _unbound(len(count), w1_EDF, w2_EFD, w3_EDF)
     for x_RD, (h, gate, act, answer, index, weight), (w1, w2, w3) in zip(_rows(x, index_N, count), *parts):
         torch.mm(x_RD, w1, out=h)
         _activate(h, act, silu)
@@ -81,35 +81,37 @@ def _forward(
 @torch.library.custom_op("imp_ds::cpu_experts_backward", mutates_args=(), device_types="cpu")
 def _backward(
     grad: Tensor, x: Tensor, index_N: Tensor | None, weight_N: Tensor | None, h_NF: Tensor, gate_NF: Tensor, answer_ND: Tensor,
-    count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False,
+    count: list[int], w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False, trained: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
+    """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there, and for experts that are not `trained`."""
     dx_all = x.new_empty(x.shape) if index_N is None else x.new_zeros(x.shape)
     weights = w1_EDF, w2_EFD, w3_EDF
-    gradients = dw1_EDF, dw2_EFD, dw3_EDF = [None if weight is None else GRADIENTS.empty_like(weight) for weight in weights]
+    wanted = [weight if trained else None for weight in weights]
+    gradients = dw1_EDF, dw2_EFD, dw3_EDF = [None if weight is None else GRADIENTS.empty_like(weight) for weight in wanted]
     dweight_N = None if index_N is None else torch.empty_like(weight_N)
     act_NF, dh_NF = h_NF.new_empty(2, max(count), h_NF.shape[1])
     rows = _rows(x, index_N, count), _rows(grad, index_N, count)
     kept = _by_expert(count, h_NF, None if w3_EDF is None else gate_NF, None if index_N is None else answer_ND, weight_N, index_N)
     written = _by_expert(count, act_NF, dh_NF, dx_all if index_N is None else None, dweight_N)
     for x_RD, grad_RD, (h, gate, answer, weight, index), (act, dh, dx, dweight), (w1, w2, w3), (dw1, dw2, dw3) in zip(
-        *rows, kept, written, _unbound(*weights), _unbound(*gradients)
+        *rows, kept, written, _unbound(len(count), *weights), _unbound(len(count), *gradients)
     ):
         if index is not None:
             torch.sum(grad_RD * answer, 1, out=dweight)
             dx = grad_RD.mul_(weight.unsqueeze(1))  # a copy of this expert's own, which is free again after dw2
         torch.mm(grad_RD, w2.t(), out=dh)
         dgate = _activate_backward(h, act, dh, silu) if w3 is None else _gated_backward(h, gate, act, dh, silu)
-        torch.mm(act.t(), grad_RD, out=dw2)
-        torch.mm(x_RD.t(), dh, out=dw1)
+        if trained:
+            torch.mm(act.t(), grad_RD, out=dw2)
+            torch.mm(x_RD.t(), dh, out=dw1)
         torch.mm(dh, w1.t(), out=dx)
         if w3 is not None:
-            torch.mm(x_RD.t(), dgate, out=dw3)
+            if trained:
+                torch.mm(x_RD.t(), dgate, out=dw3)
             dx.addmm_(dgate, w3.t())
         if index is not None:
             dx_all.index_add_(0, index, dx)
-    dweight_N, dw3_EDF = (x.new_empty(0) if gradient is None else gradient for gradient in (dweight_N, dw3_EDF))
-    return dx_all, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF
+    return dx_all, *(x.new_empty(0) if gradient is None else gradient for gradient in (dweight_N, dw1_EDF, dw2_EFD, dw3_EDF))
 
 
 @_forward.register_fake
@@ -120,8 +122,8 @@ def _(x, index_N, weight_N, count, w1_EDF, w2_EFD, w3_EDF, keep, silu=False):
 
 
 @_backward.register_fake
-def _(grad, x, index_N, weight_N, h_NF, gate_NF, answer_ND, count, w1_EDF, w2_EFD, w3_EDF, silu=False):
-    given = x, weight_N, w1_EDF, w2_EFD, w3_EDF
+def _(grad, x, index_N, weight_N, h_NF, gate_NF, answer_ND, count, w1_EDF, w2_EFD, w3_EDF, silu=False, trained=True):
+    given = x, weight_N, *(weight if trained else None for weight in (w1_EDF, w2_EFD, w3_EDF))
     return tuple(x.new_empty(0) if tensor is None else x.new_empty(tensor.shape) for tensor in given)
 
 
@@ -135,9 +137,11 @@ def _differentiate(ctx, grad, *_):
     if grad is None:  # the result went nowhere
         return (None,) * 9
     *others, w1_EDF, w2_EFD, w3_EDF = ctx.saved_tensors
-    dx, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF = _backward(grad, *others, ctx.count, w1_EDF, w2_EFD, w3_EDF, ctx.silu)
-    dweight_N = None if others[1] is None else dweight_N
-    return dx, None, dweight_N, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF, None, None
+    trained = any(ctx.needs_input_grad[4:7])
+    dx, dweight_N, *of_weights = _backward(grad, *others, ctx.count, w1_EDF, w2_EFD, w3_EDF, ctx.silu, trained)
+    dweight_N = None if others[2] is None else dweight_N
+    of_weights = [None if weight is None or not trained else dw for weight, dw in zip((w1_EDF, w2_EFD, w3_EDF), of_weights)]
+    return dx, None, dweight_N, None, *of_weights, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -157,9 +161,8 @@ def _by_expert(count: list[int], *tensors: Tensor | None) -> Iterable[tuple]:
     ))  # fmt: skip
 
 
-def _unbound(*weights: Tensor | None) -> Iterable[tuple]:
+def _unbound(experts: int, *weights: Tensor | None) -> Iterable[tuple]:
     """Each expert's weights."""
-    experts = len(weights[0])
     return zip(*([None] * experts if weight is None else weight.unbind() for weight in weights))
 
 

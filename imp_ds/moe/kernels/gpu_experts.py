@@ -114,16 +114,19 @@ def _experts(
 def _experts_backward(
     grad_ND: Tensor, x_ND: Tensor, weight_N: Tensor | None, ends_E: Tensor | None, h_NF: Tensor,
     act_NF: Tensor, gate_NF: Tensor, w1_EDF: Tensor, w2_EFD: Tensor, w3_EDF: Tensor | None, silu: bool = False,
+    trained: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there."""
+    """Gradients of x, the rows' weights, w1, w2 and w3; empty for what is not there, and for experts that are not `trained`."""
     dact_NF = _product(grad_ND, w2_EFD.transpose(1, 2), ends_E)
     gate = None if w3_EDF is None else gate_NF
     dh_NF, dgate_NF, dweight_N = triton_kernels.activate_backward(dact_NF, h_NF, gate, weight_N, silu)
-    dw2_EFD = _weight_gradient(act_NF, grad_ND, ends_E, w2_EFD)
-    dw1_EDF = _weight_gradient(x_ND, dh_NF, ends_E, w1_EDF)
-    dx_ND, dw3_EDF = _product(dh_NF, w1_EDF.transpose(1, 2), ends_E), x_ND.new_empty(0)
+    dw1_EDF, dw2_EFD, dw3_EDF = (x_ND.new_empty(0) for _ in range(3))
+    if trained:
+        dw2_EFD = _weight_gradient(act_NF, grad_ND, ends_E, w2_EFD)
+        dw1_EDF = _weight_gradient(x_ND, dh_NF, ends_E, w1_EDF)
+    dx_ND = _product(dh_NF, w1_EDF.transpose(1, 2), ends_E)
     if w3_EDF is not None:
-        dw3_EDF = _weight_gradient(x_ND, dgate_NF, ends_E, w3_EDF)
+        dw3_EDF = _weight_gradient(x_ND, dgate_NF, ends_E, w3_EDF) if trained else dw3_EDF
         dx_ND += _product(dgate_NF, w3_EDF.transpose(1, 2), ends_E)
     return dx_ND, x_ND.new_empty(0) if dweight_N is None else dweight_N, dw1_EDF, dw2_EFD, dw3_EDF
 
@@ -136,10 +139,10 @@ def _(x_ND, weight_N, ends_E, w1_EDF, w2_EFD, w3_EDF, silu=False):
 
 
 @_experts_backward.register_fake
-def _(grad_ND, x_ND, weight_N, ends_E, h_NF, act_NF, gate_NF, w1_EDF, w2_EFD, w3_EDF, silu=False):
+def _(grad_ND, x_ND, weight_N, ends_E, h_NF, act_NF, gate_NF, w1_EDF, w2_EFD, w3_EDF, silu=False, trained=True):
     dweight_N = x_ND.new_empty(0) if weight_N is None else torch.empty_like(weight_N)
-    dw3_EDF = x_ND.new_empty(0) if w3_EDF is None else w3_EDF.new_empty(w3_EDF.shape)
-    return torch.empty_like(x_ND), dweight_N, w1_EDF.new_empty(w1_EDF.shape), w2_EFD.new_empty(w2_EFD.shape), dw3_EDF
+    wanted = [weight if trained else None for weight in (w1_EDF, w2_EFD, w3_EDF)]
+    return torch.empty_like(x_ND), dweight_N, *(x_ND.new_empty(0 if weight is None else weight.shape) for weight in wanted)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -151,9 +154,11 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, grad_ND, *_):
     if grad_ND is None:  # the result went nowhere
         return (None,) * 7
-    dx_ND, dweight_N, dw1_EDF, dw2_EFD, dw3_EDF = _experts_backward(grad_ND.contiguous(), *ctx.saved_tensors, ctx.silu)
-    _, weight_N, *_, w3_EDF = ctx.saved_tensors
-    return dx_ND, None if weight_N is None else dweight_N, None, dw1_EDF, dw2_EFD, None if w3_EDF is None else dw3_EDF, None
+    trained = any(ctx.needs_input_grad[3:6])
+    dx_ND, dweight_N, *of_weights = _experts_backward(grad_ND.contiguous(), *ctx.saved_tensors, ctx.silu, trained)
+    _, weight_N, *_, w1_EDF, w2_EFD, w3_EDF = ctx.saved_tensors
+    of_weights = [None if weight is None or not trained else dw for weight, dw in zip((w1_EDF, w2_EFD, w3_EDF), of_weights)]
+    return dx_ND, None if weight_N is None else dweight_N, None, *of_weights, None
 
 
 _experts.register_autograd(_differentiate, setup_context=_save)
