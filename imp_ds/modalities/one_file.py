@@ -1,4 +1,4 @@
-"""One file of a video or a recording, outside of any source: what the processor of a model asks for, decoded as in training.
+"""One file of an image, a video or a recording, outside of any source: what a model's processor asks for, read as in training.
 
 Shapes: T frames, H height, W width, N samples.
 """
@@ -14,6 +14,7 @@ from imp_ds.modalities.decoding_settings import DecodingSettings
 from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.media_cache import MediaCache
 from imp_ds.modalities.vision.clips import read_clips
+from imp_ds.modalities.vision.image import read_image
 from imp_ds.modalities.vision.video import read_video
 from imp_ds.modalities.vision.view import VisionAugmentation, VisionView
 
@@ -43,6 +44,14 @@ def video(
     if type(clip) is BadSample:
         raise UserError("a video cannot be read", got=str(clip), allowed="files of videos and of animated pictures, or arrays")
     return clip
+
+
+def image(path: Path | None, data: bytes | None) -> np.ndarray:
+    """A picture at its own size, uint8 [H, W, 3]. Raises UserError as `video` does."""
+    try:
+        return read_image(_media(path, data, "image"), DecodingSettings())
+    except BadSample as bad:
+        raise UserError("an image cannot be read", got=str(bad), allowed="files of images, or arrays") from None
 
 
 def audio(path: Path | None, data: bytes | None) -> Waveform:

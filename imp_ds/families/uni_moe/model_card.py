@@ -30,9 +30,9 @@ answer = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_t
 On the command line: `imp_ds chat {folder}{options} "What is this?"`.
 """
 _SAMPLES = {  # of each kind of media a blank one, and what else it may be
-    "image": "image = np.zeros((64, 64, 3), dtype=np.uint8)  # or a PIL image",
-    "video": "video = np.zeros((8, 64, 64, 3), dtype=np.uint8)  # its frames",
-    "audio": "audio = np.zeros(16000, dtype=np.float32)  # mono, at processor.sampling_rate",
+    "image": "image = np.zeros((64, 64, 3), dtype=np.uint8)  # or a PIL image, or 'photo.png'",
+    "video": "video = np.zeros((8, 64, 64, 3), dtype=np.uint8)  # its frames, or 'clip.mp4'",
+    "audio": "audio = np.zeros(16000, dtype=np.float32)  # mono, at processor.sampling_rate, or 'question.wav'",
 }
 _SCORED = "answers are greedy; _blind: without the media, _shuffled: with those of another conversation"
 

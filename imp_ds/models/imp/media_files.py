@@ -1,4 +1,4 @@
-"""Videos and recordings that the processor is given as files, decoded as training decodes them.
+"""Images, videos and recordings that a processor is given as files, decoded as training decodes them.
 
 The decoders need PyAV and libsndfile, which someone who gives arrays does without: they stand above the models, in imp_ds.data,
 and are loaded by name when the first file is given.
@@ -28,6 +28,11 @@ def video_of(source, frames: int | None, sampling: str, stride: int, size: Size,
     Raises UserError for what cannot be decoded or is too large.
     """
     return _decoders().video(*_file(source), frames, sampling, stride, size, ground)
+
+
+def image_of(source) -> np.ndarray:
+    """The picture of an image's file at its own size, uint8 [H, W, 3]. Raises UserError for what cannot be decoded."""
+    return _decoders().image(*_file(source))
 
 
 def audio_of(source) -> tuple[np.ndarray, int]:

@@ -5,20 +5,28 @@ model; training encodes by `encode`, which calls it.
 """
 
 from itertools import groupby
+from os import PathLike
+from os.path import isfile
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers.processing_utils import ProcessorMixin
 
 from imp_ds.errors import UserError
+from imp_ds.modalities.audio.resampling import resample
+from imp_ds.modalities.decoding_settings import DEFAULTS
 from imp_ds.modalities.media import BadSample
 from imp_ds.modalities.messages.features import MediaFeatures
+from imp_ds.modalities.vision.picture_files import is_file
+from imp_ds.models.imp.media_files import audio_of, image_of, video_of
 from imp_ds.models.uni_moe.batch_rows import MEDIA_INPUTS, pack, padded
 from imp_ds.models.uni_moe.chat_template import CHAT_TEMPLATE, TOKENS
 from imp_ds.models.uni_moe.chunked_loss import NO_LOSS
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA
 from imp_ds.models.uni_moe.media_processors import audio_inputs, cut, image_inputs, media_processor, video_inputs
 from imp_ds.models.uni_moe.towers import INPUTS
+
+_OWN_SIZE = (1 << 20, 1 << 20)  # of a video's frames: none is decoded at less
 
 
 class UniMoeProcessor(ProcessorMixin):
@@ -90,16 +98,28 @@ class UniMoeProcessor(ProcessorMixin):
 
     def media_inputs(self, kind: str, media: list) -> tuple[dict[str, np.ndarray], list[int]]:
         """Media of a kind to the model's inputs, [N, ...], and how many of these each becomes: audio one for each chunk. What
-        towers have made of them already (MediaFeatures) becomes `image_features`, `video_features`, `audio_features`."""
+        towers have made of them already (MediaFeatures) becomes `image_features`, `video_features`, `audio_features`. Files
+        are read as training reads them."""
         part = self._part(kind)
         if media and all(isinstance(one, MediaFeatures) for one in media):
             return {f"{kind}_features": np.concatenate(media).view(np.ndarray)}, [len(one) for one in media]
+        media = [self._opened(kind, one) for one in media]
         if kind == "image":
             return image_inputs(part, media), [1] * len(media)
         if kind == "video":
             return video_inputs(part, [np.asarray(video) for video in media], self.num_frames), [1] * len(media)
         clips = [cut(np.asarray(clip, dtype=np.float32), self.chunk_samples) for clip in media]
         return audio_inputs(part, [chunk for clip in clips for chunk in clip]), [len(clip) for clip in clips]
+
+    def _opened(self, kind: str, medium):
+        """What a file holds, read as training reads it; anything else as it is. Raises UserError for one that cannot be read."""
+        if kind == "image":  # a string that names no file is for transformers to fetch
+            return image_of(medium) if isinstance(medium, (str, PathLike)) and isfile(medium) else medium
+        if not is_file(medium):
+            return medium
+        if kind == "audio":
+            return resample(*audio_of(medium), self.feature_extractor.sampling_rate)
+        return video_of(medium, self.num_frames, "uniform", 1, _OWN_SIZE, DEFAULTS.alpha_ground)
 
     def preprocessing(self, kind: str) -> dict:
         """What the model's inputs of a kind of media follow from."""
@@ -124,6 +144,7 @@ class UniMoeProcessor(ProcessorMixin):
         """Texts as a list of their own; images from files, where they are named."""
         text = [text] if isinstance(text, str) else None if text is None else list(text)
         if images is not None and hasattr(self.image_processor, "fetch_images"):
+            images = [self._opened("image", image) for image in _flat(images if isinstance(images, (list, tuple)) else [images])]
             images = self.image_processor.fetch_images(images)
         return images, text, videos, audio
 
@@ -135,7 +156,18 @@ class UniMoeProcessor(ProcessorMixin):
         turns = conversation if is_one else [turn for one in conversation for turn in one]
         for kind in _kinds(turns):
             self._part(kind)
+        if kwargs.get("tokenize"):
+            conversation = self._with_audio(conversation) if is_one else [self._with_audio(one) for one in conversation]
         return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def _with_audio(self, turns: list[dict]) -> list[dict]:
+        """The conversation with what files of audio hold: transformers would read them by packages of its own."""
+
+        def part(given: dict) -> dict:
+            named = [given[key] for key in ("audio", "path", "url") if given.get("type") == "audio" and key in given]
+            return {"type": "audio", "audio": self._opened("audio", named[0])} if named else given
+
+        return [t if isinstance(t["content"], str) else t | {"content": [part(one) for one in t["content"]]} for t in turns]
 
     def encode(
         self, samples: list[list[dict]], *, length: int, loss: str = "all", rows: int | None = None
