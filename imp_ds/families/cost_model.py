@@ -1,9 +1,10 @@
 """What planning and the monitor ask about the costs of a run."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from imp_ds.costs import Exchange, Kernel, Parameters
-from imp_ds.tasks import Task
+from imp_ds.tasks import Batch, Task
 
 
 class CostModel(Protocol):
@@ -32,6 +33,9 @@ class CostModel(Protocol):
     def rank_flops(self, task: Task, world: int, alone: bool) -> float:
         """Those of one of the ranks; `alone`: it compares its own samples only."""
 
+    def batch_flops(self, world: int, alone: bool) -> Callable[[Batch], float]:
+        """What gives the model FLOPs of a rank's batch; what it needs to know is worked out now. `alone` as of `rank_flops`."""
+
     def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
         """What one rank keeps of a step for its backward."""
 
@@ -44,3 +48,9 @@ class CostModel(Protocol):
 
     def compared(self, task: Task) -> list[Exchange]:
         """What all ranks gather of vectors that samples are compared by."""
+
+
+def flops_by_task(cost: CostModel, tasks: list[Task], world: int, alone: bool) -> Callable[[Batch], float]:
+    """`CostModel.batch_flops` where all batches of a task's view cost the same."""
+    table = {task.name: [cost.rank_flops(seen, world, alone) for seen in task.variants()] for task in tasks}
+    return lambda batch: table[batch.task][batch.report.view]

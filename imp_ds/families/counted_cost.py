@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from imp_ds.config import RunConfig
 from imp_ds.costs import Exchange, Kernel, Parameters, is_of_experts
 from imp_ds.errors import UserError
+from imp_ds.families.cost_model import flops_by_task
 from imp_ds.families.train_module import TrainModule
 from imp_ds.families.trainable import check_trains, freeze_others, is_trained
 from imp_ds.moe.layer import MoELayer
@@ -93,6 +94,9 @@ class CountedCost:
 
     def rank_flops(self, task: Task, world: int, alone: bool) -> float:
         return self.flops(task, world) / world
+
+    def batch_flops(self, world: int, alone: bool) -> Callable[[Batch], float]:
+        return flops_by_task(self, self.run.tasks, world, alone)
 
     def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
         """With checkpointing what enters the blocks that gradients go through is kept, and one block's activations at a time."""

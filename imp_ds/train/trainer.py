@@ -157,9 +157,7 @@ class Trainer:
             timeout_s=min(600.0, run.train.hang_timeout_s / 2), frozen=frozen,
         )  # fmt: skip
         self.evaluators = build_evaluators(run, self.processor, "validation")
-        cost = family.cost(run)
-        flops = lambda seen: cost.rank_flops(seen, world_size(), run.train.mixed)  # noqa: E731
-        self.flops = {task.name: [flops(seen) for seen in task.variants()] for task in run.tasks}
+        self.flops = family.cost(run).batch_flops(world_size(), run.train.mixed)
         self.rejections = Rejections(
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
         )  # fmt: skip
@@ -243,7 +241,7 @@ class Trainer:
         """By one all-reduce the means over the ranks, by task, and whether the run goes on, which it does not after a signal. The
         next batch is fetched first, while the device is busy: so all know whether every rank has a next step to take part in."""
         problem = self._fetch()
-        values = {"loss": output.loss, **output.metrics, **rank_facts(batch, wait, self.flops[batch.task][batch.report.view])}
+        values = {"loss": output.loss, **output.metrics, **rank_facts(batch, wait, self.flops(batch))}
         facts = [problem is None, not self.preemption.requested]
         (fed, goes_on), means = self.step_means(self.step, batch.task, facts, values)
         if not fed:

@@ -1,7 +1,4 @@
-"""Uni-MoE as a family of models (`imp_ds.families.family.ModelFamily`).
-
-Shapes: B conversations, L tokens, M tokens of a medium, S width of a tower.
-"""
+"""Uni-MoE as a family of models (`imp_ds.families.family.ModelFamily`)."""
 
 from pathlib import Path
 
@@ -12,12 +9,12 @@ from imp_ds import foreign_code
 from imp_ds.errors import UserError
 from imp_ds.families import register_family
 from imp_ds.families.build import meta_module
-from imp_ds.families.counted_cost import CountedCost
 from imp_ds.families.family import ModelFamily
 from imp_ds.families.uni_moe.adapters.export import write_adapter
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs, room_for_answer
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
+from imp_ds.families.uni_moe.costs.cost import UniMoeCost
 from imp_ds.families.uni_moe.expert_slots import slot_sources
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
 from imp_ds.families.uni_moe.model_card import card, stock_card
@@ -28,7 +25,6 @@ from imp_ds.models.uni_moe import UniMoeForConditionalGeneration, UniMoeProcesso
 from imp_ds.models.uni_moe.lora import CHANGES, merge_lora
 from imp_ds.models.uni_moe.stock_llava import save_stock_llava, stock_generation
 from imp_ds.models.uni_moe.stock_model import save_stock_model
-from imp_ds.tasks import Batch, Task
 
 
 @register_family
@@ -131,25 +127,4 @@ class UniMoeFamily(ModelFamily):
         return card(config, self.moe_layers(config), folder)
 
     def cost(self, run):
-        model = meta_module(self.Model, self.config(run))
-        return CountedCost(run, model, lambda run, task, samples: _media_shapes(run, model, task, samples))
-
-
-def _media_shapes(run, model: UniMoeForTraining, task: Task, samples: int) -> Batch:
-    """One medium of each kind that the model reads in each conversation; where the features of frozen towers are computed before
-    the first step (`data.messages.feature_cache_gb`), these in the place of the medium.
-
-    model: the run's, on the meta device, with what `train.trainable` freezes.
-    """
-    length = task.views.messages.length
-    ids_BL = torch.empty(samples, length, dtype=torch.int64, device="meta")
-    inputs = {"input_ids": ids_BL, "attention_mask": ids_BL}
-    for kind, shapes in model.config.media_shapes.items():
-        if run.data.messages.feature_cache_gb and not model.uni_moe.tower(kind).is_trained:
-            with torch.no_grad():
-                features_1MS = model.uni_moe.encode_media(kind, *model.blank(kind, "meta"))
-            inputs[f"{kind}_features"] = features_1MS.new_empty(samples, *features_1MS.shape)
-        else:
-            inputs |= {name: torch.empty(samples, 1, *shape, device="meta") for name, shape in shapes.items()}
-        inputs[f"{kind}_count"] = ids_BL[:, 0]
-    return Batch(task.name, {"messages": inputs}, {"labels": ids_BL})
+        return UniMoeCost(run, meta_module(self.Model, self.config(run)))

@@ -4,11 +4,13 @@ Shapes: B conversations, L tokens, D width, F feed-forward width, V vocabulary, 
 """
 
 import pytest
+import torch
 
 from helpers.chat_run import make_chat_run
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.planning.plan import plan
+from imp_ds.tasks import Batch
 from imp_ds.train.start import show_trained
 
 B, L, D, F, V, LAYERS = 4, 200, 32, 64, 120, 2
@@ -118,3 +120,18 @@ def test_what_is_trained_is_listed(tmp_path, capsys):
 def test_patterns_of_nothing_are_refused_by_a_plan(tmp_path):
     with pytest.raises(UserError, match=r"(?s)train.trainable: the model has no such parameter.*\*lora\*"):
         plan(cost_of(tmp_path, ["*lora*"])[0], 1, 1, "float32")
+
+
+def test_a_batch_costs_what_is_in_it(tmp_path):
+    """Three rows of 60 tokens with two images, a sound and no video; of two ranks one has a blank video go through the tower."""
+    counts = {"image": [2, 0, 0], "video": [0, 0, 0], "audio": [0, 1, 0]}
+    inputs = {"input_ids": torch.zeros(3, 60)} | {f"{kind}_count": torch.tensor(some) for kind, some in counts.items()}
+    text = 3 * (LAYERS * (2 * 2 * 60 * (4 * D * D + 3 * D * F) + 3 * 2 * 2 * 60 * 60 * D) + 2 * 2 * 59 * D * V)
+    image, video = PATCHES + LAYER(5) + 2 * 2 * 4 * 16 * D, 2 * (PATCHES + LAYER(5)) + 2 * 2 * 4 * 16 * D
+    audio = sum(CONVOLUTIONS) + LAYER(50) + 2 * 2 * 5 * 16 * D
+    _, cost = cost_of(tmp_path, ["uni_moe.connectors.*"])
+    for world, blank in ((1, 0), (2, video)):
+        flops = cost.batch_flops(world, False)
+        assert flops(Batch("chat", {"messages": inputs}, {})) == text + 2 * image + audio + blank
+        kept = flops(Batch("chat", {"messages": inputs | {"image_features": torch.zeros(3, 2, 4, 16)}}, {}))
+        assert kept == text + 2 * (image - PATCHES - LAYER(5)) + audio + blank

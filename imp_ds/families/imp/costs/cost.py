@@ -1,16 +1,19 @@
 """What a run of IMP costs, as planning asks for it."""
 
+from collections.abc import Callable
+
 import torch
 
 from imp_ds.config import RunConfig
 from imp_ds.costs import FLOAT32, Exchange, Kernel, Parameters, is_of_experts
+from imp_ds.families.cost_model import flops_by_task
 from imp_ds.families.imp.costs import flops, memory, tokens
 from imp_ds.families.imp.costs.flops_experts import expert_rows, linear_widths
 from imp_ds.families.imp.costs.frozen import FrozenStep
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.trainable import is_trained
 from imp_ds.models.imp.configuration_imp import ImpConfig
-from imp_ds.tasks import Task
+from imp_ds.tasks import Batch, Task
 
 SHARED = ("imp.blocks.", "imp.norm.")  # what every encoding runs through
 
@@ -51,6 +54,9 @@ class ImpCost:
         if self._frozen is not None:
             return self._frozen.rank_flops(task, world, alone)
         return flops.rank_flops(task, self.config, self.run.data, world, alone)
+
+    def batch_flops(self, world: int, alone: bool) -> Callable[[Batch], float]:
+        return flops_by_task(self, self.run.tasks, world, alone)
 
     def activation_bytes(self, task: Task, world: int, value_bytes: int, checkpointing: bool) -> float:
         parts = () if self._frozen is None else (self._frozen.embeds, self._frozen.kept_blocks)

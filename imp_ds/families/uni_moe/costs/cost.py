@@ -1,0 +1,92 @@
+"""What a run of Uni-MoE costs: counted on the meta device, with one medium of each kind in each conversation, which no plan knows
+better; and of a batch that is there by its rows, their length and its media.
+
+A conversation of L tokens costs a + b L + c L^2, whose numbers follow from three lengths; each medium costs what its tower and
+its connector do, and its tokens are among the L.
+
+Shapes: B conversations, L tokens, M tokens of a medium, S width of a tower.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from imp_ds.config import RunConfig
+from imp_ds.families.counted_cost import CountedCost, count
+from imp_ds.families.uni_moe.train_module import UniMoeForTraining
+from imp_ds.tasks import Batch, Task
+
+_LENGTHS = (8, 16, 24)
+
+
+class UniMoeCost(CountedCost):
+    """A `CostModel`. model: on the meta device."""
+
+    model: UniMoeForTraining
+
+    def __init__(self, run: RunConfig, model: UniMoeForTraining):
+        super().__init__(run, model, lambda run, task, samples: self._batch(task, task.views.messages.length, samples))
+
+    def batch_flops(self, world: int, alone: bool) -> Callable[[Batch], float]:
+        a, b, c = self._of_length
+        media, kept = self._of_media, self._of_kept_features
+
+        def flops(batch: Batch) -> float:
+            inputs = batch.inputs["messages"]
+            rows, length = inputs["input_ids"].shape
+            found = rows * (a + b * length + c * length**2)
+            for kind in media:
+                there = int(inputs[f"{kind}_count"].sum()) if f"{kind}_count" in inputs else 0
+                is_kept = f"{kind}_features" in inputs or not there and self._keeps(kind)
+                # where others may have some, one blank medium goes the same way
+                found += (there or (world > 1)) * (kept if is_kept else media)[kind]
+            return float(found)
+
+        return flops
+
+    @cached_property
+    def _of_length(self) -> tuple[float, float, float]:
+        """a, b and c of a conversation."""
+        (l1, f1), (l2, f2), (l3, f3) = ((length, self._flops(self._batch(self.run.tasks[0], length))) for length in _LENGTHS)
+        media = sum(self._media_flops(kind, self._keeps(kind)) for kind in self.model.config.towers)
+        c = ((f3 - f2) / (l3 - l2) - (f2 - f1) / (l2 - l1)) / (l3 - l1)
+        b = (f2 - f1) / (l2 - l1) - c * (l1 + l2)
+        return f1 - media - b * l1 - c * l1**2, b, c
+
+    @cached_property
+    def _of_media(self) -> dict[str, float]:
+        """What a medium of each kind costs."""
+        return {kind: self._media_flops(kind, False) for kind in self.model.config.towers}
+
+    @cached_property
+    def _of_kept_features(self) -> dict[str, float]:
+        """What a medium costs whose features were computed before."""
+        return {kind: self._media_flops(kind, True) for kind in self.model.config.towers}
+
+    def _media_flops(self, kind: str, kept: bool) -> float:
+        """The difference that a second medium makes."""
+        one, two = (self._batch(self.run.tasks[0], _LENGTHS[0], more={kind: more}, kept={kind: kept}) for more in (1, 2))
+        return self._flops(two) - self._flops(one)
+
+    def _flops(self, batch: Batch) -> float:
+        return sum(kernel.flops for kernel in count(self.model, batch, []).kernels)
+
+    def _keeps(self, kind: str) -> bool:
+        return bool(self.run.data.messages.feature_cache_gb) and not self.model.uni_moe.tower(kind).is_trained
+
+    def _batch(self, task: Task, length: int, samples: int = 1, more: dict[str, int] = {}, kept: dict[str, bool] = {}) -> Batch:
+        """One medium of each kind that the model reads in each conversation, or `more`; where the features of frozen towers are
+        computed before the first step (`data.messages.feature_cache_gb`), or `kept`, these in the place of the medium."""
+        ids_BL = torch.empty(samples, length, dtype=torch.int64, device="meta")
+        inputs = {"input_ids": ids_BL, "attention_mask": ids_BL}
+        for kind, shapes in self.model.config.media_shapes.items():
+            media = more.get(kind, 1)
+            if kept.get(kind, self._keeps(kind)):
+                with torch.no_grad():
+                    features_1MS = self.model.uni_moe.encode_media(kind, *self.model.blank(kind, "meta"))
+                inputs[f"{kind}_features"] = features_1MS.new_empty(samples, media, *features_1MS.shape[1:])
+            else:
+                inputs |= {name: torch.empty(samples, media, *shape, device="meta") for name, shape in shapes.items()}
+            inputs[f"{kind}_count"] = ids_BL[:, 0]
+        return Batch(task.name, {"messages": inputs}, {"labels": ids_BL})
