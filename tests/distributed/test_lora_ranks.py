@@ -19,6 +19,7 @@ from helpers.upcycled_run import config_of, save_base
 from imp_ds.families import family_of
 from imp_ds.families.arrival import Arrival
 from imp_ds.families.build import meta_module
+from imp_ds.families.uni_moe.adapters.files import Adapter, save_adapter
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.parallel.expert_parallel import spread_experts
@@ -26,9 +27,11 @@ from imp_ds.train import checkpoint
 from imp_ds.train.start import freeze_others
 
 pytestmark = pytest.mark.distributed
+DROPOUT = 0.25
 LAYOUTS = [
-    *(Layout(2, ep_size, stage) for ep_size in (1, 2) for stage in range(4)), *(Layout(4, 4, stage) for stage in range(4)),
-    Layout(2, 2, 2, dropout=0.25), Layout(2, 1, 1, dropout=0.25), Layout(2, 2, 3, dropout=0.25, checkpointing=True),
+    Layout(2, 1, 0), Layout(2, 1, 1, DROPOUT), Layout(2, 1, 2), Layout(2, 1, 3, DROPOUT),
+    Layout(2, 2, 0, DROPOUT), Layout(2, 2, 1), Layout(2, 2, 2), Layout(2, 2, 3, DROPOUT, checkpointing=True),
+    Layout(4, 4, 0), Layout(4, 4, 1, DROPOUT), Layout(4, 4, 2, checkpointing=True), Layout(4, 4, 3),
 ]  # fmt: skip
 
 
@@ -122,6 +125,23 @@ def test_what_two_ranks_saved_loads_bit_for_bit_on_one_and_four(folder, base):
                 whole = expected[name]
                 part = whole.chunk(ep_size)[rank] if ".experts." in name else whole
                 assert torch.equal(value, part), name
+
+
+def test_an_adapter_of_two_ranks_loads_bit_for_bit_on_one_and_four(folder, base, tmp_path):
+    layout = Layout(2, 2, 2)
+    config, expected = config_of(layout.run(base)), load_file(folder / f"{layout}.safetensors")
+    model = meta_module(UniMoeForTraining, config).to_empty(device="cpu")
+    reader(folder, layout).load_weights(model)
+    save_adapter(model.uni_moe.language_model, tmp_path, "base")
+    adapter = Adapter(tmp_path, config.num_experts)
+    for ep_size in (1, 4):
+        for rank in range(ep_size):
+            model = meta_module(UniMoeForTraining, config)
+            found = adapter.of((spread_experts(model, ep_size, rank) if ep_size > 1 else model).uni_moe.language_model)
+            assert len(found) == 2 * 2 * 2 + 2 * 3 * 2
+            for name, value in found.items():
+                whole = expected[f"uni_moe.language_model.{name}"]
+                assert torch.equal(value, whole.chunk(ep_size)[rank] if ".experts." in name else whole), name
 
 
 def reader(folder, layout: Layout) -> checkpoint.Reader:

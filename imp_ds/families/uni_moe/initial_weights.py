@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from imp_ds.errors import UserError
-from imp_ds.families.uni_moe.adapters.weights import AdapterWeights
+from imp_ds.families.uni_moe.adapters.weights import AdapterWeights, load_others
 from imp_ds.families.uni_moe.base_folder import BaseFolder
 from imp_ds.families.uni_moe.parts import load_part
 from imp_ds.families.uni_moe.settings import UniMoeSettings
@@ -46,6 +46,8 @@ def load_parts(settings: UniMoeSettings, model: UniMoeForConditionalGeneration) 
             loaded = load_part(part, f"model.{kind}_tower")
             model.tower(kind).model.load_state_dict(loaded.state_dict())
             lines.append(f"{name} tower: {Path(part)}, {sum(p.numel() for p in loaded.parameters()):,} parameters")
+    if settings.adapter is not None:
+        lines += load_others(settings.adapter, model)
     sources = {}
     for field, (kind, folder) in settings.connector_starts().items():
         sources |= _load_connector(model, kind, folder, field)
