@@ -6,7 +6,7 @@ from pathlib import Path
 from imp_ds.config import FILE_NAME, RunConfig
 from imp_ds.errors import UserError
 from imp_ds.overrides import nearest
-from imp_ds.recipes import debug, digits, imp, motion, real_small, routers, talk, talk_real, talk_stages, uni_moe
+from imp_ds.recipes import debug, digits, imp, motion, real_small, routers, talk, talk_debug, talk_real, uni_moe
 from imp_ds.recipes.files import SUFFIXES, read_run_file
 from imp_ds.recipes.outside import ALLOWED, call, find_function
 from imp_ds.stages import StagedRun
@@ -17,8 +17,8 @@ RECIPES = {
         digits.digits,
         real_small.real_small,
         motion.motion,
-        talk.talk_language,
         talk.talk,
+        talk.talk_joint,
         imp.imp_s,
         imp.imp_b,
         imp.imp_moe_b,
@@ -33,7 +33,7 @@ RECIPES = {
         debug.imp_moe_b_debug,
         debug.imp_moe_l_debug,
         talk_real.talk_real_debug,
-        talk_stages.talk_debug,
+        talk_debug.talk_debug,
         uni_moe.uni_moe_7b_4e_debug,
         uni_moe.uni_moe_7b_8e_debug,
     )

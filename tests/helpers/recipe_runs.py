@@ -16,6 +16,11 @@ def run_names() -> list[str]:
     return found
 
 
+def standalone_names() -> list[str]:
+    """Those of `run_names` that read no other run's model: those of `talk` take their towers from the quickstart."""
+    return [name for name in run_names() if name == "talk/language" or not name.startswith(("talk/", "talk_joint"))]
+
+
 def run_named(name: str) -> RunConfig:
     """That run; models of stages before it are not there."""
     recipe, _, stage = name.partition("/")

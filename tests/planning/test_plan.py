@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from helpers.recipe_runs import run_named, run_names
+from helpers.recipe_runs import run_named, standalone_names
 from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.cost import ImpCost, count_parameters, parameter_sizes
 from imp_ds.families.imp.costs.memory import activation_bytes
@@ -175,7 +175,7 @@ def test_plan_refuses_what_cannot_be_trained():
         plan(get_recipe("digits"), 1, 1, "float32", profile=h200())
 
 
-@pytest.mark.parametrize("name", [name for name in run_names() if name != "talk"])  # whose parts are other runs' models
+@pytest.mark.parametrize("name", standalone_names())
 def test_every_plan_is_shown(name):
     out = io.StringIO()
     run = run_named(name)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.recipe_runs import run_named, run_names
+from helpers.recipe_runs import run_named, standalone_names
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.families.imp.costs.cost import count_parameters, parameter_sizes
@@ -28,7 +28,7 @@ def test_every_recipe_is_itself_as_json(name):
     assert type(recipe).model_validate_json(recipe.model_dump_json()) == recipe
 
 
-@pytest.mark.parametrize("name", [name for name in run_names() if name != "talk"])  # whose parts are other runs' models
+@pytest.mark.parametrize("name", standalone_names())
 def test_every_recipe_builds_alone_and_on_two_ranks(name):
     for world in (1, 2):
         check_layout(run_named(name), world, {"zero_optimization": {"stage": 2}})
@@ -121,7 +121,7 @@ def noise_batch(run: RunConfig, task, config) -> Batch:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in run_names() if name.endswith("_debug") and run_named(name).model.family == "imp"]
+    "name", [name for name in standalone_names() if name.endswith("_debug") and run_named(name).model.family == "imp"]
 )
 def test_debug_twins_feed_their_model_and_tokens_are_counted_rightly(name):
     run = get_recipe(name)

@@ -49,11 +49,21 @@ def test_a_conversation_of_the_published_model_has_the_published_tokens():
     assert run.model.media().chunk_seconds == 30.0 and torch.tensor(run.learning_rate(285)).isclose(torch.tensor(4e-5))
 
 
-def test_talk_is_put_together_from_models_of_other_runs(tmp_path, monkeypatch):
+def test_talk_joint_is_put_together_from_models_of_other_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = get_recipe("talk")
-    with pytest.raises(UserError, match="model.language_model is not there.*\n.*runs/talk_language/model"):
+    run = get_recipe("talk_joint")
+    with pytest.raises(UserError, match="model.language_model is not there.*\n.*runs/talk/language/model"):
         family_of(run).config(run)
     assert {task.name for task in run.tasks} == {evaluation.name for evaluation in run.evaluations}
     assert (run.model.num_experts, run.model.moe_layers) == (4, "every:2")
-    assert {task.name for task in get_recipe("talk_language").tasks} <= {task.name for task in run.tasks}
+
+
+def test_talk_trains_specialists_of_one_kind_of_media_and_mixes_them():
+    staged = get_recipe("talk")
+    assert [stage.name for stage in staged.stages] == ["language", "align", "image", "video", "speech", "moe"]
+    assert staged.needed("image") == staged.needed("speech") == ["language", "align"]
+    moe = staged.stage("moe").run
+    assert list(moe.model.experts) == ["base", "image", "video", "speech"] and staged.needed("moe")[0] == "language"
+    tasks = {stage.name: {task.name for task in stage.run.tasks} for stage in staged.stages}
+    assert tasks["language"] | tasks["image"] | tasks["video"] | tasks["speech"] < tasks["moe"]
+    assert not tasks["image"] & tasks["speech"] and tasks["moe"] == {task.name for task in get_recipe("talk_joint").tasks}
