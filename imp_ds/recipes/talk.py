@@ -58,6 +58,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 CONNECTORS = ["uni_moe.connectors.*"]
 LORA = ["*.lora.*"]
+ROUTERS = "uni_moe.language_model.*.router.weight"  # the towers have routers of their own
 
 
 def talk() -> StagedRun:
@@ -104,7 +105,7 @@ def moe() -> RunConfig:
     connectors = {kind: f"stage:{name}" for name, (kind, *_) in SPECIALISTS.items()}
     experts = {"base": "stage:language"} | {name: f"stage:{name}" for name in SPECIALISTS}
     model = UniMoeSettings(**_parts("stage:language", connectors), lora=lora, experts=experts)
-    return _run("moe", model, MIX, steps=1200, trained=[*LORA, *CONNECTORS, "*.router.weight"], blind=True)
+    return _run("moe", model, MIX, steps=1200, trained=[*LORA, *CONNECTORS, ROUTERS], blind=True)
 
 
 def _parts(language_model: str, connectors: dict[str, str | None] = dict.fromkeys(POOL)) -> dict:
