@@ -28,6 +28,7 @@ LANGUAGE = {
 TOWER = {
     "model_type": "imp", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "vision_patch": [4, 8, 8], "vision_max": [8, 32, 32], "audio_patch": [16, 16], "audio_max": [128, 64], "num_experts": 0,
+    "vocab_size": 8, "common_dim": 32,
 }  # fmt: skip
 VIEW = Views(messages=MessagesView(length=192, frames=8))
 TRAINED = ["uni_moe.connectors.*", "*.lora.*"]
