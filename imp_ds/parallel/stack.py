@@ -24,31 +24,23 @@ class Place(NamedTuple):
         return f"{os.path.basename(self.path)}:{self.line} in {self.function}"
 
 
-def stack_of(thread: int) -> list[Place]:
-    """The stack of a thread by its identity (threading.get_ident), innermost first; empty when the thread is gone."""
-    frame, found = sys._current_frames().get(thread), []
+def look_at(thread: int) -> tuple[list[Place], str | None]:
+    """The stack of a thread by its identity (threading.get_ident), innermost first, empty when the thread is gone; and what it
+    waits for outside of the run, where its stack shows it (a lock, a compiler), in words."""
+    frame, found, waits = sys._current_frames().get(thread), [], None
     # a frame that ends while it is looked at may be gone, and its place hold anything else
     while isinstance(frame, FrameType):
         found.append(Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        waits = waits or _waits_for(found[-1], frame)
         frame = frame.f_back
-    return found
+    return found, waits
 
 
-def waits_for(thread: int) -> str | None:
-    """What a thread waits for outside of the run, where its stack shows it (a lock, a compiler), in words; None where nothing
-    known stands there."""
-    for place in stack_of(thread):
-        if place.path.endswith("torch/utils/file_baton.py") and place.function == "wait":
-            path = getattr(_variable(thread, place, "self"), "lock_file_path", "of torch's extensions")
-            return f"the lock {path}, of a process that compiles, or of one that was killed: delete it when none does"
-        if place.path.endswith("torch/utils/cpp_extension.py") and place.function == "_run_ninja_build":
-            return f"the compiler of an extension, in {_variable(thread, place, 'build_directory') or 'a build folder'}"
+def _waits_for(place: Place, frame: FrameType) -> str | None:
+    """What the function at a place waits for, which nobody of the run can give; variables are read of such a function alone."""
+    if place.path.endswith("torch/utils/file_baton.py") and place.function == "wait":
+        path = getattr(frame.f_locals.get("self"), "lock_file_path", "of torch's extensions")
+        return f"the lock {path}, of a process that compiles, or of one that was killed: delete it when none does"
+    if place.path.endswith("torch/utils/cpp_extension.py") and place.function == "_run_ninja_build":
+        return f"the compiler of an extension, in {frame.f_locals.get('build_directory') or 'a build folder'}"
     return None
-
-
-def _variable(thread: int, place: Place, name: str):
-    """A variable of the function at that place, if it still runs."""
-    frame = sys._current_frames().get(thread)
-    while isinstance(frame, FrameType) and (frame.f_code.co_filename, frame.f_code.co_name) != (place.path, place.function):
-        frame = frame.f_back
-    return frame.f_locals.get(name) if isinstance(frame, FrameType) else None

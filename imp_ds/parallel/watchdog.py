@@ -36,7 +36,7 @@ from imp_ds.parallel.diagnosis import (
     is_effect,
 )
 from imp_ds.parallel.groups import on_main, rank, world_size
-from imp_ds.parallel.stack import stack_of, waits_for
+from imp_ds.parallel.stack import look_at
 
 EXIT_CODE = 1
 _CONNECT_S = 60.0  # until all ranks have a connection
@@ -142,10 +142,9 @@ class Watchdog:
         """Where our main thread stands."""
         step, phase, allowed_s, since = self._progress
         still_s, location = self._clock - since, ""
-        stack = stack_of(self._main) if still_s > self._look_s else []
+        stack, waits = look_at(self._main) if still_s > self._look_s else ([], None)
         if stack:
             location = str(next((place for place in stack if place.path.startswith(_PACKAGE)), stack[0]))
-            waits = waits_for(self._main)
             if waits != self._logged_wait and (waits is None or self._clock - since > _LOG_WAIT_S):
                 self._logged_wait = waits
                 if waits is not None:

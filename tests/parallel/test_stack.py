@@ -6,7 +6,7 @@ import weakref
 
 from torch.utils.file_baton import FileBaton
 
-from imp_ds.parallel.stack import stack_of, waits_for
+from imp_ds.parallel.stack import look_at
 
 
 class Held:
@@ -30,9 +30,10 @@ def test_the_lines_are_those_of_the_thread_innermost_first():
     ready, go_on, references = threading.Event(), threading.Event(), []
     thread = _thread(_stand, ready, go_on, references)
     assert ready.wait(10)
-    stack = stack_of(thread.ident)
+    stack, waits = look_at(thread.ident)
     go_on.set()
     thread.join(10)
+    assert waits is None
     functions = [place.function for place in stack]
     assert functions[-1] == "_bootstrap" and "_stand" in functions and functions.index("_stand") < functions.index("run")
     place = stack[functions.index("_stand")]
@@ -43,7 +44,7 @@ def test_variables_of_the_thread_end_with_its_function():
     ready, go_on, references = threading.Event(), threading.Event(), []
     thread = _thread(_stand, ready, go_on, references)
     assert ready.wait(10)
-    kept = stack_of(thread.ident), waits_for(thread.ident)
+    kept = look_at(thread.ident)
     assert references[0]() is not None and kept[0]
     go_on.set()
     thread.join(10)
@@ -55,14 +56,14 @@ def test_a_lock_that_is_waited_for_is_named(tmp_path):
     lock.touch()
     thread = _thread(FileBaton(str(lock)).wait)
     time.sleep(0.05)
-    found = waits_for(thread.ident)
+    found = look_at(thread.ident)[1]
     lock.unlink()
     thread.join(10)
     assert str(lock) in found and "delete it" in found
-    assert waits_for(threading.get_ident()) is None
+    assert look_at(threading.get_ident())[1] is None
 
 
 def test_a_thread_that_is_gone_has_no_stack():
     thread = _thread(lambda: None)
     thread.join(10)
-    assert stack_of(thread.ident) == [] and waits_for(thread.ident) is None
+    assert look_at(thread.ident) == ([], None)

@@ -16,6 +16,7 @@ MAKE = (
 
 _LINES = (".jsonl", ".csv", ".tsv", ".txt")
 _SPLIT_FOLDERS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
+_SHOWN = 12  # names in a message
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "*.txt")
 
 
@@ -64,9 +65,9 @@ class Wanted(NamedTuple):
         roots = [place(self.root, root) for root in self.source.media_root]
         return NamedFiles(self.storage, file.address.rpartition("/")[0], file.stamp, roots)
 
-    def folder(self, suffix: str) -> str:
+    def folder(self, *suffixes: str) -> str:
         """What the patterns of the splits, and the file of class names, are relative to."""
-        return self.address.rpartition("/")[0] if _names_files(self.source.path, suffix) else self.address
+        return self.address.rpartition("/")[0] if _names_files(self.source.path, *suffixes) else self.address
 
 
 def shards(wanted: Wanted, suffix: str) -> list[File]:
@@ -118,6 +119,8 @@ def metadata_files(wanted: Wanted) -> tuple[str, list[File]]:
         return folder, found
     classes = storage.names(folder, folders=True)
     if classes is None:
+        if storage.names(wanted.address) is None and storage.files(wanted.address):
+            raise _no_table(wanted)
         raise _no_folder(storage, place(wanted.root, ""), folder)
     if len(patterns) == 1:
         raise _no_lines(wanted, patterns)
@@ -138,10 +141,23 @@ def _split_folder(wanted: Wanted) -> str:
 
 
 def _no_lines(wanted: Wanted, patterns: list[str]) -> NoSplit:
+    root, folder = place(wanted.root, ""), wanted.folder(*_LINES)
+    if wanted.storage.names(root, folders=True) is None:
+        return _no_folder(wanted.storage, root, root)
+    there = [name for name in wanted.storage.names(folder) or [] if name.endswith(_LINES)]
     return NoSplit(
         f"{wanted.source.path} has no split {wanted.split}", got=f"no {', no '.join(patterns) or 'file for it'}",
+        allowed=f"in {folder}: {', '.join(there[:_SHOWN])}{' ...' if len(there) > _SHOWN else ''}" if there else None,
         fix=f'say which file it is: source.splits={{"{wanted.split}": "NAME.csv"}}',
     )  # fmt: skip
+
+
+def _no_table(wanted: Wanted) -> UserError:
+    name = wanted.source.path
+    fix = "name its folder, or set source.format"
+    if name.endswith(".json"):
+        fix = f"write its list with a row in each line: jq -c '.[]' {name} > {name}l"
+    return UserError("source.path is a file of no kind that is read so", got=name, allowed=", ".join(_LINES), fix=fix)
 
 
 def _first(storage: Storage, patterns: list[str]) -> list[File]:

@@ -399,6 +399,16 @@ def test_a_table_given_as_the_path_names_files_beside_it(folder, load):
         assert reader.read(0)["vision"].path == folder / "a.png"
         with pytest.raises(UserError, match="has no split test(.|\n)*source.splits"):
             load(Source(path=f"images/train/{name}", vision="file_name", **fields), split="test")
+    with pytest.raises(UserError, match="gone.csv has no split train(.|\n)*allowed: in .*train: semi.csv, t.csv, t.tsv\n"):
+        load(Source(path="images/train/gone.csv", vision="file_name"))
+    with pytest.raises(UserError, match="the data folder .*elsewhere does not exist"):
+        load(Source(path="t.csv", vision="file_name"), root=folder / "elsewhere")
+
+
+def test_a_file_that_is_no_table_is_said_to_be_none(folder, load):
+    (folder / "rows.json").write_text('[{"file_name": "a.png"}]')
+    with pytest.raises(UserError, match=r"no kind that is read so(.|\n)*\.jsonl, \.csv(.|\n)*jq .* .*rows\.json > .*rows\.jsonl"):
+        load(Source(path="images/train/rows.json", vision="file_name"))
 
 
 def test_class_names_are_those_of_the_training_split_in_every_split(folder, load):
