@@ -92,89 +92,37 @@ class ImpConfig(PreTrainedConfig):
     model_type = "imp"
 
     def __init__(
-        self,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        qk_norm=None,
-        hidden_dropout=0.0,
-        layer_norm_eps=1e-6,
-        initializer_range=0.02,
-        modalities=None,
-        num_channels=3,
-        vocab_size=32100,
-        text_length=None,
-        pad_token_id=0,
-        mask_token_id=None,
-        end_token_id=None,
-        common_dim=1024,
-        pairs=(("vision", "text"), ("vision", "audio"), ("audio", "text")),
-        num_experts=0,
-        moe_layers="last:6",
-        gate="token",
-        conditional_linears=None,
-        share_decisions=True,
-        gate_tasks=None,
-        router=None,
-        router_options=None,
-        experts_per_token=2,
-        drop_tokens=True,
-        expert_intermediate_size=None,
-        expert_activation="gelu",
-        capacity_factor=1.0,
-        group_tokens=2048,
-        group_examples=None,
-        router_z_loss=1.0,
-        router_balance=0.01,
-        router_noise=0.0,
-        objectives=None,
-        prompt_length=0,
-        candidate_prompts=SHARED,
-        merged_conditions=(),
-        **kwargs,
-    ):
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
+        self, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, qk_norm=None,
+        hidden_dropout=0.0, layer_norm_eps=1e-6, initializer_range=0.02, modalities=None, num_channels=3, vocab_size=32100,
+        text_length=None, pad_token_id=0, mask_token_id=None, end_token_id=None, common_dim=1024,
+        pairs=(("vision", "text"), ("vision", "audio"), ("audio", "text")), num_experts=0, moe_layers="last:6", gate="token",
+        conditional_linears=None, share_decisions=True, gate_tasks=None, router=None, router_options=None, experts_per_token=2,
+        drop_tokens=True, expert_intermediate_size=None, expert_activation="gelu", capacity_factor=1.0, group_tokens=2048,
+        group_examples=None, router_z_loss=1.0, router_balance=0.01, router_noise=0.0, objectives=None, prompt_length=0,
+        candidate_prompts=SHARED, merged_conditions=(), **kwargs,
+    ):  # fmt: skip
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.qk_norm = bool(num_experts) if qk_norm is None else qk_norm
-        self.hidden_dropout = hidden_dropout
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
+        self.hidden_dropout, self.layer_norm_eps, self.initializer_range = hidden_dropout, layer_norm_eps, initializer_range
         self.modalities = in_order(standard_modalities() if modalities is None else modalities)
         self._set_options(kwargs)
-        self.num_channels = num_channels
-        self.vocab_size = vocab_size
-        self.text_length = text_length
-        self.pad_token_id = pad_token_id
-        self.mask_token_id = mask_token_id
-        self.end_token_id = end_token_id
-        self.common_dim = common_dim
-        self.pairs = [list(pair) for pair in pairs]
-        self.num_experts = num_experts
-        self.moe_layers = moe_layers if isinstance(moe_layers, str) else list(moe_layers)
-        self.gate = gate
+        self.num_channels, self.vocab_size, self.text_length = num_channels, vocab_size, text_length
+        self.pad_token_id, self.mask_token_id, self.end_token_id = pad_token_id, mask_token_id, end_token_id
+        self.common_dim, self.pairs = common_dim, [list(pair) for pair in pairs]
+        self.num_experts, self.moe_layers = num_experts, moe_layers if isinstance(moe_layers, str) else list(moe_layers)
         constant = gate in CONSTANT_GATES
+        self.gate, self.share_decisions = gate, share_decisions
         self.conditional_linears = ["up", "down"] if conditional_linears is None and constant else conditional_linears
-        self.share_decisions = share_decisions
         known_tasks = sorted(objectives or {}) if gate_tasks is None else list(gate_tasks)
         self.gate_tasks = known_tasks if gate == "task" else []
-        self.router = router or default_router(constant)
-        self.router_options = dict(router_options or {})
-        self.experts_per_token = experts_per_token
-        self.drop_tokens = drop_tokens
+        self.router, self.router_options = router or default_router(constant), dict(router_options or {})
+        self.experts_per_token, self.drop_tokens, self.capacity_factor = experts_per_token, drop_tokens, capacity_factor
         self.expert_intermediate_size = expert_intermediate_size or intermediate_size
-        self.expert_activation = expert_activation
-        self.capacity_factor = capacity_factor
-        self.group_tokens = group_tokens
-        self.group_examples = group_examples
-        self.router_z_loss = router_z_loss
-        self.router_balance = router_balance
-        self.router_noise = router_noise
+        self.expert_activation, self.group_tokens, self.group_examples = expert_activation, group_tokens, group_examples
+        self.router_z_loss, self.router_balance, self.router_noise = router_z_loss, router_balance, router_noise
         self.objectives = dict(objectives or {})
-        self.prompt_length = prompt_length
-        self.candidate_prompts = candidate_prompts
+        self.prompt_length, self.candidate_prompts = prompt_length, candidate_prompts
         self.merged_conditions = list(merged_conditions)
         self._check()
         super().__init__(**kwargs)
