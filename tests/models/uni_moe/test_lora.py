@@ -3,6 +3,8 @@
 Shapes: B batch, L tokens of an example.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,7 +13,9 @@ from helpers.lora_models import LORA, draw_changes, with_lora
 from helpers.uni_moe_models import uni_moe, uni_moe_config
 from imp_ds.errors import UserError
 from imp_ds.families.build import build_module
+from imp_ds.families.uni_moe.family import UniMoeFamily
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
+from imp_ds.models.uni_moe import UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.experts import expert_feed_forwards
 from imp_ds.models.uni_moe.lora import CHANGES, LoraLinear, changed_layers, merge_lora
 from imp_ds.randomness import sample_keys
@@ -174,3 +178,24 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert found[0].keys() == {name for name, _ in model.named_parameters() if CHANGES in name}
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-6)
+
+
+def test_a_model_that_is_not_merged_is_saved_and_loaded(tmp_path):
+    model = with_lora(num_experts=4, moe_layers=[1])
+    model.save_pretrained(tmp_path)
+    found, info = UniMoeForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert all(torch.equal(p, model.get_parameter(name)) for name, p in found.named_parameters())
+    assert torch.equal(logits(found), logits(model))
+
+
+def test_lora_is_fresh_beside_the_weights_of_an_exported_model(tmp_path):
+    """`train.init_from` names a model without LoRA, as every exported one is."""
+    plain = uni_moe(num_experts=4, moe_layers=[1])
+    plain.save_pretrained(tmp_path)
+    model = build_module(UniMoeForTraining, uni_moe_config(num_experts=4, moe_layers=[1], lora=LORA), 3, 1)
+    drawn = {name: p.detach().clone() for name, p in model.named_parameters() if CHANGES in name}
+    lines, sources = UniMoeFamily().load_initial(model, tmp_path, SimpleNamespace(tokenizer=None))
+    assert f"{len(drawn)} in all" in lines[1] and not drawn.keys() & sources.keys()
+    for name, value in model.uni_moe.named_parameters():
+        assert torch.equal(value, drawn[f"uni_moe.{name}"] if CHANGES in name else plain.get_parameter(name)), name
