@@ -9,6 +9,7 @@ import torch
 from helpers.chat_run import make_chat_run
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
+from imp_ds.models.uni_moe.lora import LoraSettings
 from imp_ds.planning.plan import plan
 from imp_ds.tasks import Batch
 from imp_ds.train.start import show_trained
@@ -77,6 +78,18 @@ def test_routers_alone(tmp_path):
     first = attention + ATTENTION + experts + 2 * router
     second = 2 * attention + 3 * ATTENTION + 2 * experts + 3 * router
     assert found == TOWERS + CONNECTORS + first + second + 2 * HEAD
+
+
+def test_lora_beside_frozen_weights(tmp_path):
+    """Rank 3, on queries and on both matrices that enter experts. In the first layer nothing before it has a gradient: A has none
+    of its input, and in attention the queries alone have one, half of its backward. Base weights have none anywhere."""
+    lora = LoraSettings(r=3, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"])
+    found = flops_of(tmp_path, ["*.lora.*"], num_experts=4, lora=lora)
+    square, of_queries, of_experts = 2 * L * D * D, 2 * L * D * 3, 2 * 2 * 2 * L * 3 * (D + F)  # A and B of queries cost the same
+    experts, router = 2 * 2 * L * 3 * D * F, 2 * L * D * 4
+    first = (3 + 2) * square + (2 + 3) * of_queries + 2 * ATTENTION
+    second = 2 * 4 * square + (3 + 3) * of_queries + 3 * ATTENTION
+    assert found == TOWERS + CONNECTORS + first + second + 2 * (2 * experts + 3 * of_experts + 2 * router) + 2 * HEAD
 
 
 def test_frozen_parts_keep_less_and_have_no_optimizer(tmp_path):

@@ -7,13 +7,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from helpers.chat_run import PICTURES, TEXT, make_chat_run
 from helpers.conversations import write_all
+from helpers.ranks import command, run_ranks
+from helpers.talking import make_run as talking_run
+from helpers.talking import write_rows
 from imp_ds.data.corpus import open_corpus
 from imp_ds.errors import UserError
 from imp_ds.families import family_of
 from imp_ds.families.uni_moe.settings import ConnectorSettings
+from imp_ds.recipes import get_recipe
+from imp_ds.train.trained_run import open_run
 
 FEW_ROWS = TEXT | {"vocab_size": 122}  # of 125 tokens; placeholders are the last ones
 MIXTURE = dict(num_experts=4, experts_per_token=2)
@@ -126,3 +132,23 @@ def test_what_transformers_has_no_class_for_is_refused(root, said, tmp_path):
     with pytest.raises(UserError, match=f"(?s)(LLaVA is not this model|is this language model).*{said}"):
         family.save_stock(net, processor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.distributed
+def test_a_run_is_exported_so(tmp_path):
+    write_rows(tmp_path, ["one", "two", "three", "four", "five", "six", "seven", "eight"])
+    run = talking_run(tmp_path, num_experts=2, samples=1, max_new_tokens=1, blind=False, shuffled=False)
+    run = run.model_copy(update={"model": run.model.model_copy(update={"audio_tower": None, "video_tower": None})})
+    run = run.override(["data.workers=0", "data.max_rejected=1.0"])
+    line = ["train", str(run.save(tmp_path / "run.json")), "--output_dir", str(tmp_path / "run")]
+    run_ranks(command, *line, ranks=1, folder=tmp_path / "logs")
+    ended = run_ranks(command, "export", tmp_path / "run", tmp_path / "out", "--stock", ranks=1, folder=tmp_path / "logs")
+    said = ended.outputs[0]
+    assert "for from_pretrained of transformers alone" in said and not (tmp_path / "out" / "run_config.json").exists()
+    assert "from transformers import AutoModelForImageTextToText, AutoProcessor" in (tmp_path / "out" / "README.md").read_text()
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").state_dict()
+    ours = open_run(tmp_path / "run").load_model()
+    norm = "language_model.model.norm.weight"
+    assert torch.equal(found["model.language_model.norm.weight"], ours.get_parameter(f"uni_moe.{norm}"))
+    with pytest.raises(UserError, match="(?s)family imp are no classes of transformers.*--stock"):
+        family_of(get_recipe("digits_debug")).save_stock(None, None, tmp_path)
