@@ -133,14 +133,18 @@ class CountedCost:
     def _count(self, task: Task, samples: int) -> Counts:
         known = (task.name, task.views.model_dump_json(), samples)
         if known not in self._counts:
-            try:
-                self._counts[known] = count(self.model, self._shapes(self.run, task, samples), self._layers)
-            except (RuntimeError, NotImplementedError, TypeError) as error:
-                raise UserError(
-                    f"the costs of the model cannot be counted on the meta device, for the task {task.name}",
-                    got=str(error).strip().partition("\n")[0], fix="define ModelFamily.cost",
-                ) from error  # fmt: skip
+            self._counts[known] = self.counted(self._shapes(self.run, task, samples))
         return self._counts[known]
+
+    def counted(self, batch: Batch) -> Counts:
+        """What a step of a batch on the meta device does. Raises UserError where it cannot be counted."""
+        try:
+            return count(self.model, batch, self._layers)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise UserError(
+                f"the costs of the model cannot be counted on the meta device, for the task {batch.task}",
+                got=str(error).strip().partition("\n")[0], fix="define ModelFamily.cost",
+            ) from error  # fmt: skip
 
 
 def count(model: TrainModule, batch: Batch, layers: list[MoELayer]) -> Counts:

@@ -123,8 +123,10 @@ def _products(members: list[tuple[int, ...]]) -> list[list[list[int]]]:
 
 
 def _shown(numbers: list[int]) -> str:
-    """ "{0-3}", "{0,2,5-7}", and a single number as it is."""
+    """ "{0-3}", "{1-31 by 2}", "{0,2,5-7}", and a single number as it is."""
     if len(numbers) == 1:
         return str(numbers[0])
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1, step := numbers[1] - numbers[0])) and step > 1:
+        return f"{{{numbers[0]}-{numbers[-1]} by {step}}}"
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
     return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) + "}"

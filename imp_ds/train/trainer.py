@@ -224,9 +224,9 @@ class Trainer:
         """One optimizer step: the batch of the step's task, forward, update, record."""
         start = time.perf_counter()
         mixture = self.schedule.mixture(self.step)  # the tasks of the step: one, unless each rank draws its own
-        batch, wait = self._batch, self._wait  # a pure function of (seed, step, rank), fetched during the step before
+        batch, facts = self._batch, self._facts  # a pure function of (seed, step, rank), fetched during the step before
         output = self.engine.forward(batch, self.run.task(batch.task).micro_batches)
-        means, goes_on = self._exchange(batch, wait, mixture, output)
+        means, goes_on = self._exchange(batch, facts, mixture, output)
         norm, reason = self._update(batch.task, mixture, means)
         self.step += 1
         if reason is None:
@@ -237,13 +237,13 @@ class Trainer:
             self.save()
             raise self.preemption.preempted(self.step, self.writer.wait())
 
-    def _exchange(self, batch: Batch, wait: float, mixture: dict[str, float], output: StepOutput) -> tuple[Means, bool]:
+    def _exchange(self, batch: Batch, facts: dict, mixture: dict[str, float], output: StepOutput) -> tuple[Means, bool]:
         """By one all-reduce the means over the ranks, by task, and whether the run goes on, which it does not after a signal. The
         next batch is fetched first, while the device is busy: so all know whether every rank has a next step to take part in."""
         problem = self._fetch()
-        values = {"loss": output.loss, **output.metrics, **rank_facts(batch, wait, self.flops(batch))}
-        facts = [problem is None, not self.preemption.requested]
-        (fed, goes_on), means = self.step_means(self.step, batch.task, facts, values)
+        values = {"loss": output.loss, **output.metrics, **facts}
+        states = [problem is None, not self.preemption.requested]
+        (fed, goes_on), means = self.step_means(self.step, batch.task, states, values)
         if not fed:
             raise_shared(problem)
         self._count_rejected(batch, mixture, means)
@@ -271,7 +271,8 @@ class Trainer:
         try:
             batch = next(self.loader, None)
             self._batch = None if batch is None else batch.to(self.engine.device)
-            self._wait = self.loader.wait_seconds
+            if batch is not None:  # counted on the host, where nothing waits for the device
+                self._facts = rank_facts(batch, self.loader.wait_seconds, self.flops(batch))
         except UserError as error:
             # a launcher that stops us may have stopped the loader's workers too; there is no next step anyway
             return None if self.preemption.requested else error

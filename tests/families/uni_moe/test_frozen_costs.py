@@ -142,9 +142,10 @@ def test_a_batch_costs_what_is_in_it(tmp_path):
     text = 3 * (LAYERS * (2 * 2 * 60 * (4 * D * D + 3 * D * F) + 3 * 2 * 2 * 60 * 60 * D) + 2 * 2 * 59 * D * V)
     image, video = PATCHES + LAYER(5) + 2 * 2 * 4 * 16 * D, 2 * (PATCHES + LAYER(5)) + 2 * 2 * 4 * 16 * D
     audio = sum(CONVOLUTIONS) + LAYER(50) + 2 * 2 * 5 * 16 * D
-    _, cost = cost_of(tmp_path, ["uni_moe.connectors.*"])
+    run, cost = cost_of(tmp_path, ["uni_moe.connectors.*"])
+    cached = family_of(run).cost(run.override(["data.messages.feature_cache_gb=1"]))
     for world, blank in ((1, 0), (2, video)):
-        flops = cost.batch_flops(world, False)
-        assert flops(Batch("chat", {"messages": inputs}, {})) == text + 2 * image + audio + blank
-        kept = flops(Batch("chat", {"messages": inputs | {"image_features": torch.zeros(3, 2, 4, 16)}}, {}))
-        assert kept == text + 2 * (image - PATCHES - LAYER(5)) + audio + blank
+        batch = Batch("chat", {"messages": inputs}, {})
+        assert cost.batch_flops(world, False)(batch) == text + 2 * image + audio + blank
+        towers = 2 * (PATCHES + LAYER(5)) * (1 + (world > 1)) + sum(CONVOLUTIONS) + LAYER(50)
+        assert cached.batch_flops(world, False)(batch) == text + 2 * image + audio + blank - towers

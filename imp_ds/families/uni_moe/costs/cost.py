@@ -8,12 +8,11 @@ Shapes: B conversations, L tokens, M tokens of a medium, S width of a tower.
 """
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 
 from imp_ds.config import RunConfig
-from imp_ds.families.counted_cost import CountedCost, count
+from imp_ds.families.counted_cost import CountedCost
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
 from imp_ds.tasks import Batch, Task
 
@@ -29,64 +28,46 @@ class UniMoeCost(CountedCost):
         super().__init__(run, model, lambda run, task, samples: self._batch(task, task.views.messages.length, samples))
 
     def batch_flops(self, world: int, alone: bool) -> Callable[[Batch], float]:
-        a, b, c = self._of_length
-        media, kept = self._of_media, self._of_kept_features
+        (a, b, c), media = self._conversation_and_media()
 
         def flops(batch: Batch) -> float:
             inputs = batch.inputs["messages"]
             rows, length = inputs["input_ids"].shape
             found = rows * (a + b * length + c * length**2)
-            for kind in media:
+            for kind, of_one in media.items():
                 there = int(inputs[f"{kind}_count"].sum()) if f"{kind}_count" in inputs else 0
-                is_kept = f"{kind}_features" in inputs or not there and self._keeps(kind)
-                # where others may have some, one blank medium goes the same way
-                found += (there or (world > 1)) * (kept if is_kept else media)[kind]
+                found += (there or (world > 1)) * of_one  # where others may have some, one blank medium goes the same way
             return float(found)
 
         return flops
 
-    @cached_property
-    def _of_length(self) -> tuple[float, float, float]:
-        """a, b and c of a conversation."""
-        (l1, f1), (l2, f2), (l3, f3) = ((length, self._flops(self._batch(self.run.tasks[0], length))) for length in _LENGTHS)
-        media = sum(self._media_flops(kind, self._keeps(kind)) for kind in self.model.config.towers)
+    def _conversation_and_media(self) -> tuple[tuple[float, float, float], dict[str, float]]:
+        """a, b and c of a conversation, and what a medium of each kind costs: the difference that a second one makes."""
+        task, (l1, l2, l3) = self.run.tasks[0], _LENGTHS
+        f1, f2, f3 = (self._flops(self._batch(task, length)) for length in _LENGTHS)
+        media = {kind: self._flops(self._batch(task, l1, media={kind: 2})) - f1 for kind in self.model.config.towers}
         c = ((f3 - f2) / (l3 - l2) - (f2 - f1) / (l2 - l1)) / (l3 - l1)
         b = (f2 - f1) / (l2 - l1) - c * (l1 + l2)
-        return f1 - media - b * l1 - c * l1**2, b, c
-
-    @cached_property
-    def _of_media(self) -> dict[str, float]:
-        """What a medium of each kind costs."""
-        return {kind: self._media_flops(kind, False) for kind in self.model.config.towers}
-
-    @cached_property
-    def _of_kept_features(self) -> dict[str, float]:
-        """What a medium costs whose features were computed before."""
-        return {kind: self._media_flops(kind, True) for kind in self.model.config.towers}
-
-    def _media_flops(self, kind: str, kept: bool) -> float:
-        """The difference that a second medium makes."""
-        one, two = (self._batch(self.run.tasks[0], _LENGTHS[0], more={kind: more}, kept={kind: kept}) for more in (1, 2))
-        return self._flops(two) - self._flops(one)
+        return (f1 - sum(media.values()) - b * l1 - c * l1**2, b, c), media
 
     def _flops(self, batch: Batch) -> float:
-        return sum(kernel.flops for kernel in count(self.model, batch, []).kernels)
+        return sum(kernel.flops for kernel in self.counted(batch).kernels)
 
     def _keeps(self, kind: str) -> bool:
         return bool(self.run.data.messages.feature_cache_gb) and not self.model.uni_moe.tower(kind).is_trained
 
-    def _batch(self, task: Task, length: int, samples: int = 1, more: dict[str, int] = {}, kept: dict[str, bool] = {}) -> Batch:
-        """One medium of each kind that the model reads in each conversation, or `more`; where the features of frozen towers are
-        computed before the first step (`data.messages.feature_cache_gb`), or `kept`, these in the place of the medium."""
+    def _batch(self, task: Task, length: int, samples: int = 1, media: dict[str, int] = {}) -> Batch:
+        """One medium of each kind that the model reads in each conversation, or as `media` says; where the features of frozen
+        towers are computed before the first step (`data.messages.feature_cache_gb`), these in the place of the medium."""
         ids_BL = torch.empty(samples, length, dtype=torch.int64, device="meta")
         inputs = {"input_ids": ids_BL, "attention_mask": ids_BL}
         for kind, shapes in self.model.config.media_shapes.items():
-            media = more.get(kind, 1)
-            if kept.get(kind, self._keeps(kind)):
+            count = media.get(kind, 1)
+            if self._keeps(kind):
                 with torch.no_grad():
                     features_1MS = self.model.uni_moe.encode_media(kind, *self.model.blank(kind, "meta"))
-                inputs[f"{kind}_features"] = features_1MS.new_empty(samples, media, *features_1MS.shape[1:])
+                inputs[f"{kind}_features"] = features_1MS.new_empty(samples, count, *features_1MS.shape[1:])
             else:
-                inputs |= {name: torch.empty(samples, media, *shape, device="meta") for name, shape in shapes.items()}
+                inputs |= {name: torch.empty(samples, count, *shape, device="meta") for name, shape in shapes.items()}
             inputs[f"{kind}_count"] = ids_BL[:, 0]
         return Batch(task.name, {"messages": inputs}, {"labels": ids_BL})
