@@ -107,13 +107,12 @@ def import_users(name: str, what: str = "the module of the recipe") -> types.Mod
 
 
 def _only(module: types.ModuleType, origin: str) -> Callable:
-    """The recipe of a file: its only function that is annotated to return a RunConfig or StagedRun, or else its only one without
-    arguments."""
+    """The recipe of a file: its only function that is annotated to return a StagedRun, whose parts others may return, or else a
+    RunConfig, or else its only one without arguments."""
     own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
     public = [f for f in own if not f.__name__.startswith("_")]
-    kinds = (*_KINDS, *(kind.__name__ for kind in _KINDS))
-    annotated = [f for f in public if f.__annotations__.get("return") in kinds]
-    found = annotated or [f for f in public if not any(p.default is p.empty for p in _parameters(f))]
+    returning = lambda kind: [f for f in public if f.__annotations__.get("return") in (kind, kind.__name__)]  # noqa: E731
+    found = returning(StagedRun) or returning(RunConfig) or [f for f in public if not any(p.default is p.empty for p in _parameters(f))]
     if len(found) == 1:
         return found[0]
     if not found:
