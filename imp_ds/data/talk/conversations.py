@@ -20,13 +20,13 @@ class Media:
     """The files of a split that conversations draw from, all at random and with replacement.
 
     Args:
-        rows: of each folder, as its metadata has them: images, speech, films, questions, several.
+        rows: of each folder, as its metadata has them: images, speech, films (videos), questions, several.
     """
 
     def __init__(self, split: str, rows: dict[str, list[dict]], rng: np.random.Generator):
         self.split, self.rng = split, rng
         named = {folder: [(f"{folder}/{split}/{row['file_name']}", row) for row in rows[folder]] for folder in rows}
-        self._images, self._films, self._speech = _by("label", named["images"]), _by("label", named["films"]), defaultdict(list)
+        self._images, self._videos, self._speech = _by("label", named["images"]), _by("label", named["films"]), defaultdict(list)
         for name, row in named["speech"]:
             if row["seconds"] <= LONGEST_S:
                 self._speech[row["label"]].append(name)
@@ -39,7 +39,7 @@ class Media:
 
     def video(self, label: int) -> str:
         """A video of that label: digit and direction."""
-        return self.pick(self._films[label])
+        return self.pick(self._videos[label])
 
     def speech(self, digit: int) -> str:
         """A voice that says the digit."""
@@ -79,14 +79,14 @@ def conversation(kind: str, *turns: tuple[str, str], **media: list[str]) -> dict
 
 
 def chance(rows: list[dict]) -> dict[str, float]:
-    """{kind: share of right last answers} of one who sees no media, and for each text that he sees knows the answer that is right
+    """{kind: share of right last answers} of a guess without the media, which gives to each text the answer that is right
     most often; "" holds the mean. Wordings of one kind are one text, since they have the same answers."""
     answers = defaultdict(Counter)
     for row in rows:
-        seen, contents = "", [message["content"] for message in row["messages"]]
+        given, contents = "", [message["content"] for message in row["messages"]]
         for question, answer in zip(contents[::2], [*contents[1:-1:2], ""]):
-            seen += f"{bool(_without_tags(question))} {answer} "
-        answers[row["kind"] if _without_tags(contents[-2]) else "", seen][row["kind"], contents[-1]] += 1
+            given += f"{bool(_without_tags(question))} {answer} "
+        answers[row["kind"] if _without_tags(contents[-2]) else "", given][row["kind"], contents[-1]] += 1
     best, totals = Counter(), Counter()
     for counted in answers.values():
         by_answer = Counter()

@@ -1,6 +1,6 @@
 """Make the corpus talk: the media of the corpus digits, spoken questions, and for each task the conversations about them.
 
-In its folder: `{task}.{split}.jsonl`; images, films and speech as the corpus digits has them, of the same seed the same files;
+In its folder: `{task}.{split}.jsonl`; images, films (videos) and speech, of the same seed the files of the corpus digits;
 questions and several with what is spoken besides; talk.json with the tasks' metrics and chances. Rows name files below the
 folder of their own file, which is why all tasks lie side by side in one.
 """
@@ -75,7 +75,7 @@ def _write_spoken(root: Path, rows: dict[str, dict[str, list[dict]]], seed: int,
 
 
 def _facts(name: str, by_split: dict[str, list[dict]]) -> dict:
-    """What talk.json says of a task. Chance is that of one who sees no media, on the test split: in all, and by kind."""
+    """What talk.json says of a task. Chance is that of a guess without the media, on the test split: in all, and by kind."""
     columns = tasks.TASKS[name].columns if name in tasks.TASKS else ("audios",) if name in _ONE_BY_ONE else ()
     guessed = chance(by_split["test"]) if columns else {"": None}
     return {

@@ -13,10 +13,10 @@ NUMBERS = (*WORDS, "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
 
 
 class Question(NamedTuple):
-    """wordings: of the question, about a digit that is seen; heard: about one that is spoken; answer: of (digit, direction)."""
+    """wordings: about a digit in an image or a video; spoken: about one in audio; answer: of (digit, direction)."""
 
     wordings: tuple[str, ...]
-    heard: tuple[str, ...]
+    spoken: tuple[str, ...]
     answer: Callable[[int, str], str]
 
 

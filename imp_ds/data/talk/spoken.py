@@ -1,6 +1,6 @@
 """What the corpus speaks besides single digits: questions, and several digits one after the other; as FLAC.
 
-Voices are those of the spoken digits (`imp_ds.data.digits.speech`), and the same are heard in training alone.
+Voices are those of the spoken digits (`imp_ds.data.digits.speech`), and the same stand in training alone.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from imp_ds.data.digits.captions import WORDS
 from imp_ds.data.digits.espeak import Speaker
 from imp_ds.data.talk.questions import QUESTIONS
 
-LONGEST_S = 1.28  # of a question: what the audio view of the recipe `digits` hears
+LONGEST_S = 1.28  # of a question: the audio view of the recipe `digits`
 COUNTS = (2, 3, 4)  # digits one after the other
 _RATES, _FASTEST, _FASTER = (150, 221), 450, 1.15  # words per minute
 _PITCHES, _RANGES = (25, 76), (20, 81)

@@ -1,6 +1,6 @@
 """The tasks of the corpus that have media: how their conversations are made of a split's media.
 
-Of each task every (question, digit) is there equally often, so that one who sees nothing guesses as chance has it.
+Of each task every (question, digit) is there equally often, so that a guess without the media is right as often as chance.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def speech_question(media: Media, cell) -> dict:
     if kind == "transcribe":
         text, answer = media.wording(TRANSCRIBE), WORDS[digit]
     else:
-        text, answer = media.wording(QUESTIONS[kind].heard), QUESTIONS[kind].answer(digit, "")
+        text, answer = media.wording(QUESTIONS[kind].spoken), QUESTIONS[kind].answer(digit, "")
     return conversation(kind, (f"<audio>\n{text}", answer), audios=[media.speech(digit)])
 
 
@@ -77,16 +77,16 @@ def spoken_question_video(media: Media, cell) -> dict:
 
 
 def digit_sum(media: Media, cell) -> dict:
-    seen, heard = cell
-    turn = f"<image><audio>\n{media.wording(SUM)}", NUMBERS[seen + heard]
-    return conversation("sum", turn, images=[media.image(seen)], audios=[media.speech(heard)])
+    digit, spoken = cell
+    turn = f"<image><audio>\n{media.wording(SUM)}", NUMBERS[digit + spoken]
+    return conversation("sum", turn, images=[media.image(digit)], audios=[media.speech(spoken)])
 
 
 def digit_agreement(media: Media, cell) -> dict:
-    same, seen = cell
-    heard = seen if same else (seen + int(media.rng.integers(1, len(WORDS)))) % len(WORDS)
+    same, digit = cell
+    spoken = digit if same else (digit + int(media.rng.integers(1, len(WORDS)))) % len(WORDS)
     turn = f"<image><audio>\n{media.wording(AGREE)}", yes_or_no(same)
-    return conversation("agree", turn, images=[media.image(seen)], audios=[media.speech(heard)])
+    return conversation("agree", turn, images=[media.image(digit)], audios=[media.speech(spoken)])
 
 
 def follow_up(media: Media, cell) -> dict:
@@ -109,12 +109,12 @@ def _even_then_which(media: Media, digit: int, _) -> dict:
     return conversation("even, which", *turns, images=[media.image(digit)])
 
 
-def _seen_then(kind: str, texts: tuple[str, ...], answer: Callable[[int, int], str]) -> Callable[[Media, int, int], dict]:
+def _image_then(kind: str, texts: tuple[str, ...], answer: Callable[[int, int], str]) -> Callable[[Media, int, int], dict]:
     """A written digit is named; then a spoken one is asked about."""
 
-    def make(media: Media, seen: int, heard: int) -> dict:
-        turns = _image_turn(media, "which", seen, "<image>\n"), (f"<audio>\n{media.wording(texts)}", answer(seen, heard))
-        return conversation(f"which, {kind}", *turns, images=[media.image(seen)], audios=[media.speech(heard)])
+    def make(media: Media, digit: int, spoken: int) -> dict:
+        turns = _image_turn(media, "which", digit, "<image>\n"), (f"<audio>\n{media.wording(texts)}", answer(digit, spoken))
+        return conversation(f"which, {kind}", *turns, images=[media.image(digit)], audios=[media.speech(spoken)])
 
     return make
 
@@ -129,9 +129,9 @@ def _moves_then_which(media: Media, digit: int, other: int) -> dict:
 _FOLLOW_UPS = {
     "even, larger, which": _narrowed,
     "even, which": _even_then_which,
-    "which, heard": _seen_then("heard", QUESTIONS["which"].heard, lambda seen, heard: WORDS[heard]),
-    "which, sum": _seen_then("sum", SUM, lambda seen, heard: NUMBERS[seen + heard]),
-    "which, larger": _seen_then("larger", QUESTIONS["larger"].heard, lambda seen, heard: yes_or_no(heard > 4)),
+    "which, spoken": _image_then("spoken", QUESTIONS["which"].spoken, lambda digit, spoken: WORDS[spoken]),
+    "which, sum": _image_then("sum", SUM, lambda digit, spoken: NUMBERS[digit + spoken]),
+    "which, larger": _image_then("larger", QUESTIONS["larger"].spoken, lambda digit, spoken: yes_or_no(spoken > 4)),
     "direction, which": _moves_then_which,
 }
 

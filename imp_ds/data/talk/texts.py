@@ -88,17 +88,17 @@ def descriptions() -> Iterator[dict]:
     """What the tasks with media ask, of texts that say what is in the media."""
     for kind, digit in product(IMAGE_QUESTIONS, _DIGITS):
         question = QUESTIONS[kind]
-        for places, texts in ((_IMAGES, question.wordings), (_SPEECH, question.heard)):
+        for places, texts in ((_IMAGES, question.wordings), (_SPEECH, question.spoken)):
             yield from _described(kind, [place.format(WORDS[digit]) for place in places], texts, question.answer(digit, ""))
     for kind, label in product(VIDEO_QUESTIONS, range(40)):
         digit, direction = video_facts(label)
         facts = [place.format(WORDS[digit], direction) for place in _VIDEOS]
         yield from _described(kind, facts, QUESTIONS[kind].wordings, QUESTIONS[kind].answer(digit, direction))
-    for seen, heard in product(_DIGITS, _DIGITS):
-        facts = [place.format(WORDS[seen], WORDS[heard]) for place in _BOTH]
-        yield from _described("sum", facts, SUM, NUMBERS[seen + heard])
-        if (heard - seen) % 10 in (0, 1 + (seen * 7) % 9):  # one other digit for each, so that both answers come equally often
-            yield from _described("agree", facts, AGREE, yes_or_no(seen == heard))
+    for digit, spoken in product(_DIGITS, _DIGITS):
+        facts = [place.format(WORDS[digit], WORDS[spoken]) for place in _BOTH]
+        yield from _described("sum", facts, SUM, NUMBERS[digit + spoken])
+        if (spoken - digit) % 10 in (0, 1 + (digit * 7) % 9):  # one other digit for each, so that both answers come equally often
+            yield from _described("agree", facts, AGREE, yes_or_no(digit == spoken))
     for digits in product(_DIGITS, repeat=3):
         text = SEVERAL[sum(digits) % len(SEVERAL)]
         yield from _described("several", [f"the voice says {digits_in_words(digits)}."], [text], digits_in_words(digits))

@@ -168,7 +168,7 @@ def test_guessing_is_worth_what_chance_says(talk_corpus):
     # "nine" is the sum of 10 of 100 pairs, no other number of more
     assert facts["digit_sum"]["chance"] == pytest.approx(0.1)
     # after parity 2 of 10 (one of each five), after parity and size 4 of 10 (one of each of four groups), three of ten, one half
-    expected = {"even, which": 0.2, "even, larger, which": 0.4, "which, heard": 0.1, "which, sum": 0.1, "direction, which": 0.1}
+    expected = {"even, which": 0.2, "even, larger, which": 0.4, "which, spoken": 0.1, "which, sum": 0.1, "direction, which": 0.1}
     assert facts["follow_up"]["chance_by_kind"] == pytest.approx(expected | {"which, larger": 0.5})
     assert facts["transcript"]["chance"] == pytest.approx(1 / 20) and facts["transcript"]["metric"] == "wer"
     assert facts["arithmetic"]["chance"] is None
