@@ -124,10 +124,7 @@ def _of_audio(config: PreTrainedConfig):
     if config.model_type == "whisper":
         seconds = config.max_source_positions * 2 * 160 / 16000  # two frames of 10 ms become one position
         return WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=max(1, round(seconds)))
-    if config.model_type == "audio-spectrogram-transformer":
-        return ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
-    fix = "take the folder of the model, with its preprocessor_config.json"
-    raise UserError("how audio is preprocessed for this model is not known", got=config.model_type, fix=fix)
+    return ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
 
 
 def _chunk_seconds(extractor) -> float:

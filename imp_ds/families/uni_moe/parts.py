@@ -26,8 +26,9 @@ def part_config(part: Part, field: str) -> PreTrainedConfig:
         fields = dict(part)
         try:
             config = AutoConfig.for_model(fields.pop("model_type", None), **fields)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{field} is no configuration", got=str(error).partition("\n")[0][:200], allowed=_ALLOWED) from None
+        except Exception as error:  # ValueError, TypeError, and what the checks of each kind of model raise
+            got = " ".join(str(error).split())[:300]
+            raise UserError(f"{field} is no configuration", got=got, allowed=_ALLOWED) from None
     within = "vision_config" if field.endswith("_tower") else "text_config"
     return getattr(config, within, config)
 

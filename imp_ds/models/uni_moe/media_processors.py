@@ -24,10 +24,10 @@ def media_processor(fields):
     name = next((fields[key] for key in _TYPES if fields.get(key)), None)
     kind = _OURS.get(name)
     if kind is None and name is not None:
-        # without torchvision a processor of images is the one that PIL serves
-        names = [name] if name.endswith("Extractor") else [name, f"{name}Pil"]
-        found = [get_image_processor_class_from_name(n) if "Image" in n else getattr(transformers, n, None) for n in names]
-        kind = next((each for each in reversed(found) if each is not None and not hasattr(each, "_backends")), None)
+        # the one that PIL serves is asked for first: without torchvision the other warns of its absence
+        names = [name] if name.endswith("Extractor") else [f"{name}Pil", name]
+        found = (get_image_processor_class_from_name(n) if "Image" in n else getattr(transformers, n, None) for n in names)
+        kind = next((each for each in found if each is not None and not hasattr(each, "_backends")), None)
     if kind is None:
         raise UserError("an unknown processor of media", got=name, allowed=", ".join([*_OURS, "or one of transformers"]))
     return kind.from_dict({key: value for key, value in fields.items() if key != "processor_class"})

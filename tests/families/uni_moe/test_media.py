@@ -1,13 +1,18 @@
 """What preprocesses media for towers of each kind: shapes, grids, chunks, and how many tokens they become."""
 
+import logging
+
 import numpy as np
 import pytest
+from transformers import CLIPImageProcessorPil
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 from helpers.uni_moe_models import AST, CLIP, SIGLIP, VIDEOMAE, WHISPER
 from imp_ds.errors import UserError
 from imp_ds.families.uni_moe.media import media_parts
 from imp_ds.families.uni_moe.processor import media_tokens
 from imp_ds.families.uni_moe.settings import ConnectorSettings, UniMoeSettings
+from imp_ds.models.uni_moe import media_processors
 
 LANGUAGE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 IMP = {
@@ -63,8 +68,26 @@ def test_a_chunk_of_audio_is_what_the_tower_reads_at_once():
     assert np.isclose(media_parts({"audio": IMP}, 8).chunk_seconds, extractor.seconds)
 
 
-@pytest.mark.parametrize("kind, tower", [("image", {"model_type": "resnet"}), ("audio", {"model_type": "wav2vec2"})])
-def test_a_tower_whose_preprocessing_is_not_known_is_refused(kind, tower):
-    with pytest.raises(UserError, match="preprocessed for this model is not known") as caught:
-        settings(**{f"{kind}_tower": tower | ({"image_size": 16} if kind == "image" else {})}).to_config(64, [])
-    assert "preprocessor_config.json" in str(caught.value)
+def test_a_tower_whose_preprocessing_is_not_known_is_refused():
+    with pytest.raises(UserError, match="preprocessed for this model is not known(.|\n)*preprocessor_config.json"):
+        settings(image_tower={"model_type": "vit", "image_size": 16}).to_config(64, [])
+
+
+@pytest.mark.parametrize("kind, tower", [("image", "resnet"), ("audio", "wav2vec2")])
+def test_what_gives_no_tokens_of_such_media_is_no_tower(kind, tower):
+    with pytest.raises(UserError, match=rf"model.{kind}_tower is no encoder of {kind}\n.*{tower}\n.*an exported IMP model"):
+        settings(**{f"{kind}_tower": {"model_type": tower}}).to_config(64, [])
+
+
+def test_a_saved_processor_of_images_comes_back_without_a_warning_of_what_is_not_needed(caplog, monkeypatch):
+    """transformers warns once of torchvision where the class that needs it is asked for; ours is the one of PIL."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    made = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    fields = made.to_dict() | {"image_processor_type": "CLIPImageProcessor"}
+    asked = []
+    monkeypatch.setattr(
+        media_processors, "get_image_processor_class_from_name",
+        lambda name: asked.append(name) or get_image_processor_class_from_name(name),
+    )  # fmt: skip
+    assert type(media_processors.media_processor(fields)) is CLIPImageProcessorPil
+    assert asked == ["CLIPImageProcessorPil"] and "torchvision" not in caplog.text

@@ -82,6 +82,10 @@ SETTINGS = {
     "a context longer than the model": (
         "tasks.chat.views.messages.length=257", r"task chat.*longer than the language model(.|\n)*at most 256(.|\n)*length=256"),
     "no model": ("model.language_model={root}/texts", r"model.language_model cannot be read"),
+    "heads of a language model that do not divide": (
+        'model.language_model={{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}}',
+        r"model.language_model is no configuration\n.*hidden size \(30\) is not a multiple"),
+    "no such kind of model": ('model.image_tower={{"model_type": "clipp"}}', r"image_tower is no configuration\n.*clipp"),
     "no folder": ("model.language_model={root}/gone", r"model.language_model is not there\n.*gone"),
     "a model of pictures": ("model.language_model={root}/pictures", r"is no causal language model\n.*clip_vision_model"),
     "a language model as a tower": (
