@@ -100,7 +100,7 @@ class Experts(ExpertWeights):
     def _changed_rows(self, x_ND: torch.Tensor, rows: Count, key_N: torch.Tensor | None) -> torch.Tensor:
         def product(name: str, x_NI: torch.Tensor) -> torch.Tensor:
             y_NO, change = linear_forward(x_NI, rows, self.get_parameter(name)), getattr(self.lora, name, None)
-            return y_NO if change is None else y_NO + change(x_NI, rows, key_N)
+            return y_NO if change is None else y_NO.add_(change(x_NI, rows, key_N))
 
         hidden = activate(product("w1", x_ND), self.activation == "swiglu")
         if self.activation in GATED:

@@ -39,7 +39,7 @@ class LowRank(nn.Module):
         """key_B: the samples' random keys, int64; None: nothing is dropped."""
         if self.rate and key_B is not None:
             x_BLI = dropout(x_BLI, self.rate, derive(key_B, self.site))
-        return F.linear(F.linear(x_BLI, self.A.to(x_BLI.dtype)), self.B.to(x_BLI.dtype)) * self.scale
+        return F.linear(F.linear(x_BLI, self.A.to(x_BLI.dtype)) * self.scale, self.B.to(x_BLI.dtype))
 
     def draw(self, generator_for) -> None:
         """Fill both, in place; `generator_for("A")` is A's source of randomness."""
@@ -79,7 +79,7 @@ class LowRankExperts(nn.Module):
         a_EIR, b_ERO = self.A, self.B
         if x_NI.is_cuda and (more := -self.rank % _ALIGNED):
             a_EIR, b_ERO = F.pad(a_EIR, (0, more)), F.pad(b_ERO, (0, 0, 0, more))
-        return linear_forward(linear_forward(x_NI, rows, a_EIR), rows, b_ERO) * self.scale
+        return linear_forward(linear_forward(x_NI, rows, a_EIR) * self.scale, rows, b_ERO)
 
     def _numbers(self, total: int, rows: Count, device) -> torch.Tensor:
         """A number for each row, by site and expert: a token has draws of its own in each of its experts."""
