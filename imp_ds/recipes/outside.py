@@ -112,7 +112,8 @@ def _only(module: types.ModuleType, origin: str) -> Callable:
     own = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
     public = [f for f in own if not f.__name__.startswith("_")]
     returning = lambda kind: [f for f in public if f.__annotations__.get("return") in (kind, kind.__name__)]  # noqa: E731
-    found = returning(StagedRun) or returning(RunConfig) or [f for f in public if not any(p.default is p.empty for p in _parameters(f))]
+    found = returning(StagedRun) or returning(RunConfig)
+    found = found or [f for f in public if not any(p.default is p.empty for p in _parameters(f))]
     if len(found) == 1:
         return found[0]
     if not found:

@@ -9,6 +9,7 @@
 """
 
 import json
+import os
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -150,7 +151,18 @@ def differences(before: RunConfig, now: RunConfig) -> dict[str, str]:
     """What differs and may not without being asked for, by path: "path: before -> now"."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     fixed = [path for path in sorted(old.keys() | new.keys()) if not _among(path, _FREE)]
-    return {p: f"{p}: {json.dumps(old.get(p))} -> {json.dumps(new.get(p))}" for p in fixed if old.get(p) != new.get(p)}
+    changed = [path for path in fixed if not _same(old.get(path), new.get(path))]
+    return {p: f"{p}: {json.dumps(old.get(p))} -> {json.dumps(new.get(p))}" for p in changed}
+
+
+def _same(before, now) -> bool:
+    """Whether two values are equal, or two ways to write one file or folder that is there."""
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return before == now
+    try:
+        return os.path.samefile(before, now)
+    except (OSError, ValueError):
+        return False
 
 
 def _among(path: str, patterns: set[str]) -> bool:

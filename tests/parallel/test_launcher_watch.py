@@ -95,6 +95,28 @@ def test_a_rank_ends_with_its_launcher_alone(names, killed, watched, ends, tmp_p
                 pass
 
 
+STAGE_STARTER = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, *sys.argv[1:]], env=os.environ | {"IMP_DS_PARENT": str(os.getpid())}).wait()
+"""
+
+
+@pytest.mark.parametrize("above, killed, watched", [("my_shell", 1, 1), ("torchrun", 0, 2)])
+def test_a_process_of_a_stage_ends_with_the_one_that_started_it(above, killed, watched, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "STARTER", STAGE_STARTER)
+    chain, found = start(tmp_path, above, "imp_ds")
+    try:
+        assert found == watched
+        os.kill(chain[killed].pid, signal.SIGKILL)
+        chain[-1].wait(20)
+    finally:
+        for process in chain:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+
+
 # a rank that begins to watch when the process of this depth above it has been killed
 LATE_RANK = """
 import os, sys, time

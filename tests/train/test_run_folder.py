@@ -17,6 +17,18 @@ from imp_ds.train import checkpoint, run_folder
 PEAK = "--set=optimizer.peak_rate=0.002"
 
 
+def test_a_folder_of_a_model_may_be_written_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "other").mkdir()
+    run = get_recipe("talk_debug").planned("language", Path("none"))
+    named = lambda folder: run.override([f"model.language_model={folder}"])  # noqa: E731
+    assert run_folder.differences(named("base"), named(tmp_path / "base")) == {}
+    line = 'model.language_model: "base" -> "other"'
+    assert run_folder.differences(named("base"), named("other")) == {"model.language_model": line}
+    assert list(run_folder.differences(named("base"), named("gone"))) == ["model.language_model"]
+
+
 def start(corpus: Path, folder: Path, logs: str, *arguments: str, steps: int = 2) -> Ranks:
     """`imp_ds train` on one rank, on the first of the digits' tasks, without evaluations."""
     run = get_recipe("digits_debug")
