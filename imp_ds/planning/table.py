@@ -58,9 +58,9 @@ def _trained(plan: Plan) -> Table | None:
         return None
     table = _table("Trained tensors", "tensor", "shape", "of them", "number")
     for one in plan.trained.tensors:
-        table.add_row(one.name, " x ".join(map(str, one.shape)) or "1", f"{one.count:,}", f"{one.parameters / 1e6:,.3f} M")
+        table.add_row(one.name, " x ".join(map(str, one.shape)) or "1", f"{one.count:,}", f"{one.parameters:,}")
     for name, number in (("trained in all", plan.trained.trained), ("frozen", plan.trained.frozen)):
-        table.add_row(name, "", "", f"{number / 1e6:,.3f} M")
+        table.add_row(name, "", "", f"{number:,}")
     return table
 
 
