@@ -53,17 +53,17 @@ def compare_experts(
     log = lambda line: print(line, flush=True)  # noqa: E731
     with StageProgress() as progress:
         run_jobs(jobs, parallel, progress=progress, log=log)
-    _write(out, jobs, shares, facts(command, jobs[0].made.train.steps, seeds))
+    _write(out, run.name, jobs, shares, facts(command, jobs[0].made.train.steps, seeds))
     log(f"wrote {out / PAGE}, {out / TABLE}, {out / PICTURE}")
 
 
-def _write(out: Path, jobs: list[ExpertsJob], shares: dict[str, str], study: dict) -> None:
+def _write(out: Path, name: str, jobs: list[ExpertsJob], shares: dict[str, str], study: dict) -> None:
     measured, answers = {}, {}
     for job in jobs:
         found, scores = job_values(job)
         measured.setdefault(job.variant, []).append(found)
         answers |= scores
-    values = {name: measured[shared] for name, shared in shares.items()}
+    values = {variant: measured[shared] for variant, shared in shares.items()}
     several = [
         Measure(MEAN, "mean of all tasks", "%", 100, 1, MORE), Measure(APART, "deviation between tasks", "%", 100, 1, LESS)
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def _write(out: Path, jobs: list[ExpertsJob], shares: dict[str, str], study: dic
     )  # fmt: skip
     panels = shown([*several, *answers.values(), *COST], found)
     seeds = f"mean and deviation of {study['seeds']} seeds" if study["seeds"] > 1 else "one seed"
-    draw_comparison(panels, found, out / PICTURE, title=f"Experts of {jobs[0].made.name}: {study['steps']} steps, {seeds}")
+    draw_comparison(panels, found, out / PICTURE, title=f"Experts of {name}: {study['steps']} steps, {seeds}")
 
 
 def job_values(job: ExpertsJob) -> tuple[dict[str, float], dict[str, Measure]]:
