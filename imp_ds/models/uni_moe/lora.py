@@ -54,16 +54,15 @@ class LoraSettings(Record):
 
     def of(self, names: list[str]) -> tuple[int, float]:
         """Rank and alpha of a layer that has these names."""
-        found = [self.pattern(pattern, names) for pattern in (self.rank_pattern, self.alpha_pattern)]
-        return (self.r if found[0] is None else found[0]), (self.lora_alpha if found[1] is None else found[1])
+        return _of(self.rank_pattern, names, self.r), _of(self.alpha_pattern, names, self.lora_alpha)
 
-    @staticmethod
-    def pattern(patterns: dict, names: list[str]):
-        """The value of the first pattern that one of the names ends with, as PEFT looks for it; None: there is none."""
-        for pattern, value in patterns.items():
-            if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
-                return value
-        return None
+
+def _of(patterns: dict, names: list[str], otherwise):
+    """The value of the first pattern that one of the names ends with, as PEFT looks for it."""
+    for pattern, value in patterns.items():
+        if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
+            return value
+    return otherwise
 
 
 class LoraLinear(nn.Linear):

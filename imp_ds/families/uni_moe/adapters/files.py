@@ -20,6 +20,7 @@ from torch import nn
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
 from imp_ds.models.uni_moe.lora import CHANGES, LoraLinear, LoraSettings, changed_layers, linear_layers, stacks_of_experts
+from imp_ds.overrides import parse_record
 from imp_ds.written_files import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -150,6 +151,12 @@ class Adapter:
             raise UserError("there is no adapter", got=f"{self.folder} without {missing[0]}", fix=fix)
         self.config = read_json(self.folder / CONFIG, dict)
         self._check_kind()
+        held = {"lora_alpha": 8, "lora_dropout": 0.0, "alpha_pattern": {}}  # where PEFT's files leave them out
+        given = {name: value for name in held if (value := self.config.get(name)) is not None}
+        self._settings = parse_record(LoraSettings, held | given, str(self.folder / CONFIG))
+        self._stacks = self.config.get("target_parameters") or []
+        if not isinstance(self._stacks, list) or not all(isinstance(name, str) for name in self._stacks):
+            raise UserError("the adapter cannot be read", got=f"{self.folder / CONFIG}: target_parameters = {self._stacks}")
         try:
             tensors = load_file(self.folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
@@ -181,9 +188,12 @@ class Adapter:
             if len(pair) < 2:
                 raise UserError("the adapter holds one of two matrices", got=f"{self.folder / WEIGHTS}: {path}")
             name, a, b = path, pair["A"], pair["B"]
+            if a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1] or not a.numel():
+                got = f"{self.folder / WEIGHTS}: {path}: {list(a.shape)}, {list(b.shape)}"
+                raise UserError("the adapter holds matrices that are none of a product", got=got, allowed="[R, in] and [out, R]")
             if path.removesuffix(".base_layer").endswith(".experts"):
                 name = self._stack_name(path, pairs.keys())
-                if not num_experts or len(a) % num_experts or b.shape[1] != len(a):
+                if not num_experts or len(a) % num_experts:
                     got = f"{self.folder / WEIGHTS}: {path}: {list(a.shape)}, {list(b.shape)}"
                     raise UserError("the adapter is of another number of experts", got=got, allowed=f"{num_experts} experts")
                 a = a.unflatten(0, (num_experts, -1))
@@ -201,13 +211,12 @@ class Adapter:
 
     def _stack_name(self, path: str, paths) -> str:
         own = path.removesuffix(".base_layer")
-        targets = [target.rpartition(".")[2] for target in self.config.get("target_parameters") or ()]
+        targets = [target.rpartition(".")[2] for target in self._stacks]
         inner = own != path or f"{own}.base_layer" not in paths and "gate_up_proj" in targets
         return f"{own}.{'gate_up_proj' if inner else 'down_proj'}"
 
     def _scale(self, name: str, rank: int) -> float:
-        alpha = LoraSettings.pattern(self.config.get("alpha_pattern") or {}, [name])
-        alpha = self.config.get("lora_alpha", 8) if alpha is None else alpha
+        _, alpha = self._settings.of([name])
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
     def _take(self, name: str, change: Change) -> None:
@@ -237,7 +246,7 @@ class Adapter:
         rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, self._alphas))
         names = {path: path.removesuffix(".lora").replace(".experts.lora.", ".experts.") for path in ranks}
         return LoraSettings(
-            r=rank, lora_alpha=alpha, lora_dropout=self.config.get("lora_dropout") or 0.0,
+            r=rank, lora_alpha=alpha, lora_dropout=self._settings.lora_dropout,
             target_modules=[names[path] for path in ranks if path.endswith(".lora")],
             target_parameters=[names[path] for path in ranks if not path.endswith(".lora")],
             rank_pattern={names[path]: own for path, own in ranks.items() if own != rank},
