@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from imp_ds import train
+from imp_ds.cli.recipe_runs import each_run, one_run, other_run
 from imp_ds.commands.recipes import copied, shown
 from imp_ds.errors import UserError
 from imp_ds.recipes import get_recipe
@@ -130,6 +132,23 @@ def test_a_mistake_in_set_is_named(staged, override, parts):
     with pytest.raises(UserError) as error:
         staged.override([override])
     assert [part for part in parts if part not in str(error.value)] == [], str(error.value)
+
+
+def test_commands_say_that_a_stage_is_to_be_named(staged):
+    with pytest.raises(UserError, match=r"mine.py is a recipe of several stages(.|\n)*--stage NAME of language, image, all"):
+        one_run("mine.py", None)
+    with pytest.raises(UserError, match="the recipe has no stages"):
+        one_run("digits_debug", "image")
+    with pytest.raises(UserError, match="--stage is of a recipe"):
+        other_run(None, "image")
+    assert one_run("mine.py", "image", ["image.train.steps=9"]).train.steps == 9
+    assert list(each_run("mine.py", None, [])) == ["language", "image", "all"] and list(each_run("digits", None, [])) == [None]
+    assert other_run("mine.py", "image").name == "mine_image" and other_run(None, None) is None
+
+
+def test_a_program_that_trains_stages_by_a_call_is_told_how(staged):
+    with pytest.raises(UserError, match=r"trained by the command(.|\n)*staged.run_of\(\"language\", FOLDER\)"):
+        train(staged, "runs/mine")
 
 
 def test_an_unknown_stage_is_suggested(staged):

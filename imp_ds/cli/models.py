@@ -28,10 +28,10 @@ def evaluate(
 
     Example: imp_ds eval model --recipe mine.py --set data.root=DIR --output scores.json
     """
-    from imp_ds.cli.recipe_runs import one_run
+    from imp_ds.cli.recipe_runs import other_run
     from imp_ds.commands.evaluate import evaluate as run_evaluation
 
-    other = None if recipe is None else one_run(recipe, stage)
+    other = other_run(recipe, stage)
     run_evaluation(model, data, split, batch_size, output, recipe=other, settings=set_)
 
 

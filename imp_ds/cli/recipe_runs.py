@@ -36,6 +36,15 @@ def started_run(recipe: str, stage: str | None, folder: Path | None) -> RunConfi
     return found.run_of(stage, folder or default_folder(found))
 
 
+def other_run(recipe: str | None, stage: str | None) -> RunConfig | None:
+    """The one run of --recipe, where that is given. Raises UserError for a stage without a recipe."""
+    if recipe is not None:
+        return one_run(recipe, stage)
+    if stage is not None:
+        raise UserError("--stage is of a recipe", got=f"--stage {stage}", fix="--recipe RECIPE --stage NAME, or neither")
+    return None
+
+
 def each_run(recipe: str, stage: str | None, settings: list[str]) -> dict[str | None, RunConfig]:
     """The runs of all stages by their names, or of the one that is named; of another recipe its own, under None."""
     found = whole_recipe(recipe, stage, settings)

@@ -145,7 +145,7 @@ def tune(
 
     Example: imp_ds tune model image --fraction 0.01
     """
-    from imp_ds.cli.recipe_runs import one_run
+    from imp_ds.cli.recipe_runs import other_run
     from imp_ds.commands.tune_command import tune as run_tuning
     from imp_ds.commands.tuning import Tuning
 
@@ -153,7 +153,7 @@ def tune(
     _check_resume(resume)
     asked = Tuning(method, fraction, steps, batch_size, rate, seed, prompts, "separate" if separate else "shared")
     folder = output_dir or Path("runs") / f"{model.resolve().name}_{evaluation}_{method}"
-    source = None if recipe is None else one_run(recipe, stage)
+    source = other_run(recipe, stage)
     options = dict(source=source, settings=set_, ds_path=deepspeed_config, resume=resume, allow_changes=allow_changes)
 
 
