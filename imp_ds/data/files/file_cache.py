@@ -28,10 +28,11 @@ class FileCache:
     Args:
         folder: made when it is not there.
         most_bytes: the bound on all files together.
+        setting: what sets it, for messages.
     """
 
-    def __init__(self, folder: Path, most_bytes: int):
-        self.folder, self.most_bytes = folder, most_bytes
+    def __init__(self, folder: Path, most_bytes: int, setting: str = "data.cache_gb"):
+        self.folder, self.most_bytes, self.setting = folder, most_bytes, setting
         self._unseen = most_bytes  # bytes written since the folder was last looked at; at first all may be taken
 
     def open(self, key: str, make: Callable[[Path], None], of_others: bool = False) -> BinaryIO:
@@ -98,8 +99,8 @@ class FileCache:
         """Remove what was not used for longest, so that `part`, of `size` bytes, keeps to the bound."""
         if size > self.most_bytes:
             raise UserError(
-                "a file is larger than the cache of data", got=f"{size / 2**30:.3g} GiB",
-                allowed=f"{self.most_bytes / 2**30:.3g} GiB", fix="raise data.cache_gb",
+                "a file is larger than the cache that it belongs to", got=f"{size / 2**30:.3g} GiB",
+                allowed=f"{self.setting} = {self.most_bytes / 2**30:.3g} GiB", fix=f"raise {self.setting}",
             )  # fmt: skip
         self._unseen += size
         if self._unseen <= self.most_bytes // (4 * _SLACK):

@@ -70,7 +70,7 @@ def cached_features(
     if not towers:
         fix = "freeze them: train.trainable names what is trained; or data.messages.feature_cache_gb=0"
         raise UserError("every tower is trained: there are no features to keep", got=f"feature_cache_gb = {gigabytes:g}", fix=fix)
-    files = FileCache(cache_folder(run.data.cache_dir) / "features", int(gigabytes * 2**30))
+    files = FileCache(cache_folder(run.data.cache_dir) / "features", int(gigabytes * 2**30), "data.messages.feature_cache_gb")
     cache = FeatureCache(files, towers)
     views = [(task.name, view.messages) for task in run.tasks for view in task.all_views if view.messages is not None]
     sources = [_Seen(reader, view) for name, view in views for reader in readers[name]]

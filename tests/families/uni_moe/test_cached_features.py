@@ -134,6 +134,9 @@ def test_the_bound_is_kept(chat, tmp_path):
         features(chat, run)
     written = sum(path.stat().st_size for path in (tmp_path / "features").rglob("*") if path.is_file())
     assert 0 < written <= 20_000
+    run = chat.run.override([f"data.cache_dir={tmp_path / 'none'}", f"data.messages.feature_cache_gb={100 / 2**30}"])
+    with pytest.raises(UserError, match="larger than the cache(.|\n)*raise data.messages.feature_cache_gb"):
+        features(chat, run)
 
 
 def test_broken_media_are_left_out_as_without_a_cache(chat, tmp_path):
