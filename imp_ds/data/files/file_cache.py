@@ -1,7 +1,7 @@
 """A file cache: one folder of files that can be made again, up to a bound: copies of remote files, indexes, unpacked shards.
 
 Several processes share the folder, those of other runs too. A file gets its name only when it is complete. What was not opened
-for longest goes first; a file that somebody has open stays readable after it went.
+for longest goes first, but for what a run that is alive has pinned; a file that somebody has open stays readable after it went.
 """
 
 import errno
@@ -9,16 +9,18 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from imp_ds.errors import UserError
 
 _SLACK = 16  # room is made down to 15 / 16 of the bound, and looked after again when 1 / 64 of the bound was written
+_PINS = "pins"  # a folder of lists of names, each with a lock that the process holds which pinned them
 _ABANDONED_S = 3600.0  # an unfinished file that nobody wrote to for so long is of a process that died
 
 
@@ -34,6 +36,11 @@ class FileCache:
     def __init__(self, folder: Path, most_bytes: int, setting: str = "data.cache_gb"):
         self.folder, self.most_bytes, self.setting = folder, most_bytes, setting
         self._unseen = most_bytes  # bytes written since the folder was last looked at; at first all may be taken
+        self._pins: list[FileLock] = []
+
+    def __getstate__(self) -> dict:
+        """What another process gets of it: all but what this one has pinned, which stays pinned here."""
+        return {**self.__dict__, "_pins": []}
 
     def open(self, key: str, make: Callable[[Path], None], of_others: bool = False) -> BinaryIO:
         """The file of `key`, for reading; `make(path)` writes it when it is not there, in one process while others wait.
@@ -66,6 +73,31 @@ class FileCache:
     def remove(self, key: str) -> None:
         """Forget the file of `key`: it is made anew when it is wanted."""
         self._path(key).unlink(missing_ok=True)
+
+    def pin(self, keys: Iterable[str]) -> None:
+        """Have no process, whatever its bound, remove the files of these keys while this process holds this object. Raises
+        UserError as `open`."""
+        path = self.folder / _PINS / uuid4().hex
+        with _writable(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{path}.lock")
+            lock.acquire()
+            path.write_text("\n".join(self._path(key).name for key in keys))
+        self._pins.append(lock)
+
+    def _pinned(self) -> set[str]:
+        """The names of files that are pinned; lists of processes that are no more are removed."""
+        names: set[str] = set()
+        for path in (self.folder / _PINS).glob("*.lock"):
+            lock, pins = FileLock(path), path.with_suffix("")
+            try:
+                with lock.acquire(timeout=0):
+                    pins.unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
+            except Timeout:
+                with suppress(FileNotFoundError):
+                    names.update(pins.read_text().split("\n"))
+        return names
 
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -106,12 +138,12 @@ class FileCache:
         if self._unseen <= self.most_bytes // (4 * _SLACK):
             return
         with FileLock(self.folder / "lock"):
-            files = sorted(self._files())
+            files, pinned = sorted(self._files()), self._pinned()
             total, newest = sum(file_size for _, file_size, _ in files), time.time() - _ABANDONED_S
             for used, file_size, path in files:
                 if total <= self.most_bytes - self.most_bytes // _SLACK:
                     break
-                if path != part and not (path.endswith(".part") and used > newest):
+                if path != part and os.path.basename(path) not in pinned and not (path.endswith(".part") and used > newest):
                     Path(path).unlink(missing_ok=True)
                     total -= file_size
         self._unseen = 0
@@ -119,7 +151,7 @@ class FileCache:
     def _files(self) -> Iterator[tuple[float, int, str]]:
         """(time of last use, bytes, path) of every file, finished or not."""
         for folder in self.folder.iterdir():
-            for entry in os.scandir(folder) if folder.is_dir() else ():
+            for entry in os.scandir(folder) if folder.is_dir() and folder.name != _PINS else ():
                 if not entry.name.endswith("lock"):
                     try:
                         stat = entry.stat()

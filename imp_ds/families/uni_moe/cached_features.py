@@ -76,15 +76,19 @@ def cached_features(
     sources = [_Seen(reader, view) for name, view in views for reader in readers[name]]
     training = model.training
     model.eval()
-    needed = _fill(cache, sources, model, processor, run, report)
+    known = _fill(cache, sources, model, processor, run, report)
     for kind in towers:
         model.given_features[kind] = tuple(_computed(kind, [], model, processor)[0].shape[1:])
-    model.train(training)
-    if (total := _of_node(needed)) > _ROOM * files.most_bytes:
+    if (total := _of_node(sum(known.values()))) > _ROOM * files.most_bytes:
         raise UserError(
             "the features of all media do not fit into their cache", got=f"{total / 2**30:.3g} GiB",
             allowed=f"15/16 of data.messages.feature_cache_gb = {gigabytes:g}", fix="raise it, or set it to 0: no cache",
         )  # fmt: skip
+    kept = [key for key, size in known.items() if size]
+    files.pin(kept)
+    if any_rank(not all(map(files.has, kept))):  # another run made room for its own before they were pinned
+        _fill(cache, sources, model, processor, run, report)
+    model.train(training)
     return cache
 
 
@@ -104,9 +108,9 @@ def _of_tower(kind: str, model: UniMoeForTraining, processor: UniMoeProcessor, h
 
 def _fill(
     cache: FeatureCache, sources: list[_Seen], model: UniMoeForTraining, processor: UniMoeProcessor, run, report: Callable
-) -> int:
-    """Compute what is missing of the media in this rank's share of the rows; returns the bytes of all of it, or of so much that
-    it cannot fit."""
+) -> dict[str, int]:
+    """Compute what is missing of the media in this rank's share of the rows; returns key -> bytes of all of it, or of so much
+    that it cannot fit."""
     total, known, held = sum(len(seen.reader) for seen in sources), {}, 0
     missing = _missing(cache, sources, known, lambda done: report(_STAGE, done, total))
     decode = lambda item: _decoded(item, run.data.decoding)  # noqa: E731
@@ -124,7 +128,7 @@ def _fill(
             if any_rank(held > cache.files.most_bytes):
                 break
     report(_STAGE, total, total)
-    return sum(known.values())
+    return known
 
 
 def _missing(cache: FeatureCache, sources: list[_Seen], known: dict[str, int], done: Callable) -> Iterator[_Missing]:

@@ -54,6 +54,30 @@ def test_what_was_not_used_for_longest_goes(tmp_path):
     held.close()
 
 
+def _pin(folder, pinned, end):
+    cache = FileCache(folder, 100 * KIB)
+    cache.pin(["a", "b"])
+    pinned.set()
+    end.wait(30)
+
+
+def test_what_a_process_that_is_alive_has_pinned_stays_whatever_the_bound_of_others(tmp_path):
+    context, folder = multiprocessing.get_context("fork"), tmp_path / "cache"
+    large, small = FileCache(folder, 100 * KIB), FileCache(folder, 20 * KIB)
+    for when, key in enumerate("abc", 1):
+        use(large, key, 20 * KIB, when)
+    pinned, end = context.Event(), context.Event()
+    other = context.Process(target=_pin, args=(folder, pinned, end))
+    other.start()
+    assert pinned.wait(30)
+    use(small, "d", 10 * KIB, 4)  # a, b and c are too much for its bound, but only c may go
+    assert [large.has(key) for key in "abcd"] == [True, True, False, True]
+    end.set()
+    other.join(30)
+    use(small, "e", 10 * KIB, 5)
+    assert [large.has(key) for key in "abde"] == [False, False, False, True] and not list((folder / "pins").iterdir())
+
+
 def test_a_file_larger_than_the_bound_is_refused(tmp_path):
     cache = FileCache(tmp_path / "cache", 100 * KIB)
     with pytest.raises(UserError, match="data.cache_gb"):
