@@ -52,14 +52,6 @@ read_options() {
     done
 }
 
-# Free a name that an earlier run holds.
-move_aside() {
-    local aside
-    aside="$1.previous-$(date +%Y%m%d-%H%M%S)"
-    mv "$1" "$aside"
-    echo "$1 was there: moved to $aside"
-}
-
 step() {
     printf '\n== %s\n' "$1"
 }

@@ -3,6 +3,7 @@
 #   use_environment    the python, deepspeed, ... of .venv, or else those that are on PATH
 #   show_help FILE     print the comment at the head of a script
 #   free_port          a TCP port that nothing listens on now
+#   move_aside NAME    free a name that an earlier run holds
 
 # where the user stands: relative paths among the options are meant from there
 CALLER=$PWD
@@ -95,4 +96,11 @@ from_caller() {
     else
         echo "$CALLER/$1"
     fi
+}
+
+move_aside() {
+    local aside
+    aside="$1.previous-$(date +%Y%m%d-%H%M%S)"
+    mv "$1" "$aside"
+    echo "$1 was there: moved to $aside"
 }

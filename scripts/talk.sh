@@ -9,7 +9,8 @@
 #   bash scripts/talk.sh --set moe.train.steps=50     a shorter run of one stage
 #   bash scripts/talk.sh --stage moe                  that stage alone; those before it must be finished
 #
-# All options go to `python -m imp_ds train talk` (see its --help). A Python can be named by PYTHON=/path/to/python3.11.
+# All options go to `python -m imp_ds train talk` (see its --help). What an earlier call left in runs/talk is moved aside, unless
+# --resume or --stage is among them. A Python can be named by PYTHON=/path/to/python3.11.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -20,9 +21,16 @@ start=$SECONDS
 export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONWARNINGS='ignore:`torch.distributed.:FutureWarning'
 
+case " $* " in
+    *" --resume"* | *" --stage"*) ;;
+    *) [[ ! -e runs/talk ]] || move_aside runs/talk ;;
+esac
 python -m imp_ds corpus talk data/talk
 deepspeed --quiet --num_gpus 2 --master_port "$(free_port)" --module imp_ds train talk "$@"
-python -m imp_ds chat runs/talk/moe/model --image "$(ls data/talk/images/test/*.png | head -1)" "which digit is this?"
+if [[ -e runs/talk/moe/model ]]; then
+    images=(data/talk/images/test/*.png)
+    python -m imp_ds chat runs/talk/moe/model --image "${images[0]}" "which digit is this?"
+fi
 
 seconds=$((SECONDS - start))
 echo "Done in $((seconds / 60)) min $((seconds % 60)) s. Models: runs/talk/STAGE/model; scores: runs/talk/STAGE/results.json"
