@@ -1,6 +1,7 @@
 """The stages of `talk_debug` on two ranks, the specialists side by side: a whole run, one that is stopped in a stage and goes on
 bit for bit, what becomes of a specialist in the mixture, answers of every stage's model, and a signal to a launcher."""
 
+import base64
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from staged_command import ask, staged
 
-from helpers.processes import ROOT, environment
+from helpers.processes import ROOT, environment, free_port
 from helpers.ranks import Ranks, command, end_well
 from imp_ds.models.uni_moe import UniMoeConfig
 from imp_ds.train import checkpoint
@@ -131,15 +132,16 @@ def test_a_stage_before_its_turn_is_refused_on_all_ranks(folder, talk_corpus, tm
     assert not (tmp_path / "new").exists()
 
 
-def test_a_signal_to_the_launcher_reaches_the_stage_and_its_exit_code_comes_back(talk_corpus, tmp_path):
-    """One rank: what processes of stages import takes seconds."""
+def test_a_signal_to_the_launcher_reaches_the_stage(talk_corpus, tmp_path):
+    """The program of deepspeed that starts the ranks of a machine, and one rank: what each process imports takes seconds. It ends
+    with 1 after a signal, whatever its ranks end with."""
     words = line(talk_corpus, tmp_path / "run", "--stage", "language", "--set", "language.train.steps=1000000")
-    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    world = "--world_info=" + base64.urlsafe_b64encode(b'{"localhost": [0]}').decode()
+    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", world, f"--master_port={free_port()}"]
     with (tmp_path / "log").open("w") as log:
         started = subprocess.Popen(
-            ["bash", "scripts/train_one_node.sh", *words[1:]], env=environment(PATH=here, RANKS="1"), cwd=ROOT, stdout=log,
-            stderr=log, start_new_session=True,
-        )  # fmt: skip
+            [*launcher, "--module", "imp_ds", *words], env=environment(), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             await_text(tmp_path / "log", "step 3/1000000", started)
             family = psutil.Process(started.pid).children(recursive=True)
@@ -149,7 +151,7 @@ def test_a_signal_to_the_launcher_reaches_the_stage_and_its_exit_code_comes_back
         finally:
             end(started)
     text = (tmp_path / "log").read_text()
-    assert (code, left) == (75, []) and "go on:   the same command with --resume auto (exit code 75)" in text, text
+    assert (code, left, len(family)) == (1, [], 2) and "go on:   the same command with --resume auto (exit code 75)" in text, text
     assert len(list((tmp_path / "run" / "language" / "checkpoints").glob("step_*"))) == 1
     assert not (tmp_path / "run" / "language" / "model").exists()
 
