@@ -21,19 +21,25 @@ class Relay:
         self._child: subprocess.Popen | None = None
 
     def run(self, command: Sequence[str], variables: dict[str, str]) -> int:
-        """Run a command to its end, with these variables beside those of this process; its exit code, 128 + N after signal N."""
+        """Run a command to its end, with these variables beside those of this process.
+
+        Returns its exit code. Where a signal that was passed on killed it, it had nothing to save: the code is that of a stop.
+        After another signal N it is 128 + N.
+        """
         environ = os.environ | variables | {launcher_watch.PARENT: str(os.getpid())}
         self._child = subprocess.Popen(command, env=environ)
         if self.received is not None:  # it came before there was somebody to pass it on to
             self._pass_on(self.received)
         code = self._child.wait()
         self._child = None
+        if -code in SIGNALS and self.received is not None:
+            return _code(self.received)
         return 128 - code if code < 0 else code
 
     def stopped(self, number: int) -> Preempted:
         """What to raise when the signal `number` came between two stages."""
         called = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        code = INTERRUPTED if number == signal.SIGINT else EXIT_CODE
+        code = _code(number)
         text = f"stopped between two stages by {called}\n  go on:   the same command with --resume auto (exit code {code})"
         return Preempted(text, code)
 
@@ -56,3 +62,8 @@ class Relay:
     def _pass_on(self, number: int) -> None:
         if self._child is not None:
             self._child.send_signal(number)
+
+
+def _code(number: int) -> int:
+    """The exit code after this signal."""
+    return INTERRUPTED if number == signal.SIGINT else EXIT_CODE

@@ -13,7 +13,7 @@ from imp_ds.train.stages.relay import Relay
 
 CHILD = """
 import signal, sys, time
-signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(75))
+signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(76))
 open(sys.argv[1], "w").close()
 time.sleep(20)
 """
@@ -25,7 +25,7 @@ def send_when_there(path, number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 75), (signal.SIGTERM, 128 + 15)])
+@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 76), (signal.SIGTERM, 75)])
 def test_a_signal_is_passed_on_and_the_exit_code_comes_back(number, code, tmp_path):
     before = signal.getsignal(number)
     with Relay() as relay:
@@ -38,8 +38,15 @@ def test_a_signal_is_passed_on_and_the_exit_code_comes_back(number, code, tmp_pa
 def test_a_signal_that_came_before_is_passed_on_too():
     with Relay() as relay:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert relay.run([sys.executable, "-c", "import time; time.sleep(20)"], {}) == 128 + 15
+        assert relay.run([sys.executable, "-c", "import time; time.sleep(20)"], {}) == 75  # it had nothing to save
     assert Relay().run([sys.executable, "-c", "import os; os._exit(len(os.environ['A_B']))"], {"A_B": "abc"}) == 3
+
+
+def test_the_end_of_a_process_that_nobody_asked_to_stop_is_its_own():
+    with Relay() as relay:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            killing = f"import os; os.kill(os.getpid(), {int(number)})"
+            assert relay.run([sys.executable, "-c", killing], {}) == 128 + number
 
 
 def test_what_is_said_between_two_stages():
