@@ -1,7 +1,5 @@
 """One rank of tests/distributed/test_frozen_parts.py: a Uni-MoE of which connectors and routers are trained, in several layouts.
 
-    deepspeed --num_gpus 2 --module frozen_parts_worker FOLDER
-
 Shapes: B conversations, L tokens.
 """
 
@@ -126,6 +124,3 @@ def states(engine) -> list[dict]:
         optimizer = optimizer.optimizer
     return [state for state in optimizer.state.values() if "exp_avg" in state]
 
-
-if __name__ == "__main__":
-    main(next(argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")))

@@ -1,13 +1,11 @@
 """A Uni-MoE whose towers and language model are frozen, but for its routers, at ZeRO 0 to 3, with activation checkpointing, with
-optimizer and parameters on the CPU, and with experts spread over two ranks, under DeepSpeed's launcher: as in one process.
+optimizer and parameters on the CPU, and with experts spread over two ranks: as in one process.
 
 Gradients go through the frozen language model to connectors and routers; nothing frozen changes, has a moment, or is written into
 a checkpoint.
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import frozen_parts_worker as worker
@@ -16,7 +14,7 @@ import torch
 from frozen_parts_worker import LAYOUTS, RATE, STEPS, TRAINED, Layout, batch_of, run_of
 from safetensors.torch import load_file
 
-from helpers.processes import ROOT, environment, free_port, run
+from helpers.ranks import run_ranks
 from imp_ds.families import family_of
 from imp_ds.families.trainable import freeze_others
 
@@ -26,9 +24,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(worker.__file__).parent)))
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_gpus", 2, "--master_port", free_port()]
-    run([*launcher, "--module", "frozen_parts_worker", folder], timeout=180, env=environment(PYTHONPATH=paths))
+    run_ranks(worker.main, str(folder), ranks=2, folder=folder, limit_s=180)
     return folder
 
 
