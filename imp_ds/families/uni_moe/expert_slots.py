@@ -20,19 +20,19 @@ _SAME = ("hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act")
 
 
 def slot_sources(slots: dict[str, str], saved: dict[str, dict] | None = None) -> dict[str, dict]:
-    """Of each slot {"source": its folder, "step": optimizer steps of the model there, None where it does not say, "sha256": of
-    its weights}.
+    """Of each slot {"expert": number of the expert, "source": its folder, "step": optimizer steps of the model there, None where
+    it does not say, "sha256": of its weights}.
 
     saved: what a checkpoint has of them, with which they have to agree. Raises UserError that names the slot.
     """
-    if saved is not None and list(saved) != list(slots):
-        got, allowed = (", ".join(names) or "none" for names in (slots, saved))
+    if saved is not None and (before := sorted(saved, key=lambda slot: saved[slot]["expert"])) != list(slots):
+        got, allowed = (", ".join(names) or "none" for names in (slots, before))
         raise UserError(f"{FIELD}: the slots are not those that the run began with", got=got, allowed=allowed)
     found = {}
-    for slot, folder in slots.items():
+    for number, (slot, folder) in enumerate(slots.items()):
         files = _weights(slot, Path(folder))
         step = read_json(Path(folder) / "config.json", dict).get("trained_steps")
-        found[slot] = {"source": folder, "step": step, "sha256": _sha256(files)}
+        found[slot] = {"expert": number, "source": folder, "step": step, "sha256": _sha256(files)}
         if saved is not None and saved[slot]["sha256"] != found[slot]["sha256"]:
             raise UserError(
                 f"{FIELD}.{slot}: the model that the run's experts were made from was changed",

@@ -81,7 +81,8 @@ def _experts(config: UniMoeConfig, layers: list[int]) -> str:
     where = f"layers {', '.join(map(str, layers))} (of {config.text_config.num_hidden_layers}, from 0)"
     taken = f"of which each token takes {config.num_experts_per_tok}"
     mixture = f"The feed-forward of {where} is a mixture of {config.num_experts} experts, {taken}."
-    began = [f"{number} (`{slot}`) as that of {_origin(of)}" for number, (slot, of) in enumerate(config.expert_sources.items())]
+    slots = sorted(config.expert_sources.items(), key=lambda slot: slot[1]["expert"])
+    began = [f"{of['expert']} (`{slot}`) as that of {_origin(of)}" for slot, of in slots]
     return f"{mixture} Experts began as feed-forwards of dense models: {', '.join(began)}." if began else mixture
 
 

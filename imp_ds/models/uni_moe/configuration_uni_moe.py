@@ -33,7 +33,7 @@ class UniMoeConfig(PreTrainedConfig):
         modality_maps: a linear map for each modality before the gate, the identity at first (release, 8e).
         lora: low-rank changes of layers of the language model, the fields of `imp_ds.models.uni_moe.lora.LoraSettings`; None:
             there are none, as in every exported model.
-        expert_sources: of each slot whose model experts were made from, in the order of the experts: {"source": folder, "step",
+        expert_sources: of each slot whose model an expert was made from: {"expert": its number, "source": folder, "step",
             "sha256" of its weights}; {}: there are no slots.
         trained_steps: optimizer steps of the run after which the model was exported; None: it was not.
     """
