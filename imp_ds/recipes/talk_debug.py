@@ -13,10 +13,9 @@ Hardware: two CPU cores. Time: half a minute, most of which processes take to st
 from imp_ds.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.data.talk import splits_of
 from imp_ds.evaluation_record import Evaluation
-from imp_ds.families.uni_moe.settings import ConnectorSettings, UniMoeSettings
+from imp_ds.families.uni_moe.settings import ConnectorSettings, LoraSettings, UniMoeSettings
 from imp_ds.modalities.messages.view import MessagesView
 from imp_ds.modalities.views import Views
-from imp_ds.models.uni_moe.lora import LoraSettings
 from imp_ds.objectives import NextToken
 from imp_ds.stages import Stage, StagedRun
 from imp_ds.tasks import Source, Task

@@ -162,7 +162,7 @@ def start_engine(
 def _note_origins(run: RunConfig, config: PreTrainedConfig, reader: checkpoint.Reader | None) -> None:
     """Record in the configuration which models the run takes parts from. Raises UserError where they are no longer those that the
     checkpoint knows. All ranks call it."""
-    saved = None if reader is None else reader.state["config"]
+    saved = None if reader is None else reader.state.get("config")
     found = [on_main(lambda: family_of(run).origins(run, saved), "a model that the run takes parts from cannot be read")]
     if world_size() > 1:
         dist.broadcast_object_list(found, src=0)

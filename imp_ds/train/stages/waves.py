@@ -76,7 +76,7 @@ def waves(staged: StagedRun, jobs: list[Job], world: int, side_by_side: bool) ->
     """The jobs in the order of their training; those of one list are trained at the same time, each by an equal part of the
     ranks.
 
-    Raises UserError where they are to be trained side by side and cannot be.
+    Raises UserError where no two stages of the recipe can be trained side by side, and are to be.
     """
     if not side_by_side:
         return [[job] for job in jobs]
@@ -89,9 +89,9 @@ def waves(staged: StagedRun, jobs: list[Job], world: int, side_by_side: bool) ->
         parts = max(number for number in range(1, min(len(ready), world) + 1) if world % number == 0)
         found.append([job._replace(alone=parts == 1) for job in ready[:parts]])
         left = [job for job in left if job.stage not in {one.stage for one in found[-1]}]
-    if len(jobs) > 1 and all(len(wave) == 1 for wave in found):
+    if len(jobs) == len(staged.stages) and all(len(wave) == 1 for wave in found):  # else those that can be may be finished
         raise UserError(
-            "no two of the stages that are left can be trained side by side",
+            "no two of the stages can be trained side by side",
             got=f"{', '.join(job.stage for job in jobs)} on {world} ranks",
             allowed="stages that do not need each other, and ranks that can be cut into equal parts", fix="no --side_by_side",
         )  # fmt: skip

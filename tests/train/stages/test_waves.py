@@ -119,4 +119,7 @@ def test_where_nothing_can_be_side_by_side_it_is_refused(staged):
         waves(staged, jobs, 1, side_by_side=True)
     with pytest.raises(UserError, match="ranks that can be cut into equal parts"):
         waves(staged, jobs, 3, side_by_side=True)  # two stages on three ranks
-    assert waves(staged, jobs[:1], 2, side_by_side=True) == [[jobs[0]]]  # the one that was left when it was resumed
+    # what is left when it is resumed: one stage, or two of which one starts from the other
+    assert waves(staged, jobs[:1], 2, side_by_side=True) == [[jobs[0]]]
+    left = [job for job in jobs if job.stage in ("image", "all")]
+    assert [[job.stage for job in wave] for wave in waves(staged, left, 2, side_by_side=True)] == [["image"], ["all"]]
