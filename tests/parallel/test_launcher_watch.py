@@ -68,6 +68,14 @@ def start(folder, *names: str) -> tuple[list[psutil.Process], int]:
     return chain, watched
 
 
+def kill_all(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass
+
+
 @pytest.mark.parametrize(
     "names, killed, watched, ends",
     [
@@ -88,11 +96,7 @@ def test_a_rank_ends_with_its_launcher_alone(names, killed, watched, ends, tmp_p
             time.sleep(1.5)  # the watch looks each second
             assert chain[-1].is_running() and chain[-1].status() != psutil.STATUS_ZOMBIE
     finally:
-        for process in chain:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass
+        kill_all(chain)
 
 
 STAGE_STARTER = """
@@ -110,11 +114,7 @@ def test_a_process_of_a_stage_ends_with_the_one_that_started_it(above, killed, w
         os.kill(chain[killed].pid, signal.SIGKILL)
         chain[-1].wait(20)
     finally:
-        for process in chain:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass
+        kill_all(chain)
 
 
 # a rank that begins to watch when the process of this depth above it has been killed

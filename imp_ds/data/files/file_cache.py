@@ -1,7 +1,7 @@
 """A file cache: one folder of files that can be made again, up to a bound: copies of remote files, indexes, unpacked shards.
 
 Several processes share the folder, those of other runs too. A file gets its name only when it is complete. What was not opened
-for longest goes first, but for what a run that is alive has pinned; a file that somebody has open stays readable after it went.
+for longest goes first, but for what a run that is alive has pinned; a file that is open stays readable after it went.
 """
 
 import errno

@@ -173,7 +173,7 @@ def stacked_product(x_NI: Tensor, count: Count, w_EIO: Tensor) -> Tensor:
         return torch.bmm(x_NI.view(len(w_EIO), -1, x_NI.shape[1]), w_EIO).flatten(0, 1)
     if x_NI.is_meta:  # where costs are counted: it has no grouped product of float32, and all rows in one cost as much
         return x_NI @ w_EIO[0]
-    if not len(x_NI):  # a rank to whose experts nobody went: grouped products want rows; the weights have gradients of zeros
+    if not len(x_NI):  # a rank whose experts got no row: grouped products want rows; the weights have gradients of zeros
         return x_NI @ w_EIO[0]
     ends_E = torch.as_tensor(count, device=x_NI.device).cumsum(0, dtype=torch.int32)
     return F.grouped_mm(x_NI, w_EIO, offs=ends_E)

@@ -167,7 +167,7 @@ _experts.register_autograd(_differentiate, setup_context=_save)
 def _product(x_NK: Tensor, w_EKM: Tensor, ends_E: Tensor | None) -> Tensor:
     """Each row times its expert's matrix: [N, M]."""
     experts, in_features, out_features = w_EKM.shape
-    if not len(x_NK):  # a rank to whose experts nobody went
+    if not len(x_NK):  # a rank whose experts got no row
         return x_NK.new_empty(0, out_features)
     if ends_E is None:
         return torch.bmm(x_NK.view(experts, -1, in_features), w_EKM).view(-1, out_features)
