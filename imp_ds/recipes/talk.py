@@ -50,7 +50,7 @@ MIX = TEXT | {
 }  # fmt: skip
 POOL = {"image": 1, "video": [1, 2, 2], "audio": [1, 2]}  # kind of media -> what its connector pools
 VIEW = Views(messages=MessagesView(length=192, frames=8))
-ASKED = 300  # questions of each task in an evaluation; one that also asks blind asks all, in which each answer is equally often right
+ASKED = 300  # questions of each task in an evaluation; one that asks blind too asks all: in these each answer is as often right
 
 FEED_FORWARDS = ["gate_proj", "up_proj", "down_proj"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
