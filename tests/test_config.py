@@ -160,6 +160,7 @@ def test_to_config_carries_sizes_changes_and_objectives(run):
                 "label_smoothing": 0.0,
                 "weight": 1.0,
                 "sides": {"inputs": ["vision"], "targets": [], "causal": [], "candidates": False},
+                "spaces": [],
             }
         ],
         "reduction": "sum",

@@ -14,6 +14,7 @@ from imp_ds.objectives.objective import Objective, ObjectiveRecord
 from imp_ds.overrides import nearest
 
 OBJECTIVES = ObjectiveRecord.kinds
+_SAID = ("sides", "spaces")  # beside its fields, what a spec has of its record
 
 
 def register(record: type[ObjectiveRecord]) -> type[ObjectiveRecord]:
@@ -58,14 +59,16 @@ AnyObjective = Annotated[SerializeAsAny[ObjectiveRecord], BeforeValidator(object
 
 
 def model_spec(record: ObjectiveRecord, tokenizer=None, task: str = "") -> dict:
-    """An objective as ImpConfig has it, as JSON: the record, its sides, and what a model knows of it by the tokenizer.
+    """An objective as ImpConfig has it, as JSON: the record, its sides, the common spaces that it trains, and what a model knows
+    of it by the tokenizer.
 
     So a model's configuration holds all that its encoder needs, whether the code of the objective is there or not.
     """
     sides = record.sides()._asdict()
     sides = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in sides.items()}
     known = {} if tokenizer is None else record.known(tokenizer, task)
-    return {**record.model_dump(mode="json"), "sides": sides, **known}
+    spaces = [list(pair) for pair in record.common_spaces()]
+    return {**record.model_dump(mode="json"), "sides": sides, "spaces": spaces, **known}
 
 
 def task_entry(objectives: list, reduction: str = "sum", tokenizer=None, task: str = "") -> dict:
@@ -84,7 +87,7 @@ def split_spec(spec: dict) -> tuple[ObjectiveRecord, dict]:
         )  # fmt: skip
     fields = OBJECTIVES[kind].model_fields
     record = objective_record({name: value for name, value in spec.items() if name in fields})
-    return record, {name: value for name, value in spec.items() if name not in fields and name != "sides"}
+    return record, {name: value for name, value in spec.items() if name not in fields and name not in _SAID}
 
 
 def build_objective(spec: dict, config: ImpConfig) -> Objective:

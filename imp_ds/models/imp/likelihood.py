@@ -89,9 +89,11 @@ def spe_inputs(config, batch: int, device: torch.device) -> dict[str, torch.Tens
     return {"input_ids": torch.full((batch, 1), config.mask_token_id, device=device)}
 
 
-def encode_with_spe(model, parts: list[tuple], key_B: torch.Tensor | None = None, valid_B: torch.Tensor | None = None):
-    """The Encoding of <SPE> and the segments of `parts`, as `ImpModel.encode_segments` takes them; its `pooled_BD` is the state
-    of <SPE>, and the first of its `lengths` is 1.
+def encode_with_spe(
+    model, parts: list[tuple], key_B: torch.Tensor | None = None, valid_B: torch.Tensor | None = None, **layers: bool
+):
+    """The Encoding of <SPE> and the segments of `parts`, as `ImpModel.encode_segments` takes them and `layers`; its `pooled_BD`
+    is the state of <SPE>, and the first of its `lengths` is 1.
 
     As in the release <SPE> has the condition of the segment that follows it. valid_B: False for examples that are all padding.
     """
@@ -101,7 +103,7 @@ def encode_with_spe(model, parts: list[tuple], key_B: torch.Tensor | None = None
     if valid_B is not None:
         spe["attention_mask"] = valid_B[:, None]
     condition = model.condition(modality) if condition is None else condition
-    encoding = model.encode_segments([("text", spe, condition), (modality, inputs, condition), *parts[1:]], key_B)
+    encoding = model.encode_segments([("text", spe, condition), (modality, inputs, condition), *parts[1:]], key_B, **layers)
     return replace(encoding, pooled_BD=encoding.tokens_BLD[:, 0])
 
 

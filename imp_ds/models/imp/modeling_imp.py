@@ -21,6 +21,7 @@ from imp_ds.models.imp.conditions import build_condition, condition_name, is_tar
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.encoder.layers import RANDOM_SITES, ImpBlock
 from imp_ds.models.imp.encoder.prompts import SEPARATE
+from imp_ds.models.imp.features import FeatureMethods
 from imp_ds.models.imp.inputs import by_modality, modality_of
 from imp_ds.models.imp.likelihood import LikelihoodHead
 from imp_ds.models.imp.sequences import count_tokens, join_segments, join_tokens, masked_mean
@@ -148,7 +149,7 @@ class ImpPreTrainedModel(PreTrainedModel):
         return found
 
 
-class ImpModel(ImpPreTrainedModel):
+class ImpModel(FeatureMethods, ImpPreTrainedModel):
     """The encoder with its modality embeddings and the projections into the common spaces."""
 
     # the heads and temperatures of pre-training stand beside the encoder in an exported folder

@@ -1,0 +1,148 @@
+"""One vector for an item: what vector stores, harnesses and transformers' habits ask of a model (`get_image_features`, ...).
+
+A contrastive model compares two modalities in a space of their own, with a projection for each direction. The block vector has a
+block of C numbers for each pair of modalities that the model was trained on; a modality fills those that it is one side of, and
+the others are zeros:
+
+    vision = [v>t, v>a, 0] / sqrt(2),   text = [t>v, 0, t>a] / sqrt(2),   audio = [0, a>v, a>t] / sqrt(2)
+
+Two modalities share one filled block, so their cosine is that of the pair, divided by the square root of how many blocks each
+fills: it ranks as the pair does. Within one modality it is the mean over its spaces.
+
+Shapes: B batch, L tokens of an example, D width, C width of a common space, K pairs.
+"""
+
+import torch
+import torch.nn.functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from imp_ds.errors import UserError
+from imp_ds.modalities.modality import get_modality
+from imp_ds.models.imp.conditions import condition_name, is_target, task_conditions, task_sides
+from imp_ds.models.imp.encoder.prompts import SEPARATE
+from imp_ds.models.imp.inputs import by_modality
+from imp_ds.models.imp.likelihood import encode_with_spe
+
+
+def trained_spaces(config) -> list[tuple[str, str]]:
+    """The pairs of modalities that a task of the model compares in their common space, in the order of config.pairs; all of these
+    for a model that knows no tasks."""
+    specs = [spec for entry in config.objectives.values() for spec in entry["objectives"]]
+    if not specs or not all("spaces" in spec for spec in specs):
+        return [tuple(pair) for pair in config.pairs]
+    trained = {frozenset(pair) for spec in specs for pair in spec["spaces"]}
+    return [tuple(pair) for pair in config.pairs if frozenset(pair) in trained]
+
+
+class FeatureMethods:
+    """The methods of ImpModel that give one vector for an item."""
+
+    def get_features(
+        self, modality: str, *, task: str | None = None, target: bool | None = None, output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None, return_dict: bool | None = None, **inputs: torch.Tensor | None,
+    ) -> BaseModelOutputWithPooling | tuple:  # fmt: skip
+        """A vector of length 1 for each example of a modality, `pooler_output`, float32, and its tokens after the encoder,
+        `last_hidden_state` [B, L, D].
+
+        `pooler_output` is
+
+        - the block vector [B, K * C] of a modality that some task compares with another in a common space;
+        - in a model that compares by its likelihood head alone, the vector of that head [B, C], whose cosine ranks as the
+          likelihood does; `last_hidden_state` then begins with the token <SPE>;
+        - else the pooled tokens [B, D], which heads read: comparable within the modality alone.
+
+        Args:
+            modality: one of config.modalities.
+            task, output_hidden_states, output_attentions, return_dict: as in `forward`. Without a task a pair is compared as in
+                the first task that compares it, other vectors are those of the first task that has the modality.
+            target: whether the examples are candidates, as in `condition`.
+            inputs: of the modality, as `ImpProcessor` gives them.
+
+        Raises UserError for a modality that the model does not have, and as `forward`.
+        """
+        if modality not in self.config.modalities:
+            allowed = ", ".join(self.config.modalities)
+            raise UserError("the model does not have this modality", got=modality, allowed=allowed)
+        given = by_modality(self.config, inputs)
+        if set(given) != {modality}:
+            fix = f"give {get_modality(modality).inputs[0]} alone"
+            raise UserError(f"features of {modality} from other inputs", got=", ".join(given), fix=fix)
+        chosen = lambda said, name: getattr(self.config, name) if said is None else said  # noqa: E731
+        layers = dict(
+            hidden_states=chosen(output_hidden_states, "output_hidden_states"),
+            attentions=chosen(output_attentions, "output_attentions"),
+        )
+        vector, encoding = self._features(modality, given[modality], (task, target), layers)
+        output = BaseModelOutputWithPooling(encoding.tokens_BLD, vector, encoding.hidden_states, encoding.attentions)
+        return output if chosen(return_dict, "return_dict") else output.to_tuple()
+
+    def get_text_features(self, input_ids=None, attention_mask=None, **options) -> BaseModelOutputWithPooling | tuple:
+        """`get_features` of texts."""
+        return self.get_features("text", input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    def get_image_features(self, pixel_values=None, pixel_positions=None, **options) -> BaseModelOutputWithPooling | tuple:
+        """`get_features` of images."""
+        return self.get_features("vision", pixel_values=pixel_values, pixel_positions=pixel_positions, **options)
+
+    def get_video_features(
+        self, pixel_values_videos=None, pixel_positions_videos=None, pixel_values=None, pixel_positions=None, **options
+    ) -> BaseModelOutputWithPooling | tuple:
+        """`get_features` of videos, by either of the names under which the processor gives them."""
+        if pixel_values_videos is not None:
+            pixel_values, pixel_positions = pixel_values_videos, pixel_positions_videos
+        return self.get_image_features(pixel_values, pixel_positions, **options)
+
+    def get_audio_features(self, input_features=None, feature_positions=None, **options) -> BaseModelOutputWithPooling | tuple:
+        """`get_features` of audio."""
+        return self.get_features("audio", input_features=input_features, feature_positions=feature_positions, **options)
+
+    def _features(self, modality: str, inputs: dict, of: tuple, layers: dict[str, bool]) -> tuple:
+        """The vector, and the Encoding that it was made of, or the first of several. of: the task and the side that were asked
+        for, or None; layers: what of its layers an Encoding shall have."""
+        task, target = of
+        spaces = trained_spaces(self.config)
+        own = [pair for pair in spaces if modality in pair]
+        if not own:
+            condition = self.condition(modality, task or first_task(self.config, modality), target=target)
+            if spaces or self.likelihood is None:
+                encoding = self.encode(modality, inputs, condition=condition, **layers)
+                return F.normalize(encoding.pooled_BD.float(), dim=-1), encoding
+            encoding = encode_with_spe(self, [(modality, inputs, condition)], **layers)
+            return self.likelihood(encoding.pooled_BD), encoding
+        encodings, blocks = {}, {}
+        for pair in own:
+            said = task or first_task(self.config, modality, pair) or first_task(self.config, modality)
+            key = self._distinguished(modality, said, target)
+            if key not in encodings:
+                condition = self.condition(modality, said, target=target)
+                encodings[key] = self.encode(modality, inputs, condition=condition, **layers)
+            other = pair[1] if pair[0] == modality else pair[0]
+            blocks[pair] = self.project(encodings[key].pooled_BD, modality, other)
+        zeros_BC = torch.zeros_like(blocks[own[0]])
+        vector = torch.cat([blocks.get(pair, zeros_BC) for pair in spaces], dim=-1)
+        return vector / len(own) ** 0.5, next(iter(encodings.values()))
+
+    def _distinguished(self, modality: str, task: str | None, target: bool | None) -> tuple:
+        """What the encoder reads of a task: equal for tasks that need no encoding of their own."""
+        config = self.config
+        gated = config.num_experts or config.merged_conditions
+        has_sides = config.prompt_length and config.candidate_prompts == SEPARATE
+        return (
+            condition_name(config, modality, task, target) if gated else "",
+            has_sides and is_target(config, modality, task, target),
+        )
+
+
+def first_task(config, modality: str, pair: tuple[str, str] | None = None) -> str | None:
+    """The first of config.objectives that has the modality, or that compares the pair, among those that a merged model serves;
+    None where there is none."""
+    merged = set(config.merged_conditions)
+    for task, entry in config.objectives.items():
+        sides = task_sides(task, entry["objectives"])
+        if pair is None:
+            fits = modality in sides.inputs | sides.targets
+        else:
+            fits = any({*pair} == {*space} for spec in entry["objectives"] for space in spec.get("spaces", ()))
+        if fits and (not merged or merged.issuperset(task_conditions(config, task))):
+            return task
+    return None
