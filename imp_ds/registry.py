@@ -87,5 +87,6 @@ EVALUATORS = Registry("evaluator", {  # in the order in which they measure
     "similarity": "imp_ds.families.imp.evaluation.similarity",
     "named_classes": "imp_ds.families.imp.evaluation.named_classes",
     "heads": "imp_ds.families.imp.evaluation.heads",
+    "probe": "imp_ds.families.imp.evaluation.probe",
     "answers": "imp_ds.families.uni_moe.evaluation.answers",
 })  # fmt: skip

@@ -34,7 +34,7 @@ OWNERS = {
     "datasets": {"data"},
     "av": {"data", "modalities"},
     "soundfile": {"data", "modalities"},
-    "sklearn": {"data"},
+    "sklearn": {"data", "evaluation.probes"},
     "tensorboard": {"train"},
     "sacrebleu": {"evaluation"},
     "typer": {"cli"},

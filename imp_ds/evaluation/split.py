@@ -1,6 +1,6 @@
 """What evaluators read: the rows of a split, dealt to the ranks, with their labels and captions. Each source is opened once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from imp_ds.data.decoding import decode
 from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.evaluation_batches import evaluation_batches
+from imp_ds.data.order.subset import Subset
 from imp_ds.data.reader import Reader
 from imp_ds.data.sources import labels, open_reader
 from imp_ds.errors import UserError
@@ -38,7 +39,7 @@ class Split:
     """
 
     def __init__(self, run, processor, name: str, batch_size: int = 64, report: Report | None = None):
-        self.run, self.processor, self.name, self.batch_size, self._report = run, processor, name, batch_size, report
+        self.run, self.processor, self.name, self.batch_size, self.report = run, processor, name, batch_size, report
         self._readers: dict[str, Reader] = {}
         self._evaluators: dict[tuple[str, str], object] = {}
 
@@ -67,12 +68,18 @@ class Split:
         """The first caption of each row; an empty text for a row that cannot be read, which is left out of what is measured."""
         return [captions[0] if captions else "" for captions in self.captions(source)]
 
-    def batches(self, source: Source, views: Views, what: str, *, text: TextNeeds = TextNeeds()) -> Callable[[], Iterable[Batch]]:
-        """A function that returns this rank's batches of a source anew (`data.order.evaluation_batches`). `what` is reported."""
+    def batches(
+        self, source: Source, views: Views, what: str, *, text: TextNeeds = TextNeeds(), rows: Sequence[int] | None = None
+    ) -> Callable[[], Iterable[Batch]]:
+        """A function that returns this rank's batches of a source anew (`data.loading.evaluation_batches`). `what` is reported.
+
+        rows: numbers of those that are read, which "index" then counts; None: all.
+        """
+        reader = self.reader(source) if rows is None else Subset(self.reader(source), rows)
         return partial(
-            evaluation_batches, self.reader(source), Collator(self.processor), views, batch_size=self.batch_size, rank=rank(),
+            evaluation_batches, reader, Collator(self.processor), views, batch_size=self.batch_size, rank=rank(),
             world=world_size(), decoding=self.run.data.decoding, text=text,
-            report=None if self._report is None else partial(self._report, what),
+            report=None if self.report is None else partial(self.report, what),
         )  # fmt: skip
 
     def frames(self, source: Source, views: Views, row: int) -> np.ndarray:

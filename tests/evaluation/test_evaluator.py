@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from helpers.probed import probe_evaluator, probe_model, write_squares
 from imp_ds.errors import UserError
 from imp_ds.evaluation import by_name, evaluate, expert_usage
 from imp_ds.evaluation.embedding import prompt_batches
@@ -110,8 +111,9 @@ def _work(own_rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=own_rank, world_size=2)
     evaluator = build()
     results = by_name(evaluate(tiny_model(), [evaluator]))
+    probed = by_name(evaluate(probe_model(), [probe_evaluator(folder)]))
     with open(os.path.join(folder, f"rank{own_rank}.json"), "w") as file:
-        json.dump([results, evaluator.vectors_NC.tolist(), expert_usage([evaluator])], file)
+        json.dump([results, evaluator.vectors_NC.tolist(), expert_usage([evaluator]), probed], file)
     try:  # one rank cannot read its second batch: both stop, with its message
         by_name(evaluate(tiny_model(), [build(batches=damaged_batches)]))
     except UserError as error:
@@ -132,6 +134,7 @@ def damaged_batches():
 
 @pytest.mark.distributed
 def test_two_ranks_equal_one(tmp_path):
+    write_squares(tmp_path)
     context = torch.multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(i, str(tmp_path))) for i in range(2)]
     for worker in workers:
@@ -144,10 +147,11 @@ def test_two_ranks_equal_one(tmp_path):
     evaluator = build()
     results = by_name(evaluate(tiny_model(), [evaluator]))
     for own_rank in range(2):
-        found, vectors, usage = json.loads((tmp_path / f"rank{own_rank}.json").read_text())
+        found, vectors, usage, probed = json.loads((tmp_path / f"rank{own_rank}.json").read_text())
         assert found == pytest.approx(results, abs=1e-9)
         torch.testing.assert_close(torch.tensor(vectors), evaluator.vectors_NC, atol=1e-5, rtol=0)
         assert list(usage) == ["image", "text"]
+        assert probed == by_name(evaluate(probe_model(), [probe_evaluator(tmp_path)]))  # of uneven shares of the rows
 
 
 def test_prompts_are_dealt_in_equal_shapes_and_each_once():
