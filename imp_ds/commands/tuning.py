@@ -167,10 +167,10 @@ def trained_temperature(folder: Path, config: PreTrainedConfig, record: Evaluati
     modality = record.modality
     for task in sorted(config.objectives, key=lambda name: name != record.task):
         for position, spec in enumerate(config.objectives[task]["objectives"]):
-            found = split_spec(spec)[0].trained_temperature(modality)
+            objective = split_spec(spec)[0]
+            found = objective.trained_temperature(modality)
             if isinstance(found, str):
-                value = stored_weight(folder, f"objectives.{task}.parts.{position}.{found}")
-                return max(float(value), 0.0) + 1e-6  # as the objective uses it
+                return objective.temperature_of(float(stored_weight(folder, f"objectives.{task}.parts.{position}.{found}")))
             if found is not None:
                 return found
     raise UserError(

@@ -1,6 +1,9 @@
-"""Cross-modal noise-contrastive estimation in both directions over the global batch (IMP release, `optimization/objectives.py`).
+"""Cross-modal contrastive learning over the global batch: a softmax over all candidates, or a sigmoid for each pair.
 
-For a pair of modalities with unit vectors z1, z2 and a learned temperature t, T = relu(t) + 1e-6:
+For a pair of modalities with unit vectors z1, z2:
+
+"softmax", noise-contrastive estimation in both directions (IMP release, `optimization/objectives.py`), with a learned temperature
+t, T = relu(t) + 1e-6:
 
     L_1->2 = mean_b [ logsumexp_c(z1_b . z2_c / T) - logsumexp_{c in positives(b)}(z1_b . z2_c / T) ]
     L_pair = (L_1->2 + L_2->1) / 2,   L = mean over pairs.
@@ -8,9 +11,18 @@ For a pair of modalities with unit vectors z1, z2 and a learned temperature t, T
 With positives = the diagonal this is the released loss for one instance per sample; with positives = samples of equal
 label it is its multiple-instance form, for corpora that repeat their captions.
 
+"sigmoid" (SigLIP, arXiv 2303.15343), with a learned logarithm t' and a learned bias, y = 1 for positives and -1 for others:
+
+    L_pair = - mean_b sum_c log sigmoid(y_bc (exp(t') z1_b . z2_c + bias)),   L = mean over pairs.
+
+With `matryoshka` the losses of the vectors' first d values, made unit vectors again, are added to that of the whole vectors
+(arXiv 2205.13147).
+
 Shapes: B samples of this rank, N of all ranks, C width of a common space.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -23,9 +35,18 @@ from imp_ds.errors import UserError
 from imp_ds.modalities import ModalityName
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.objectives.objective import Needs, Objective, ObjectiveRecord, StepShape
+from imp_ds.objectives.pair_losses import (
+    SigmoidScale,
+    Temperature,
+    best_is_positive,
+    nce_direction,
+    positives,
+    sigmoid_pairs,
+)
 from imp_ds.objectives.registry import register
 from imp_ds.parallel.gather import gather_rows
-from imp_ds.parallel.groups import rank, world_size
+
+_SIGMOID_TEMPERATURE = 0.1  # t' = log 10, as published
 
 
 @register
@@ -39,7 +60,28 @@ class Contrastive(ObjectiveRecord):
     positives: Literal["diagonal", "equal"] = Field(
         "diagonal", description='"diagonal": the other half of the same sample; "equal": every sample of equal label'
     )
-    temperature: float = Field(0.2, gt=0, description="initial learned temperature of each pair")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="over all candidates, or for each pair of samples by itself (SigLIP)"
+    )
+    temperature: float = Field(0.2, gt=0, description="initial learned temperature of each pair; of sigmoid by default 0.1")
+    bias: float = Field(-10.0, description="sigmoid: initial learned bias of each pair")
+    matryoshka: list[int] = Field([], description="the first so many values of the vectors are compared too, as vectors alone")
+    matryoshka_weights: list[float] = Field([], description="of their losses, that of the whole vectors has 1; none: 1 each")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sigmoid_is_as_published(cls, fields):
+        if isinstance(fields, dict) and fields.get("loss") == "sigmoid":
+            return {"temperature": _SIGMOID_TEMPERATURE, **fields}
+        return fields
+
+    @model_validator(mode="after")
+    def _widths_are_weighted(self):
+        if sorted({*self.matryoshka}) != self.matryoshka or min(self.matryoshka, default=1) < 1:
+            raise ValueError(f"matryoshka wants ascending numbers of values, 1 at least, got {self.matryoshka}")
+        if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka):
+            raise ValueError(f"{len(self.matryoshka_weights)} matryoshka_weights for {len(self.matryoshka)} in matryoshka")
+        return self
 
     @model_validator(mode="after")
     def _pairs_differ(self):
@@ -57,22 +99,33 @@ class Contrastive(ObjectiveRecord):
     def kernels(self, shape: StepShape) -> list[Kernel]:
         """Both modalities' projections, and the similarities of each with the other of all ranks, in float32."""
         samples, size, width, common = shape.samples, shape.value_bytes, shape.config.hidden_size, shape.config.common_dim
-        direction = [
+        projected = [
             product(samples, width, common, size, of=STATES),
             product(samples, common, common, size),
             passes("gelu", 5 * samples * common * size, 1),
             passes("norm", 5 * samples * common * size, 2),
-            product(samples, common, shape.everyone, FLOAT32, of=VECTORS),
-            passes("copy", 20 * samples * shape.everyone * FLOAT32, 8),
         ]
-        return direction * (2 * len(self.pairs))
+        compared = [
+            kernel
+            for values in (*self.matryoshka, common)
+            for kernel in (
+                product(samples, values, shape.everyone, FLOAT32, of=VECTORS),
+                passes("copy", 20 * samples * shape.everyone * FLOAT32, 8),
+            )
+        ]
+        both = (projected + compared) * 2 if self.loss == "softmax" else projected * 2 + compared
+        return both * len(self.pairs)
 
     def loss_values(self, shape):
-        return 2 * len(self.pairs) * similarity_values(shape)
+        return 2 * len(self.pairs) * (1 + len(self.matryoshka)) * similarity_values(shape)
 
     def trained_temperature(self, modality):
-        found = (f"temperatures.{a}_{b}.value" for a, b in self.pairs if {a, b} == {modality, "text"})
+        held = "value" if self.loss == "softmax" else "log_scale"
+        found = (f"temperatures.{a}_{b}.{held}" for a, b in self.pairs if {a, b} == {modality, "text"})
         return next(found, None)
+
+    def temperature_of(self, stored):
+        return max(stored, 0.0) + 1e-6 if self.loss == "softmax" else math.exp(-stored)
 
     def common_spaces(self):
         return self.pairs
@@ -87,9 +140,16 @@ class Contrastive(ObjectiveRecord):
         for pair in self.pairs:
             if set(pair) not in [set(space) for space in config.pairs]:
                 raise UserError(f"task {task}: the model has no common space for a pair", got=pair, allowed=config.pairs)
+        if self.matryoshka and self.matryoshka[-1] >= config.common_dim:
+            raise UserError(
+                f"task {task}: the first values of a vector are fewer than all", got=f"matryoshka = {self.matryoshka}",
+                allowed=f"less than model.common_dim = {config.common_dim}, which is compared anyway",
+            )  # fmt: skip
 
     def describe(self):
-        return "NCE of " + ", ".join("-".join(pair) for pair in self.pairs)
+        name = "NCE" if self.loss == "softmax" else "sigmoid loss"
+        first = f", also of the first {', '.join(map(str, self.matryoshka))} values" if self.matryoshka else ""
+        return f"{name} of " + ", ".join("-".join(pair) for pair in self.pairs) + first
 
     def build(self, config, known):
         return ContrastiveObjective(self)
@@ -101,42 +161,8 @@ def similarity_values(shape: StepShape) -> float:
     return 4 * samples * everyone + everyone * common + 6 * samples * common
 
 
-def nce_direction(logits_BN: torch.Tensor, positive_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One direction of the loss (a scalar, mean over the rows) and the share of rows whose best column is a positive."""
-    positives_B = logits_BN.masked_fill(~positive_BN, float("-inf")).logsumexp(1)
-    loss = (logits_BN.logsumexp(1) - positives_B).mean()
-    best_B = logits_BN.detach().argmax(1, keepdim=True)
-    return loss, positive_BN.gather(1, best_B).float().mean()
-
-
-def positives(which: str, rows: int, device: torch.device, targets: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Which samples of all ranks match each of this rank's `rows`, bool [B, N]: "diagonal", itself; "equal", those of equal
-    targets["label"]."""
-    if which == "equal":
-        label_B = targets["label"]
-        return label_B[:, None] == gather_rows(label_B)[None, :]
-    mine_B = torch.arange(rows, device=device) + rank() * rows
-    return mine_B[:, None] == torch.arange(rows * world_size(), device=device)
-
-
-class Temperature(nn.Module):
-    """One learned temperature, used directly, not through its logarithm. A module, so that ZeRO 3 gathers it when called."""
-
-    def __init__(self, initial: float):
-        super().__init__()
-        self.initial = initial
-        self.value = nn.Parameter(torch.tensor([initial]))  # of one element: DeepSpeed's first broadcast refuses scalars
-
-    def initialize_parameters(self) -> None:
-        with torch.no_grad():
-            self.value.fill_(self.initial)
-
-    def forward(self) -> torch.Tensor:
-        return F.relu(self.value.float()) + 1e-6
-
-
 class ContrastiveObjective(Objective):
-    """NCE over `pairs` of modalities. forward: (model, encodings by modality, targets) -> (loss, metrics).
+    """The loss over `pairs` of modalities. forward: (model, encodings by modality, targets) -> (loss, metrics).
 
     The returned loss is this rank's mean; averaged over the ranks it is the loss of the joined batch, and so is its gradient.
     """
@@ -145,20 +171,57 @@ class ContrastiveObjective(Objective):
 
     def __init__(self, record: Contrastive):
         super().__init__()
-        self.pairs, self.positives = record.pairs, record.positives
-        self.temperatures = nn.ModuleDict({f"{a}_{b}": Temperature(record.temperature) for a, b in self.pairs})
+        self.pairs, self.positives, self.loss = record.pairs, record.positives, record.loss
+        self.shorter = list(zip(record.matryoshka, record.matryoshka_weights or [1.0] * len(record.matryoshka)))
+        sigmoid = record.loss == "sigmoid"
+        self.temperatures = nn.ModuleDict(
+            {
+                f"{a}_{b}": SigmoidScale(record.temperature, record.bias) if sigmoid else Temperature(record.temperature)
+                for a, b in self.pairs
+            }
+        )
 
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first = encodings[self.pairs[0][0]].pooled_BD
         positive_BN = positives(self.positives, first.shape[0], first.device, targets)
+        compare = self._by_softmax if self.loss == "softmax" else self._by_sigmoid
         losses, metrics = [], {}
         for a, b in self.pairs:
-            z1_BC, z2_BC = model.project(encodings[a].pooled_BD, a, b), model.project(encodings[b].pooled_BD, b, a)
-            temperature = self.temperatures[f"{a}_{b}"]()
-            forth, forth_accuracy = nce_direction(z1_BC @ gather_rows(z2_BC).T / temperature, positive_BN)
-            back, back_accuracy = nce_direction(z2_BC @ gather_rows(z1_BC).T / temperature, positive_BN)
-            losses.append((forth + back) / 2)
-            metrics[f"accuracy/{a}_to_{b}"] = forth_accuracy
-            metrics[f"accuracy/{b}_to_{a}"] = back_accuracy
-            metrics[f"temperature/{a}_{b}"] = temperature.detach().squeeze(0)
+            own = model.project(encodings[a].pooled_BD, a, b), model.project(encodings[b].pooled_BD, b, a)
+            everyone = gather_rows(own[0]), gather_rows(own[1])
+            scale = self.temperatures[f"{a}_{b}"]()
+            loss, accuracies = compare(own, everyone, scale, positive_BN)
+            for values, weight in self.shorter:
+                short = ([first_values(z, values) for z in vectors] for vectors in (own, everyone))
+                loss = loss + weight * compare(*short, scale, positive_BN)[0]
+            losses.append(loss)
+            metrics |= dict(zip((f"accuracy/{a}_to_{b}", f"accuracy/{b}_to_{a}"), accuracies))
+            metrics |= {f"{name}/{a}_{b}": value for name, value in self._learned(scale)}
         return torch.stack(losses).mean(), metrics
+
+    def _learned(self, scale) -> Iterator[tuple[str, torch.Tensor]]:
+        """The temperature, and the bias of a sigmoid, for the curves."""
+        if self.loss == "softmax":
+            yield "temperature", scale.detach().squeeze(0)
+        else:
+            yield "temperature", 1.0 / scale[0].detach().squeeze(0)
+            yield "bias", scale[1].detach().squeeze(0)
+
+    def _by_softmax(self, own, everyone, temperature: torch.Tensor, positive_BN: torch.Tensor):
+        """The loss of a pair, and the accuracies there and back."""
+        forth, forth_accuracy = nce_direction(own[0] @ everyone[1].T / temperature, positive_BN)
+        back, back_accuracy = nce_direction(own[1] @ everyone[0].T / temperature, positive_BN)
+        return (forth + back) / 2, (forth_accuracy, back_accuracy)
+
+    def _by_sigmoid(self, own, everyone, scale: tuple[torch.Tensor, torch.Tensor], positive_BN: torch.Tensor):
+        """As `_by_softmax`. Rows of one side against all of the other are all pairs already."""
+        logits_BN = scale[0] * (own[0] @ everyone[1].T) + scale[1]
+        with torch.no_grad():
+            back_BN = own[1] @ everyone[0].T
+        accuracies = best_is_positive(logits_BN, positive_BN), best_is_positive(back_BN, positive_BN)
+        return sigmoid_pairs(logits_BN, positive_BN), accuracies
+
+
+def first_values(vectors_NC: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` values of unit vectors, as unit vectors."""
+    return F.normalize(vectors_NC[:, :count], dim=-1, eps=1e-6)

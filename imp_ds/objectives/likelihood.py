@@ -22,9 +22,10 @@ from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.likelihood import encode_at_mask, encode_with_spe
 from imp_ds.models.imp.modeling_imp import Encoding, ImpModel
 from imp_ds.objectives.candidates import Candidates, Names, VocabularyTokens
-from imp_ds.objectives.contrastive import nce_direction, positives, similarity_values
+from imp_ds.objectives.contrastive import similarity_values
 from imp_ds.objectives.masked_language import MaskedTokens, score_values
 from imp_ds.objectives.objective import Answers, ClassObjective, Needs, Objective, ObjectiveRecord, StepShape
+from imp_ds.objectives.pair_losses import nce_direction, positives
 from imp_ds.objectives.registry import register
 from imp_ds.parallel.gather import gather_rows
 

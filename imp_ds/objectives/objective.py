@@ -165,6 +165,10 @@ class ObjectiveRecord(Record, ABC):
         that holds it; None: it does not."""
         return None
 
+    def temperature_of(self, stored: float) -> float:
+        """What the value of that parameter is as a temperature."""
+        return stored
+
     @property
     def scale_family(self) -> str | None:
         """Whose scale the model's likelihood head compares with; None: it does not use that head."""

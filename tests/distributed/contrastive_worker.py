@@ -31,25 +31,25 @@ class Projector:
         return F.normalize(pooled_BD, dim=-1)
 
 
-def compute_all(folder: str, cases: dict[str, tuple[list, str]]) -> None:
-    """What this rank found of each case (pairs, positives), in {name}_{rank}.pt."""
+def compute_all(folder: str, cases: dict[str, dict]) -> None:
+    """What this rank found of each case, the fields of a record, in {name}_{rank}.pt."""
     start_process_group(30)
-    for name, (pairs, positives) in cases.items():
-        torch.save(compute(pairs, positives), Path(folder) / f"{name}_{rank()}.pt")
+    for name, fields in cases.items():
+        torch.save(compute(Contrastive(temperature=TEMPERATURE, **fields)), Path(folder) / f"{name}_{rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def compute(pairs: list, positives: str) -> dict:
-    """{"loss", "gradients": {modality: [B, D]}, "temperatures": {pair: gradient}} of this rank."""
+def compute(record: Contrastive) -> dict:
+    """{"loss", "gradients": {modality: [B, D]}, "learned": {name of the objective's parameter: gradient}} of this rank."""
     joined, label = make_rows()
     own = {name: x.float().chunk(world_size())[rank()].clone().requires_grad_() for name, x in joined.items()}
-    objective = Contrastive(pairs=pairs, positives=positives, temperature=TEMPERATURE).build(None, {})
+    objective = record.build(None, {})
     encodings = {name: SimpleNamespace(pooled_BD=x) for name, x in own.items()}
     loss, _ = objective(Projector(), encodings, {"label": label.chunk(world_size())[rank()]})
     loss.backward()
     return {
         "loss": loss.item(),
         "gradients": {name: x.grad for name, x in own.items() if x.grad is not None},
-        "temperatures": {name: t.value.grad for name, t in objective.temperatures.items()},
+        "learned": {name: parameter.grad for name, parameter in objective.temperatures.named_parameters()},
     }

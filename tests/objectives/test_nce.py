@@ -3,6 +3,7 @@
 Shapes: B samples, D width, C width of a common space.
 """
 
+import math
 from math import exp, log
 from types import SimpleNamespace
 
@@ -11,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from imp_ds.errors import UserError
+from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.objectives import Contrastive, build_objective
-from imp_ds.objectives.contrastive import ContrastiveObjective, nce_direction
+from imp_ds.objectives.contrastive import ContrastiveObjective
+from imp_ds.objectives.pair_losses import nce_direction
 
 WIDTH, COMMON = 7, 5
 LABELS = torch.tensor([3, 1, 3, 0, 1, 3])
@@ -120,6 +124,44 @@ def test_samples_of_equal_label_are_not_negatives_of_each_other():
     pooled = encodings(vision=F.normalize(torch.randn(3, 4), dim=1), text=F.normalize(torch.randn(3, 4), dim=1))
     loss, metrics = Contrastive(pairs=[("vision", "text")], positives="equal").build(None, {})(Fixed(), pooled, {"label": same})
     assert loss.item() == pytest.approx(0.0, abs=1e-5) and metrics["accuracy/vision_to_text"].item() == 1.0
+
+
+def test_the_sigmoid_loss_of_two_samples_by_hand():
+    # unit vectors: z1 = (e0, e1), z2 = (e0, e0): cosines [[1, 1], [0, 0]]; scale 2, bias -1: logits [[1, 1], [-1, -1]].
+    # with softplus(x) = ln(1 + e^x): positives (0, 0), (1, 1): softplus(-1), softplus(1); others: softplus(1), softplus(-1).
+    # The mean over two rows of all four: softplus(1) + softplus(-1)
+    objective = Contrastive(pairs=[("vision", "text")], loss="sigmoid", temperature=0.5, bias=-1.0).build(None, {})
+    pooled = encodings(vision=torch.eye(2), text=torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    loss, metrics = objective(Fixed(), pooled, {})
+    assert loss.item() == pytest.approx(math.log(1 + math.e) + math.log(1 + 1 / math.e), abs=1e-6)
+    assert metrics["temperature/vision_text"].item() == pytest.approx(0.5)
+    assert metrics["bias/vision_text"].item() == pytest.approx(-1.0)
+    record = Contrastive(pairs=[("vision", "text")], loss="sigmoid")
+    published = record.build(None, {}).temperatures["vision_text"]
+    assert record.trained_temperature("vision") == "temperatures.vision_text.log_scale"
+    assert record.temperature_of(published.log_scale.item()) == pytest.approx(0.1)
+    assert published.log_scale.item() == pytest.approx(math.log(10)) and published.bias.item() == -10.0
+
+
+def test_the_first_values_are_compared_as_vectors_of_their_own():
+    # z1 = z2 = (0.6, 0.8, 0), (0.6, 0, 0.8); T = 1: whole: cosines [[1, 0.36], [0.36, 1]], loss ln(1 + e^-0.64);
+    # of the first value alone both are (1): ln 2; of the first two (0.6, 0.8), (1, 0): cosine 0.6, ln(1 + e^-0.4)
+    vectors = torch.tensor([[0.6, 0.8, 0.0], [0.6, 0.0, 0.8]])
+    record = Contrastive(pairs=[("vision", "text")], temperature=1.0, matryoshka=[1, 2], matryoshka_weights=[2.0, 0.5])
+    loss, _ = record.build(None, {})(Fixed(), encodings(vision=vectors, text=vectors), {})
+    expected = math.log(1 + math.exp(-0.64)) + 2 * math.log(2) + 0.5 * math.log(1 + math.exp(-0.4))
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UserError, match="matryoshka = \\[4, 8\\]"):
+        config = ImpConfig.from_size("tiny", common_dim=8)
+        Contrastive(pairs=[("vision", "text")], matryoshka=[4, 8]).check_model(config, "films")
+
+
+@pytest.mark.parametrize(
+    "fields", [dict(matryoshka=[8, 4]), dict(matryoshka=[0]), dict(matryoshka=[4], matryoshka_weights=[1, 1])]
+)
+def test_widths_that_mean_nothing_are_refused(fields):
+    with pytest.raises(ValueError, match="matryoshka"):
+        Contrastive(pairs=[("vision", "text")], **fields)
 
 
 def test_a_temperature_below_zero_is_held_at_the_floor():
