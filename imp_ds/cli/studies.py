@@ -73,7 +73,8 @@ def compare_experts(
         typer.Option(
             "--variant",
             help="recipe, pretrained, identical, balance, no_balance, top_N, experts_N, first_half, second_half, interval, all, "
-            "or several with + between them; repeatable; default: all that the recipe can have",
+            "dense, dense_wide, or several with + between them; specialist_SLOT; paper, gain: sets of them; repeatable; default: "
+            "all that the recipe can have",
         ),
     ] = [],
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs of each variant")] = 3,
@@ -82,9 +83,10 @@ def compare_experts(
     set_: Set = [],
 ):
     """Train variants of the experts of a Uni-MoE alike (where they come from, how many there are and in which layers, how many a
-    token takes, the balance loss), and write a table and a picture of their answers, beside the published numbers.
+    token takes, the balance loss), dense models beside them, ask each specialist alone, and write a table and a picture of their
+    answers, beside the published numbers.
 
-    Example: imp_ds compare-experts runs/experts --recipe talk --stage moe --variant identical --variant pretrained
+    Example: imp_ds compare-experts runs/experts --recipe talk --stage moe --variant gain
     """
     from imp_ds.cli.recipe_runs import started_run
     from imp_ds.commands.comparison.experts.command import compare_experts as compare

@@ -35,6 +35,11 @@ class Job:
         """What its commands print; not in the run's folder, which must be new."""
         return self.folder.parent.parent / "logs" / f"{self.name}.log"
 
+    @property
+    def steps(self) -> int:
+        """Of training, in all."""
+        return self.run().train.steps
+
     def run(self) -> RunConfig:
         """Raises UserError for a setting that cannot be."""
         return get_recipe(self.recipe).override(list(self.settings))
@@ -57,11 +62,15 @@ class Job:
 
     def changed(self) -> list[str]:
         """What of the run in the folder is not as it is asked for."""
-        return _differences(RunConfig.load(self.folder).model_dump(mode="json"), self.run().model_dump(mode="json"))
+        return differences(RunConfig.load(self.folder).model_dump(mode="json"), self.run().model_dump(mode="json"))
+
+    def is_begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.folder / FILE_NAME).is_file()
 
     def check(self) -> None:
         """Raise UserError when the folder holds a run that was started differently."""
-        if (self.folder / FILE_NAME).is_file() and (changed := self.changed()):
+        if self.is_begun() and (changed := self.changed()):
             raise UserError(
                 "the output folder holds another comparison",
                 got=f"{self.folder}: " + "; ".join(changed[:_SHOWN]) + (" ..." if changed[_SHOWN:] else ""),
@@ -70,7 +79,7 @@ class Job:
             )  # fmt: skip
 
 
-def _differences(before: object, now: object, path: str = "") -> list[str]:
+def differences(before: object, now: object, path: str = "") -> list[str]:
     """What two configurations do not share, as "path: before -> now"."""
     if isinstance(before, dict) and isinstance(now, dict):
         pairs = [(f"{path}.{key}".strip("."), before.get(key), now.get(key)) for key in (before | now)]
@@ -78,4 +87,4 @@ def _differences(before: object, now: object, path: str = "") -> list[str]:
         pairs = [(f"{path}.{number}", *pair) for number, pair in enumerate(zip(before, now))]
     else:
         return [] if before == now else [f"{path}: {json.dumps(before)} -> {json.dumps(now)}"]
-    return [found for key, old, new in pairs for found in _differences(old, new, key)]
+    return [found for key, old, new in pairs for found in differences(old, new, key)]

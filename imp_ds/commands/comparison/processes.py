@@ -52,7 +52,7 @@ def run_jobs(
     Raises UserError when one fails; the others are then stopped, after a checkpoint.
     """
     waiting, running = [job for job in jobs if job.command() is not None], []
-    steps, threads = {job.name: job.run().train.steps for job in jobs}, max(1, len(os.sched_getaffinity(0)) // parallel)
+    steps, threads = {job.name: job.steps for job in jobs}, max(1, len(os.sched_getaffinity(0)) // parallel)
     reported, kept = None, signal.signal(signal.SIGTERM, _leave)
     if done := len(jobs) - len(waiting):
         log(f"{done} of {len(jobs)} runs are done already")

@@ -1,16 +1,19 @@
-"""The variants of experts that Uni-MoE compares (arXiv 2405.11273, tables 7 to 9), as changes of one recipe's run.
+"""The variants of experts that Uni-MoE compares (arXiv 2405.11273, tables 7 to 9), and models without a mixture, as changes of
+one recipe's run.
 
-A variant is one change, or several with + between them: "top_1", "experts_8+balance".
+A variant is one change, or several with + between them: "top_1", "experts_8+balance". A set of them has a name too.
 """
 
 import re
 
+from imp_ds.commands.comparison.experts.dense import as_wide, of_slot, specialists, without_experts
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.families.uni_moe.parts import language_config
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 
 BALANCE = 0.01  # where the recipe has no coefficient of its own
+ALONE = "specialist_"
 CHANGES = {
     "recipe": "the recipe as it is",
     "pretrained": "experts begin as the feed-forwards of the models in model.experts",
@@ -18,32 +21,45 @@ CHANGES = {
     "no_balance": "without the load-balancing loss",
     "balance": f"with it: the recipe's coefficient, or {BALANCE:g}",
     "top_N": "a token takes N experts",
-    "experts_N": "N experts; of slots the first N",
+    "experts_N": "N experts; of slots the first N, and from the first again where there are fewer",
     "first_half": "experts in the first half of the layers",
     "second_half": "in the second half",
     "interval": "in every second layer",
     "all": "in all layers",
+    "dense": "no experts: the language model's own feed-forwards, with the same LoRA, or trained as experts are",
+    "dense_wide": "dense, with LoRA of the rank with which it trains as many parameters",
+    f"{ALONE}SLOT": "the model that a slot's expert began as, as it is, asked everything",
 }
-DEFAULT = (
-    "recipe", "pretrained", "identical", "no_balance", "balance", "top_1", "top_2", "experts_2", "experts_4", "experts_8",
-    "first_half", "second_half", "interval", "all",
+PAPER = (
+    "top_1", "top_2", "experts_1", "experts_2", "experts_4", "first_half", "second_half", "interval", "all",
+    "no_balance", "balance", "identical", "identical+balance", "experts_8", "experts_8+balance",
 )  # fmt: skip
+SETS = {"paper": "what its tables 7 to 9 compare", "gain": "the mixture, models without one, and each specialist alone"}
 
 
-def default_variants(run: RunConfig) -> list[str]:
-    """Those of DEFAULT that a recipe can have."""
-    slots = len(_settings(run).experts)
-    impossible = {"pretrained"} if not slots else {f"experts_{n}" for n in (2, 4, 8) if n > slots}
-    return [name for name in DEFAULT if name not in impossible]
+def variants_of(run: RunConfig, names: list[str]) -> list[str]:
+    """The variants of these names, those of sets in their place, each once; without names all that a recipe can have."""
+    mixtures = ["pretrained"] if _settings(run).experts else []
+    gain = [*(mixtures or ["recipe"]), "identical", "dense", *(["dense_wide"] if run.model.lora else [])]
+    gain += [f"{ALONE}{slot}" for slot in specialists(run)]
+    sets = {"paper": [*mixtures, *PAPER], "gain": gain}
+    return list(dict.fromkeys(one for name in names or ("recipe", *SETS) for one in sets.get(name, [name])))
+
+
+def is_asked_alone(variant: str) -> bool:
+    """Whether a variant is a model that is there already, and is not trained."""
+    return variant.startswith(ALONE)
 
 
 def varied(run: RunConfig, variant: str) -> RunConfig:
     """The run of a variant. Raises UserError for one that is unknown, or that the recipe cannot have."""
-    for change in variant.split("+"):
-        settings = _changed(run, change, variant)
-        run = run.model_copy(update={"model": run.model.model_copy(update=settings)})
-    run = run.model_copy(update={"name": f"{run.name}_{variant.replace('+', '_')}"})
-    return RunConfig.model_validate(run.model_dump())
+    name = f"{run.name}_{variant.replace('+', '_')}"
+    if is_asked_alone(variant):
+        run = of_slot(run, variant.removeprefix(ALONE))
+    else:
+        for change in variant.split("+"):
+            run = _changed(run, change, variant)
+    return RunConfig.model_validate(run.model_copy(update={"name": name}).model_dump())
 
 
 def layers_of(model: UniMoeSettings) -> int:
@@ -59,14 +75,22 @@ def _settings(run: RunConfig) -> UniMoeSettings:
     return run.model
 
 
-def _changed(run: RunConfig, change: str, variant: str) -> dict:
+def _changed(run: RunConfig, change: str, variant: str) -> RunConfig:
+    """The run with one change more."""
+    _settings(run)
+    if change in ("dense", "dense_wide"):
+        dense = without_experts(run)
+        return as_wide(dense, run) if change == "dense_wide" else dense
+    return run.model_copy(update={"model": run.model.model_copy(update=_model_change(run.model, change, variant))})
+
+
+def _model_change(model: UniMoeSettings, change: str, variant: str) -> dict:
     """What one change sets of the model."""
-    model = _settings(run)
     number = re.fullmatch(r"(top|experts)_([1-9]\d*)", change)
     if number is not None and number[1] == "top":
         return {"experts_per_token": int(number[2])}
     if number is not None:
-        return _counted(model, int(number[2]), variant)
+        return _counted(model, int(number[2]))
     layers = layers_of(model)
     placed = {
         "first_half": f"first:{layers // 2}", "second_half": f"last:{layers - layers // 2}", "interval": "every:2", "all": "all"
@@ -75,9 +99,8 @@ def _changed(run: RunConfig, change: str, variant: str) -> dict:
         return {"moe_layers": placed[change]}
     if change == "pretrained" and not model.experts:
         raise UserError(
-            f"{variant}: the recipe has no models that experts begin as", got="model.experts is empty",
-            allowed=", ".join(default_variants(run)),
-        )  # fmt: skip
+            f"{variant}: the recipe has no models that experts begin as", got="model.experts is empty", fix="--variant recipe"
+        )
     if change == "identical":
         return {"experts": {}, "num_experts": len(model.experts) or model.num_experts}
     known = {
@@ -85,15 +108,16 @@ def _changed(run: RunConfig, change: str, variant: str) -> dict:
         "balance": {"router_balance": model.router_balance or BALANCE},
     }  # fmt: skip
     if change not in known:
-        raise UserError("unknown variant", got=variant, allowed=f"{', '.join(CHANGES)}; several with + between them")
+        allowed = f"{', '.join((*CHANGES, *SETS))}; several changes with + between them"
+        raise UserError("unknown variant", got=variant, allowed=allowed)
     return known[change]
 
 
-def _counted(model: UniMoeSettings, count: int, variant: str) -> dict:
+def _counted(model: UniMoeSettings, count: int) -> dict:
+    """That many experts: of slots from the first on, as the release has it, where one model became several experts."""
     taken = {"experts_per_token": min(model.experts_per_token, count)}
     if not model.experts:
         return taken | {"num_experts": count}
-    if count > len(model.experts):
-        fix = f"identical+{variant}: of copies there may be any number"
-        raise UserError(f"{variant}: the recipe has fewer slots of experts", got=", ".join(model.experts), fix=fix)
-    return taken | {"num_experts": 0, "experts": dict(list(model.experts.items())[:count])}
+    slots = list(model.experts.items())
+    again = {f"{slots[n % len(slots)][0]}_{n // len(slots) + 1}": slots[n % len(slots)][1] for n in range(len(slots), count)}
+    return taken | {"num_experts": 0, "experts": dict(slots[:count]) | again}
