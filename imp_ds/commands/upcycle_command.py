@@ -67,7 +67,7 @@ def _write(staging: Path, folder: Path, sparse: PreTrainedModel, settings: dict)
     if (folder / FILE_NAME).is_file():
         run = RunConfig.load(folder)
         # so that a run of this configuration builds this model
-        for name in sorted({*settings, "moe_layers", "expert_intermediate_size", "qk_norm"}):
+        for name in sorted({*settings, "moe_layers", "expert_intermediate_size", "expert_activation", "qk_norm"}):
             setattr(run.model, name, getattr(sparse.config, name))
         run.save(staging)
 

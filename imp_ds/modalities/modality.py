@@ -246,6 +246,10 @@ class Modality(ABC):
         """Tokens of a sample before any is dropped. settings: `data.{kind}` of the run; path: of the view in the run, for errors.
         Raises UserError for a view that the model cannot take."""
 
+    def registers(self, config) -> int:
+        """Tokens that the embedding adds to those of each sample."""
+        return 0
+
     def values(self, view, config) -> int:
         """Raw values that become one token; 0 where a token is looked up."""
         return 0

@@ -21,6 +21,7 @@ from imp_ds.moe.kernels.compute import (
 from imp_ds.moe.low_rank import LowRankStacks
 
 GATED = ("geglu", "swiglu")  # activations with a third matrix
+SILU = ("swiglu", "silu")  # those by silu, the others are by the tanh form of gelu
 
 
 class ExpertWeights(nn.Module):
@@ -51,8 +52,8 @@ class ExpertWeights(nn.Module):
 class Experts(ExpertWeights):
     """`num_experts` feed-forwards of the layer's, from number `first` on.
 
-    "gelu" is two matrices, gelu(x w1) w2, as the IMP release has it; "geglu" is three, (gelu(x w1) * x w3) w2; so is "swiglu",
-    (silu(x w1) * x w3) w2, as language models have it.
+    "gelu" is two matrices, gelu(x w1) w2, as the IMP release has it, and so is "silu"; "geglu" is three,
+    (gelu(x w1) * x w3) w2, and so is "swiglu", (silu(x w1) * x w3) w2, as language models have it.
     """
 
     def __init__(self, width: int, feed_forward: int, num_experts: int, activation: str, *, first: int = 0):
@@ -84,7 +85,7 @@ class Experts(ExpertWeights):
         """
         if self.lora is not None:
             return self._changed(x, rows, token_index_N, weight_N, key)
-        weights = self.w1, self.w2, getattr(self, "w3", None), self.activation == "swiglu"
+        weights = self.w1, self.w2, getattr(self, "w3", None), self.activation in SILU
         if token_index_N is None:
             return experts_forward(x, rows, *weights)
         return mixture(x, token_index_N, weight_N, rows, *weights)
@@ -102,7 +103,7 @@ class Experts(ExpertWeights):
             y_NO, change = linear_forward(x_NI, rows, self.get_parameter(name)), getattr(self.lora, name, None)
             return y_NO if change is None else y_NO.add_(change(x_NI, rows, key_N))
 
-        hidden = activate(product("w1", x_ND), self.activation == "swiglu")
+        hidden = activate(product("w1", x_ND), self.activation in SILU)
         if self.activation in GATED:
             hidden = hidden * product("w3", x_ND)
         return product("w2", hidden)

@@ -30,6 +30,13 @@ class ModelSettings(FamilySettings, OpenRecord):
     num_attention_heads: int | None = Field(None, ge=1, description="attention heads; they divide the width")
     qk_norm: bool | None = Field(None, description="normalise queries and keys")
     hidden_dropout: float | None = Field(None, ge=0, lt=1, description="dropout in the encoder")
+    layer_norm_eps: float | None = Field(None, gt=0, description="added to the variance in the encoder's norms")
+    hidden_act: Literal["gelu_pytorch_tanh", "gelu", "silu"] | None = Field(
+        None, description="activation of the dense feed-forwards"
+    )
+    block_biases: bool | None = Field(
+        None, description="biases of the blocks: of their norms, and of what attention and feed-forward add"
+    )
     text_length: int | None = Field(
         None, ge=1, description="tokens that the texts of training are padded to; None: the longest text view of the tasks"
     )
@@ -53,7 +60,7 @@ class ModelSettings(FamilySettings, OpenRecord):
     experts_per_token: int | None = Field(None, ge=1, description="choices of a token, where tokens choose")
     drop_tokens: bool | None = Field(None, description="where tokens choose: whether an expert keeps at most its capacity")
     expert_intermediate_size: int | None = Field(None, ge=1, description="feed-forward width of one expert")
-    expert_activation: Literal["gelu", "geglu"] | None = Field(None, description="activation inside an expert")
+    expert_activation: Literal["gelu", "geglu", "silu"] | None = Field(None, description="activation inside an expert")
     capacity_factor: float | None = Field(None, gt=0, description="room of the experts; where they choose, experts of a token")
     group_tokens: int | None = Field(None, ge=1, description="tokens of a routing group at most")
     group_examples: int | None = Field(None, ge=1, description="examples of a routing group at most; None: no limit")

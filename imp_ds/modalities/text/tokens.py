@@ -37,7 +37,8 @@ class TextEmbedding(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.words = TokenTable(config.vocab_size, config.hidden_size)
-        self.positions = FactoredPositions([config.text_max], config.hidden_size, config.layer_norm_eps)
+        normed = config.text_positions == "factored"
+        self.positions = FactoredPositions([config.text_max], config.hidden_size, config.layer_norm_eps, normed)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, token_positions: torch.Tensor | None = None

@@ -1,5 +1,7 @@
 """What recipes set of texts."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from imp_ds.records import Record
@@ -15,3 +17,4 @@ class TextOptions(Record):
     """Sizes of a model that reads."""
 
     max: int = Field(4096, ge=1, description="the longest text in tokens")
+    positions: Literal["factored", "table"] = Field("factored", description="a table whose rows are normed; or as they are")

@@ -40,6 +40,9 @@ class Vision(PatchModality):
     def embedding(self, config):
         return patches.VisionEmbedding(config)
 
+    def registers(self, config):
+        return config.vision_registers
+
     def grid(self, config, tokens, values):
         return patches.grid_of(self.buckets(config), self.patch(config), config.num_channels, tokens, values)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
-from imp_ds.modalities.positions import FactoredPositions
+from imp_ds.modalities.positions import FactoredPositions, TablePositions
 from imp_ds.modalities.vision.framing import Size, centre_box, own_grid, resize
 
 INPUT_NAMES = ("pixel_values", "pixel_positions")
@@ -47,8 +47,8 @@ class VisionEmbedding(nn.Module):
     """Patches and their coordinates to tokens.
 
     forward takes `pixel_values`, [B, L, P] uint8 in 0..255 (or float, already in [-1, 1]), of all frames of a patch or of the one
-    of an image, and `pixel_positions`, [B, L, 3] (time, height, width) in [0, 1); it returns tokens [B, L, D] and None: no token
-    is padding.
+    of an image, and `pixel_positions`, [B, L, 3] (time, height, width) in [0, 1); it returns tokens [B, L, D], of which the first
+    are the registers, if there are any, and None: no token is padding.
     """
 
     def __init__(self, config):
@@ -56,13 +56,22 @@ class VisionEmbedding(nn.Module):
         frames, height, width = config.vision_patch
         self.patch = PatchProjection(frames, height * width * config.num_channels, config.hidden_size)
         buckets = [largest // patch for largest, patch in zip(config.vision_max, config.vision_patch)]
-        self.positions = FactoredPositions(buckets, config.hidden_size, config.layer_norm_eps)
+        width, eps = config.hidden_size, config.layer_norm_eps
+        factored = config.vision_positions == "factored"
+        self.positions = FactoredPositions(buckets, width, eps) if factored else TablePositions(buckets, width)
+        self.registers = nn.Embedding(config.vision_registers, width) if config.vision_registers else None
+        self.norm = nn.LayerNorm(width, eps=eps) if config.vision_norm else nn.Identity()
 
     def forward(self, pixel_values: torch.Tensor, pixel_positions: torch.Tensor):
         values = pixel_values.to(self.patch.weight.dtype)
         if not pixel_values.is_floating_point():
             values = values / 127.5 - 1.0
-        return self.patch(values) + self.positions(pixel_positions).to(values.dtype), None
+        tokens_BLD = self.patch(values) + self.positions(pixel_positions).to(values.dtype)
+        if self.registers is not None:
+            index_R = torch.arange(self.registers.num_embeddings, device=tokens_BLD.device)
+            registers_BRD = self.registers(index_R).to(values.dtype).expand(len(tokens_BLD), -1, -1)
+            tokens_BLD = torch.cat([registers_BRD, tokens_BLD], dim=1)
+        return self.norm(tokens_BLD), None
 
 
 def preprocess(

@@ -33,6 +33,11 @@ class VisionOptions(Record):
 
     patch: tuple[_Count, _Count, _Count] = Field((4, 16, 16), description="frames, height, width of a patch")
     max: tuple[_Count, _Count, _Count] = Field((64, 512, 512), description="the largest clip, same units")
+    positions: Literal["factored", "table"] = Field(
+        "factored", description="a table for each axis; or one for all rows and columns, as a ViT has, and one for steps"
+    )
+    registers: int = Field(0, ge=0, description="learned tokens before the patches: a ViT's class token, and registers")
+    norm: bool = Field(False, description="a norm of patches and registers before the encoder, as CLIP has")
 
 
 class VisionAugmentation(Record):

@@ -21,7 +21,9 @@ SIZES = {
     "M": (1024, 4096, 12, 16),
     "L": (1024, 4096, 24, 16),
 }
-EXPERT_ACTIVATIONS = ("gelu", "geglu")
+EXPERT_ACTIVATIONS = ("gelu", "geglu", "silu")
+# of the dense feed-forwards, by their names in transformers; experts call the first one "gelu"
+HIDDEN_ACTS = ("gelu_pytorch_tanh", "gelu", "silu")
 # what a gate decides by: what differs from token to token, or what is known of a whole segment
 DATA_GATES = ("token", "context")
 CONSTANT_GATES = ("modality", "task", "attribute")
@@ -44,6 +46,9 @@ class ImpConfig(PreTrainedConfig):
     Args:
         hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: the encoder.
         qk_norm: LayerNorm on queries and keys; None means on for MoE encoders and off for dense ones, as released.
+        hidden_act: activation of the dense feed-forwards: one of HIDDEN_ACTS, of which "gelu" is the exact form, by erf.
+        block_biases: whether a block's two norms have biases, and its attention and its feed-forward each one that is added to
+            what they give, experts or not. The linear layers themselves have none: behind a norm with a bias they need none.
         hidden_dropout: in training, share of what attention and feed-forwards give that is dropped, drawn from the samples'
             random keys; nothing is dropped without keys.
         modalities: what the encoder reads, in the order of `imp_ds.registry.MODALITIES`; None: `standard_modalities()`.
@@ -69,7 +74,7 @@ class ImpConfig(PreTrainedConfig):
         gate_tasks: the tasks that a "task" gate knows, in the order of their ids; None: those of `objectives`, sorted. Empty for
             other gates.
         expert_intermediate_size: feed-forward width of one expert; None means intermediate_size.
-        expert_activation: "gelu" (two matrices, as released) or "geglu" (three, gated).
+        expert_activation: "gelu" (two matrices, as released), "silu" (two), or "geglu" (three, gated).
         router: how experts are chosen: one of `imp_ds.moe.routers.registry`, or what another module registers there; None: its
             `default_router`.
         router_options: of the router's own options those that have no field below.
@@ -99,7 +104,7 @@ class ImpConfig(PreTrainedConfig):
         conditional_linears=None, share_decisions=True, gate_tasks=None, router=None, router_options=None, experts_per_token=2,
         drop_tokens=True, expert_intermediate_size=None, expert_activation="gelu", capacity_factor=1.0, group_tokens=2048,
         group_examples=None, router_z_loss=1.0, router_balance=0.01, router_noise=0.0, objectives=None, prompt_length=0,
-        candidate_prompts=SHARED, merged_conditions=(), **kwargs,
+        candidate_prompts=SHARED, merged_conditions=(), hidden_act=HIDDEN_ACTS[0], block_biases=False, **kwargs,
     ):  # fmt: skip
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
@@ -124,6 +129,7 @@ class ImpConfig(PreTrainedConfig):
         self.objectives = dict(objectives or {})
         self.prompt_length, self.candidate_prompts = prompt_length, candidate_prompts
         self.merged_conditions = list(merged_conditions)
+        self.hidden_act, self.block_biases = hidden_act, block_biases
         self._check()
         super().__init__(**kwargs)
 
@@ -204,6 +210,8 @@ class ImpConfig(PreTrainedConfig):
             raise UserError("hidden_size is not divisible by num_attention_heads", got=got, fix=fix)
         if self.expert_activation not in EXPERT_ACTIVATIONS:
             raise UserError("unknown expert_activation", got=self.expert_activation, allowed=", ".join(EXPERT_ACTIVATIONS))
+        if self.hidden_act not in HIDDEN_ACTS:
+            raise UserError("unknown hidden_act", got=self.hidden_act, allowed=", ".join(HIDDEN_ACTS))
         unknown, known = {m for pair in self.pairs for m in pair} - set(self.modalities), ", ".join(self.modalities)
         if unknown:
             raise UserError("a pair names a modality that the model does not have", got=", ".join(sorted(unknown)), allowed=known)

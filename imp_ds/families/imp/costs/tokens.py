@@ -27,7 +27,8 @@ def token_counts(
     for name in views.names():
         view = getattr(views, name)
         total = get_modality(name).tokens(view, config, getattr(data, name, None), f"{whose}views.{name}")
-        counts[name] = kept_count(total, getattr(view, "drop_rate", 0.0) if training else 0.0)
+        kept = kept_count(total, getattr(view, "drop_rate", 0.0) if training else 0.0)
+        counts[name] = kept + get_modality(name).registers(config)
     return counts
 
 

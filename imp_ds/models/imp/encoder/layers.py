@@ -1,4 +1,4 @@
-"""The encoder's blocks: pre-norm, bias-free, tanh-GELU (IMP release, `modeling/transformers.py`, `attention.py`).
+"""The encoder's blocks: pre-norm, by default bias-free with tanh-GELU (IMP release, `modeling/transformers.py`, `attention.py`).
 
 Any of a block's four linear layers may be conditional (`imp_ds.moe.conditional`), or the feed-forward as a whole be a mixture of
 experts.
@@ -6,9 +6,12 @@ experts.
 Shapes: B batch, L tokens of an example, D width, H heads, S random sites of a block.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from imp_ds.models.imp.conditions import attribute_names
@@ -104,6 +107,23 @@ def attend(
     return weight_BHLS @ value_BHSW, weight_BHLS
 
 
+ACTIVATIONS = {"gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"), "gelu": F.gelu, "silu": F.silu}
+
+
+class BranchBias(nn.Module):
+    """What a branch of a block adds whatever its input is. forward: [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def initialize_parameters(self) -> None:
+        init.zeros_(self.bias)
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return x_BLD + self.bias
+
+
 class Attention(nn.Module):
     """Multi-head self-attention through torch SDPA, or, where someone asks for its weights, as a formula. QK-norm is a bias-free
     LayerNorm over the head width, shared by heads.
@@ -152,10 +172,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = make_linear(config, layer, "up", config.hidden_size, config.intermediate_size)
         self.down = make_linear(config, layer, "down", config.intermediate_size, config.hidden_size)
+        self.activate = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x_BLD: torch.Tensor, facts: SequenceFacts) -> tuple[torch.Tensor, list[RouterReport]]:
         hidden_BLF, decision, first = answer(self.up, x_BLD, facts)
-        y_BLD, _, second = answer(self.down, F.gelu(hidden_BLF, approximate="tanh"), facts, decision)
+        y_BLD, _, second = answer(self.down, self.activate(hidden_BLF), facts, decision)
         return y_BLD, [report for report in (first, second) if report is not None]
 
 
@@ -164,11 +185,15 @@ class ImpBlock(GradientCheckpointingLayer):
 
     def __init__(self, config, index: int):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        norm = partial(nn.LayerNorm, config.hidden_size, eps=config.layer_norm_eps, bias=config.block_biases)
+        self.attention_norm, self.feed_forward_norm = norm(), norm()
         self.attention = Attention(config, index)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
         self.is_moe = index in config.moe_layer_indices and not config.conditional_linears
         self.dropout_rate = config.hidden_dropout
+        if config.block_biases:
+            self.attention_bias, self.feed_forward_bias = BranchBias(config.hidden_size), BranchBias(config.hidden_size)
+        else:
+            self.attention_bias = self.feed_forward_bias = nn.Identity()
         if self.is_moe:
             self.feed_forward = MoELayer(
                 config.hidden_size,
@@ -206,7 +231,7 @@ class ImpBlock(GradientCheckpointingLayer):
         """
         facts = SequenceFacts(valid_BL, mask_LL, segments, key_BS, counted, attentions)
         attended_BLD, reports = self.attention(self.attention_norm(x_BLD), facts)
-        x_BLD = x_BLD + dropout(attended_BLD, self.dropout_rate, facts.key_B(ATTENTION_DROPOUT))
+        x_BLD = x_BLD + dropout(self.attention_bias(attended_BLD), self.dropout_rate, facts.key_B(ATTENTION_DROPOUT))
         normed_BLD = self.feed_forward_norm(x_BLD)
         if self.is_moe:
             y_BLD, report = self.feed_forward(normed_BLD, valid_BL, facts.key_B(EXPERTS_NOISE), mask_LL, counted)
@@ -214,4 +239,5 @@ class ImpBlock(GradientCheckpointingLayer):
         else:
             y_BLD, further = self.feed_forward(normed_BLD, facts)
             reports = reports + further
+        y_BLD = self.feed_forward_bias(y_BLD)
         return x_BLD + dropout(y_BLD, self.dropout_rate, facts.key_B(FEED_FORWARD_DROPOUT)), layer_report(reports)

@@ -62,7 +62,8 @@ def encode_captions(
         parts.append(("text", dict(input_ids=ids_BKW.flatten(1), token_positions=position_W, **valid), prefix.text_condition))
     queries_BL = spe["input_ids"].expand(batch, captions * queries)
     parts.append(("text", dict(input_ids=queries_BL, token_positions=position_Q, **valid), prefix.text_condition))
-    seen = 1 + prefix.inputs[get_modality(prefix.modality).inputs[0]].shape[1]
+    read = get_modality(prefix.modality)
+    seen = 1 + read.registers(model.config) + prefix.inputs[read.inputs[0]].shape[1]
     return model.encode_segments(parts, key_B, caption_mask(seen, captions, position_W, position_Q))
 
 
