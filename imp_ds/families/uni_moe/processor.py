@@ -24,6 +24,7 @@ def build_processor(run, readers: dict) -> UniMoeProcessor:
     processor = UniMoeProcessor(
         tokenizer, media.image_processor, media.video_processor, media.feature_extractor, template,
         media_tokens=media_tokens(config), num_frames=media.frames, chunk_seconds=media.chunk_seconds,
+        chunk_overlap=run.model.audio_overlap,
     )  # fmt: skip
     if run.model.chat_template is not None:
         _check_template(processor, run.model.chat_template)

@@ -45,6 +45,7 @@ class UniMoeSettings(FamilySettings):
     image_connector: ConnectorSettings = Field(ConnectorSettings(), description="of images")
     video_connector: ConnectorSettings = Field(ConnectorSettings(), description="of videos")
     audio_connector: ConnectorSettings = Field(ConnectorSettings(), description="of each chunk of audio")
+    audio_overlap: float = Field(0.0, ge=0, lt=1, description="share of a chunk of long audio that the next one repeats")
     feature_layer: int = Field(-1, description="layer of vision towers that is read; published: -2")
     frames: int = Field(8, ge=1, description="frames of a video, where its tower does not set them")
     chat_template: str | None = Field(None, description="Jinja file of the chat template; None: that of the tokenizer, or ours")

@@ -45,7 +45,7 @@ class Messages(Modality):
 
     def length(self, measured, part):
         characters, images, videos, recordings, tenths = measured
-        chunks, tokens = recordings + int(tenths / 10 / part.chunk_seconds), part.media_tokens
+        chunks, tokens = recordings + int(tenths / 10 / part.chunk_step_seconds), part.media_tokens
         media = {"image": images, "video": videos, "audio": chunks}
         return characters // _CHARACTERS + sum(count * tokens.get(kind, 0) for kind, count in media.items())
 

@@ -54,9 +54,9 @@ def audio_inputs(processor, chunks: list[np.ndarray]) -> dict[str, np.ndarray]:
     return _named("audio", processor(chunks, sampling_rate=processor.sampling_rate, return_tensors="np"))
 
 
-def cut(waveform: np.ndarray, samples: int) -> list[np.ndarray]:
-    """Runs of so many samples, one after another, the last one up to the end; one at least."""
-    return [waveform[begin : begin + samples] for begin in range(0, max(1, len(waveform)), samples)]
+def cut(waveform: np.ndarray, samples: int, step: int) -> list[np.ndarray]:
+    """Runs of so many samples, a new one each `step` samples up to the one that reaches the end; one at least."""
+    return [waveform[begin : begin + samples] for begin in range(0, max(1, len(waveform) - samples + step), step)]
 
 
 def _named(kind: str, found) -> dict[str, np.ndarray]:

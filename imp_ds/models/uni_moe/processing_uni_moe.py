@@ -39,15 +39,17 @@ class UniMoeProcessor(ProcessorMixin):
         media_tokens: tokens of an image, a video and a chunk of audio in the language model: {"image": 16, ...}.
         num_frames: of a video, evenly spaced.
         chunk_seconds: audio is cut into chunks of so many seconds, each with its own tokens.
+        chunk_overlap: share of a chunk that the next one repeats, so that what lies across the end of one is whole in another.
     """
 
     def __init__(
         self, tokenizer, image_processor=None, video_processor=None, feature_extractor=None, chat_template=None,
-        media_tokens=None, num_frames=8, chunk_seconds=30.0,
+        media_tokens=None, num_frames=8, chunk_seconds=30.0, chunk_overlap=0.0,
     ):  # fmt: skip
         self.image_processor, self.video_processor = media_processor(image_processor), media_processor(video_processor)
         self.feature_extractor = media_processor(feature_extractor)
-        self.media_tokens, self.num_frames, self.chunk_seconds = dict(media_tokens or {}), num_frames, chunk_seconds
+        self.media_tokens, self.num_frames = dict(media_tokens or {}), num_frames
+        self.chunk_seconds, self.chunk_overlap = chunk_seconds, chunk_overlap
         for kind in MEDIA:
             setattr(self, f"{kind}_token", TOKENS[kind])
         missing = [token for token in TOKENS.values() if token not in tokenizer.get_vocab()]
@@ -108,7 +110,7 @@ class UniMoeProcessor(ProcessorMixin):
             return image_inputs(part, media), [1] * len(media)
         if kind == "video":
             return video_inputs(part, [np.asarray(video) for video in media], self.num_frames), [1] * len(media)
-        clips = [cut(np.asarray(clip, dtype=np.float32), self.chunk_samples) for clip in media]
+        clips = [self._chunks(np.asarray(clip, dtype=np.float32)) for clip in media]
         return audio_inputs(part, [chunk for clip in clips for chunk in clip]), [len(clip) for clip in clips]
 
     def _opened(self, kind: str, medium):
@@ -123,12 +125,17 @@ class UniMoeProcessor(ProcessorMixin):
 
     def preprocessing(self, kind: str) -> dict:
         """What the model's inputs of a kind of media follow from."""
-        return {"part": self._part(kind).to_dict(), "frames": self.num_frames, "chunk_seconds": self.chunk_seconds}
+        chunks = {"chunk_seconds": self.chunk_seconds, "chunk_overlap": self.chunk_overlap}
+        return {"part": self._part(kind).to_dict(), "frames": self.num_frames} | chunks
 
     @property
-    def chunk_samples(self) -> int:
-        """Samples of a chunk of audio."""
-        return round(self.chunk_seconds * self.feature_extractor.sampling_rate)
+    def chunk_step_seconds(self) -> float:
+        """Between the beginnings of two chunks of audio."""
+        return self.chunk_seconds * (1 - self.chunk_overlap)
+
+    def _chunks(self, clip: np.ndarray) -> list[np.ndarray]:
+        rate = self.feature_extractor.sampling_rate
+        return cut(clip, round(self.chunk_seconds * rate), max(1, round(self.chunk_step_seconds * rate)))
 
     def _part(self, kind: str):
         parts = {"image": self.image_processor, "audio": self.feature_extractor}
@@ -214,7 +221,7 @@ class UniMoeProcessor(ProcessorMixin):
     def _count(self, part: dict) -> int:
         if part["type"] != "audio" or self.feature_extractor is None:
             return 1
-        return len(part["audio"]) if isinstance(part["audio"], MediaFeatures) else len(cut(part["audio"], self.chunk_samples))
+        return len(part["audio"]) if isinstance(part["audio"], MediaFeatures) else len(self._chunks(part["audio"]))
 
     def _encoded(self, sample: list[dict], loss: str) -> dict:
         found = self.apply_chat_template([sample], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)

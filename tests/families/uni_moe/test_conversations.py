@@ -87,6 +87,27 @@ def test_too_long_is_what_the_processor_counts(root, processor):
     assert found.spreads["token ids"].high == max(counts)
 
 
+def test_chunks_of_long_audio_overlap_as_far_as_is_asked(root, processor):
+    """Chunks of 100 samples, a new one each 50: of 100 samples one, of 101 two, of 250 four, 0:100, 50:150, 100:200, 150:250.
+    Without overlap 100 samples are one, 101 two and 250 three. As many tokens are counted as the model gets."""
+    rate = processor.feature_extractor.sampling_rate
+    made = UniMoeProcessor(
+        processor.tokenizer, feature_extractor=processor.feature_extractor, media_tokens={"audio": 3},
+        chunk_seconds=100 / rate, chunk_overlap=0.5,
+    )  # fmt: skip
+    waves = [np.arange(length, dtype=np.float32) for length in (100, 101, 250)]
+    inputs, counts = made.media_inputs("audio", waves)
+    assert counts == [1, 2, 4] and len(inputs["input_features"]) == 7
+    parts = [made.media_inputs("audio", [waves[2][begin : begin + 100]])[0]["input_features"] for begin in (0, 50, 100, 150)]
+    assert np.array_equal(inputs["input_features"][3:], np.concatenate(parts))
+    said = [{"role": "user", "content": [{"type": "audio", "audio": waves[2]}]}, {"role": "assistant", "content": "a"}]
+    ids = made.encode([said], length=64, loss="all")["input_ids"]
+    assert (ids == made.audio_token_id).sum() == 4 * 3
+    assert made.conversation_tokens(said) == made.encode([said], length=64, loss="all")["attention_mask"].sum()
+    made.chunk_overlap = 0.0
+    assert made.media_inputs("audio", waves)[1] == [1, 2, 3]
+
+
 def test_the_page_shows_conversations_turn_by_turn(root, tmp_path):
     out = tmp_path / "page.html"
     assert show(make_chat_run(root, view={"pack": 4}), "train", 4, None, out) == f"wrote {out}: 1 views of 1 tasks"
