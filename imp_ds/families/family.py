@@ -21,6 +21,7 @@ from imp_ds.families.card import Card
 from imp_ds.families.cost_model import CostModel
 from imp_ds.families.counted_cost import CountedCost
 from imp_ds.families.groups import check_groups
+from imp_ds.families.initial import InitialWeights
 from imp_ds.families.stored_weights import StoredWeights, check_tokenizer
 from imp_ds.families.train_module import TrainModule
 from imp_ds.model_settings import FamilySettings
@@ -102,7 +103,8 @@ class ModelFamily(ABC):
 
     def load_parts(self, run, model: TrainModule) -> tuple[list[str], dict[str, tuple[Path, str]]]:
         """Copy into a fresh model what its settings take from elsewhere, where the run has no `train.init_from`: by default
-        nothing. Returns as `load_initial`. Raises UserError."""
+        nothing. Returns lines that report it, and for each parameter that was copied the file and the key there. Raises
+        UserError."""
         return [], {}
 
     def media_features(self, run, model: TrainModule, processor: ProcessorMixin, readers: dict, hashes: dict, report: Callable):
@@ -115,14 +117,12 @@ class ModelFamily(ABC):
         """
         return None
 
-    def load_initial(
-        self, model: TrainModule, folder: Path, processor: ProcessorMixin
-    ) -> tuple[list[str], dict[str, tuple[Path, str]]]:
-        """Copy the weights of an exported model into a fresh one: all must be there but those that `may_be_fresh`. Returns lines
-        that report what was loaded, and for each parameter that was the file and the key there. Raises UserError."""
+    def load_initial(self, model: TrainModule, folder: Path, processor: ProcessorMixin) -> InitialWeights:
+        """Copy the weights of an exported model into a fresh one: all must be there but those that `may_be_fresh`. Raises
+        UserError."""
         check_tokenizer(processor.tokenizer, folder)
         stored = StoredWeights(folder, self.name_of)
-        return stored.copy_into(model, self.may_be_fresh), stored.sources(model)
+        return InitialWeights(stored.copy_into(model, self.may_be_fresh), stored.sources(model))
 
     def may_be_fresh(self, name: str) -> bool:
         """Whether a parameter of the model to train may be missing in the files that `load_initial` reads."""

@@ -6,6 +6,7 @@
     results_units.json  of each score its unit, which way it is better, and where it is shown
     answers.jsonl     what was asked and answered, where evaluators keep that
     trained.json      the tensors that are trained, of a run that trains a part of the model
+    initial_weights.md  what was taken from a published model, of a run that starts from one, name by name
 """
 
 import json
@@ -25,10 +26,11 @@ from imp_ds.train.run_lock import FILE as LOCK
 from imp_ds.train.run_lock import RunLock
 
 RESULTS, RESULTS_UNITS, ANSWERS, TRAINED = "results.json", "results_units.json", "answers.jsonl", "trained.json"
+INITIAL = "initial_weights.md"
 # what a run makes in its folder, beside run_config.json; interference and captions stand in tensorboard/ and metrics.jsonl too
 _MADE = {
     LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, PICTURE,
-    RESULTS_UNITS, ANSWERS, TRAINED, "interference.json", "interference.png",
+    RESULTS_UNITS, ANSWERS, TRAINED, INITIAL, "interference.json", "interference.png",
 }  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {

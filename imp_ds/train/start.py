@@ -36,9 +36,9 @@ from imp_ds.train.engine.compilation import SAMPLES, CompiledBlocks, tile
 from imp_ds.train.engine.engine import Engine
 from imp_ds.train.engine.partition import Partitioner, stage_of, type_of
 from imp_ds.train.recording.first_samples import first_occurrences
-from imp_ds.train.run_folder import TRAINED
+from imp_ds.train.run_folder import INITIAL, TRAINED
 from imp_ds.train.schedule import build_schedule
-from imp_ds.written_files import write_json
+from imp_ds.written_files import write_file, write_json
 
 _COLUMNS = 140  # of a grid that goes to a file
 
@@ -148,7 +148,7 @@ def start_engine(
     if reader is not None:
         on_main(lambda: reader.load_weights(model), "a checkpoint cannot be loaded", every_rank=True)
     else:
-        sources |= _load_initial(run, model, processor, said)
+        sources |= _load_initial(run, model, processor, said, output_dir)
     freeze_others(model, run.train.trainable)
     frozen = checkpoint.refer_to_frozen(model, output_dir, run.train.ep_size, sources, reader)
     if partition is not None:
@@ -241,7 +241,9 @@ def _build(
     return model, said, sources, partition
 
 
-def _load_initial(run: RunConfig, model: TrainModule, processor, said: list[str]) -> dict[str, tuple[Path, str]]:
+def _load_initial(
+    run: RunConfig, model: TrainModule, processor, said: list[str], output_dir: Path
+) -> dict[str, tuple[Path, str]]:
     """Load `train.init_from`, or where there is none the parts that the settings of the model name; returns what came from where.
     said: lines that report what was loaded before."""
     family = family_of(run)
@@ -250,7 +252,10 @@ def _load_initial(run: RunConfig, model: TrainModule, processor, said: list[str]
         said = said + lines
     else:
         load = lambda: family.load_initial(model, Path(run.train.init_from), processor)  # noqa: E731
-        said, sources = on_main(load, "train.init_from cannot be loaded", every_rank=True)
+        said, sources, full = on_main(load, "train.init_from cannot be loaded", every_rank=True)
+        if full:
+            said = [*said, f"  all of it, name by name: {output_dir / INITIAL}"]
+            on_main(lambda: write_file(output_dir / INITIAL, full), "the report of train.init_from cannot be written")
     if is_main() and said:
         print("\n".join(said), flush=True)
     return sources

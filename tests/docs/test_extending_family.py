@@ -53,7 +53,7 @@ assert "the next token of a text" in Path("model/README.md").read_text()
 loaded.lm.save_pretrained("llama")  # as transformers has it, without our prefix
 processor, fresh = LlamaFamily().load_export(Path("model"))[1], LlamaFamily().build(loaded.config, seed=1, ep_size=1)
 for folder in ("model", "llama"):
-    lines, sources = LlamaFamily().load_initial(fresh, Path(folder), processor)
+    lines, sources, _ = LlamaFamily().load_initial(fresh, Path(folder), processor)
     assert all(torch.equal(p, loaded.get_parameter(name)) for name, p in fresh.named_parameters()), lines
     assert sources.keys() == dict(fresh.named_parameters()).keys()
     fresh = LlamaFamily().build(loaded.config, seed=1, ep_size=1)

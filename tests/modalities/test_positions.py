@@ -8,9 +8,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
-from imp_ds.modalities.positions import FactoredPositions, grid_positions
+from imp_ds.modalities.positions import FactoredPositions, TablePositions, grid_positions
 
 
 def plain(*buckets: int) -> FactoredPositions:
@@ -103,3 +104,19 @@ def test_dropped_tokens_leave_the_others_where_they_were():
 def test_a_coordinate_outside_the_table_is_not_read_from_elsewhere():
     with pytest.raises(IndexError):
         plain(8)(torch.ones(1, 1, 1))
+
+
+@pytest.mark.parametrize("rows, columns", [(4, 6), (8, 6), (3, 9), (1, 1), (7, 2)])
+def test_a_full_table_is_read_as_it_would_be_resized(rows, columns):
+    """The same grid gives its very rows; another one what F.interpolate gives, also where most of the tokens are dropped."""
+    positions = TablePositions([2, 4, 6], 8)
+    table_DRS = positions.cells.weight.detach().T.unflatten(1, (4, 6))
+    resized_DRS = F.interpolate(table_DRS[None], size=(rows, columns), mode="bilinear", align_corners=False)[0]
+    grid = torch.from_numpy(grid_positions(1, rows, columns))[None]
+    expected_LD = resized_DRS.flatten(1).T + positions.steps.weight[0]
+    found_LD = positions(grid)[0]
+    torch.testing.assert_close(found_LD, expected_LD, atol=1e-5, rtol=1e-5)
+    if (rows, columns) == (4, 6):
+        assert torch.equal(found_LD, positions.steps.weight[0] + positions.cells.weight)
+    kept = [0, rows * columns - 1]  # whose last row and column are there
+    torch.testing.assert_close(positions(grid[:, kept])[0], expected_LD[kept], atol=1e-5, rtol=1e-5)

@@ -13,9 +13,12 @@ from imp_ds.families.imp.costs.tokens import task_sequences
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
 from imp_ds.families.imp.merging import merge
 from imp_ds.families.imp.model_folder import load_processor, load_weights
+from imp_ds.families.imp.pretrained.loading import load_tower
+from imp_ds.families.imp.pretrained.tower import is_tower
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_processor
 from imp_ds.families.imp.settings import ModelSettings
+from imp_ds.families.initial import InitialWeights
 from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.processing_imp import ImpProcessor
@@ -42,7 +45,9 @@ class ImpFamily(ModelFamily):
         _check(run, config, world_size)
 
     def load_initial(self, model, folder: Path, processor):
-        return load_initial(model, folder, processor.tokenizer), sources_of(model, folder)
+        if is_tower(folder):
+            return load_tower(model, folder, processor.tokenizer)
+        return InitialWeights(load_initial(model, folder, processor.tokenizer), sources_of(model, folder))
 
     def load_export(self, folder: Path):
         return load_weights(folder), load_processor(folder)

@@ -12,6 +12,7 @@ from imp_ds.data.corpus import all_captions
 from imp_ds.data.decoding import decode
 from imp_ds.data.reader import Reader
 from imp_ds.families.imp import model_folder
+from imp_ds.families.imp.pretrained.tower import is_tower
 from imp_ds.modalities.decoding_settings import DecodingSettings
 from imp_ds.modalities.media import BadSample
 from imp_ds.modalities.modality import Wanted, get_modality
@@ -89,7 +90,7 @@ def build_processings(run: RunConfig, config: ImpConfig, readers: dict[str, list
 def _before(run: RunConfig) -> ImpProcessor | None:
     """The processor of the model that the run starts from, if it has one."""
     folder = None if run.train.init_from is None else Path(run.train.init_from)
-    is_there = folder is not None and (folder / model_folder.PROCESSOR).is_file()
+    is_there = folder is not None and not is_tower(folder) and (folder / model_folder.PROCESSOR).is_file()
     return model_folder.load_processor(folder) if is_there else None
 
 

@@ -195,7 +195,7 @@ def test_lora_is_fresh_beside_the_weights_of_an_exported_model(tmp_path):
     plain.save_pretrained(tmp_path)
     model = build_module(UniMoeForTraining, uni_moe_config(num_experts=4, moe_layers=[1], lora=LORA), 3, 1)
     drawn = {name: p.detach().clone() for name, p in model.named_parameters() if CHANGES in name}
-    lines, sources = UniMoeFamily().load_initial(model, tmp_path, SimpleNamespace(tokenizer=None))
+    lines, sources, _ = UniMoeFamily().load_initial(model, tmp_path, SimpleNamespace(tokenizer=None))
     assert f"{len(drawn)} in all" in lines[1] and not drawn.keys() & sources.keys()
     for name, value in model.uni_moe.named_parameters():
         assert torch.equal(value, drawn[f"uni_moe.{name}"] if CHANGES in name else plain.get_parameter(name)), name

@@ -1,0 +1,1 @@
+"""A dense encoder starts from a tower that others have trained, in the files of transformers."""
