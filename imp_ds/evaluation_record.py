@@ -40,6 +40,11 @@ class Evaluation(Record):
         "start", description="likelihood: mask: source.text asks, beside the modality, and the answer is a class"
     )
     target: ModalityName = Field("text", description="likelihood: what is retrieved; rows with equal source.text are equal")
+    captions: Literal["first", "all"] = Field(
+        "first",
+        description="retrieval: those of a row that are searched and looked for; all: a row is found by each, and has been "
+        "found where any is (COCO, Flickr30k)",
+    )
     task: str | None = Field(
         None,
         description="a task of the run that task and attribute gates get; without one likelihood gives attribute "
@@ -61,6 +66,8 @@ class Evaluation(Record):
             raise ValueError(f'evaluation {self.name}: answers at a mask, and targets other than text, need head = "likelihood"')
         if self.target == self.modality and self.target != "text":
             raise ValueError(f"evaluation {self.name}: {self.modality} would be retrieved by itself: set another target")
+        if self.captions == "all" and self.target != "text":
+            raise ValueError(f"evaluation {self.name}: captions = all is of texts, but its target is {self.target}")
         if self.captioner is not None and (self.classes or self.templates or self.head == "likelihood"):
             raise ValueError(f"evaluation {self.name}: captioner measures captions alone; classes need one of their own")
         if self.evaluator is not None:

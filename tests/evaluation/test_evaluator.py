@@ -70,7 +70,7 @@ def record(**changes) -> Evaluation:
 def build(batch_size: int = 4, batches=None) -> TextEvaluator:
     return TextEvaluator(
         record(), batches or (lambda: split_batches(batch_size)), tokenizer, labels=torch.arange(ROWS) % 7,
-        classes=ClassPrompts(WORDS, ["{}", "a {}"]), captions=captions(), batch_size=batch_size,
+        classes=ClassPrompts(WORDS, ["{}", "a {}"]), captions=[[text] for text in captions()], batch_size=batch_size,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def evaluator(classes: bool = True, captions: bool = False, **fields) -> TextEva
         TOKENIZER,
         labels=LABELS,
         classes=prompts,
-        captions=TEXTS if captions else None,
+        captions=[[text] for text in TEXTS] if captions else None,
         batch_size=4,
     )
 

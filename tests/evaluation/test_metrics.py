@@ -8,7 +8,7 @@ import torch
 
 from imp_ds.errors import UserError
 from imp_ds.evaluation.metric import by_name
-from imp_ds.evaluation.retrieval import RECALLS, both_directions, caption_groups, recall
+from imp_ds.evaluation.retrieval import RECALLS, all_captions, both_directions, caption_groups, recall
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors, load_classes
 
 
@@ -100,3 +100,26 @@ def test_class_names_are_read(tmp_path):
     path = tmp_path / "classes.json"
     path.write_text(json.dumps({"images": {"names": ["one", "two"], "templates": ["a {}"]}}))
     assert load_classes(path, "images").prompts() == ["a one", "a two"]
+
+
+def test_media_with_several_captions_are_found_by_each_and_find_any():
+    """30 rows of 1 to 3 captions, of which some are shared; against loops in float64."""
+    rng = np.random.default_rng(4)
+    captions = [[f"caption {rng.integers(40)}" for _ in range(1 + row % 3)] for row in range(30)]
+    distinct = list(dict.fromkeys(text for own in captions for text in own))
+    media, vectors = unit(rng, 30), unit(rng, len(distinct))
+    text = {name: vectors[number] for number, name in enumerate(distinct)}
+    pairs = [(row, name) for row, own in enumerate(captions) for name in own]
+    expected = {}
+    for k in RECALLS:
+        forward, back = [], []
+        for row, own in enumerate(captions):
+            order = sorted(range(len(pairs)), key=lambda i: -media[row] @ text[pairs[i][1]])
+            forward.append(any(pairs[i][1] in own for i in order[:k]))
+        for _, name in pairs:
+            order = sorted(range(30), key=lambda row: -media[row] @ text[name])
+            back.append(any(name in captions[row] for row in order[:k]))
+        expected[f"retrieval/x/x_to_text/R@{k}"], expected[f"retrieval/x/text_to_x/R@{k}"] = np.mean(forward), np.mean(back)
+    numbers = [[distinct.index(name) for name in own] for own in captions]
+    found = all_captions("x", torch.from_numpy(media), torch.from_numpy(vectors), numbers)
+    assert {metric.name: metric.value for metric in found} == pytest.approx(expected)

@@ -5,6 +5,7 @@ Shapes: N rows of the split, C width of a common space, T frames, H height, W wi
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from imp_ds.evaluation.answers import exact_match
 from imp_ds.evaluation.embedding import Embedded, embed_by, prompt_batches
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
-from imp_ds.evaluation.retrieval import both_directions
+from imp_ds.evaluation.retrieval import all_captions, both_directions
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, class_prompts, used_views
 from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.sides import both, build_sides
 from imp_ds.modalities.modality import TextNeeds
+from imp_ds.modalities.text.tokens import has_tokens
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Batch
 
@@ -38,7 +40,8 @@ class TextEvaluator(Evaluator):
         batches: returns this rank's batches of the split anew (`imp_ds.data.loading.evaluation_batches`).
         tokenizer: makes the prompts' tokens.
         labels: class index of each row of the split, int64 [rows]; needed with `classes`.
-        captions: the first caption of each row, by which rows are equal; the batches then have inputs of the target.
+        captions: the captions of each row, by which rows are equal; the batches then have inputs of the target, made of the
+            first, but where `record.captions` is "all".
         frames: returns the frames of a row, uint8 [T, H, W, 3]; for thumbnails, where the modality is seen.
         cache_mb: batches are kept for the next run while they take at most this much, since a split is read many times.
 
@@ -60,7 +63,7 @@ class TextEvaluator(Evaluator):
         *,
         labels: torch.Tensor | None = None,
         classes: ClassPrompts | None = None,
-        captions: list[str] | None = None,
+        captions: list[list[str]] | None = None,
         batch_size: int = 64,
         frames: Callable[[int], np.ndarray] | None = None,
         cache_mb: int = CACHE_MB,
@@ -89,7 +92,7 @@ class TextEvaluator(Evaluator):
             split.processor.tokenizer,
             labels=None if source.label is None else split.labels(source),
             classes=class_prompts(split.run, record, split.reader(source)),
-            captions=None if source.text is None or asked else split.first_captions(source),
+            captions=None if source.text is None or asked else split.captions(source),
             batch_size=split.batch_size,
             frames=partial(split.frames, source, record.views) if record.modality == "vision" else None,
         )
@@ -112,13 +115,17 @@ class TextEvaluator(Evaluator):
                 yield Metric(f"answers/{name}/exact_match", match, "share", "higher", Shown("answers"))
         if self.captions is not None:
             captions = [self.captions[row] for row in self.rows_N.tolist()]
-            candidate_NC = found.vectors[self._sides.target]
-            yield from both_directions(name, self.vectors_NC, candidate_NC, captions, self._sides.target)
+            if self.record.captions == "all":
+                yield from all_captions(name, self.vectors_NC, *self._all_captions(model, captions))
+            else:
+                first, candidate_NC = [own[0] for own in captions], found.vectors[self._sides.target]
+                yield from both_directions(name, self.vectors_NC, candidate_NC, first, self._sides.target)
 
     def _embed(self, model) -> Embedded:
         """Each row's vector, and where captions say which rows are equal, that of what it is compared with."""
         sides = self._sides
-        embed = (lambda batch: [sides.query(model, batch)]) if self.captions is None else partial(both, sides, model)
+        alone = self.captions is None or self.record.captions == "all"
+        embed = (lambda batch: [sides.query(model, batch)]) if alone else partial(both, sides, model)
         return embed_by(embed, self.batches, next(model.parameters()).device)
 
     def _exact_match(self, classes_KC: torch.Tensor, label_N: torch.Tensor) -> float:
@@ -127,11 +134,21 @@ class TextEvaluator(Evaluator):
         return exact_match([names[k] for k in best_N.tolist()], [[names[k]] for k in label_N.tolist()])
 
     def _class_vectors(self, model) -> torch.Tensor:
+        return class_vectors(self._texts(model, self.classes.prompts()), len(self.classes.templates))
+
+    def _all_captions(self, model, captions: list[list[str]]) -> tuple[torch.Tensor, list[list[int]]]:
+        """The vectors of the distinct captions, [P, C], and which of them each row has; those without a token are passed over."""
+        distinct = [text for text in dict.fromkeys(chain(*captions)) if has_tokens(text, self.tokenizer)]
+        numbers = {text: number for number, text in enumerate(distinct)}
+        return self._texts(model, distinct), [[numbers[text] for text in own if text in numbers] for own in captions]
+
+    def _texts(self, model, texts: list[str]) -> torch.Tensor:
+        """The vectors of texts as candidates, [P, C]. All ranks call it."""
         shape = dict(batch_size=self.batch_size, rank=rank(), world=world_size())
-        prompts = prompt_batches(self.tokenizer, self.classes.prompts(), self.record.views.text.length, **shape)
+        prompts = prompt_batches(self.tokenizer, texts, self.record.views.text.length, **shape)
         embedded = embed_by(lambda batch: [self._sides.candidates(model, batch)], prompts, next(model.parameters()).device)
         self.usage.setdefault("text", embedded.usage["text"])
-        return class_vectors(embedded.vectors["text"], len(self.classes.templates))
+        return embedded.vectors["text"]
 
     def projection(self, count: int) -> Projection | None:
         if self.vectors_NC is None:
