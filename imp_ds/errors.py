@@ -35,3 +35,23 @@ class UserError(ValueError):
 
 def _bounded(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"
+
+
+class Absent(type):
+    """The class of such a name: no object is an instance of it, and its attributes are absent too. It is an exception's, so that
+    it may stand in `except` and in filters of warnings."""
+
+    package = ""
+
+    def __getattr__(cls, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return absent(cls.package, f"{cls.__name__}.{name}")
+
+    def __call__(cls, *args, **kwargs):
+        raise UserError(f"{cls.__name__} is needed here", got=f"{cls.package} is not installed", fix=f"pip install {cls.package}")
+
+
+def absent(package: str, name: str) -> type:
+    """A stand-in for `name` of a package, called as pip installs it."""
+    return Absent(name, (Warning,), {"package": package})

@@ -31,8 +31,7 @@ FLOORS = {
 # distribution -> modules and packages that may import it anywhere, inside functions too
 OWNERS = {
     "deepspeed": {"parallel.expert_parallel", "train"},
-    "datasets": {"data", "evaluation.harness"},
-    "mteb": {"evaluation.harness"},
+    "datasets": {"data"},
     "av": {"data", "modalities"},
     "soundfile": {"data", "modalities"},
     "sklearn": {"data", "evaluation.probes"},

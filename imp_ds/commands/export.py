@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
 from imp_ds.commands.exported_model import read_run
+from imp_ds.commands.sharing.carried_code import write_code
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.picture import PICTURE
 from imp_ds.families import family_of
@@ -80,6 +81,7 @@ def _write(
         model.config.trained_steps = state["step"]
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        write_code(folder, family.auto_classes())
         run.save(folder)
     results, split, final = [], "test", run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint

@@ -49,6 +49,11 @@ class ModelFamily(ABC):
     commands: ClassVar[tuple[str, ...]] = ("eval",)
     recorded: ClassVar[tuple[str, ...]] = ()
 
+    def auto_classes(self) -> dict[str, type]:
+        """What an exported folder brings the code of: the classes that load it, by the Auto classes of transformers. None by
+        default: such a folder asks for its family's module to be imported."""
+        return {}
+
     @abstractmethod
     def processor(self, run, readers: dict) -> ProcessorMixin:
         """The processor of a run, made from its configuration and corpus."""

@@ -21,7 +21,11 @@ from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.families.initial import InitialWeights
 from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig
+from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
+from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
+from imp_ds.models.imp.modeling_imp import ImpModel
 from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 
 @register_family
@@ -31,6 +35,12 @@ class ImpFamily(ModelFamily):
     Settings = ModelSettings
     Model = ImpForPreTraining
     Processor = ImpProcessor
+
+    def auto_classes(self):
+        models = ("AutoModel", "AutoModelForZeroShotImageClassification")
+        parts = {"AutoImageProcessor": ImpImageProcessor, "AutoVideoProcessor": ImpVideoProcessor}
+        parts |= {"AutoFeatureExtractor": ImpFeatureExtractor, "AutoProcessor": ImpProcessor}
+        return {"AutoConfig": ImpConfig, **dict.fromkeys(models, ImpModel), **parts}
 
     def processor(self, run, readers):
         return build_processor(run, readers)

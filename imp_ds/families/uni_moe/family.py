@@ -21,7 +21,7 @@ from imp_ds.families.uni_moe.model_card import card, stock_card
 from imp_ds.families.uni_moe.processor import build_processor
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 from imp_ds.families.uni_moe.train_module import UniMoeForTraining
-from imp_ds.models.uni_moe import UniMoeForConditionalGeneration, UniMoeProcessor
+from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration, UniMoeProcessor
 from imp_ds.models.uni_moe.lora import CHANGES, merge_lora
 from imp_ds.models.uni_moe.stock_llava import save_stock_llava, stock_generation
 from imp_ds.models.uni_moe.stock_model import save_stock_model
@@ -35,6 +35,11 @@ class UniMoeFamily(ModelFamily):
     Processor = UniMoeProcessor
     commands = ("eval", "chat")
     recorded = ("expert_sources",)
+
+    def auto_classes(self):
+        models = ("AutoModelForMultimodalLM", "AutoModelForCausalLM")
+        model = dict.fromkeys(models, UniMoeForConditionalGeneration)
+        return {"AutoConfig": UniMoeConfig, **model, "AutoProcessor": UniMoeProcessor}
 
     def processor(self, run, readers):
         return build_processor(run, readers)

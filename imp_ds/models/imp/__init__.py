@@ -14,11 +14,11 @@ from imp_ds.models.imp.modeling_imp import ImpModel
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
-AutoConfig.register(ImpConfig.model_type, ImpConfig)
-AutoModel.register(ImpConfig, ImpModel)
-AutoImageProcessor.register(ImpConfig, ImpImageProcessor)
-AutoVideoProcessor.register(ImpConfig, ImpVideoProcessor)
-AutoFeatureExtractor.register(ImpConfig, ImpFeatureExtractor)
-AutoProcessor.register(ImpConfig, ImpProcessor)
+AutoConfig.register(ImpConfig.model_type, ImpConfig, exist_ok=True)
+AutoModel.register(ImpConfig, ImpModel, exist_ok=True)
+AutoImageProcessor.register(ImpConfig, ImpImageProcessor, exist_ok=True)
+AutoVideoProcessor.register(ImpConfig, ImpVideoProcessor, exist_ok=True)
+AutoFeatureExtractor.register(ImpConfig, ImpFeatureExtractor, exist_ok=True)
+AutoProcessor.register(ImpConfig, ImpProcessor, exist_ok=True)
 
 __all__ = ["ImpConfig", "ImpFeatureExtractor", "ImpImageProcessor", "ImpModel", "ImpProcessor", "ImpVideoProcessor"]

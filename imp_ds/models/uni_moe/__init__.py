@@ -7,9 +7,9 @@ from imp_ds.models.uni_moe.configuration_uni_moe import UniMoeConfig
 from imp_ds.models.uni_moe.modeling_uni_moe import UniMoeForConditionalGeneration
 from imp_ds.models.uni_moe.processing_uni_moe import UniMoeProcessor
 
-AutoConfig.register(UniMoeConfig.model_type, UniMoeConfig)
-AutoModelForMultimodalLM.register(UniMoeConfig, UniMoeForConditionalGeneration)
-AutoModelForCausalLM.register(UniMoeConfig, UniMoeForConditionalGeneration)
-AutoProcessor.register(UniMoeConfig, UniMoeProcessor)
+AutoConfig.register(UniMoeConfig.model_type, UniMoeConfig, exist_ok=True)
+AutoModelForMultimodalLM.register(UniMoeConfig, UniMoeForConditionalGeneration, exist_ok=True)
+AutoModelForCausalLM.register(UniMoeConfig, UniMoeForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(UniMoeConfig, UniMoeProcessor, exist_ok=True)
 
 __all__ = ["UniMoeConfig", "UniMoeForConditionalGeneration", "UniMoeProcessor"]
