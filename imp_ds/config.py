@@ -78,11 +78,27 @@ class TrainSettings(Record):
     )
     log_every: int = Field(50, ge=1, description="steps from one line of curves to the next")
     eval_every: int = Field(1000, ge=0, description="0: at the end only")
+    validation_batches: int = Field(
+        16, ge=0, description="batches of each task whose mean loss is its validation loss, at each evaluation; 0: none"
+    )
+    best: str | None = Field(
+        None, description="a score on validation, by its name in results.json: the checkpoint at which it is best is kept"
+    )
+    patience: int | None = Field(None, ge=1, description="evaluations in a row without a better score `best` that end the run")
     interference_every: int = Field(0, ge=0, description="steps from one measurement of how tasks interfere to the next; 0: none")
     interference_samples: int = Field(100, ge=2, description="gradients of each task in such a measurement; published: 100")
     save_every: int = Field(1000, ge=0, description="0: at the end only")
     keep_checkpoints: int = Field(2, ge=1, description="the newest ones that are kept")
     milestone_every: int = Field(0, ge=0, description="checkpoints at multiples of it are kept for ever; 0: none")
+
+    @model_validator(mode="after")
+    def _patience_has_a_score(self):
+        if self.patience is not None and self.best is None:
+            raise UserError(
+                "train.patience waits for a better score, but train.best names none", got=f"train.patience = {self.patience}",
+                fix="--set train.best=validation/TASK/loss, or another score of results.json",
+            )  # fmt: skip
+        return self
 
     @property
     def mixed(self) -> bool:

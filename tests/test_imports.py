@@ -31,7 +31,8 @@ FLOORS = {
 # distribution -> modules and packages that may import it anywhere, inside functions too
 OWNERS = {
     "deepspeed": {"parallel.expert_parallel", "train"},
-    "datasets": {"data"},
+    "datasets": {"data", "evaluation.harness"},
+    "mteb": {"evaluation.harness"},
     "av": {"data", "modalities"},
     "soundfile": {"data", "modalities"},
     "sklearn": {"data", "evaluation.probes"},

@@ -40,7 +40,7 @@ def normal(name: str) -> str:
 def optional() -> set[str]:
     """Normalised names of the packages of pyproject's extras, which imp_ds uses where they are installed."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    return {normal(name) for names in extras.values() for name in names}
+    return {normal(name.partition("==")[0]) for names in extras.values() for name in names}
 
 
 def test_every_import_is_pinned():

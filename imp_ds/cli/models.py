@@ -77,7 +77,9 @@ def chat(
 def export(
     run: Annotated[Path, typer.Argument(help="output folder of a training run")],
     out: Annotated[Path, typer.Argument(help="folder to write, for from_pretrained")],
-    step: Annotated[int | None, typer.Option("--step", min=0, help="checkpoint to export; default: the last")] = None,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="WHICH", help="latest, best (that of train.best) or the number of a step")
+    ] = "latest",
     merge: Annotated[bool, typer.Option("--merge", help="merge the experts of constant gates: a dense model")] = False,
     task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
     stock: Annotated[bool, typer.Option("--stock", help="as classes of transformers, which load without imp_ds")] = False,
@@ -85,11 +87,12 @@ def export(
 ):
     """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load.
 
-    Example: imp_ds export runs/digits model
+    Example: imp_ds export runs/digits model --checkpoint best
     """
     from imp_ds.commands.export import examples_of, export_adapter
     from imp_ds.commands.export import export as run_export
     from imp_ds.terminal.stage_progress import StageProgress
+    from imp_ds.train.trained_run import checkpoint_step
     from imp_ds.written_files import wrote_folder
 
     if task and not merge:
@@ -97,6 +100,7 @@ def export(
     if adapter and (merge or stock):
         got = f"--adapter and --{'merge' if merge else 'stock'}"
         raise UserError("an adapter is no whole model", got=got, fix="give one of them")
+    step = checkpoint_step(run, checkpoint)
     if adapter:
         with StageProgress() as report:
             export_adapter(run, out, step=step, report=report)

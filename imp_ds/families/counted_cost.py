@@ -5,49 +5,21 @@ Model FLOPs are those of products and attention, as everywhere. Of what `train.t
 really computed: a part that no gradient goes through runs forward alone, one that it goes through has no gradient of its weights.
 The rows of experts that choose freely are counted as if no token were padding; a model whose shapes hang on its data cannot be
 counted, and its family needs a cost of its own.
-
-Shapes: N rows, I inputs and O outputs of a product.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from functools import cached_property
 
 from imp_ds.config import RunConfig
 from imp_ds.costs import Exchange, Kernel, Parameters, is_of_experts
 from imp_ds.errors import UserError
 from imp_ds.families.cost_model import flops_by_task
+from imp_ds.families.counted_step import Counts, Operation, count
 from imp_ds.families.train_module import TrainModule
-from imp_ds.families.trainable import check_trains, freeze_others, is_trained
+from imp_ds.families.trainable import freeze_others, is_trained
 from imp_ds.moe.layer import MoELayer
 from imp_ds.tasks import Batch, Task
-
-_KINDS = ("attention", "norm", "gelu")  # of `imp_ds.costs.Kernel`, by what stands in the names of operations
-
-
-class Counts(NamedTuple):
-    """Of a step of one rank. kernels: their `bytes` are numbers of elements; kept: elements that the backward needs, outside of
-    blocks, and of each block; touched: names of the parameters that had a gradient; rows: of each MoE layer."""
-
-    kernels: list[Kernel]
-    kept: int
-    kept_in: list[int]
-    touched: list[str]
-    rows: list["Rows"]
-
-
-class Rows(NamedTuple):
-    """Those of a MoE layer's experts, and their width; is_trained: whether gradients go through it or to it."""
-
-    count: int
-    width: int
-    is_trained: bool
 
 
 class CountedCost:
@@ -62,7 +34,8 @@ class CountedCost:
         freeze_others(model, run.train.trainable)
         self._layers = [module for module in model.modules() if isinstance(module, MoELayer)]
         self.experts = max((layer.router.num_experts for layer in self._layers), default=0)
-        self._counts: dict[tuple, Counts] = {}
+        self._counts: dict[tuple, dict[int, Counts]] = {}
+        self._operations: dict[tuple, Operation] = {}
 
     def sizes(self) -> dict[str, int]:
         return {name: parameter.numel() for name, parameter in self.model.named_parameters()}
@@ -87,7 +60,8 @@ class CountedCost:
 
     def kernels(self, task: Task, world: int, value_bytes: int, ep_size: int = 1) -> list[Kernel]:
         found = self._count(task, task.batch_size // world).kernels
-        return [replace(kernel, bytes=kernel.bytes * value_bytes) for kernel in found]
+        sized = {kernel: replace(kernel, bytes=kernel.bytes * value_bytes) for kernel in set(found)}
+        return [sized[kernel] for kernel in found]
 
     def flops(self, task: Task, world: int) -> float:
         return world * sum(kernel.flops for kernel in self._count(task, task.batch_size // world).kernels)
@@ -112,124 +86,41 @@ class CountedCost:
     def touched(self, task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
         patterns = self.run.train.trainable
         frozen = [name for name, _ in self.model.named_parameters() if not is_trained(name, patterns)]
-        return (*self._count(task, 1).touched, *frozen), self._blocks
+        counted = self._counts.get(self._key(task)) or {1: self._count(task, 1)}  # by whatever number of samples
+        return (*next(iter(counted.values())).touched, *frozen), self._blocks
 
     def exchanges(self, task: Task, world: int, rounds: int, value_bytes: int) -> list[Exchange]:
         """The experts' rows, there and back, of all MoE layers; of a layer that no gradient goes through once."""
         found = []
-        for count, width, trained in self._count(task, task.batch_size // world).rows:
+        for rows, width, trained in self._count(task, task.batch_size // world).rows:
             passes = rounds if trained else 1
-            found.append(Exchange("all_to_all", 2 * passes * count * width * value_bytes, 2 * passes))
+            found.append(Exchange("all_to_all", 2 * passes * rows * width * value_bytes, 2 * passes))
         return found
 
     def compared(self, task: Task) -> list[Exchange]:
         return []
 
-    @property
+    @cached_property
     def _blocks(self) -> tuple[str, ...]:
         paths = {module: path for path, module in self.model.named_modules()}
         return tuple(f"{paths[block]}." for block in self.model.blocks())
 
     def _count(self, task: Task, samples: int) -> Counts:
-        known = (task.name, task.views.model_dump_json(), samples)
-        if known not in self._counts:
-            self._counts[known] = self.counted(self._shapes(self.run, task, samples))
-        return self._counts[known]
+        known = self._counts.setdefault(self._key(task), {})
+        if samples not in known:
+            known[samples] = self.counted(self._shapes(self.run, task, samples))
+        return known[samples]
+
+    def _key(self, task: Task) -> tuple:
+        """What of a task a sample's costs hang on: tasks that have it in common are counted once."""
+        return task.name, task.views.model_dump_json()
 
     def counted(self, batch: Batch) -> Counts:
         """What a step of a batch on the meta device does. Raises UserError where it cannot be counted."""
         try:
-            return count(self.model, batch, self._layers)
+            return count(self.model, batch, self._layers, self._operations)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise UserError(
                 f"the costs of the model cannot be counted on the meta device, for the task {batch.task}",
                 got=str(error).strip().partition("\n")[0], fix="define ModelFamily.cost",
             ) from error  # fmt: skip
-
-
-def count(model: TrainModule, batch: Batch, layers: list[MoELayer]) -> Counts:
-    """Run the forward and the backward of a batch, all on the meta device. Raises UserError where nothing of it is trained."""
-    rows, recorder, kept = [], _Recorder(), {}
-    known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in known and storage not in kept:
-            kept[storage] = (recorder.block, tensor)  # the tensor with it, so that its storage is not made anew
-        return tensor
-
-    def taken(router, inputs, routing) -> None:
-        experts = layers[[layer.router for layer in layers].index(router)].experts
-        trained = routing.x_TD.requires_grad or any(parameter.requires_grad for parameter in experts.parameters())
-        rows.append(Rows(len(routing.token_index_N), routing.x_TD.shape[1], trained))
-
-    blocks = model.blocks()
-    hooks = [layer.router.register_forward_hook(taken) for layer in layers]
-    for block in blocks:
-        hooks += [block.register_forward_pre_hook(recorder.enter), block.register_forward_hook(recorder.leave)]
-    try:
-        with recorder, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            check_trains(loss := model(batch).loss, batch)
-            loss.backward()
-        touched = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    finally:
-        model.zero_grad(set_to_none=True)
-        for hook in hooks:
-            hook.remove()
-    sums = [0] * (recorder.entered + 1)  # the last one: outside of blocks
-    for block, tensor in kept.values():
-        sums[block] += tensor.numel()
-    return Counts(recorder.kernels(), sums.pop(), sums, touched, rows)
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes each operation as a kernel. What of the backward is a block's is known by the numbers that autograd gives to the
-    operations of the forward.
-
-    block: the number of the block that runs, by the order in which they run; -1: none. entered: how many have run.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.block, self.entered = -1, 0
-        self._found: list[tuple[int, Kernel]] = []  # and the block that it ran in
-        self._edges: list[int] = []  # numbers at which blocks begin and end, in turn
-
-    def enter(self, *_) -> None:
-        self.block = self.entered
-        self.entered += 1
-        self._edges.append(torch.autograd._get_sequence_nr())
-
-    def leave(self, *_) -> None:
-        self.block = -1
-        self._edges.append(torch.autograd._get_sequence_nr())
-
-    def kernels(self) -> list[Kernel]:
-        """All of them; a block that no gradient goes through is not run again, so that its kernels are as those outside."""
-        begins_and_ends = zip(self._edges[::2], self._edges[1::2])
-        again = {block for block, (begin, end) in enumerate(begins_and_ends) if end > begin}
-        return [replace(kernel, in_block=block in again) for block, kernel in self._found]
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if func.is_view or not (tensors := [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]):
-            return out
-        elements = sum(t.numel() for t in [*tensors, *(t for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
-        name = str(packet)
-        kind = next((kind for kind in _KINDS if kind in name), "copy")
-        flops = width = 0
-        if packet in flop_registry:
-            flops = flop_registry[packet](*args, **kwargs, out_val=out)
-            kind = kind if kind == "attention" else "product"
-            width = min(tensors[-1].shape[-2:]) if kind == "product" else 0
-        node = torch._C._current_autograd_node()  # None: in the forward, with which the backward is one call
-        if node is None:
-            found = Kernel(kind, width, flops, elements, calls=1, forward=1.0)
-            self._found.append((self.block, found))
-        else:
-            edge = bisect_right(self._edges, node._sequence_nr())
-            found = Kernel(kind, width, flops, elements, calls=0, forward=0.0)
-            self._found.append((edge // 2 if edge % 2 else -1, found))
-        return out

@@ -21,6 +21,7 @@ from imp_ds.evaluation.picture import PICTURE
 from imp_ds.json_files import read_json
 from imp_ds.overrides import parse_record
 from imp_ds.train import checkpoint
+from imp_ds.train.held_out.best import WAITED
 from imp_ds.train.run_lock import FILE as LOCK
 from imp_ds.train.run_lock import RunLock
 
@@ -36,7 +37,8 @@ _FREE = {
     "data.root", "data.workers", "data.prefetch", "data.cache_mb", "data.timeout_s", "train.steps", "train.ep_size",
     "train.gradient_checkpointing", "train.compile", "train.spike_deviations", "train.max_bad_steps", "train.max_rollbacks",
     "train.hang_timeout_s", "train.start_timeout_s",
-    "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints",
+    "train.log_every", "train.eval_every", "train.validation_batches", "train.best", "train.patience", "train.save_every",
+    "train.keep_checkpoints",
     "train.milestone_every", "train.interference_every", "train.interference_samples", "evaluations", "tasks.*.micro_batches",
 }  # fmt: skip
 # what may differ too if it is asked for: training goes on otherwise from there, but the weights and moments still fit
@@ -88,14 +90,16 @@ def load_run(output_dir: Path) -> RunConfig:
 
 
 def is_finished(output_dir: Path, run: RunConfig) -> bool:
-    """Whether the run has done all of its steps and was scored after them."""
+    """Whether the run has done all of its steps, or as many as `train.patience` allows, and was scored after them."""
     steps, results = checkpoint.steps(output_dir), output_dir / RESULTS
-    if not steps or steps[-1] < run.train.steps or not results.is_file():
+    if not steps or not results.is_file():
         return False
     try:
-        return read_json(results, dict).get("train/steps") == steps[-1]
+        found = read_json(results, dict)
     except UserError:  # it is written again
         return False
+    is_out_of_patience = run.train.patience is not None and found.get(WAITED, 0) >= run.train.patience
+    return found.get("train/steps") == steps[-1] and (steps[-1] >= run.train.steps or is_out_of_patience)
 
 
 def _check_ours(output_dir: Path) -> None:

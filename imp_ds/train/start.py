@@ -43,13 +43,13 @@ from imp_ds.written_files import write_file, write_json
 _COLUMNS = 140  # of a grid that goes to a file
 
 
-def open_readers(run: RunConfig, watchdog: Watchdog | None = None) -> dict[str, list[Reader]]:
-    """The readers of each task's sources, training split. All ranks call it.
+def open_readers(run: RunConfig, watchdog: Watchdog | None = None, split: str = "train") -> dict[str, list[Reader]]:
+    """The readers of each task's sources on a split. All ranks call it.
 
     Indexes that are missing are built by rank 0, or by the first rank of each node where nodes share no file system; the other
     ranks find them.
     """
-    opened = lambda report: open_corpus(run, progress=report)  # noqa: E731
+    opened = lambda report: open_corpus(run, split, progress=report)  # noqa: E731
     readers = _in_turn(opened, watchdog, "starting, reading the sources", "the corpus cannot be read")
     if is_main():
         _tell_of_damage(readers)

@@ -52,6 +52,28 @@ def open_run(run_dir: Path, step: int | None = None) -> TrainedRun:
     return TrainedRun(run, load_processor(run, run_dir, reader.state), reader)
 
 
+def checkpoint_step(run_dir: Path, which: str) -> int | None:
+    """The step of the checkpoint that is asked for: "latest" (None: the newest complete one), "best" (`train.best`), or a number.
+
+    Raises UserError for another word, and a run that keeps no best checkpoint, or has lost it.
+    """
+    if which == "latest":
+        return None
+    if which.isdecimal():
+        return int(which)
+    if which != "best":
+        raise UserError("--checkpoint is not understood", got=repr(which), allowed="latest, best or the number of a step")
+    newest = checkpoint.newest(run_dir)
+    best = None if newest is None else checkpoint.Reader(newest).state.get("best")
+    if best is None or best["step"] is None:
+        fix = "--checkpoint latest; or train it with --set train.best=validation/TASK/loss, or another score of results.json"
+        raise UserError("the run has no best checkpoint", got=run_dir, fix=fix)
+    if best["step"] not in checkpoint.steps(run_dir):
+        got = f"that of step {best['step']}, with {best['metric']} = {best['value']:.6g}"
+        raise UserError("the best checkpoint of the run is no longer there", got=got, fix="--checkpoint latest")
+    return best["step"]
+
+
 def _find_checkpoint(run_dir: Path, step: int | None) -> Path:
     steps = checkpoint.steps(run_dir)
     if step is not None:

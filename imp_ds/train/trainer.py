@@ -20,8 +20,7 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
-from imp_ds.evaluation import Metric, build_evaluators, evaluate, expert_usage, write_lines
-from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note
+from imp_ds.evaluation import Metric, write_lines
 from imp_ds.families import family_of
 from imp_ds.families.train_module import StepOutput
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
@@ -34,6 +33,7 @@ from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.compilation import uncompiled
 from imp_ds.train.engine.engine import start_process_group
 from imp_ds.train.guard import MIXTURE, Guard
+from imp_ds.train.held_out.evaluations import SHOWN_SAMPLES, HeldOut
 from imp_ds.train.interference import InterferenceProbe
 from imp_ds.train.matrix_peak import matrix_peak
 from imp_ds.train.preemption import Preemption
@@ -59,7 +59,6 @@ from imp_ds.train.start import (
 
 BEFORE = "before"
 Means = dict[str, dict[str, float]]  # task -> name of a loss, metric or fact -> mean over the ranks that trained the task
-SHOWN_SAMPLES = 6
 
 
 def train(
@@ -156,7 +155,7 @@ class Trainer:
             # a slow disk is reported before the watchdog takes the wait for a hang
             timeout_s=min(600.0, run.train.hang_timeout_s / 2), frozen=frozen,
         )  # fmt: skip
-        self.evaluators = build_evaluators(run, self.processor, "validation")
+        self.held_out = HeldOut(run, self.engine, self.processor, watchdog, self._best)
         self.flops = family.cost(run).batch_flops(world_size(), run.train.mixed)
         self.rejections = Rejections(
             output_dir, run.tasks, readers, run.data.max_rejected, writes=is_main(), start_step=self.step, state=self._rejected,
@@ -187,7 +186,7 @@ class Trainer:
         # steps that were skipped, in all and since the last checkpoint; times that the run has gone back
         self.skipped, self.bad_steps, self.rollbacks = state.get("skipped", 0), 0, state.get("rollbacks", 0)
         self.guard = Guard(self.run.train.spike_deviations, state.get("guard"))
-        self._rejected = state.get("rejected")
+        self._rejected, self._best = state.get("rejected"), state.get("best")
 
     def _show_start(self) -> None:
         """What the model is fed, once."""
@@ -195,8 +194,6 @@ class Trainer:
             return
         if self.before:
             self.monitor.record_evaluation(0, self.before, {}, split=BEFORE)
-        if (without := unscored_note(unscored(self.run, "validation"), "validation")) is not None:
-            self.monitor.progress.log(without)
         samples, waveforms = first_samples(self.loader.batches, SHOWN_SAMPLES)
         self.monitor.log_start(samples, self.processor, json.dumps(self.run.model_dump(mode="json"), indent=2), waveforms)
 
@@ -207,7 +204,8 @@ class Trainer:
         raise_shared(self._fetch())
         self.preemption.starting = False
         random_state.start(self._random, settings.seed, self.step, self.engine.device)
-        while self.step < settings.steps:
+        self.held_out.start(self.step, self.monitor)
+        while self.step < settings.steps and not self._stops():
             self.watchdog.progress(self.step, "training")
             self._one_step()
             self.writer.poll()
@@ -215,9 +213,9 @@ class Trainer:
                 self.measure_interference()
             if self.step == settings.steps:
                 break
-            if settings.eval_every and self.step % settings.eval_every == 0:
-                self.evaluate()
-            if settings.save_every and self.step % settings.save_every == 0:
+            due = bool(settings.eval_every) and self.step % settings.eval_every == 0
+            is_best = due and self.held_out.evaluate(self.step)[1]
+            if is_best or settings.save_every and self.step % settings.save_every == 0:
                 self.save()
 
     def _one_step(self) -> None:
@@ -339,16 +337,12 @@ class Trainer:
             found = self.probe.measure(lambda *progress: self.watchdog.progress(self.step, stage(*progress)))
         on_main(lambda: self.monitor.record_interference(self.step, found), "the interference cannot be recorded")
 
-    def evaluate(self) -> list[Metric]:
-        """All evaluations on the validation split; every rank gets the results."""
-        self.watchdog.progress(self.step, "evaluating")
-        with uncompiled(), random_state.kept(self.engine.device):
-            results = evaluate(self.engine.model, self.evaluators)
-        self.monitor.record_evaluation(self.step, results, expert_usage(self.evaluators))
-        for evaluator in self.evaluators:
-            if (shown := evaluator.examples(SHOWN_SAMPLES)) is not None:
-                self.monitor.record_examples(self.step, evaluator.record, *shown, self.processor)
-        return results
+    def _stops(self) -> bool:
+        """Whether nothing better has come for too long (`train.patience`), which is said."""
+        reason = self.held_out.reason_to_stop(self.step)
+        if reason is not None:
+            self.monitor.progress.log(reason)
+        return reason is not None
 
     def save(self) -> None:
         """Start a checkpoint; training goes on while it is written."""
@@ -359,7 +353,7 @@ class Trainer:
             "rollbacks": self.rollbacks, "guard": self.guard.state(), "rejected": self.rejections.state(),
             "world_size": world_size(), "ep_size": self.engine.ep_size, "zero_stage": self.engine.stage,
             "config": json.loads(self.config.to_json_string(use_diff=False)), "run": self.run.model_dump(mode="json"),
-            "processor": self._processor_hashes,
+            "processor": self._processor_hashes, "best": self.held_out.state(),
             "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
         }  # fmt: skip
         self.writer.save(self.step, state)
@@ -368,26 +362,22 @@ class Trainer:
         """The last checkpoint, the final scores on the test split (validation where there is none), and what is drawn of them."""
         self.save()
         self.writer.wait()
-        results, evaluators = self.evaluate(), self.evaluators
-        split, without = final_split(self.run)
-        if without is not None:
-            self.monitor.progress.log(without)
-        if split == "test":
-            evaluators = build_evaluators(self.run, self.processor, "test")
-            with uncompiled():
-                results = evaluate(self.engine.model, evaluators)
-            self.monitor.record_evaluation(self.step, results, expert_usage(evaluators), split="test")
+        self.held_out.evaluate(self.step)
+        if self.held_out.best is not None:  # which the checkpoint has to know
+            self.save()
+            self.writer.wait()
+        results, evaluators = self.held_out.final(self.step)
         results += [
             Metric("train/steps", self.step, "count"), Metric("train/skipped_steps", self.skipped, "count"),
             Metric("train/seconds", round(self.seconds, 1), "s"),
             Metric("train/peak_rank_gib", peak_rank_gib(self.engine.device), "GiB"),
             *(Metric(f"data/{source}/left_out", sum(n.values()), "count") for source, n in self.rejections.counts.items()),
             *(Metric(f"train/samples/{task}", sum(map(len, of)), "count") for task, of in self.loader.batches.readers.items()),
-            *(metric._replace(name=f"{BEFORE}/{metric.name}") for metric in self.before),
+            *(metric._replace(name=f"{BEFORE}/{metric.name}") for metric in self.before), *self.held_out.best_metrics(),
         ]  # fmt: skip
 
         def written():
-            write_results(self.output_dir, results, self.evaluators, self.monitor, self.step)
+            write_results(self.output_dir, results, self.held_out.evaluators, self.monitor, self.step)
             write_lines(self.output_dir / ANSWERS, evaluators)
 
         on_main(written, "the results cannot be written")

@@ -91,7 +91,7 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
                 features[kind] = _flat(inputs[f"{kind}_features"], inputs[f"{kind}_count"])
             elif given:
                 features[kind] = self.uni_moe.encode_media(kind, given[values], given.get(positions))
-            elif self.training and dist.is_initialized() and dist.get_world_size() > 1:
+            elif dist.is_initialized() and dist.get_world_size() > 1:
                 idle[kind] = self._idle(kind, inputs["input_ids"].device)
         return features, idle
 

@@ -77,10 +77,11 @@ def _name(staging: Path, final: Path) -> Path:
     return final
 
 
-def prune(final: Path, keep: int, milestone_every: int) -> None:
-    """Delete checkpoints older than the newest `keep` up to `final`; those of multiples of `milestone_every` stay (0: none)."""
+def prune(final: Path, keep: int, milestone_every: int, best: int | None = None) -> None:
+    """Delete checkpoints older than the newest `keep` up to `final`; those of multiples of `milestone_every` stay (0: none), and
+    that of step `best`."""
     older = [path for path in files.published(final.parent) if files.step_of(path) < files.step_of(final)]
     for path in older[: max(0, len(older) - (keep - 1))]:
-        if not milestone_every or files.step_of(path) % milestone_every:
+        if files.step_of(path) != best and (not milestone_every or files.step_of(path) % milestone_every):
             files.delete(path)
     remove_unreferred(final.parent)

@@ -23,6 +23,7 @@ from imp_ds.train.engine import master_state
 _KINDS = {
     "step": int, "adam_steps": int, "seconds": (int, float), "skipped": int, "rollbacks": int, "guard": (dict, type(None)),
     "rejected": (dict, type(None)), "world_size": int, "ep_size": int, "config": dict, "run": dict, "processor": dict,
+    "best": (dict, type(None)),
 }  # fmt: skip
 _ANOTHER = "use another checkpoint, or delete this folder"
 

@@ -71,7 +71,7 @@ class Writer:
     Args:
         engine: an `imp_ds.train.engine.engine.Engine`; its host memory for snapshots is taken now (see `Snapshot`).
         output_dir: the run's folder, on storage that all nodes share.
-        keep: the newest so many checkpoints stay.
+        keep: the newest so many checkpoints stay, and the one that the `state` of the last save calls the best ("best", "step").
         milestone_every: those of a multiple of it stay for ever; 0: none.
         timeout_s: a save that takes longer has failed. Ranks wait for each other that long in `wait`: let the process
             group's time limit be longer.
@@ -172,7 +172,7 @@ class Writer:
             self._write_part(job, own)
             if own == 0:
                 final = publish(job.staging, job.step, job.state, world, self.frozen, job.check)
-                prune(final, self.keep, self.milestone_every)
+                prune(final, self.keep, self.milestone_every, (job.state.get("best") or {}).get("step"))
         except Exception as error:  # whatever it is, training goes on; the line that is printed reports it
             job.problem = str(error) if isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: {error}"
             self._clear(job, own)

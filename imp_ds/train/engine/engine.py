@@ -115,6 +115,18 @@ class Engine:
             self._losses, self._count = iter([loss]), 1
             return StepOutput(loss.detach(), metrics, reports)
 
+    def measure(self, batch: Batch, micro_batches: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of one task's batch on this rank, as `forward` has it, and what it weighs in the mean over ranks and batches,
+        two scalars. Nothing goes backward after it. Samples are compared with those of all ranks."""
+        parts = split(batch, micro_batches)
+        differ = self.model.weights_differ(batch)
+        one = torch.ones((), device=self.device)
+        weights = torch.stack([self.model.weight(part).float() for part in parts] if differ else [one])
+        if micro_batches == 1:
+            return self.model(batch).loss.detach(), weights.sum()
+        shares = list((weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)).unbind()) if differ else None
+        return MicroBatches(self.model, batch, micro_batches, shares).forward().loss.detach(), weights.sum()
+
     def _forward_each(self, parts: MicroBatches) -> StepOutput:
         """Each micro-batch forward and backward in its turn; but where samples are compared, and where each rank takes its own
         gradient aside, all go forward before any goes backward."""

@@ -26,6 +26,10 @@ class UniMoeCost(CountedCost):
 
     def __init__(self, run: RunConfig, model: UniMoeForTraining):
         super().__init__(run, model, lambda run, task, samples: self._batch(task, task.views.messages.length, samples))
+        self._feature_shapes: dict[str, torch.Size] = {}
+
+    def _key(self, task: Task) -> tuple:
+        return (task.views.messages.length,)
 
     def batch_flops(self, world: int, alone: bool) -> Callable[[Batch], float]:
         (a, b, c), media = self._conversation_and_media()
@@ -64,10 +68,16 @@ class UniMoeCost(CountedCost):
         for kind, shapes in self.model.config.media_shapes.items():
             count = media.get(kind, 1)
             if self._keeps(kind):
-                with torch.no_grad():
-                    features_1MS = self.model.uni_moe.encode_media(kind, *self.model.blank(kind, "meta"))
-                inputs[f"{kind}_features"] = features_1MS.new_empty(samples, count, *features_1MS.shape[1:])
+                inputs[f"{kind}_features"] = torch.empty(samples, count, *self._features_of(kind), device="meta")
             else:
                 inputs |= {name: torch.empty(samples, count, *shape, device="meta") for name, shape in shapes.items()}
             inputs[f"{kind}_count"] = ids_BL[:, 0]
         return Batch(task.name, {"messages": inputs}, {"labels": ids_BL})
+
+    def _features_of(self, kind: str) -> torch.Size:
+        """[M, S] of a medium of that kind."""
+        if kind not in self._feature_shapes:
+            with torch.no_grad():
+                features_1MS = self.model.uni_moe.encode_media(kind, *self.model.blank(kind, "meta"))
+            self._feature_shapes[kind] = features_1MS.shape[1:]
+        return self._feature_shapes[kind]
