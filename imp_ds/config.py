@@ -76,6 +76,9 @@ class TrainSettings(Record):
     start_timeout_s: float = Field(
         1800.0, gt=0, description="a start, or the wait for a rank to start, that makes no progress for so long ends"
     )
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        ["tensorboard"], description="where curves and samples go; trackio and wandb are packages of their own"
+    )
     log_every: int = Field(50, ge=1, description="steps from one line of curves to the next")
     eval_every: int = Field(1000, ge=0, description="0: at the end only")
     validation_batches: int = Field(

@@ -37,6 +37,8 @@ OWNERS = {
     "soundfile": {"data", "modalities"},
     "sklearn": {"data", "evaluation.probes"},
     "tensorboard": {"train"},
+    "trackio": {"train"},
+    "wandb": {"train"},
     "sacrebleu": {"evaluation"},
     "typer": {"cli"},
     "torchvision": set(),

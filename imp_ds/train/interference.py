@@ -27,7 +27,7 @@ from imp_ds.families.train_module import TrainModule
 from imp_ds.parallel.full_parameters import full_parameters
 from imp_ds.parallel.groups import alone, on_main, rank, world_size
 from imp_ds.tasks import Batch
-from imp_ds.train.recording.tensorboard import TensorBoard
+from imp_ds.train.recording.trackers.tracker import Tracker
 from imp_ds.train.schedule import Rotation
 
 SAMPLES = 100  # as published
@@ -194,7 +194,7 @@ class InterferenceProbe:
 
 
 def interference_scalars(found: dict[str, Interference]) -> dict[str, float]:
-    """TensorBoard's scalars: "interference/{weight}/{task}_on_{affected task}", and the mean between tasks."""
+    """The trackers' scalars: "interference/{weight}/{task}_on_{affected task}", and the mean between tasks."""
     tags = {}
     for name, measured in found.items():
         tags[f"interference/{name}/between_tasks"] = measured.between_tasks
@@ -203,8 +203,8 @@ def interference_scalars(found: dict[str, Interference]) -> dict[str, float]:
     return tags
 
 
-def record_interference(board: TensorBoard, output_dir: Path, step: int, found: dict[str, Interference]) -> None:
-    """Curves and heat map for TensorBoard; the heat map also as interference.png in the run's folder. For rank 0."""
+def record_interference(board: Tracker, output_dir: Path, step: int, found: dict[str, Interference]) -> None:
+    """Curves and heat map for the trackers; the heat map also as interference.png in the run's folder. For rank 0."""
     board.scalars(step, interference_scalars(found))
     draw_interference(found, output_dir / PICTURE, title=f"interference after {step} steps")
     board.picture_file("interference", output_dir / PICTURE, step)

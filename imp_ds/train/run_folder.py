@@ -5,6 +5,7 @@
     metrics.jsonl     the same curves as lines     results.json, results.png  the final scores
     results_units.json  of each score its unit, which way it is better, and where it is shown
     answers.jsonl     what was asked and answered, where evaluators keep that
+    trackers.json     what trackers call the run, where there are others than TensorBoard; wandb/  files of wandb's own
     trained.json      the tensors that are trained, of a run that trains a part of the model
     initial_weights.md  what was taken from a published model, of a run that starts from one, name by name
 """
@@ -30,15 +31,15 @@ INITIAL = "initial_weights.md"
 # what a run makes in its folder, beside run_config.json; interference and captions stand in tensorboard/ and metrics.jsonl too
 _MADE = {
     LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, PICTURE,
-    RESULTS_UNITS, ANSWERS, TRAINED, INITIAL, "interference.json", "interference.png",
+    RESULTS_UNITS, ANSWERS, TRAINED, INITIAL, "interference.json", "interference.png", "trackers.json", "wandb",
 }  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {
     "data.root", "data.workers", "data.prefetch", "data.cache_mb", "data.timeout_s", "train.steps", "train.ep_size",
     "train.gradient_checkpointing", "train.compile", "train.spike_deviations", "train.max_bad_steps", "train.max_rollbacks",
     "train.hang_timeout_s", "train.start_timeout_s",
-    "train.log_every", "train.eval_every", "train.validation_batches", "train.best", "train.patience", "train.save_every",
-    "train.keep_checkpoints",
+    "train.report_to", "train.log_every", "train.eval_every", "train.validation_batches", "train.best", "train.patience",
+    "train.save_every", "train.keep_checkpoints",
     "train.milestone_every", "train.interference_every", "train.interference_samples", "evaluations", "tasks.*.micro_batches",
 }  # fmt: skip
 # what may differ too if it is asked for: training goes on otherwise from there, but the weights and moments still fit

@@ -44,6 +44,7 @@ from imp_ds.train.recording.monitor import Monitor
 from imp_ds.train.recording.rejections import Rejections
 from imp_ds.train.recording.step_facts import rank_facts, step_records
 from imp_ds.train.recording.step_means import StepMeans
+from imp_ds.train.recording.trackers.board import check_installed
 from imp_ds.train.run_folder import ANSWERS, RESULTS
 from imp_ds.train.start import (
     compile_model,
@@ -91,6 +92,7 @@ def train(
         # the watchdog names who hangs; a time limit of the process group, which cannot, must not come first
         device = start_process_group(2 * max(hang_s, start_s), start_s)
         with Watchdog(hang_s, start_timeout_s=start_s) as watchdog:
+            on_main(lambda: check_installed(run.train.report_to), "the run cannot be watched")
             readers = open_readers(run, watchdog)
             watchdog.progress(0, "starting, reading the labels")
             run = on_main(lambda: with_class_names(run, readers), "the class names cannot be read", every_rank=True)

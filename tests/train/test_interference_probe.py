@@ -22,7 +22,7 @@ from imp_ds.train.interference import (
     interference_scalars,
     record_interference,
 )
-from imp_ds.train.recording.tensorboard import TensorBoard
+from imp_ds.train.recording.trackers.tensorboard import TensorBoard
 
 SHAPE = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, vocab_size=20, common_dim=8)
 DOWN = "imp.blocks.2.feed_forward.down.weight"

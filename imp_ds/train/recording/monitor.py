@@ -1,4 +1,4 @@
-"""The record of a run, on rank 0: curves and samples for TensorBoard, metrics.jsonl, progress, and the picture of the results.
+"""The record of a run, on rank 0: curves and samples for its trackers, metrics.jsonl, progress, and the picture of the results.
 
 metrics.jsonl holds one JSON object a line: {"kind": "train", "step", ...} for each log interval (`Interval.summary`) and
 {"kind": "evaluation", "step", "split", "results", "metrics", "usage"} for each evaluation: values by flat names, and of each
@@ -22,7 +22,7 @@ from imp_ds.train.recording.history import LineFile, cut_lines
 from imp_ds.train.recording.interval import Interval, StepRecord
 from imp_ds.train.recording.progress import Progress
 from imp_ds.train.recording.samples import batch_captions, batch_pictures, sample_table
-from imp_ds.train.recording.tensorboard import TensorBoard
+from imp_ds.train.recording.trackers.board import Board
 
 SAMPLES = 6
 HISTORY = "metrics.jsonl"
@@ -54,7 +54,7 @@ class Monitor:
         self._lines = LineFile(self.output_dir / HISTORY)
         self._interval = Interval()
         self._logged_kinds: set[tuple[str, str]] = set()
-        self.board = TensorBoard(self.output_dir / "tensorboard", start_step)
+        self.board = Board(run.train.report_to, self.output_dir, run.name, hyperparameters(run), start_step)
 
     def log_start(self, samples: dict[str, Batch], processor, config_text: str, waveforms: dict[str, list] | None = None) -> None:
         """Once, before the first step: the configuration, and of each task what the model is fed, rebuilt from a Batch.

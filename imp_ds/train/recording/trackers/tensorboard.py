@@ -3,7 +3,6 @@
 Shapes: N rows, C width of a common space, H height, W width.
 """
 
-import io
 import os
 import socket
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from imp_ds.train.recording.record_file import RecordFile
+from imp_ds.train.recording.trackers.tracker import Tracker
 
 
 class EventFile:
@@ -68,7 +68,7 @@ def _summary_writer(folder: Path, purge_step: int | None):
     return Writer(str(folder))
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Writes into `folder` through torch's SummaryWriter. Where a disk is full, events wait until there is room, and pictures
     and vectors of the projector are left out.
 
@@ -90,12 +90,6 @@ class TensorBoard:
 
     def picture(self, tag: str, picture_HW3: np.ndarray, step: int = 0) -> None:
         self.writer.add_image(tag, picture_HW3, step, dataformats="HWC")
-
-    def picture_file(self, tag: str, path: Path, step: int) -> None:
-        from PIL import Image
-
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            self.picture(tag, np.asarray(image.convert("RGB")), step)
 
     def audio(self, tag: str, samples_N: np.ndarray, rate: int, step: int = 0) -> None:
         """Samples in [-1, 1]."""
