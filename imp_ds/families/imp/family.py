@@ -55,7 +55,7 @@ class ImpFamily(ModelFamily):
         _check(run, config, world_size)
 
     def load_initial(self, model, folder: Path, processor):
-        if is_tower(folder):
+        if is_tower(folder, refused=True):
             return load_tower(model, folder, processor.tokenizer)
         return InitialWeights(load_initial(model, folder, processor.tokenizer), sources_of(model, folder))
 

@@ -130,16 +130,16 @@ class Tower:
         return file.get_slice(key).get_shape()
 
 
-def is_tower(name: str | Path) -> bool:
-    """Whether `train.init_from` names a model of transformers, not an export of ours: a folder of another `model_type`, or no
-    folder at all but what may be a name on the hub."""
+def is_tower(name: str | Path, *, refused: bool = False) -> bool:
+    """Whether `train.init_from` names a model of transformers, not an export of ours: a folder of one of KINDS, or no folder at
+    all but what may be a name on the hub. refused: or of a kind of which `open_tower` knows why it is refused."""
     folder = Path(name)
     if not folder.exists():
         return re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None
     if not (folder / CONFIG).is_file():
         return False
     kind = read_json(folder / CONFIG, dict).get("model_type")
-    return kind in KINDS or kind in _OTHERWISE
+    return kind in KINDS or refused and kind in _OTHERWISE
 
 
 def open_tower(name: str | Path) -> Tower:
