@@ -25,7 +25,7 @@ from imp_ds.models.uni_moe import UniMoeConfig
 from imp_ds.train import checkpoint
 
 pytestmark = pytest.mark.distributed
-STAGES = ["language", "image", "speech", "moe"]
+STAGES = ["language", "align", "image", "video", "speech", "moe"]
 MATRICES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 
@@ -58,19 +58,21 @@ def test_every_stage_is_trained_and_exported_in_order(folder):
     text, out = printed(folder, "log_whole"), folder / "whole"
     lines = [
         f"training stage language in {out / 'language'}\n",
-        f"training stages image in {out / 'image'}, speech in {out / 'speech'}, each on 1 of 2 ranks\n",
+        f"training stage align in {out / 'align'}\n",
+        f"training stages image in {out / 'image'}, video in {out / 'video'}, each on 1 of 2 ranks\n",
+        f"training stage speech in {out / 'speech'}\n",
         f"training stage moe in {out / 'moe'}\n",
     ]
     places = [text.index(line) for line in lines]
     assert places == sorted(places)
-    assert f"done: language, image, speech, moe; the model of the last is {folder / 'whole' / 'moe' / 'model'}" in text
+    assert f"done: {', '.join(STAGES)}; the model of the last is {folder / 'whole' / 'moe' / 'model'}" in text
     assert sorted(path.name for path in (folder / "whole").iterdir()) == sorted(STAGES)
 
 
 def test_a_stopped_stage_goes_on_bit_for_bit(folder):
     assert "stopped after step" in printed(folder, "log_stopped")
     text = printed(folder, "log_resumed")
-    assert "finished already: language" in text and "training stage language" not in text
+    assert "finished already: language, align" in text and "training stage language" not in text
     assert f"resuming from {folder / 'stopped' / 'image' / 'checkpoints'}" in text
     for stage in STAGES:
         one, other = (load_file(folder / run / stage / "model" / "model.safetensors") for run in ("whole", "stopped"))
@@ -93,7 +95,7 @@ def test_an_expert_of_the_mixture_began_as_what_its_specialist_has_learned(folde
             stack = reader.read(name, 0, math.prod(shape)).view(shape)
             own = [model[f"language_model.model.layers.{layer}.mlp.{theirs}.weight"] for model in models.values()]
             assert [digest(expert.t()) for expert in stack] == [digest(weight) for weight in own]
-            assert len({digest(weight) for weight in own}) == 3  # the specialists have learned something
+            assert len({digest(weight) for weight in own}) == 4  # the specialists have learned something
     sources = UniMoeConfig.from_pretrained(whole / "moe" / "model").expert_sources
     for slot, stage in slots().items():
         file = whole / stage / "model" / "model.safetensors"
@@ -102,7 +104,7 @@ def test_an_expert_of_the_mixture_began_as_what_its_specialist_has_learned(folde
 
 
 def slots() -> dict[str, str]:
-    return {"base": "language", "image": "image", "speech": "speech"}
+    return {"base": "language", "image": "image", "video": "video", "speech": "speech"}
 
 
 def test_a_source_that_was_changed_is_refused_by_the_name_of_its_slot(folder, tmp_path):
