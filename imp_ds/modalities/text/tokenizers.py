@@ -7,7 +7,10 @@ letters (125 tokens for the 113 words of the digits), and captions become twice 
 
 import io
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -16,6 +19,8 @@ from imp_ds.errors import UserError
 
 MASK = "<mask>"
 _SENTENCES = 1_000_000  # more captions than this are sampled
+_HUB_S = 5.0  # in which the hub has to answer before it is asked for a tokenizer
+_ALLOWED = "a folder with a tokenizer, or the name of one on the Hugging Face hub that needs no code of its own"
 _LONGEST = 2048  # characters of a caption that are read: a longer text says as much of the language with its beginning
 
 
@@ -111,16 +116,41 @@ def from_sentencepiece(model: bytes, max_length: int = 256) -> PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, model_input_names=inputs, **names)
 
 
+def _is_cached(name: str) -> bool:
+    """Whether the tokenizer of that name on the hub is on this disk already."""
+    try:
+        return isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str)
+    except HFValidationError:
+        return False
+
+
+def _check_hub(name: str) -> None:
+    """Raise UserError for what is no name of the hub's, and where the hub cannot be reached."""
+    try:
+        validate_repo_id(name)
+        get_session().head(constants.ENDPOINT, timeout=_HUB_S)
+        return
+    except HFValidationError:
+        why = "no name of the hub's"
+    except Exception as error:  # of the hub's client, each kind in its own way
+        why = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+    got = f"{name}: no such folder, and {why}"
+    raise UserError("the tokenizer is not there", got=got, allowed=_ALLOWED, fix="--set data.tokenizer=FOLDER")
+
+
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Any Hugging Face tokenizer by name or folder; code that comes with it is not run (`imp_ds.foreign_code`).
 
     Raises:
-        UserError: it cannot be loaded, or has neither a padding nor an end token.
+        UserError: it cannot be loaded, or has neither a padding nor an end token. At once for what is no folder and cannot be the
+            name of one on the hub, and where the hub would be asked and does not answer.
     """
+    local = Path(name_or_path).is_dir() or _is_cached(name_or_path)
+    if not local:
+        _check_hub(name_or_path)
     tokenizer = foreign_code.load(
-        AutoTokenizer, name_or_path, "the tokenizer cannot be loaded",
-        allowed="a folder with a tokenizer, or the name of one on the Hugging Face hub that needs no code of its own",
-    )  # fmt: skip
+        AutoTokenizer, name_or_path, "the tokenizer cannot be loaded", allowed=_ALLOWED, local_files_only=local
+    )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError("the tokenizer has no padding token", got=name_or_path, fix="add one and save it again")

@@ -14,6 +14,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from imp_ds import ImpConfig, ImpModel, ImpProcessor
 from imp_ds.errors import UserError
+from imp_ds.modalities.text import tokenizers
 from imp_ds.modalities.text.tokenizers import from_sentencepiece, load_tokenizer, train_sentencepiece, train_tokenizer
 from imp_ds.modalities.vision import patches as vision
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
@@ -241,3 +242,23 @@ def test_any_tokenizer_loads_by_path_and_gets_a_padding_token(processor, tmp_pat
     for wrong in ("bare", "missing"):
         with pytest.raises(UserError):
             load_tokenizer(str(tmp_path / wrong))
+
+
+def test_a_tokenizer_that_is_nowhere_is_refused_without_waiting_for_the_hub(monkeypatch):
+    """The hub's client would try again for a minute."""
+    asked = []
+
+    class Session:
+        def head(self, address, timeout):
+            asked.append((address, timeout))
+            raise ConnectionError
+
+    monkeypatch.setattr(tokenizers, "get_session", Session)
+    monkeypatch.setattr(tokenizers.foreign_code, "load", lambda *_, **more: pytest.fail("the hub was asked"))
+    for name in ("./runs/tok", "/runs/tok", "runs/tok/x", "no such"):
+        with pytest.raises(UserError, match="no such folder, and no name of the hub's"):
+            load_tokenizer(name)
+    assert not asked
+    with pytest.raises(UserError, match=r"(?s)runs/tok: no such folder, and https.* cannot be reached.*data.tokenizer=FOLDER"):
+        load_tokenizer("runs/tok")
+    assert len(asked) == 1 and asked[0][1] <= 10
