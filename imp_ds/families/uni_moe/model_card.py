@@ -37,7 +37,7 @@ _SAMPLES = {  # of each kind of media a blank one, and what else it may be
 _SCORED = "answers are greedy; _blind: without the media, _shuffled: with those of another conversation"
 
 
-def card(config: UniMoeConfig, layers: list[int], folder: str = ".") -> Card:
+def card(run, config: UniMoeConfig, layers: list[int], folder: str = ".") -> Card:
     """What is said of a model of Uni-MoE. layers: those with experts; folder: what the example loads."""
     text, kinds = config.text_config, list(config.towers)
     parts = "".join(f'{{"type": "{kind}", "{kind}": {kind}}}, ' for kind in kinds)
@@ -47,7 +47,7 @@ def card(config: UniMoeConfig, layers: list[int], folder: str = ".") -> Card:
     return Card(
         about=_ABOUT.format(media=_listed(kinds) or "nothing else", towers=_towers(config), experts=_experts(config, layers)),
         tags=["uni_moe", "multimodal", "conversational"],
-        sections=["## Asking", asking],
+        sections=["## Asking", asking, "## What it was made of", origins(run)],
         shape=[("language model", f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}")],
         scored=_SCORED,
         pipeline_tag=f"{kinds[0]}-text-to-text" if kinds else "text-generation",
@@ -84,6 +84,23 @@ def _experts(config: UniMoeConfig, layers: list[int]) -> str:
     slots = sorted(config.expert_sources.items(), key=lambda slot: slot[1]["expert"])
     began = [f"{of['expert']} (`{slot}`) as that of {_origin(of)}" for slot, of in slots]
     return f"{mixture} Experts began as feed-forwards of dense models: {', '.join(began)}." if began else mixture
+
+
+def origins(run) -> str:
+    """Of which run it is, what its parts began as (experts are told of above), and what was trained of them."""
+    began = {"language model": run.model.language_model}
+    began |= {f"connector of {kind}": start for kind, start in run.model.connector_starts().values()}
+    lines = [f"- run: `{run.name}`"]
+    lines += [f"- {part}: from `{folder}`" for part, folder in began.items() if isinstance(folder, str)]
+    if run.model.adapter is not None:
+        lines.append(f"- LoRA: from the adapter `{run.model.adapter}`, trained further, and merged into the weights")
+    elif (lora := run.model.lora) is not None:
+        modules = lora.target_modules if isinstance(lora.target_modules, list) else [lora.target_modules]
+        targets = ", ".join(f"`{target}`" for target in [*modules, *lora.target_parameters])
+        lines.append(f"- LoRA: r = {lora.r}, lora_alpha = {lora.lora_alpha:g}, on {targets}; merged into the weights")
+    trained = run.train.trainable
+    lines.append("- trained: " + ("all of it" if trained is None else ", ".join(f"`{pattern}`" for pattern in trained)))
+    return "\n".join(lines) + "\n"
 
 
 def _origin(of: dict) -> str:

@@ -9,6 +9,8 @@ from imp_ds.commands.export import examples_of
 from imp_ds.config import RunConfig
 from imp_ds.families import family_of
 from imp_ds.families.card import write_card
+from imp_ds.families.uni_moe.model_card import origins
+from imp_ds.families.uni_moe.settings import LoraSettings
 from imp_ds.recipes import get_recipe
 
 
@@ -33,6 +35,7 @@ def test_the_example_of_the_card_asks_the_model(root, tmp_path, towers, kinds):
     text = (folder / "README.md").read_text()
     assert "layers 0, 1 (of 2, from 0) is a mixture of 4 experts, of which each token takes 2." in text
     assert f"pipeline_tag: {kinds.split()[0]}-text-to-text" in text
+    assert "## What it was made of" in text and "- trained: all of it" in text
     options = "".join(f" --{kind} FILE" for kind in kinds.split())
     assert f'`imp_ds chat {folder}{options} "What is this?"`' in text
     found = {}
@@ -41,6 +44,21 @@ def test_the_example_of_the_card_asks_the_model(root, tmp_path, towers, kinds):
     alone = family_of(run).answer(model.eval(), processor, found["question"], max_new_tokens=16)
     assert found["answer"].strip() == alone
     assert examples_of(folder) == f'imp_ds eval {folder} and imp_ds chat {folder} "QUESTION"'
+
+
+def test_the_card_names_what_the_model_was_made_of(root):
+    lora = LoraSettings(r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=["experts.w1"])
+    run = make_run(root, num_experts=4)
+    connector = run.model.image_connector.model_copy(update={"start_from": "runs/align/model"})
+    run.model = run.model.model_copy(update={"language_model": "runs/language/model", "lora": lora, "image_connector": connector})
+    run.train.trainable = ["*.lora.*", "uni_moe.connectors.*"]
+    found = origins(run)
+    for part in ("run: `talking`", "language model: from `runs/language/model`", "connector of image: from `runs/align/model`",
+                 "LoRA: r = 4, lora_alpha = 8, on `q_proj`, `experts.w1`; merged into the weights",
+                 "trained: `*.lora.*`, `uni_moe.connectors.*`"):  # fmt: skip
+        assert f"- {part}\n" in found
+    run.model = run.model.model_copy(update={"lora": None, "adapter": "peft/one"})
+    assert "from the adapter `peft/one`" in origins(run)
 
 
 def test_export_names_the_commands_of_the_family(tmp_path):
