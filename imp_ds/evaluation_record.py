@@ -60,6 +60,9 @@ class Evaluation(Record):
         [], description='prompts with one {} for the class name, where source.label_names has the names instead of `classes`'
     )
 
+    def kind_of(self, field):
+        return EVALUATORS[self.evaluator].Options if field == "options" and self.evaluator is not None else None
+
     @model_validator(mode="after")
     def _head_fits(self):
         if self.head == "pair" and (self.answer_at == "mask" or self.target != "text"):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from imp_ds.errors import UserError
-from imp_ds.records import OpenRecord, fields_of, records_inside
+from imp_ds.records import OpenRecord, Record, fields_of, records_inside
 
 IMPORT = "correct the name, or import the module that registers it: in the recipe, or by --import MODULE"
 
@@ -83,6 +83,8 @@ def _with_value(record: BaseModel, path: str, value: str) -> BaseModel:
             place[key] = _parse(annotation, value, so_far)
         elif isinstance(inner, (BaseModel, list)) and inner != []:
             node, place = inner, place[key]
+        elif isinstance(node, Record) and (free := node.kind_of(key)) is not None:
+            node, place = free, place[key]
         else:
             node = _optional_record(annotation, so_far, keys[depth + 1])
             if place.get(key) is None:

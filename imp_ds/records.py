@@ -28,6 +28,10 @@ class Record(BaseModel):
                 raise ValueError(f"{name} is {error}") from None
         return data
 
+    def kind_of(self, field: str) -> type[BaseModel] | None:
+        """The record that a field with free keys is checked as, so that they can be set one by one; None: it has no such keys."""
+        return None
+
 
 class OpenRecord(Record):
     """A record with fields beside its own that others contribute, such as one for each modality that is registered.

@@ -254,3 +254,14 @@ def test_sampling_needs_a_weight(run):
     for run.train.schedule in ("sampling", "sampling_per_rank"):
         with pytest.raises(UserError, match="no task has a weight"):
             check_layout(run, 1, ZERO2)
+
+
+def test_options_of_an_evaluator_are_set_one_by_one():
+    asked = get_recipe("talk").stage("moe").run
+    found = asked.override(["evaluations.transcript.options.samples=10", "evaluations.0.options.blind=false"])
+    assert next(one for one in found.evaluations if one.name == "transcript").options["samples"] == 10
+    assert found.evaluations[0].options == asked.evaluations[0].options | {"blind": False}
+    refused = {"sample=10": "did you mean samples", "samples=many": "integer", "samples=0": "at least 1"}
+    for setting, said in refused.items():
+        with pytest.raises(UserError, match=said):
+            asked.override([f"evaluations.transcript.options.{setting}"])
