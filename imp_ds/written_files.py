@@ -13,7 +13,7 @@ def write_file(path: str | Path, content: str | bytes) -> Path:
     Raises OSError, for example for want of room; `path` is then as it was, and nothing is left beside it.
     """
     path = Path(path)
-    staged = path.with_name(f".{path.name}.partial")
+    staged = staged_path(path)
     try:
         with staged.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -24,6 +24,11 @@ def write_file(path: str | Path, content: str | bytes) -> Path:
         staged.unlink(missing_ok=True)
         raise
     return path
+
+
+def staged_path(path: Path) -> Path:
+    """Where `write_file` writes what is to be at `path`."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def write_json(path: str | Path, value) -> Path:

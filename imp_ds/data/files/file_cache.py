@@ -18,6 +18,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from imp_ds.errors import UserError
+from imp_ds.written_files import staged_path, write_file
 
 _SLACK = 16  # room is made down to 15 / 16 of the bound, and looked after again when 1 / 64 of the bound was written
 _PINS = "pins"  # a folder of lists of names, each with a lock that the process holds which pinned them
@@ -82,7 +83,7 @@ class FileCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(f"{path}.lock")
             lock.acquire()
-            path.write_text("\n".join(self._path(key).name for key in keys))
+            write_file(path, "\n".join(self._path(key).name for key in keys))
         self._pins.append(lock)
 
     def _pinned(self) -> set[str]:
@@ -92,7 +93,8 @@ class FileCache:
             lock, pins = FileLock(path), path.with_suffix("")
             try:
                 with lock.acquire(timeout=0):
-                    pins.unlink(missing_ok=True)
+                    for file in (pins, staged_path(pins)):  # the second is left by a process that was killed while it wrote
+                        file.unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
             except Timeout:
                 with suppress(FileNotFoundError):

@@ -127,6 +127,20 @@ def test_equal_runs_are_trained_once(run, tmp_path):
         assert job.folder == tmp_path / "out" / "runs" / job.name
 
 
+def test_the_file_of_a_run_is_there_as_a_whole_or_not(run, tmp_path, monkeypatch):
+    job = plan_jobs(tmp_path / "out", run, ["recipe"], 1, [])[0][0]
+    job.write()
+    before = (tmp_path / "out" / "recipes" / "recipe_0.json").read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imp_ds.written_files.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        dataclasses.replace(job, made=run.override(["train.steps=9"])).write()
+    assert (tmp_path / "out" / "recipes" / "recipe_0.json").read_text() == before
+
+
 def test_published_tables_stand_beside_ours():
     found = {name: {"mean": Spread(share, 0.01)} for name, share in {"top_2": 0.5, "top_1": 0.25, "balance+experts_8": 1}.items()}
     lines = beside([Measure("mean", "mean", "%", 100, 1)], found)

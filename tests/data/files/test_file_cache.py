@@ -78,6 +78,23 @@ def test_what_a_process_that_is_alive_has_pinned_stays_whatever_the_bound_of_oth
     assert [large.has(key) for key in "abde"] == [False, False, False, True] and not list((folder / "pins").iterdir())
 
 
+def test_a_list_of_pins_is_there_as_a_whole_or_not(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imp_ds.written_files.os.replace", killed)
+    cache = FileCache(tmp_path / "cache", 100 * KIB)
+    with pytest.raises(KeyboardInterrupt):
+        cache.pin(["a"])
+    monkeypatch.undo()
+    pins = tmp_path / "cache" / "pins"
+    assert [path.suffix for path in pins.iterdir()] == [".lock"]
+    (pins / ".left.partial").write_text("x")  # of a process that was ended by force
+    (pins / "left.lock").touch()
+    use(cache, "b", 10 * KIB, 1)
+    assert not [path for path in pins.iterdir() if "left" in path.name]
+
+
 def test_a_file_larger_than_the_bound_is_refused(tmp_path):
     cache = FileCache(tmp_path / "cache", 100 * KIB)
     with pytest.raises(UserError, match="data.cache_gb"):
