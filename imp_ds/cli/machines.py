@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from imp_ds.cli.options import LocalRank, Recipe, Set, StageName, take_local_rank
+from imp_ds.cli.options import RECIPE, LocalRank, Recipe, Set, StageName, take_local_rank
+from imp_ds.errors import UserError
 
 
 def plan(
@@ -32,19 +33,35 @@ def plan(
     from rich.console import Console
 
     from imp_ds.cli.recipe_runs import each_run
+    from imp_ds.commands.doctor.recipe import missing_models
     from imp_ds.data.class_names import with_counted_classes
     from imp_ds.planning.hardware_profile import HardwareProfile
     from imp_ds.planning.plan import plan as make_plan
     from imp_ds.planning.table import show
+    from imp_ds.recipes import get_recipe
+    from imp_ds.stages import default_folder
 
     # a file has no width; tables are not cut there
     console = Console() if sys.stdout.isatty() else Console(width=140)
     links = dict(gpu_link_gbs=gpu_link_gbs, node_link_gbs=node_link_gbs)
     measured = HardwareProfile.load(profile_file) if profile_file else None
-    for name, run in each_run(recipe, stage, set_).items():
+    runs, left_out = each_run(recipe, stage, set_), []
+    for name, run in runs.items():
         if name is not None:
             console.rule(f"stage {name}", align="left")
-        show(make_plan(with_counted_classes(run), nodes, gpus, precision, stage=zero, profile=measured, **links), console)
+        try:
+            show(make_plan(with_counted_classes(run), nodes, gpus, precision, stage=zero, profile=measured, **links), console)
+        except UserError as error:
+            if len(runs) == 1:
+                raise
+            left_out.append(name)
+            console.print(f"not planned: {error.one_line}")
+    if left_out:
+        folder = default_folder(get_recipe(recipe))
+        missing = dict.fromkeys(line for name in left_out for line in missing_models(runs[name], folder).values())
+        console.rule(align="left")
+        console.print("\n".join([f"not planned: {', '.join(left_out)}", *missing]))
+        raise typer.Exit(1)
 
 
 def profile(
@@ -65,16 +82,38 @@ def profile(
         os._exit(0)  # before the teardown that gloo's threads abort in 1 or 2 of 100 runs
 
 
-def doctor(hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None):
-    """Say what this machine has and lacks. Exit code 1 when training cannot work here.
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help=f"check also what it reads: data, models, stages. {RECIPE}")
+    ] = None,
+    hostfile: Annotated[Path | None, typer.Option("--hostfile", help="check this hostfile too")] = None,
+    set_: Set = [],
+    stage: StageName = None,
+):
+    """Say what this machine has and lacks, and whether all is there that a recipe reads. Exit code 1 when training cannot work.
 
-    Example: imp_ds doctor --hostfile hosts
+    Example: imp_ds doctor talk --hostfile hosts
     """
-    from imp_ds.commands.doctor import examine
+    from imp_ds.commands.doctor.machine import examine
 
-    checks = examine(hostfile)
+    if recipe is None and (set_ or stage):
+        raise UserError("--set and --stage are of a recipe", got="no recipe", fix="imp_ds doctor RECIPE")
+    checks = examine(hostfile) + ([] if recipe is None else _recipe_checks(recipe, stage, set_))
     width = max(len(check.name) for check in checks)
     for check in checks:
         typer.echo(f"{check.state:6}  {check.name:{width}}  {check.found}" + (f"  ({check.advice})" if check.advice else ""))
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(1)
+
+
+def _recipe_checks(recipe: str, stage: str | None, settings: list[str]) -> list:
+    from imp_ds.cli.recipe_runs import each_run
+    from imp_ds.commands.doctor.recipe import examine_run, examine_stages
+    from imp_ds.recipes import get_recipe
+    from imp_ds.stages import StagedRun, default_folder
+
+    found = get_recipe(recipe)
+    out = default_folder(found) if isinstance(found, StagedRun) else None
+    runs = each_run(recipe, stage, settings)
+    checks = [check for name, run in runs.items() for check in examine_run(run, name, out)]
+    return checks + ([examine_stages(found, out)] if isinstance(found, StagedRun) else [])

@@ -151,6 +151,10 @@ class ModelFamily(ABC):
         """Of these tasks those that a model of `config` can still do, as a merged one may not."""
         return list(tasks)
 
+    def folders(self, run) -> dict[str, str]:
+        """The folders of models that the settings of a run name, by field: what `train.init_from` names, by default."""
+        return {} if run.train.init_from is None else {"train.init_from": run.train.init_from}
+
     def cost(self, run) -> CostModel:
         """What the run costs. By default it is counted by running the model on the meta device."""
         return CountedCost(run, meta_module(self.Model, self.config(run)), self.shapes)

@@ -137,6 +137,7 @@ class Contrastive(ObjectiveRecord):
         return tuple(f"imp.projections.{a}_to_{b}." for pair in self.pairs for a, b in (pair, pair[::-1]))
 
     def check_model(self, config, task):
+        super().check_model(config, task)
         for pair in self.pairs:
             if set(pair) not in [set(space) for space in config.pairs]:
                 raise UserError(f"task {task}: the model has no common space for a pair", got=pair, allowed=config.pairs)

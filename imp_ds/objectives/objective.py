@@ -107,7 +107,11 @@ class ObjectiveRecord(Record, ABC):
         """Its module, for a model of `config`. known: what `known` found when the model was made."""
 
     def check_model(self, config: ImpConfig, task: str) -> None:
-        """Raise UserError, naming the task, when a model of `config` lacks what it needs."""
+        """Raise UserError, naming the task, when a model of `config` lacks what it needs, or models of its family do not compute
+        it."""
+        if not isinstance(config, ImpConfig):
+            what = f"task {task}: models of the family {config.model_type} do not compute this objective"
+            raise UserError(what, got=self.kind, fix="one that they compute, such as NextToken(), or another model.family")
 
     def sequences(self, tokens: dict[str, int], batch_size: int) -> dict[str, Sequences]:
         """What it has encoded of the samples, by the names that its module gives: by default each modality of the task alone."""

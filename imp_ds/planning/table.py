@@ -42,11 +42,11 @@ def _parameters(plan: Plan) -> Table:
     p = plan.parameters
     table = _table("Parameters", "part", "number", "meaning")
     rows = (
-        ("total", p.total, "encoder, embeddings, projections, heads"),
-        ("encoder", p.encoder, "blocks and final norm"),
-        ("experts", p.experts, "of the encoder, in all MoE layers"),
+        ("total", p.total, "all of the model"),
+        ("layers", p.encoder, "its Transformer layers, with their experts"),
+        ("experts", p.experts, "of these, in all MoE layers"),
         ("one expert", p.one_expert, "of one layer"),
-        ("active per token", p.active, "of the encoder, mean over tokens"),
+        ("active per token", p.active, "of the layers, mean over tokens"),
     )
     for name, number, meaning in rows:
         table.add_row(name, f"{number / 1e6:,.2f} M", meaning)

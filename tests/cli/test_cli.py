@@ -12,7 +12,7 @@ from helpers.processes import run
 from helpers.ranks import Ranks
 from helpers.ranks import command as run_command
 from imp_ds import cli
-from imp_ds.commands.doctor import examine
+from imp_ds.commands.doctor.machine import examine
 from imp_ds.errors import UserError
 from imp_ds.parallel.hostfile import check_hostfile
 from imp_ds.written_files import wrote_folder

@@ -11,7 +11,7 @@ from deepspeed.launcher.multinode_runner import PDSHRunner
 from deepspeed.launcher.runner import fetch_hostfile, parse_inclusion_exclusion
 
 from helpers.processes import ROOT, environment, run
-from imp_ds.commands.doctor import examine
+from imp_ds.commands.doctor.machine import examine
 from imp_ds.errors import UserError
 from imp_ds.parallel.hostfile import check_environment_file, check_hostfile, environment_files
 

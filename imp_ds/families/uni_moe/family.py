@@ -129,7 +129,14 @@ class UniMoeFamily(ModelFamily):
         return generate(model, processor, inputs, **how)[0]
 
     def card(self, run, config, results, folder):
-        return card(config, self.moe_layers(config), folder)
+        return card(run, config, self.moe_layers(config), folder)
+
+    def folders(self, run):
+        model = run.model
+        parts = {"language_model": model.language_model} | {f"{kind}_tower": part for kind, part in model.towers.items()}
+        parts |= {"adapter": model.adapter} | {f"experts.{slot}": folder for slot, folder in model.experts.items()}
+        found = {f"model.{field}": part for field, part in parts.items() if isinstance(part, str)}
+        return super().folders(run) | found | {field: folder for field, (_, folder) in model.connector_starts().items()}
 
     def cost(self, run):
         return UniMoeCost(run, meta_module(self.Model, self.config(run)))

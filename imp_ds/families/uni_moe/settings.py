@@ -12,7 +12,7 @@ from imp_ds.families.uni_moe.parts import Part, language_config, part_config
 from imp_ds.model_settings import FamilySettings
 from imp_ds.models.uni_moe.configuration_uni_moe import MEDIA, UniMoeConfig
 from imp_ds.models.uni_moe.lora import LoraSettings
-from imp_ds.objectives.objective import ModelObjective
+from imp_ds.models.uni_moe.upcycling import slices_of
 from imp_ds.records import Record
 from imp_ds.tasks import Task
 
@@ -128,18 +128,19 @@ class UniMoeSettings(FamilySettings):
         for task in tasks:
             _check_length(text, task)
             for objective in task.objectives:
-                if not isinstance(objective, ModelObjective):
-                    what = f"task {task.name}: models of the family {self.family} do not compute this objective"
-                    raise UserError(what, got=objective.kind, fix="objectives=[NextToken()]")
                 objective.check_model(config, task.name)
         return config
 
 
     def _check_experts(self, text: PreTrainedConfig, own: int) -> None:
-        """Raise UserError for slots of a language model with experts of its `own`, and settings that contradict the slots."""
+        """Raise UserError for slots of a language model with experts of its `own`, settings that contradict the slots, and
+        experts that a trained language model cannot be cut into."""
+        width = getattr(text, "intermediate_size", None)
         if not self.experts:
+            if self.num_experts and self.expert_intermediate_size and width and not own and isinstance(self.language_model, str):
+                slices_of(width, self.expert_intermediate_size, self.num_experts)
             return
-        slots, width = ", ".join(self.experts), getattr(text, "intermediate_size", None)
+        slots = ", ".join(self.experts)
         if own:
             got = f"{own} experts of its own, and the slots {slots}"
             raise UserError("model.experts beside a language model that has experts", got=got, allowed="a dense language model")

@@ -51,9 +51,10 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
         inputs, labels_BL = batch.inputs["messages"], batch.targets["labels"]
         ids_BL = inputs["input_ids"]
         features, idle = self._features(inputs)
+        position_ids = inputs.get("position_ids", self._counted_positions(ids_BL))
         states_BLD = self.uni_moe.hidden_states(
             ids_BL, features, _counted_mask(ids_BL), idle=idle, valid_BL=inputs["attention_mask"].bool(), use_cache=False,
-            position_ids=inputs.get("position_ids"), key_B=None if batch.key_B is None else batch.key_B[: len(ids_BL)],
+            position_ids=position_ids, key_B=None if batch.key_B is None else batch.key_B[: len(ids_BL)],
         ).last_hidden_state  # fmt: skip
         answers = self.uni_moe.token_loss(states_BLD, labels_BL)
         count = self.weight(batch).clamp(min=1)
@@ -64,6 +65,12 @@ class UniMoeForTraining(PreTrainedModel, TrainModule):
             loss = loss + of_routers
             metrics["loss/router"] = of_routers.detach()
         return StepOutput(loss, metrics, {"messages": reports} if reports else {})
+
+    def _counted_positions(self, ids_BL: torch.Tensor) -> torch.Tensor | None:
+        """On the meta device positions for a decoder that would take them from the mask, as OPT's; else None: it knows them."""
+        if not ids_BL.is_meta or not hasattr(self.uni_moe.get_decoder(), "embed_positions"):
+            return None
+        return torch.empty_like(ids_BL)
 
     def weights_differ(self, batch) -> bool:
         return True

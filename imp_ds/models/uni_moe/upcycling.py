@@ -139,13 +139,18 @@ def source_of(
     layout, width, count = layout_of(names, layer), mixture.moe.experts.feed_forward, mixture.moe.router.num_experts
     if layout.router is not None:
         return ExpertSource(read, layer, layout, width)
+    return ExpertSource(read, layer, layout, width, slices_of(dense_width, width, count), **drawn)
+
+
+def slices_of(dense_width: int, width: int, count: int) -> int:
+    """Into how many slices `count` experts of that width cut the dense feed-forward. Raises UserError where they do not."""
     if dense_width % width or count % (dense_width // width):
         raise UserError(
             "the experts are no slices of the dense feed-forward",
             got=f"{count} experts of width {width}, a dense width of {dense_width}",
-            allowed="a moe_intermediate_size that divides it, into as many slices as divide the number of experts",
+            allowed="a width that divides it, into as many slices as divide the number of experts",
         )  # fmt: skip
-    return ExpertSource(read, layer, layout, width, dense_width // width, **drawn)
+    return dense_width // width
 
 
 def share_rows(weight_ED: torch.Tensor, slices: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from imp_ds.errors import UserError
 from imp_ds.parallel.hostfile import check_environment_file, check_hostfile, environment_files
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PORT = 29500  # the launcher's default
 GIB = 2**30
 
