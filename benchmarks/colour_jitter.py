@@ -12,6 +12,7 @@ import datetime
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance
 
-from imp_ds.modalities.vision.augmentation import mirror, recolour
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from imp_ds.modalities.vision.augmentation import mirror, recolour  # noqa: E402
 
 MOST, CALLS = 0.3, 300
 SIZES = (64, 224, 512)

@@ -13,6 +13,7 @@ import datetime
 import os
 import platform
 import statistics
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -22,7 +23,9 @@ import torch
 import transformers
 from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Speech2TextFeatureExtractor, WhisperFeatureExtractor
 
-from imp_ds.modalities.audio.log_mel import LogMel
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from imp_ds.modalities.audio.log_mel import LogMel  # noqa: E402
 
 SECONDS, ROUNDS, CALLS = 10, 6, 12
 AST = dict(frame_length=400, hop_length=160, mel_bins=128, f_min=20.0, f_max=8000.0, periodic_window=False, preemphasis=0.97,

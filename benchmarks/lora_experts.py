@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -23,10 +24,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from imp_ds.families.uni_moe.adapters.files import save_adapter
-from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration
-from imp_ds.models.uni_moe.lora import CHANGES
-from imp_ds.models.uni_moe.upcycling import from_base
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from imp_ds.families.uni_moe.adapters.files import save_adapter  # noqa: E402
+from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration  # noqa: E402
+from imp_ds.models.uni_moe.lora import CHANGES  # noqa: E402
+from imp_ds.models.uni_moe.upcycling import from_base  # noqa: E402
 
 EXPERTS, PER_TOKEN, WIDTH, FEED_FORWARD, RANK = 32, 2, 512, 1024, 8
 TOKENS, ROUNDS = (64, 512, 2048), 7

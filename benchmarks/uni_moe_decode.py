@@ -11,6 +11,7 @@ import datetime
 import os
 import platform
 import statistics
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +19,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedModel
 
-from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration
-from imp_ds.models.uni_moe.upcycling import from_base
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from imp_ds.models.uni_moe import UniMoeConfig, UniMoeForConditionalGeneration  # noqa: E402
+from imp_ds.models.uni_moe.upcycling import from_base  # noqa: E402
 
 PROMPT, ROUNDS, BATCHES = 64, 5, (1, 8)
 SIZES = dict(

@@ -1,8 +1,8 @@
 """Make the data of docs/first_run.md, tiny and synthetic: python scripts/first_run_data.py DIR"""
 
+import argparse
 import csv
 import io
-import sys
 from pathlib import Path
 
 import av
@@ -91,4 +91,6 @@ def make(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where it is made; must not be there yet")
+    make(parser.parse_args().folder)

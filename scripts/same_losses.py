@@ -3,6 +3,7 @@
 Both must have recorded each of the steps 1 to STEPS once. Says so in one line, or where they part; exit code 1 then.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -23,9 +24,12 @@ def difference(first: list, second: list, steps: int) -> str | None:
 
 
 def main() -> None:
-    first, second, steps = losses(sys.argv[1]), losses(sys.argv[2]), int(sys.argv[3])
-    found = difference(first, second, steps)
-    print(found or f"{steps} steps with the same losses, bit for bit")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs=2, metavar="metrics.jsonl")
+    parser.add_argument("steps", type=int)
+    given = parser.parse_args()
+    found = difference(*map(losses, given.runs), given.steps)
+    print(found or f"{given.steps} steps with the same losses, bit for bit")
     sys.exit(found is not None)
 
 
