@@ -10,15 +10,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_process_group_is_left():
-    """A run that is refused while it starts leaves its process group, as of a rank that has joined: a command that is refused
-    later ends such a process at once."""
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="session")
 def digits_corpus(tmp_path_factory):
     """A small digits corpus, at least one sample for each class and split; made once, to be read only."""

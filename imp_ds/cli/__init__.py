@@ -126,6 +126,6 @@ def _leave(error: UserError) -> None:
         sys.stderr.write(f"error on rank {rank}: {str(error).splitlines()[0]}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    if joined:
+    if joined or int(os.environ.get("WORLD_SIZE") or 1) > 1:  # ranks that have left together may still abort in gloo's threads
         os._exit(2)
     sys.exit(2)

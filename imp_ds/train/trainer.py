@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from imp_ds.config import RunConfig
 from imp_ds.data.class_names import check_labels, with_class_names
@@ -31,7 +30,7 @@ from imp_ds.train import random_state, run_folder
 from imp_ds.train.checkpoint import Writer
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.compilation import uncompiled
-from imp_ds.train.engine.engine import start_process_group
+from imp_ds.train.engine.engine import process_group
 from imp_ds.train.guard import MIXTURE, Guard
 from imp_ds.train.held_out.evaluations import SHOWN_SAMPLES, HeldOut
 from imp_ds.train.interference import InterferenceProbe
@@ -79,7 +78,8 @@ def train(
     A resumed run that is finished already says so, and nothing is done.
 
     Raises UserError, on every rank, for what cannot be trained; nothing has been allocated or written then. Raises Preempted
-    after a signal and the checkpoint that followed it.
+    after a signal and the checkpoint that followed it. The process group that was made has been destroyed then, unless an
+    exception is one rank's own: to leave would be to wait for the others.
     """
     world = init_environment()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,8 +90,8 @@ def train(
         preemption.starting = True
         hang_s, start_s = run.train.hang_timeout_s, run.train.start_timeout_s
         # the watchdog names who hangs; a time limit of the process group, which cannot, must not come first
-        device = start_process_group(2 * max(hang_s, start_s), start_s)
-        with Watchdog(hang_s, start_timeout_s=start_s) as watchdog:
+        joined = process_group(2 * max(hang_s, start_s), start_s)
+        with joined as device, Watchdog(hang_s, start_timeout_s=start_s) as watchdog:
             on_main(lambda: check_installed(run.train.report_to), "the run cannot be watched")
             readers = open_readers(run, watchdog)
             watchdog.progress(0, "starting, reading the labels")
@@ -107,7 +107,6 @@ def train(
                 trainer = Trainer(run, output_dir, ds, readers, device, resume, preemption, watchdog, hostfile, scores)
                 _run(trainer)
             barrier()
-    dist.destroy_process_group()
 
 
 def _is_finished(output_dir: Path, run: RunConfig, resume: str | None) -> bool:

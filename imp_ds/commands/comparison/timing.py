@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from imp_ds.commands.comparison.job import Job
 from imp_ds.commands.export import export
@@ -26,7 +25,7 @@ from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.tasks import Batch
 from imp_ds.train.engine import ds_config
-from imp_ds.train.engine.engine import Engine, start_process_group
+from imp_ds.train.engine.engine import Engine, process_group
 from imp_ds.train.schedule import Rotation, build_schedule
 from imp_ds.train.trained_run import TrainedRun, open_run
 
@@ -38,13 +37,13 @@ EQUAL = 1e-5  # as large as a merged model's outputs may differ, against the lar
 @contextmanager
 def timing_process() -> Iterator[torch.device]:
     """This process as the only rank of a group, with one thread: what is timed has the same as any other."""
-    threads, device = torch.get_num_threads(), start_process_group(_TIMEOUT_S)
-    torch.set_num_threads(1)
-    try:
-        yield device
-    finally:
-        torch.set_num_threads(threads)
-        dist.destroy_process_group()
+    threads = torch.get_num_threads()
+    with process_group(_TIMEOUT_S) as device:
+        torch.set_num_threads(1)
+        try:
+            yield device
+        finally:
+            torch.set_num_threads(threads)
 
 
 def time_routers(

@@ -13,8 +13,8 @@ import datetime
 import math
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import deepspeed
 import torch
@@ -54,6 +54,22 @@ def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800
     deepspeed.init_distributed(verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
     del held
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800.0) -> Iterator[torch.device]:
+    """`start_process_group`, and the end of the group that it made, also where all ranks end by the same exception. One that is a
+    rank's own leaves it: to destroy it would wait for the others."""
+    made = not dist.is_initialized()
+    device = start_process_group(timeout_s, start_timeout_s)
+    try:
+        yield device
+    except Exception as error:
+        if made and (world_size() == 1 or getattr(error, "shared", False)):
+            dist.destroy_process_group()
+        raise
+    if made:
+        dist.destroy_process_group()
 
 
 def parameter_groups(model: TrainModule, weight_decay: float) -> list[dict]:
