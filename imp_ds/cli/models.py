@@ -84,6 +84,10 @@ def export(
     task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
     stock: Annotated[bool, typer.Option("--stock", help="as classes of transformers, which load without imp_ds")] = False,
     adapter: Annotated[bool, typer.Option("--adapter", help="not the model, but its LoRA as an adapter that PEFT loads")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option("--push_to_hub", metavar="NAME", help="also upload the folder, as this repository of the Hub")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="with --push_to_hub: a new repository is private")] = False,
 ):
     """Export a run as a folder that ImpModel.from_pretrained, AutoModel and AutoProcessor load.
 
@@ -91,6 +95,7 @@ def export(
     """
     from imp_ds.commands.export import examples_of, export_adapter
     from imp_ds.commands.export import export as run_export
+    from imp_ds.commands.sharing.hub import check_push, push
     from imp_ds.terminal.stage_progress import StageProgress
     from imp_ds.train.trained_run import checkpoint_step
     from imp_ds.written_files import wrote_folder
@@ -100,16 +105,22 @@ def export(
     if adapter and (merge or stock):
         got = f"--adapter and --{'merge' if merge else 'stock'}"
         raise UserError("an adapter is no whole model", got=got, fix="give one of them")
+    if private and push_to_hub is None:
+        raise UserError("--private is about a repository of the Hub", got="no --push_to_hub", fix="give --push_to_hub NAME too")
     step = checkpoint_step(run, checkpoint)
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     if adapter:
         with StageProgress() as report:
             export_adapter(run, out, step=step, report=report)
-        typer.echo(wrote_folder(out, f"PEFT, and --set model.adapter={out}"))
-        return
-    with StageProgress() as report:
-        run_export(run, out, step=step, merge_tasks=task if merge else None, report=report, stock=stock)
-    use = "from_pretrained of transformers alone" if stock else f"from_pretrained, {examples_of(out)}"
+        use = f"PEFT, and --set model.adapter={out}"
+    else:
+        with StageProgress() as report:
+            run_export(run, out, step=step, merge_tasks=task if merge else None, report=report, stock=stock)
+        use = "from_pretrained of transformers alone" if stock else f"from_pretrained, {examples_of(out)}"
     typer.echo(wrote_folder(out, use))
+    if push_to_hub is not None:
+        typer.echo(f"uploaded to {push(out, push_to_hub, private)}")
 
 
 def upcycle(

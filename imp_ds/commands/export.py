@@ -9,6 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from imp_ds.commands.exported_model import read_run
 from imp_ds.commands.sharing.carried_code import write_code
+from imp_ds.commands.sharing.sentence_files import write_sentence_files
 from imp_ds.config import RunConfig
 from imp_ds.evaluation.picture import PICTURE
 from imp_ds.families import family_of
@@ -82,6 +83,7 @@ def _write(
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_code(folder, family.auto_classes())
+        write_sentence_files(folder, family.sentence_methods(model.config))
         run.save(folder)
     results, split, final = [], "test", run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint

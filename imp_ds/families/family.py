@@ -54,6 +54,11 @@ class ModelFamily(ABC):
         default: such a folder asks for its family's module to be imported."""
         return {}
 
+    def sentence_methods(self, config: PreTrainedConfig) -> dict[str, str]:
+        """What a model of `config` embeds, as sentence-transformers calls it, and the method whose `pooler_output` is its
+        vector."""
+        return {}
+
     @abstractmethod
     def processor(self, run, readers: dict) -> ProcessorMixin:
         """The processor of a run, made from its configuration and corpus."""

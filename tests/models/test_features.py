@@ -156,3 +156,35 @@ class TestCalling:
             model.get_text_features()
         with pytest.raises(TypeError, match="input_idz"):
             model.get_features("text", input_idz=INPUTS["text"]["input_ids"])
+
+
+class TestForward:
+    """What `forward` gives by the names of transformers, beside its own."""
+
+    @pytest.mark.parametrize("modality", INPUTS)
+    def test_of_one_modality(self, modality):
+        model = small_model()
+        with torch.no_grad():
+            found, features = model(**INPUTS[modality]), model.get_features(modality, **INPUTS[modality])
+        assert torch.equal(found.pooler_output, features.pooler_output)
+        assert torch.equal(found.last_hidden_state, features.last_hidden_state)
+        assert found.logits_per_image is None and found.logits_per_text is None
+
+    def test_logits_by_hand(self):
+        """Cosines divided by the learned temperature; by 1 where the configuration has none, here of audio."""
+        model = small_model(temperatures={"vision": 0.5})
+        videos = {f"{name}_videos": value[:2] for name, value in INPUTS["vision"].items()}
+        with torch.no_grad():
+            found = model(**INPUTS["vision"], **videos, **INPUTS["audio"], **INPUTS["text"])
+        pairs = found.embeddings
+        images = pairs["vision_to_text"] @ pairs["text_to_vision"].T
+        assert_near(found.logits_per_image, images / 0.5)
+        assert_near(found.logits_per_video, images[:2] / 0.5)
+        assert_near(found.logits_per_audio, pairs["audio_to_text"] @ pairs["text_to_audio"].T)
+        assert_near(found.logits_per_text, found.logits_per_image.T)
+        assert found.pooler_output is None and found.last_hidden_state is None
+
+    def test_a_model_without_pairs(self):
+        model = small_model(objectives={"image_class": OBJECTIVES["image_class"]})
+        found = model(**INPUTS["vision"])
+        assert torch.equal(found.pooler_output, model.get_image_features(**INPUTS["vision"]).pooler_output)

@@ -12,7 +12,7 @@ from imp_ds.families.imp.costs.cost import ImpCost
 from imp_ds.families.imp.costs.tokens import task_sequences
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
 from imp_ds.families.imp.merging import merge
-from imp_ds.families.imp.model_folder import load_processor, load_weights
+from imp_ds.families.imp.model_folder import load_processor, load_weights, trained_temperatures
 from imp_ds.families.imp.pretrained.loading import load_tower
 from imp_ds.families.imp.pretrained.tower import is_tower
 from imp_ds.families.imp.pretraining import ImpForPreTraining
@@ -22,6 +22,7 @@ from imp_ds.families.initial import InitialWeights
 from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
+from imp_ds.models.imp.features import first_task
 from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.modeling_imp import ImpModel
 from imp_ds.models.imp.processing_imp import ImpProcessor
@@ -41,6 +42,14 @@ class ImpFamily(ModelFamily):
         parts = {"AutoImageProcessor": ImpImageProcessor, "AutoVideoProcessor": ImpVideoProcessor}
         parts |= {"AutoFeatureExtractor": ImpFeatureExtractor, "AutoProcessor": ImpProcessor}
         return {"AutoConfig": ImpConfig, **dict.fromkeys(models, ImpModel), **parts}
+
+    def sentence_methods(self, config):
+        kinds = {"text": "text", "image": "vision", "video": "vision", "audio": "audio"}
+        return {kind: f"get_{kind}_features" for kind, modality in kinds.items() if first_task(config, modality) is not None}
+
+    def finished(self, model):
+        model.config.temperatures = trained_temperatures(model)
+        return model
 
     def processor(self, run, readers):
         return build_processor(run, readers)

@@ -13,9 +13,11 @@ from imp_ds import foreign_code
 from imp_ds.errors import UserError
 from imp_ds.families.imp.pretraining import ImpForPreTraining, TaskObjectives
 from imp_ds.json_files import read_json
+from imp_ds.modalities.modality import TEXT
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import ImpModel, ImpPreTrainedModel
 from imp_ds.models.imp.processing_imp import ImpProcessor
+from imp_ds.objectives.registry import split_spec
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
 _EXPORT = "export the run first: imp_ds export RUN OUT"
@@ -68,6 +70,21 @@ def load_weights(folder: Path, *, bare: bool = False) -> ImpPreTrainedModel:
         more = f" and {len(missing) - _SHOWN} more" if missing[_SHOWN:] else ""
         raise UserError("the model lacks weights", got=f"{folder}: {', '.join(missing[:_SHOWN])}{more}", fix=_AGAIN)
     return model
+
+
+def trained_temperatures(model: ImpForPreTraining) -> dict[str, float]:
+    """What a model's cosines with texts are divided by, by modality, in the first task that compares it with texts."""
+    found, stored = {}, model.state_dict()
+    for task, entry in model.config.objectives.items():
+        for position, spec in enumerate(entry["objectives"]):
+            record, _ = split_spec(spec)
+            for modality in model.config.modalities:
+                value = None if modality == TEXT else record.trained_temperature(modality)
+                if isinstance(value, str):
+                    value = record.temperature_of(float(stored[f"objectives.{task}.parts.{position}.{value}"]))
+                if value is not None:
+                    found.setdefault(modality, value)
+    return found
 
 
 def _check_depth(config: ImpConfig, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """IMP in the Hugging Face layout. Importing this package makes the Auto classes know its configuration, model and processors."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
 
 # Not from `transformers` itself, where without torchvision these names stand for an error message
 # (AutoImageProcessor up to 5.17 at least, AutoVideoProcessor still in 5.23).
@@ -16,6 +16,7 @@ from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
 
 AutoConfig.register(ImpConfig.model_type, ImpConfig, exist_ok=True)
 AutoModel.register(ImpConfig, ImpModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(ImpConfig, ImpModel, exist_ok=True)
 AutoImageProcessor.register(ImpConfig, ImpImageProcessor, exist_ok=True)
 AutoVideoProcessor.register(ImpConfig, ImpVideoProcessor, exist_ok=True)
 AutoFeatureExtractor.register(ImpConfig, ImpFeatureExtractor, exist_ok=True)

@@ -148,3 +148,13 @@ def build_condition(config, name: str, device: torch.device) -> Condition:
         return Condition(bits_1A.float())
     names = config.modalities if config.gate == "modality" else config.gate_tasks
     return Condition(torch.full((1,), names.index(name), device=device))
+
+
+def trained_spaces(config) -> list[tuple[str, str]]:
+    """The pairs of modalities that a task of the model compares in their common space, in the order of config.pairs; all of these
+    for a model that knows no tasks."""
+    specs = [spec for entry in config.objectives.values() for spec in entry["objectives"]]
+    if not specs or not all("spaces" in spec for spec in specs):
+        return [tuple(pair) for pair in config.pairs]
+    trained = {frozenset(pair) for spec in specs for pair in spec["spaces"]}
+    return [tuple(pair) for pair in config.pairs if frozenset(pair) in trained]

@@ -4,7 +4,7 @@ from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality, standard_modalities
-from imp_ds.models.imp.conditions import candidate_tasks, causal_tasks
+from imp_ds.models.imp.conditions import candidate_tasks, causal_tasks, trained_spaces
 from imp_ds.models.imp.encoder.prompts import CANDIDATE_PROMPTS, SHARED
 from imp_ds.moe.placement import placed_layers
 from imp_ds.moe.routers.registry import ROUTERS, default_router, planned_router
@@ -104,7 +104,8 @@ class ImpConfig(PreTrainedConfig):
         conditional_linears=None, share_decisions=True, gate_tasks=None, router=None, router_options=None, experts_per_token=2,
         drop_tokens=True, expert_intermediate_size=None, expert_activation="gelu", capacity_factor=1.0, group_tokens=2048,
         group_examples=None, router_z_loss=1.0, router_balance=0.01, router_noise=0.0, objectives=None, prompt_length=0,
-        candidate_prompts=SHARED, merged_conditions=(), hidden_act=HIDDEN_ACTS[0], block_biases=False, **kwargs,
+        candidate_prompts=SHARED, merged_conditions=(), hidden_act=HIDDEN_ACTS[0], block_biases=False,
+        temperatures=None, **kwargs,
     ):  # fmt: skip
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
@@ -128,7 +129,7 @@ class ImpConfig(PreTrainedConfig):
         self.router_z_loss, self.router_balance, self.router_noise = router_z_loss, router_balance, router_noise
         self.objectives = dict(objectives or {})
         self.prompt_length, self.candidate_prompts = prompt_length, candidate_prompts
-        self.merged_conditions = list(merged_conditions)
+        self.merged_conditions, self.temperatures = list(merged_conditions), dict(temperatures or {})
         self.hidden_act, self.block_biases = hidden_act, block_biases
         self._check()
         super().__init__(**kwargs)
@@ -159,6 +160,12 @@ class ImpConfig(PreTrainedConfig):
         """The families of tasks that share a scale of the likelihood head; empty where no task uses that head."""
         specs = (spec for entry in self.objectives.values() for spec in entry["objectives"])
         return sorted({spec["family"] for spec in specs if spec.get("family")})
+
+    @property
+    def projection_dim(self) -> int:
+        """Numbers of the vectors of `ImpModel.get_features` of modalities that are compared, by the name that others look for."""
+        spaces = trained_spaces(self)
+        return self.common_dim * max(1, len(spaces)) if spaces or self.likelihood_families else self.hidden_size
 
     @property
     def moe_layer_indices(self) -> list[int]:

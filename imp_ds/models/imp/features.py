@@ -18,20 +18,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality
-from imp_ds.models.imp.conditions import condition_name, is_target, task_conditions, task_sides
+from imp_ds.models.imp.conditions import condition_name, is_target, task_conditions, task_sides, trained_spaces
 from imp_ds.models.imp.encoder.prompts import SEPARATE
-from imp_ds.models.imp.inputs import by_modality
+from imp_ds.models.imp.inputs import VIDEOS, by_modality, modality_of
 from imp_ds.models.imp.likelihood import encode_with_spe
 
-
-def trained_spaces(config) -> list[tuple[str, str]]:
-    """The pairs of modalities that a task of the model compares in their common space, in the order of config.pairs; all of these
-    for a model that knows no tasks."""
-    specs = [spec for entry in config.objectives.values() for spec in entry["objectives"]]
-    if not specs or not all("spaces" in spec for spec in specs):
-        return [tuple(pair) for pair in config.pairs]
-    trained = {frozenset(pair) for spec in specs for pair in spec["spaces"]}
-    return [tuple(pair) for pair in config.pairs if frozenset(pair) in trained]
+_MEDIA = {"image": "vision", "video": VIDEOS, "audio": "audio"}  # as transformers calls them: the sources of `by_modality`
 
 
 class FeatureMethods:
@@ -118,9 +110,26 @@ class FeatureMethods:
                 encodings[key] = self.encode(modality, inputs, condition=condition, **layers)
             other = pair[1] if pair[0] == modality else pair[0]
             blocks[pair] = self.project(encodings[key].pooled_BD, modality, other)
-        zeros_BC = torch.zeros_like(blocks[own[0]])
-        vector = torch.cat([blocks.get(pair, zeros_BC) for pair in spaces], dim=-1)
-        return vector / len(own) ** 0.5, next(iter(encodings.values()))
+        return block_vector(spaces, blocks), next(iter(encodings.values()))
+
+    def _by_common_names(self, encodings: dict, embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `forward` gives by the names that models of transformers have for it: of one source its tokens and its vector, as
+        `get_features` has it; of media and texts the logits of each pair, which are cosines by the learned temperature."""
+        found, spaces = {}, trained_spaces(self.config)
+        if len(encodings) == 1:
+            ((source, encoding),) = encodings.items()
+            modality = modality_of(source)
+            blocks = {pair: embeddings[f"{source}_to_{pair[pair[0] == modality]}"] for pair in spaces if modality in pair}
+            found["last_hidden_state"] = encoding.tokens_BLD
+            if blocks or spaces or self.likelihood is None:
+                pooled = lambda: F.normalize(encoding.pooled_BD.float(), dim=-1)  # noqa: E731
+                found["pooler_output"] = block_vector(spaces, blocks) if blocks else pooled()
+        for name, source in _MEDIA.items():
+            media_BC, text_BC = embeddings.get(f"{source}_to_text"), embeddings.get(f"text_to_{modality_of(source)}")
+            if source in encodings and "text" in encodings and media_BC is not None and text_BC is not None:
+                found[f"logits_per_{name}"] = media_BC @ text_BC.T / self.config.temperatures.get(modality_of(source), 1.0)
+                found.setdefault("logits_per_text", found[f"logits_per_{name}"].T)
+        return found
 
     def _distinguished(self, modality: str, task: str | None, target: bool | None) -> tuple:
         """What the encoder reads of a task: equal for tasks that need no encoding of their own."""
@@ -131,6 +140,12 @@ class FeatureMethods:
             condition_name(config, modality, task, target) if gated else "",
             has_sides and is_target(config, modality, task, target),
         )
+
+
+def block_vector(spaces: list[tuple[str, str]], blocks: dict[tuple[str, str], torch.Tensor]) -> torch.Tensor:
+    """One vector of length 1 from unit vectors [B, C] of some of the pairs, [B, K * C]; zeros for the others."""
+    zeros_BC = torch.zeros_like(next(iter(blocks.values())))
+    return torch.cat([blocks.get(pair, zeros_BC) for pair in spaces], dim=-1) / len(blocks) ** 0.5
 
 
 def first_task(config, modality: str, pair: tuple[str, str] | None = None) -> str | None:

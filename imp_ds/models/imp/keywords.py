@@ -65,9 +65,10 @@ class ImpVideoProcessorKwargs(ImpImageProcessorKwargs, total=False):
 
 class ImpAudioKwargs(TypedDict, total=False):
     """`sampling_rate` is that of arrays, one number or one for each; `seconds` and `crop` override what is stored; `drop_rate`
-    and `rng` are for training."""
+    and `rng` are for training. `padding` changes nothing: a recording always has `seconds`, by silence at its end."""
 
     sampling_rate: Any
+    padding: bool | str | None
     seconds: float | None
     crop: str | None
     drop_rate: float | None

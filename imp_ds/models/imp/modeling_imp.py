@@ -61,6 +61,11 @@ class ImpOutput(ModelOutput):
     router_z_loss: the z-losses of all MoE layers and modalities, weighted by config.router_z_loss and summed.
     hidden_states, attentions: where asked for, of the one modality that was given, as `Encoding` has them; where several were
         given, these tuples by modality.
+    last_hidden_state, pooler_output: of the one modality that was given, as `get_features` has them; None where several were, and
+        no pooler_output of a model that compares by its likelihood head alone.
+    logits_per_image, logits_per_video, logits_per_audio: of each with each text that was given, [B, texts]: cosines divided by
+        the temperature that config.temperatures has of the modality. Videos beside images have theirs, alone they are images.
+        logits_per_text: of the first of these, transposed.
     """
 
     vision_pooled: torch.Tensor | None = None
@@ -72,6 +77,12 @@ class ImpOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | dict[str, tuple[torch.Tensor, ...]] | None = None
     attentions: tuple[torch.Tensor, ...] | dict[str, tuple[torch.Tensor, ...]] | None = None
     more_pooled: dict[str, torch.Tensor] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_video: torch.Tensor | None = None
+    logits_per_audio: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
 
 
 class Projection(nn.Module):
@@ -354,18 +365,20 @@ class ImpModel(FeatureMethods, ImpPreTrainedModel):
             encodings[source] = self.encode(
                 modality, named, condition=condition, hidden_states=hidden_states, attentions=attentions
             )
+        embeddings = {
+            f"{source}_to_{target}": projection(encoding.pooled_BD)
+            for (modality, target), projection in ((name.split("_to_"), each) for name, each in self.projections.items())
+            for source, encoding in encodings.items()
+            if modality_of(source) == modality
+        }
         output = ImpOutput(
             **{f"{source}_pooled": encoding.pooled_BD for source, encoding in encodings.items() if _has_field(source)},
             more_pooled={source: encoding.pooled_BD for source, encoding in encodings.items() if not _has_field(source)} or None,
-            embeddings={
-                f"{source}_to_{target}": projection(encoding.pooled_BD)
-                for (modality, target), projection in ((name.split("_to_"), each) for name, each in self.projections.items())
-                for source, encoding in encodings.items()
-                if modality_of(source) == modality
-            },
+            embeddings=embeddings,
             router_z_loss=self.router_loss(*encodings.values()),
             hidden_states=_of_layers(encodings, "hidden_states"),
             attentions=_of_layers(encodings, "attentions"),
+            **self._by_common_names(encodings, embeddings),
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
