@@ -20,7 +20,7 @@ CHANGES = {
     "identical": "all experts begin as copies of the language model's own feed-forward",
     "no_balance": "without the load-balancing loss",
     "balance": f"with it: the recipe's coefficient, or {BALANCE:g}",
-    "top_N": "a token takes N experts",
+    "top_N": "a token takes its N likeliest experts, in training and when it is asked (the release draws the second one)",
     "experts_N": "N experts; of slots the first N, and from the first again where there are fewer",
     "first_half": "experts in the first half of the layers",
     "second_half": "in the second half",
