@@ -69,6 +69,9 @@ class TrainSettings(Record):
     init_from: str | None = Field(
         None, description="folder of an exported model, or of a CLIP, SigLIP, ViT or DINOv2 or its name on the hub, to start from"
     )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an average of the weights, scored and exported beside them; None: none is kept"
+    )
     spike_deviations: float = Field(6.0, ge=0, description="a loss or norm further above its task's mean skips the step; 0: off")
     max_bad_steps: int = Field(10, ge=1, description="steps skipped since the last checkpoint before the run goes back to it")
     max_rollbacks: int = Field(2, ge=0, description="times the run goes back to its last checkpoint before it stops")

@@ -84,6 +84,7 @@ def export(
     task: Annotated[list[str], typer.Option("--task", help="that a merged model serves; repeatable; default: all")] = [],
     stock: Annotated[bool, typer.Option("--stock", help="as classes of transformers, which load without imp_ds")] = False,
     adapter: Annotated[bool, typer.Option("--adapter", help="not the model, but its LoRA as an adapter that PEFT loads")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="the average of the weights that train.ema has kept")] = False,
     push_to_hub: Annotated[
         str | None, typer.Option("--push_to_hub", metavar="NAME", help="also upload the folder, as this repository of the Hub")
     ] = None,
@@ -102,8 +103,8 @@ def export(
 
     if task and not merge:
         raise UserError("--task chooses what a merged model serves", got=", ".join(task), fix="give --merge too")
-    if adapter and (merge or stock):
-        got = f"--adapter and --{'merge' if merge else 'stock'}"
+    if adapter and (merge or stock or ema):
+        got = f"--adapter and --{'merge' if merge else 'stock' if stock else 'ema'}"
         raise UserError("an adapter is no whole model", got=got, fix="give one of them")
     if private and push_to_hub is None:
         raise UserError("--private is about a repository of the Hub", got="no --push_to_hub", fix="give --push_to_hub NAME too")
@@ -116,7 +117,7 @@ def export(
         use = f"PEFT, and --set model.adapter={out}"
     else:
         with StageProgress() as report:
-            run_export(run, out, step=step, merge_tasks=task if merge else None, report=report, stock=stock)
+            run_export(run, out, step=step, merge_tasks=task if merge else None, report=report, stock=stock, averaged=ema)
         use = "from_pretrained of transformers alone" if stock else f"from_pretrained, {examples_of(out)}"
     typer.echo(wrote_folder(out, use))
     if push_to_hub is not None:

@@ -11,6 +11,7 @@ from imp_ds.commands.exported_model import read_run
 from imp_ds.commands.sharing.carried_code import write_code
 from imp_ds.commands.sharing.sentence_files import write_sentence_files
 from imp_ds.config import RunConfig
+from imp_ds.evaluation.metric import scores_of
 from imp_ds.evaluation.picture import PICTURE
 from imp_ds.families import family_of
 from imp_ds.families.card import write_card
@@ -22,7 +23,7 @@ from imp_ds.train.trained_run import open_run
 
 def export(
     run_dir: Path, out: Path, step: int | None = None, merge_tasks: list[str] | None = None,
-    report: Callable[[str, int, int], None] | None = None, stock: bool = False,
+    report: Callable[[str, int, int], None] | None = None, stock: bool = False, averaged: bool = False,
 ) -> Path:  # fmt: skip
     """Write model, processor, run configuration, scores and model card of a run's checkpoint to the folder `out`.
 
@@ -34,6 +35,7 @@ def export(
             model as it is.
         report: called with (stage, done, of how many) while the weights are read.
         stock: write classes of transformers that load without this package (`ModelFamily.save_stock`).
+        averaged: write the average of the weights that `train.ema` keeps, with its own scores.
 
     Raises UserError when there is no such run or checkpoint, it is damaged or cannot be merged, or `out` cannot be written.
     """
@@ -41,10 +43,10 @@ def export(
     with staged_folder(out, "export") as staging:
         trained = open_run(run_dir, step)
         family = family_of(trained.run)
-        model = family.finished(trained.load_model(report).eval())
+        model = family.finished(trained.load_model(report, averaged).eval())
         if merge_tasks is not None:
             model = family.merge(model, merge_tasks or None)
-        _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor, stock)
+        _write(staging, run_dir, trained.run, trained.reader.state, model, trained.processor, stock, averaged)
     return out
 
 
@@ -72,8 +74,9 @@ def examples_of(folder: Path) -> str:
 
 
 def _write(
-    folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, processor: ProcessorMixin, stock: bool
-) -> None:
+    folder: Path, run_dir: Path, run: RunConfig, state: dict, model: PreTrainedModel, processor: ProcessorMixin, stock: bool,
+    averaged: bool,
+) -> None:  # fmt: skip
     transformers_logging.disable_progress_bar()
     family, card = family_of(run), None
     if stock:
@@ -88,8 +91,8 @@ def _write(
     results, split, final = [], "test", run_dir / RESULTS
     # the scores are those of the last step: they say nothing of an earlier checkpoint
     if final.is_file() and state["step"] == run.train.steps:
-        results, split = read_results(run_dir), scored_split(run_dir)
-        if (run_dir / PICTURE).is_file():
+        results, split = scores_of(read_results(run_dir), averaged), scored_split(run_dir)
+        if (run_dir / PICTURE).is_file() and not averaged:  # it shows the scores of the weights
             shutil.copy(run_dir / PICTURE, folder / PICTURE)
     parameters = sum(p.numel() for p in model.parameters())
     card = card or family.card(run, model.config, results, ".")

@@ -18,6 +18,7 @@ _WRITTEN = {
     "": lambda value: f"{value:.2f}",
 }
 
+AVERAGED = "ema/"  # begins the name of what was measured of the averaged weights (train.ema)
 _BETTER = ("higher", "lower", None)
 
 
@@ -97,6 +98,22 @@ def read_metric(name: str, value: float, facts: dict) -> Metric:
     if shown is not None:
         shown = Shown(**{**shown, "panel": None if shown["panel"] is None else Panel(*shown["panel"])})
     return Metric(name, value, facts["unit"], facts["better"], shown)
+
+
+def of_average(metric: Metric) -> Metric:
+    """A metric of the averaged weights, beside the same of the weights: under a heading of its own in the console's line, and not
+    in the picture, whose curves have the names of what is measured."""
+    shown = metric.shown and metric.shown._replace(heading=f"ema {metric.shown.heading}", panel=None)
+    return metric._replace(name=AVERAGED + metric.name, shown=shown)
+
+
+def scores_of(results: list[Metric], averaged: bool) -> list[Metric]:
+    """Of a run's results those of its weights, or of their average, by the names that they have where there is no other."""
+    average = {metric.name.removeprefix(AVERAGED): metric for metric in results if metric.name.startswith(AVERAGED)}
+    own = [metric for metric in results if not metric.name.startswith(AVERAGED)]
+    if not averaged:
+        return own
+    return [metric._replace(value=average.get(metric.name, metric).value) for metric in own]
 
 
 def by_name(metrics: Iterable[Metric]) -> dict[str, float]:

@@ -45,7 +45,8 @@ class Case:
         checkpointing = self.run.train.gradient_checkpointing
         size = VALUE_BYTES[self.precision]
         most = max(self.cost.activation_bytes(task, self.world, size, checkpointing) for task in self.run.tasks)
-        return memory_of_rank(*every, stage, self.world, ep_size, self.precision, most, trained)
+        average = self.run.train.ema is not None
+        return memory_of_rank(*every, stage, self.world, ep_size, self.precision, most, trained, average)
 
     def times(self, ep_size: int, stage: int) -> list[TaskTime]:
         """Of each task, in the run's order."""

@@ -35,13 +35,13 @@ class Memory:
 
 def memory_of_rank(
     rest: int, experts: int, stage: int, world: int, ep_size: int, precision: str, activations: float,
-    trained: tuple[int, int] | None = None,
+    trained: tuple[int, int] | None = None, average: bool = False,
 ) -> Memory:  # fmt: skip
     """Bytes of one rank, from all parameters that are no experts and all that are. ZeRO 1 shares the optimizer's states among
     replicas, 2 also gradients, 3 also weights; what is not an expert has `world` replicas, an expert world / ep_size. float32
     stands for training on a CPU, bf16 on a GPU, as the shipped configurations have it.
 
-    trained: how many of both have gradients and states; None: all.
+    trained: how many of both have gradients and states; None: all. average: whether one of the weights is kept too.
     """
 
     def held(rest: int, experts: int) -> tuple[float, float]:
@@ -52,6 +52,7 @@ def memory_of_rank(
     full, shared = held(rest, experts)
     trained_full, trained_shared = held(*((rest, experts) if trained is None else trained))
     weights, gradients, optimizer = PRECISIONS[precision]
+    optimizer += 4 * average
     if precision == "float32":
         bucket = min(BUCKET, trained_full)
     else:

@@ -153,7 +153,8 @@ def start_engine(
     frozen = checkpoint.refer_to_frozen(model, output_dir, run.train.ep_size, sources, reader)
     if partition is not None:
         partition.rest(model, device)
-    engine = Engine(model, ds, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
+    decays = dict(weight_decay=run.optimizer.weight_decay, ema=run.train.ema)
+    engine = Engine(model, ds, **decays, device=device, mixed=run.train.mixed)
     if reader is not None:
         reader.load_optimizer(engine)
     return engine, frozen

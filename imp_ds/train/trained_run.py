@@ -23,15 +23,15 @@ class TrainedRun:
     processor: ProcessorMixin
     reader: checkpoint.Reader
 
-    def load_model(self, report: Callable[[str, int, int], None] | None = None) -> TrainModule:
-        """The whole model with all of its experts, on the CPU, in float32 and ready to train; `report` as of a checkpoint's
-        `load_weights`."""
+    def load_model(self, report: Callable[[str, int, int], None] | None = None, averaged: bool = False) -> TrainModule:
+        """The whole model with all of its experts, on the CPU, in float32 and ready to train; arguments and errors as of a
+        checkpoint's `load_weights`."""
         family = family_of(self.run)
         config = family.config(self.run, self.processor)
         for name in family.recorded:
             setattr(config, name, self.reader.state["config"].get(name))
         model = family.empty(config)
-        self.reader.load_weights(model, report)
+        self.reader.load_weights(model, report, averaged)
         return model
 
 

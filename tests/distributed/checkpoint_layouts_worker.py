@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from helpers.small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
+from helpers.small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, share, step_engine
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
 from imp_ds.train.checkpoint import Writer
@@ -18,14 +18,37 @@ from imp_ds.train.engine.engine import start_process_group
 
 STEPS = 3  # of each part of a run: every task once
 RATE = 1e-3
+EMA = 0.3  # beyond the warm-up's (1 + n) / (10 + n) from the fourth step on
 
 
 def _run(ep_size: int, **model):
-    return make_run(ep_size=ep_size, clip=0.0, **model)  # clipping at ZeRO 0 with experts is refused
+    return make_run(ep_size=ep_size, clip=0.0, ema=EMA, **model)  # clipping at ZeRO 0 with experts is refused
 
 
 def _train(engine, first: int) -> list[float]:
     return [step_engine(engine, make_batch(step), RATE)[0] for step in range(first, first + STEPS)]
+
+
+def _average(engine) -> dict[str, torch.Tensor]:
+    """The average of every parameter, as the forward uses it; afterwards the weights are as they were."""
+    before = full_parameters(engine)
+    with engine.average.in_place():
+        found = full_parameters(engine)
+    assert largest_difference(before, full_parameters(engine)) == 0
+    return found
+
+
+def _average_by_hand(engine) -> float:
+    """Train the first three steps, one more is not taken: the largest difference of the engine's average from one computed of the
+    weights before and after each step, with decays 1/10, 2/11 and 3/12."""
+    expected = full_parameters(engine)
+    for step, decay in enumerate((1 / 10, 2 / 11, 3 / 12)):
+        step_engine(engine, make_batch(step), RATE)
+        weights = full_parameters(engine)
+        expected = {name: decay * value + (1 - decay) * weights[name] for name, value in expected.items()}
+    engine.forward(share(make_batch(0)))
+    engine.update(RATE, accept=lambda norm: False)
+    return largest_difference(expected, _average(engine))
 
 
 def _load(folder: Path, run, ds, device):
@@ -55,10 +78,14 @@ def hand_over(out: str, layouts: list[tuple[str, int]], model: dict) -> None:
         losses += _train(engine, first)
         state = {"step": first + STEPS, "adam_steps": first + STEPS}
         checkpoint.save(engine, folder, first + STEPS, state, keep=1)
-    handed = full_parameters(engine)
+    handed, average = full_parameters(engine), _average(engine)
     engine = make_engine(_run(layouts[0][1], **model), layouts[0][0], device)
     straight = [loss for part in range(len(layouts)) for loss in _train(engine, part * STEPS)]
-    _leave(dict(losses=losses, straight=straight, weights=largest_difference(handed, full_parameters(engine))), out)
+    differences = dict(
+        weights=largest_difference(handed, full_parameters(engine)), averages=largest_difference(average, _average(engine)),
+        apart=largest_difference(average, handed),
+    )  # fmt: skip
+    _leave(dict(losses=losses, straight=straight, **differences), out)
 
 
 def resume_and_go_back(out: str, layouts: list[tuple[str, int, bool]]) -> None:
@@ -71,17 +98,18 @@ def resume_and_go_back(out: str, layouts: list[tuple[str, int, bool]]) -> None:
         if bf16:
             ds |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
         engine = make_engine(run, ds, device)
-        _train(engine, 0)
+        by_hand = _average_by_hand(engine)
         writer = Writer(engine, folder, keep=1)
         writer.save(STEPS, {"step": STEPS, "adam_steps": STEPS})
-        straight, expected = _train(engine, STEPS), full_parameters(engine)
+        straight, expected, average = _train(engine, STEPS), full_parameters(engine), _average(engine)
         writer.wait()
         _train(engine, 2 * STEPS)
         checkpoint.Reader(checkpoint.newest(folder)).restore(engine)
-        back, taken = _train(engine, STEPS), full_parameters(engine)
+        back, taken, again = _train(engine, STEPS), full_parameters(engine), _average(engine)
         engine = _load(folder, run, ds, device)
         resumed, loaded = _train(engine, STEPS), full_parameters(engine)
-        differences = torch.tensor([largest_difference(expected, weights) for weights in (loaded, taken)])
+        pairs = [(expected, loaded), (expected, taken), (average, _average(engine)), (average, again)]
+        differences = torch.tensor([largest_difference(*pair) for pair in pairs])
         dist.all_reduce(differences, op=dist.ReduceOp.MAX)
-        found[name] = dict(straight=straight, resumed=resumed, back=back, differences=differences.tolist())
+        found[name] = dict(straight=straight, resumed=resumed, back=back, differences=differences.tolist(), by_hand=by_hand)
     _leave(found, out)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import export_worker
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from helpers.processes import ROOT, environment, run
@@ -14,6 +15,7 @@ from helpers.ranks import command, run_ranks
 from helpers.small_run import largest_difference
 from imp_ds.commands.export import export
 from imp_ds.errors import UserError
+from imp_ds.train import checkpoint
 
 pytestmark = pytest.mark.distributed
 
@@ -25,7 +27,7 @@ WITH_ROOT = environment(PYTHONPATH=str(ROOT))
 def folder(digits_corpus, tmp_path_factory) -> Path:
     """run/: the training run; model/: its export; trained.safetensors: embeddings by the model that was trained."""
     folder = tmp_path_factory.mktemp("export")
-    settings = {"data.root": digits_corpus, "data.workers": 0, "train.ep_size": 2, "train.steps": 14}
+    settings = {"data.root": digits_corpus, "data.workers": 0, "train.ep_size": 2, "train.steps": 14, "train.ema": 0.9}
     sets = [f"--set={path}={value}" for path, value in settings.items()]
     line = ["train", "digits_debug", "--output_dir", str(folder / "run"), *sets]
     run_ranks(export_worker.train, str(folder / "trained.safetensors"), *line, ranks=2, folder=folder / "logs", limit_s=120)
@@ -72,8 +74,23 @@ def test_evaluation_of_the_export_gives_the_scores_of_the_run(folder):
     out = folder / "scores.json"
     run_ranks(command, "eval", str(folder / "model"), "--output", str(out), ranks=1, folder=folder / "logs")
     scores, of_run = json.loads(out.read_text()), json.loads((folder / "run" / "results.json").read_text())
-    assert scores == pytest.approx({name: value for name, value in of_run.items() if not name.startswith("train/")})
+    assert scores == pytest.approx({name: value for name, value in of_run.items() if not name.startswith(("train/", "ema/"))})
     assert {"zero_shot/image/top1", "zero_shot/video/top1", "zero_shot/audio/top1"} <= scores.keys()
+
+
+def test_the_average_of_the_weights_is_exported_with_its_own_scores(folder):
+    run_ranks(command, "export", str(folder / "run"), str(folder / "averaged"), "--ema", ranks=1, folder=folder / "logs")
+    reader = checkpoint.Reader(checkpoint.newest(folder / "run"))
+    weights, stored = (load_file(folder / name / "model.safetensors") for name in ("model", "averaged"))
+    for name, value in stored.items():
+        torch.testing.assert_close(value.flatten(), reader.read(f"ema/{name}", 0, value.numel()), rtol=0, atol=0)
+    assert largest_difference(weights, stored) > 1e-5
+    out = folder / "averaged.json"
+    run_ranks(command, "eval", str(folder / "averaged"), "--output", str(out), ranks=1, folder=folder / "logs")
+    scores, of_run = json.loads(out.read_text()), json.loads((folder / "run" / "results.json").read_text())
+    assert scores == pytest.approx({name[4:]: value for name, value in of_run.items() if name.startswith("ema/")})
+    line = next(x for x in (folder / "run" / "metrics.jsonl").read_text().splitlines() if '"evaluation"' in x)
+    assert json.loads(line)["results"].keys() >= {f"ema/{name}" for name in scores}
 
 
 REFUSED = {

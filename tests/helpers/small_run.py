@@ -31,7 +31,7 @@ ORDER = ("image_text", "speech_text", "image_class")
 SIZES = {"image_text": 8, "speech_text": 4, "image_class": 8}
 
 
-def make_run(*, ep_size: int = 1, clip: float = 0.1, **model) -> RunConfig:
+def make_run(*, ep_size: int = 1, clip: float = 0.1, ema: float | None = None, **model) -> RunConfig:
     """Three tasks that share the encoder and own something each. The clip is one that these gradients exceed."""
     source = Source(path="none", vision="v", audio="a", text="t", label="l")
     vision, audio, text = VisionView(height=16, width=16), AudioView(seconds=1.28), TextView(length=12)
@@ -56,7 +56,7 @@ def make_run(*, ep_size: int = 1, clip: float = 0.1, **model) -> RunConfig:
         model=ModelSettings(**{**shape, **model}),
         data=dict(vocab_size=VOCABULARY, audio=dict(frame_length=2048, hop_length=2048, mel_bins=64)),
         tasks=tasks,
-        train=TrainSettings(steps=100, ep_size=ep_size),
+        train=TrainSettings(steps=100, ep_size=ep_size, ema=ema),
         optimizer=OptimizerSettings(clip=clip, weight_decay=1e-2),
     )
 
@@ -102,7 +102,8 @@ def make_engine(run: RunConfig, ds: dict | str, device: torch.device, *, seed: i
     if prepare_model is not None:
         prepare_model(model)
     freeze_others(model, run.train.trainable)
-    return Engine(model, resolved, weight_decay=run.optimizer.weight_decay, device=device, mixed=run.train.mixed)
+    decays = dict(weight_decay=run.optimizer.weight_decay, ema=run.train.ema)
+    return Engine(model, resolved, **decays, device=device, mixed=run.train.mixed)
 
 
 def step_engine(engine: Engine, batch: Batch, learning_rate: float, micro_batches: int = 1) -> tuple[float, float]:

@@ -75,6 +75,8 @@ def test_memory_of_the_zero_stages():
     assert totals == [900 * 20, 900 * 24, 900 * 24, 900 * 28]
 
     # 20 dense and 80 expert parameters are trained: a rank has 20 + 20 of them, a shared part is 20 / 8 + 20 / 2 = 12.5
+    averaged = [memory_of_rank(100, 800, stage, 8, 4, "bf16", 7.0, average=True) for stage in range(4)]
+    assert [a.optimizer / f.optimizer for a, f in zip(averaged, found)] == pytest.approx([16 / 12] * 4)
     frozen = [memory_of_rank(100, 800, stage, 8, 4, "bf16", 0.0, (20, 80)) for stage in range(4)]
     assert [(m.weights, m.gradients, m.optimizer) for m in frozen] == [(600, 160, 480), (600, 160, 150), (600, 50, 150),
                                                                        (225, 50, 150)]  # fmt: skip

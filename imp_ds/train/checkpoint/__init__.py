@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent, that training does not wait for, and that do not know how many ranks wrote them.
 
-    checkpoints/step_00001000/   of each rank model-00000, optimizer-00000, random-00000.safetensors; buffers-00000;
-                                 index.json, state.json, references.json, manifest.json
+    checkpoints/step_00001000/   of each rank model-00000, optimizer-00000, ema-00000, random-00000.safetensors;
+                                 buffers-00000; index.json, state.json, references.json, manifest.json
     checkpoints/frozen/          what the run does not train and was loaded from no file, each file under its hash
     checkpoints/latest           the name of the newest complete one
 

@@ -146,7 +146,7 @@ class Reader:
 
     def read(self, key: str, start: int, stop: int) -> torch.Tensor:
         """Elements start .. stop, float32 [stop - start], of a flattened tensor: a parameter's name for its weight,
-        "exp_avg/" or "exp_avg_sq/" before it for a moment."""
+        "exp_avg/" or "exp_avg_sq/" before it for a moment, "ema/" for its average."""
         found, position = torch.empty(stop - start), start
         for first, last, file in self.index[key]["parts"]:
             if first <= position < min(last, stop):
@@ -196,8 +196,8 @@ class Reader:
         persistent buffers."""
         wanted = {name: shape for name, (shape, _) in full_parameters(model).items()}
         wanted |= {BUFFER + name: tuple(buffer.shape) for name, buffer in persistent_buffers(model).items()}
-        moments = tuple(f"{kind}/" for kind in master_state.MOMENTS)
-        held = {name: tuple(entry["shape"]) for name, entry in self.index.items() if not name.startswith(moments)}
+        states = tuple(f"{kind}/" for kind in (*master_state.MOMENTS, master_state.AVERAGE))
+        held = {name: tuple(entry["shape"]) for name, entry in self.index.items() if not name.startswith(states)}
         parts = [
             ("missing", wanted.keys() - held.keys()),
             ("not in this model", held.keys() - wanted.keys()),
@@ -210,21 +210,29 @@ class Reader:
                 fix="resume with the recipe and --set of that run",
             )  # fmt: skip
 
-    def load_weights(self, model: nn.Module, report: Callable[[str, int, int], None] | None = None) -> None:
+    def load_weights(
+        self, model: nn.Module, report: Callable[[str, int, int], None] | None = None, averaged: bool = False
+    ) -> None:
         """Copy weights and persistent buffers into a model that holds all or some of the experts; `report` is called with
-        ("parameters", done, of how many). Raises UserError for another model's."""
+        ("parameters", done, of how many). averaged: of what was trained the average of the weights. Raises UserError for another
+        model's, and where no average was kept."""
         self.check(model)
-        self._load_parameters(model, [name for name, _ in model.named_parameters()], report)
-        self.load_buffers(model)
-
-    def _load_parameters(self, model: nn.Module, names: list[str], report: Callable[[str, int, int], None] | None = None) -> None:
+        keys = {name: name for name, _ in model.named_parameters()}
+        if averaged:
+            keys = {name: average if (average := f"{master_state.AVERAGE}/{name}") in self.index else name for name in keys}
+            if keys.keys() == set(keys.values()):
+                raise UserError(
+                    "the run kept no average of its weights", got=f"train.ema = None in {self.folder}",
+                    fix="export without --ema, or train with --set train.ema=0.999",
+                )  # fmt: skip
         full_shapes = full_parameters(model)
         with torch.no_grad():
-            for done, name in enumerate(names, 1):
+            for done, (name, key) in enumerate(keys.items(), 1):
                 parameter, first = model.get_parameter(name), full_shapes[name][1]
-                parameter.copy_(self.read(name, first, first + parameter.numel()).view(parameter.shape))
+                parameter.copy_(self.read(key, first, first + parameter.numel()).view(parameter.shape))
                 if report is not None:
-                    report("parameters", done, len(names))
+                    report("parameters", done, len(keys))
+        self.load_buffers(model)
 
     def load_buffers(self, model: nn.Module) -> None:
         """Copy the persistent buffers, bit for bit."""
@@ -261,10 +269,7 @@ class Reader:
         """Take an engine that has trained back to the checkpoint, weights and optimizer, in place; all ranks call it."""
         self.load_optimizer(engine)
         self.load_buffers(engine.model)
-        if engine.stage == 3:
-            master_state.refresh_zero3_weights(engine)
-        else:
-            self._load_parameters(engine.model, [name for name, p in engine.model.named_parameters() if p.requires_grad])
+        master_state.refresh_weights(engine)
 
 
 def _place_now(path: str, base: str | Path | None) -> str:

@@ -8,7 +8,7 @@ import torch
 from imp_ds.parallel.full_parameters import persistent_buffers
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import random_state
-from imp_ds.train.engine.master_state import WEIGHT, owned_slices
+from imp_ds.train.engine.master_state import AVERAGE, WEIGHT, owned_slices
 
 BUFFER = "buffer/"  # begins the key of a buffer
 RANDOM = "random"
@@ -24,9 +24,10 @@ class Entry:
 
 
 class Snapshot:
-    """The weights and moments that this rank alone writes: 12 bytes of host memory for each element that it owns.
+    """The weights and moments that this rank alone writes: 12 bytes of host memory for each element that it owns, 16 with
+    an average of the weights.
 
-    With ZeRO 1 to 3 that is 12 bytes of every trained parameter divided by its number of replicas; with ZeRO 0 the replicas take
+    With ZeRO 1 to 3 that is as much of every trained parameter divided by its number of replicas; with ZeRO 0 the replicas take
     a share each. The memory is taken and touched at once: the first copy is as fast as the others, and a machine that is too
     small fails at the start. On a GPU it is pinned. Rank 0 holds the buffers too.
     """
@@ -34,13 +35,14 @@ class Snapshot:
     def __init__(self, engine):
         self._device = engine.device
         pinned = engine.device.type == "cuda"
-        self.entries = {"model": {}, "optimizer": {}, "buffers": {}}  # file -> key -> Entry, in the order of the file
+        # file -> key -> Entry, in the order of the file
+        self.entries = {"model": {}, "optimizer": {}, AVERAGE: {}, "buffers": {}}
         for piece in owned_slices(engine):
             for kind in piece.tensors:
                 file, key = _place(kind, piece.name)
                 self.entries[file][key] = Entry(piece.shape, piece.start, piece.numel)
         self._views, self._random = {}, {}
-        for file in ("model", "optimizer"):
+        for file in ("model", "optimizer", AVERAGE):
             entries = self.entries[file]
             numels = [entry.numel for entry in entries.values()]
             buffer = torch.empty(sum(numels), dtype=torch.float32, pin_memory=pinned).zero_()
@@ -75,5 +77,7 @@ class Snapshot:
 
 
 def _place(kind: str, name: str) -> tuple[str, str]:
-    """File and key of a parameter's weight or moment."""
-    return ("model", name) if kind == WEIGHT else ("optimizer", f"{kind}/{name}")
+    """File and key of a parameter's weight, moment or average."""
+    if kind == WEIGHT:
+        return "model", name
+    return AVERAGE if kind == AVERAGE else "optimizer", f"{kind}/{name}"

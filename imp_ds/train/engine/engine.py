@@ -34,6 +34,7 @@ from imp_ds.tasks import Batch
 from imp_ds.train.engine import master_state
 from imp_ds.train.engine.micro_batches import MicroBatches, split
 from imp_ds.train.engine.surrogate_loss import own_gradients, rescale_to_norm, surrogate_loss
+from imp_ds.train.engine.weight_average import WeightAverage
 
 
 def start_process_group(timeout_s: float = 1800.0, start_timeout_s: float = 1800.0) -> torch.device:
@@ -96,9 +97,13 @@ class Engine:
 
     mixed: whether ranks may train different tasks in one step, but for those that share experts. Then the step's gradient is the
     mean of the ranks' own, each of which is held in full, and no rank's samples are compared with another's.
+    ema: the decay of an average of the weights that is kept as `average`; None: none is kept.
     """
 
-    def __init__(self, model: TrainModule, ds: dict, *, weight_decay: float, device: torch.device, mixed: bool = False):
+    def __init__(
+        self, model: TrainModule, ds: dict, *, weight_decay: float, device: torch.device, mixed: bool = False,
+        ema: float | None = None,
+    ):  # fmt: skip
         self.device, self.mixed = device, mixed
         groups = split_off_experts(parameter_groups(model, weight_decay))
         with experts_may_be_frozen():
@@ -110,7 +115,10 @@ class Engine:
             self._rescale_within_step()
         self._counting = [module for module in model.modules() if isinstance(module, Router) and module.counts() is not None]
         self.ep_size = next((m.ep_size for m in model.modules() if isinstance(m, ExpertParallelLayer)), 1)
+        self.average = None
         master_state.prepare(self, adam_steps=0)
+        if ema is not None:
+            self.average = WeightAverage(self, ema)
 
     @property
     def model(self) -> TrainModule:
@@ -200,6 +208,8 @@ class Engine:
         else:
             self.deepspeed.step()
         self._clear_stale_gradients()
+        if self._accepted and self.average is not None:
+            self.average.update()
         finish_counts(self._counting, self._accepted)
         return self._norm, self._accepted
 

@@ -16,13 +16,14 @@ from imp_ds.parallel.groups import rank, world_size
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "ema"  # of the weights, where the engine keeps one (`imp_ds.train.engine.weight_average`)
 
 
 @dataclass(frozen=True)
 class Slice:
     """Elements start .. start + n of a parameter of `shape` (all experts included), flattened.
 
-    `tensors` are views [n] of the optimizer's own float32 memory: "weight", "exp_avg", "exp_avg_sq".
+    `tensors` are views [n] of the optimizer's own float32 memory: "weight", "exp_avg", "exp_avg_sq", and of the average: "ema".
     """
 
     name: str
@@ -49,7 +50,8 @@ def slices(engine) -> list[Slice]:
         shape, first = full_shapes[name]
         start, tensors = _held(engine, parameter)
         if tensors:
-            found.append(Slice(name, shape, first + start, tensors))
+            average = {} if engine.average is None else {AVERAGE: engine.average.held[name]}
+            found.append(Slice(name, shape, first + start, tensors | average))
     return found
 
 
@@ -111,6 +113,8 @@ def prepare(engine, adam_steps: int) -> None:
             state[key] = state[key].zero_() if key in state else torch.zeros_like(partition.detach())
     if engine.stage in (1, 2):
         engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+    if engine.average is not None:
+        engine.average.steps = adam_steps
 
 
 def _step_count(inner: torch.optim.Optimizer, partition: torch.Tensor, adam_steps: int) -> torch.Tensor | int:
@@ -128,9 +132,15 @@ def _partitions(engine) -> list[torch.Tensor]:
     return [p for group in engine.deepspeed.basic_optimizer.param_groups for p in group["params"]]
 
 
-def refresh_zero3_weights(engine) -> None:
-    """Bring the weights that the forward uses in line with master weights that were written at ZeRO 3; all ranks call it."""
-    zero = engine.deepspeed.optimizer
+def refresh_weights(engine) -> None:
+    """Bring the weights that the forward uses in line with master weights that were written; all ranks call it."""
+    if engine.stage == 3:
+        _refresh_zero3_weights(engine.deepspeed.optimizer)
+    elif engine.stage:  # at ZeRO 0 they are the same
+        engine.deepspeed.optimizer.update_lp_params()
+
+
+def _refresh_zero3_weights(zero) -> None:
     zero._partition_all_parameters()
     for group, weights in enumerate(zero.fp16_partitioned_groups_flat):
         weights.data.copy_(zero.fp32_partitioned_groups_flat[group].data)

@@ -1,6 +1,9 @@
 """All that a run evaluates: at intervals on the validation split, at its end on the test split too."""
 
+from collections.abc import Callable
+
 from imp_ds.evaluation import Evaluator, Metric, build_evaluators, evaluate, expert_usage
+from imp_ds.evaluation.metric import AVERAGED, of_average
 from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note
 from imp_ds.parallel.watchdog import Watchdog
 from imp_ds.train import random_state
@@ -76,17 +79,31 @@ class HeldOut:
             return results, self.evaluators
         evaluators = build_evaluators(self.run, self.processor, "test")
         with uncompiled():
-            scores = evaluate(self.engine.model, evaluators)
+            scores = self._of_both(lambda: evaluate(self.engine.model, evaluators))
         self.monitor.record_evaluation(step, scores, expert_usage(evaluators), split="test")
-        return [*scores, *(metric for metric in results if metric.name.startswith("validation/"))], evaluators
+        losses = tuple(f"{prefix}validation/" for prefix in ("", AVERAGED))
+        return [*scores, *(metric for metric in results if metric.name.startswith(losses))], evaluators
+
+    def _of_both(self, measure: Callable[[], list[Metric]]) -> list[Metric]:
+        """What is measured of the model, and behind it the same of the average of its weights, where one is kept. What evaluators
+        keep of a run is of the weights themselves, which come last."""
+        averaged = []
+        if self.engine.average is not None:
+            with self.engine.average.in_place():
+                averaged = [of_average(metric) for metric in measure()]
+        return measure() + averaged
+
+    def _measure(self, step: int) -> list[Metric]:
+        self._progress(step, "evaluating")
+        results = evaluate(self.engine.model, self.evaluators)
+        for metric in self.losses.measure(self.engine):
+            results.append(metric)
+            self._progress(step, "evaluating, validation losses")
+        return results
 
     def _evaluate(self, step: int) -> list[Metric]:
         with uncompiled(), random_state.kept(self.engine.device):
-            self._progress(step, "evaluating")
-            results = evaluate(self.engine.model, self.evaluators)
-            for metric in self.losses.measure(self.engine):
-                results.append(metric)
-                self._progress(step, "evaluating, validation losses")
+            results = self._of_both(lambda: self._measure(step))
         self.monitor.record_evaluation(step, results, expert_usage(self.evaluators))
         for evaluator in self.evaluators:
             if (shown := evaluator.examples(SHOWN_SAMPLES)) is not None:
