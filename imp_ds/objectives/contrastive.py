@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -34,6 +33,7 @@ from imp_ds.costs import FLOAT32, STATES, VECTORS, Kernel, passes, product
 from imp_ds.errors import UserError
 from imp_ds.modalities import ModalityName
 from imp_ds.models.imp.conditions import Sides
+from imp_ds.models.imp.features import first_values
 from imp_ds.objectives.objective import Needs, Objective, ObjectiveRecord, StepShape
 from imp_ds.objectives.pair_losses import (
     SigmoidScale,
@@ -221,8 +221,3 @@ class ContrastiveObjective(Objective):
             back_BN = own[1] @ everyone[0].T
         accuracies = best_is_positive(logits_BN, positive_BN), best_is_positive(back_BN, positive_BN)
         return sigmoid_pairs(logits_BN, positive_BN), accuracies
-
-
-def first_values(vectors_NC: torch.Tensor, count: int) -> torch.Tensor:
-    """The first `count` values of unit vectors, as unit vectors."""
-    return F.normalize(vectors_NC[:, :count], dim=-1, eps=1e-6)

@@ -52,4 +52,4 @@ def test_the_same_layout_goes_on_bit_for_bit(same, file, ep_size, bf16):
     assert len(set(found["straight"])) == 3
     assert found["resumed"] == found["straight"] and found["back"] == found["straight"]
     assert found["differences"] == [0, 0, 0, 0]  # of weights and of averages, resumed and taken back
-    assert found["by_hand"] < (4e-3 if bf16 else 1e-6)  # weights of the forward are rounded to 8 bits
+    assert found["by_hand"] < (0.02 if bf16 else 1e-6)  # weights of the forward are rounded to 8 bits: 1/64 from 2 on

@@ -17,10 +17,12 @@ from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.similarity import TextEvaluator
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.modeling_imp import ImpModel
+from imp_ds.objectives import task_entry
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Batch
 
-ROWS, LENGTH, SECONDS_TO_WAIT = 23, 6, 120
+ROWS, LENGTH, SECONDS_TO_WAIT = 23, 8, 120
+COMPARES = {"kind": "contrastive", "pairs": [["vision", "text"]], "matryoshka": [6, 9]}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 
 
@@ -75,15 +77,31 @@ def build(batch_size: int = 4, batches=None) -> TextEvaluator:
 
 
 def test_results_equal_a_direct_computation():
-    model, evaluator = tiny_model(), build()
+    """Of whole vectors, and of their first six and nine values, which a task of the model has compared."""
+    model, evaluator = tiny_model(objectives={"image": task_entry([COMPARES])}), build()
     results = by_name(evaluate(model.train(), [evaluator]))
     assert model.training
+    model.eval()
     (full,) = split_batches(ROWS)
     with torch.no_grad():
         z_NC = model.project(model.encode("vision", full.inputs["vision"]).pooled_BD, "vision", "text").double()
         t_NC = model.project(model.encode("text", full.inputs["text"]).pooled_BD, "text", "vision").double()
         prompts = tokenizer([t.format(w) for w in WORDS for t in ("{}", "a {}")], "max_length", True, LENGTH, "pt")
         p_PC = model.project(model.encode("text", prompts).pooled_BD, "text", "vision").double()
+    expected = {}
+    for width, first in ((12, ""), (6, "first_6/"), (9, "first_9/")):
+        cut = [vectors[:, :width] / vectors[:, :width].norm(dim=1, keepdim=True) for vectors in (z_NC, t_NC, p_PC)]
+        expected |= {name.replace("/image/", f"/image/{first}", 1): value for name, value in direct_scores(*cut).items()}
+    assert results == pytest.approx(expected, abs=1e-9) and list(results) == list(expected)
+    torch.testing.assert_close(evaluator.vectors_NC.double(), z_NC, atol=1e-5, rtol=0)
+    usage = expert_usage([evaluator])
+    assert list(usage) == ["image", "text"] and [len(usage["image"]), len(usage["image"][0])] == [1, 4]
+    assert sum(usage["image"][0]) == pytest.approx(1.0, abs=1e-5)
+    assert by_name(evaluate(model, [evaluator])) == results  # from the kept batches
+
+
+def direct_scores(z_NC, t_NC, p_PC) -> dict[str, float]:
+    """What unit vectors of the pictures, of their captions and of the prompts score, row by row."""
     class_KC = p_PC.view(7, 2, -1).mean(1)
     class_KC = class_KC / class_KC.norm(dim=1, keepdim=True)
     names = captions()
@@ -98,12 +116,7 @@ def test_results_equal_a_direct_computation():
         for k in (1, 5, 10):
             hits = [names[i] in [names[j] for j in order[direction][i, :k].tolist()] for i in range(ROWS)]
             expected[f"retrieval/image/{direction}/R@{k}"] = sum(hits) / ROWS
-    assert results == pytest.approx(expected, abs=1e-9) and list(results) == list(expected)
-    torch.testing.assert_close(evaluator.vectors_NC.double(), z_NC, atol=1e-5, rtol=0)
-    usage = expert_usage([evaluator])
-    assert list(usage) == ["image", "text"] and [len(usage["image"]), len(usage["image"][0])] == [1, 4]
-    assert sum(usage["image"][0]) == pytest.approx(1.0, abs=1e-5)
-    assert by_name(evaluate(model, [evaluator])) == results  # from the kept batches
+    return expected
 
 
 def _work(own_rank, folder):

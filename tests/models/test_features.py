@@ -188,3 +188,20 @@ class TestForward:
         model = small_model(objectives={"image_class": OBJECTIVES["image_class"]})
         found = model(**INPUTS["vision"])
         assert torch.equal(found.pooler_output, model.get_image_features(**INPUTS["vision"]).pooler_output)
+
+
+def test_the_first_values_of_each_block():
+    """As unit vectors, in `forward` too; which a task has trained is known to the configuration."""
+    record = {"kind": "contrastive", "pairs": [["vision", "text"]], "matryoshka": [6, 12]}
+    model = small_model(objectives={"films": task_entry([record])})
+    assert model.config.matryoshka == [6, 12]
+    found = vectors(model, truncate_dim=6)
+    with torch.no_grad():
+        whole = model(**INPUTS["vision"], **INPUTS["text"]).embeddings
+        cut = model(**INPUTS["vision"], **INPUTS["text"], truncate_dim=6).embeddings
+    for name, value in whole.items():
+        assert_near(cut[name], F.normalize(value[:, :6], dim=1))
+    assert_near(found["vision"], cut["vision_to_text"])
+    assert_near(found["audio"].norm(dim=1), torch.ones(6))  # of no pair: its pooled tokens
+    with pytest.raises(UserError, match="1 to 24"):
+        model.get_features("text", **INPUTS["text"], truncate_dim=25)

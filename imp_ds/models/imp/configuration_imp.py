@@ -168,6 +168,12 @@ class ImpConfig(PreTrainedConfig):
         return self.common_dim * max(1, len(spaces)) if spaces or self.likelihood_families else self.hidden_size
 
     @property
+    def matryoshka(self) -> list[int]:
+        """Of how many first values of a vector in a common space some task has made a vector of its own; ascending."""
+        specs = (spec for entry in self.objectives.values() for spec in entry["objectives"])
+        return sorted({count for spec in specs for count in spec.get("matryoshka", ())})
+
+    @property
     def moe_layer_indices(self) -> list[int]:
         """Indices (from 0) of the layers that hold experts; empty for a dense or merged encoder."""
         return placed_layers(self.moe_layers, self.num_hidden_layers) if self.num_experts else []

@@ -26,12 +26,22 @@ from imp_ds.models.imp.likelihood import encode_with_spe
 _MEDIA = {"image": "vision", "video": VIDEOS, "audio": "audio"}  # as transformers calls them: the sources of `by_modality`
 
 
+def first_values(vectors_BC: torch.Tensor, count: int | None) -> torch.Tensor:
+    """The first `count` values of unit vectors, as unit vectors; None: as they are. Raises UserError for more than there are."""
+    if count is None:
+        return vectors_BC
+    if not 1 <= count <= vectors_BC.shape[-1]:
+        raise UserError("a vector has no such number of first values", got=count, allowed=f"1 to {vectors_BC.shape[-1]}")
+    return F.normalize(vectors_BC[..., :count], dim=-1, eps=1e-6)
+
+
 class FeatureMethods:
     """The methods of ImpModel that give one vector for an item."""
 
     def get_features(
         self, modality: str, *, task: str | None = None, target: bool | None = None, output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None, return_dict: bool | None = None, **inputs: torch.Tensor | None,
+        output_attentions: bool | None = None, return_dict: bool | None = None, truncate_dim: int | None = None,
+        **inputs: torch.Tensor | None,
     ) -> BaseModelOutputWithPooling | tuple:  # fmt: skip
         """A vector of length 1 for each example of a modality, `pooler_output`, float32, and its tokens after the encoder,
         `last_hidden_state` [B, L, D].
@@ -48,6 +58,7 @@ class FeatureMethods:
             task, output_hidden_states, output_attentions, return_dict: as in `forward`. Without a task a pair is compared as in
                 the first task that compares it, other vectors are those of the first task that has the modality.
             target: whether the examples are candidates, as in `condition`.
+            truncate_dim: as in `forward`, of each block.
             inputs: of the modality, as `ImpProcessor` gives them.
 
         Raises UserError for a modality that the model does not have, and as `forward`.
@@ -64,7 +75,7 @@ class FeatureMethods:
             hidden_states=chosen(output_hidden_states, "output_hidden_states"),
             attentions=chosen(output_attentions, "output_attentions"),
         )
-        vector, encoding = self._features(modality, given[modality], (task, target), layers)
+        vector, encoding = self._features(modality, given[modality], (task, target), layers, truncate_dim)
         output = BaseModelOutputWithPooling(encoding.tokens_BLD, vector, encoding.hidden_states, encoding.attentions)
         return output if chosen(return_dict, "return_dict") else output.to_tuple()
 
@@ -88,7 +99,7 @@ class FeatureMethods:
         """`get_features` of audio."""
         return self.get_features("audio", input_features=input_features, feature_positions=feature_positions, **options)
 
-    def _features(self, modality: str, inputs: dict, of: tuple, layers: dict[str, bool]) -> tuple:
+    def _features(self, modality: str, inputs: dict, of: tuple, layers: dict[str, bool], truncate_dim: int | None) -> tuple:
         """The vector, and the Encoding that it was made of, or the first of several. of: the task and the side that were asked
         for, or None; layers: what of its layers an Encoding shall have."""
         task, target = of
@@ -98,9 +109,9 @@ class FeatureMethods:
             condition = self.condition(modality, task or first_task(self.config, modality), target=target)
             if spaces or self.likelihood is None:
                 encoding = self.encode(modality, inputs, condition=condition, **layers)
-                return F.normalize(encoding.pooled_BD.float(), dim=-1), encoding
+                return first_values(F.normalize(encoding.pooled_BD.float(), dim=-1), truncate_dim), encoding
             encoding = encode_with_spe(self, [(modality, inputs, condition)], **layers)
-            return self.likelihood(encoding.pooled_BD), encoding
+            return first_values(self.likelihood(encoding.pooled_BD), truncate_dim), encoding
         encodings, blocks = {}, {}
         for pair in own:
             said = task or first_task(self.config, modality, pair) or first_task(self.config, modality)
@@ -109,7 +120,7 @@ class FeatureMethods:
                 condition = self.condition(modality, said, target=target)
                 encodings[key] = self.encode(modality, inputs, condition=condition, **layers)
             other = pair[1] if pair[0] == modality else pair[0]
-            blocks[pair] = self.project(encodings[key].pooled_BD, modality, other)
+            blocks[pair] = self.project(encodings[key].pooled_BD, modality, other, truncate_dim)
         return block_vector(spaces, blocks), next(iter(encodings.values()))
 
     def _by_common_names(self, encodings: dict, embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from imp_ds.models.imp.conditions import build_condition, condition_name, is_tar
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.encoder.layers import RANDOM_SITES, ImpBlock
 from imp_ds.models.imp.encoder.prompts import SEPARATE
-from imp_ds.models.imp.features import FeatureMethods
+from imp_ds.models.imp.features import FeatureMethods, first_values
 from imp_ds.models.imp.inputs import by_modality, modality_of
 from imp_ds.models.imp.likelihood import LikelihoodHead
 from imp_ds.models.imp.sequences import count_tokens, join_segments, join_tokens, masked_mean
@@ -297,15 +297,15 @@ class ImpModel(FeatureMethods, ImpPreTrainedModel):
         sites = torch.arange(len(self.blocks) * RANDOM_SITES, device=key_B.device)
         return derive(key_B[:, None], sites).split(RANDOM_SITES, dim=1)
 
-    def project(self, pooled_BD: torch.Tensor, source: str, target: str) -> torch.Tensor:
-        """Pooled `source` into the space where it meets `target`: float32 unit vectors [B, C].
+    def project(self, pooled_BD: torch.Tensor, source: str, target: str, truncate_dim: int | None = None) -> torch.Tensor:
+        """Pooled `source` into the space where it meets `target`: float32 unit vectors [B, C], or of `truncate_dim` values.
 
         Raises UserError when the model was built without that pair.
         """
         name = f"{source}_to_{target}"
         if name not in self.projections:
             raise UserError("the model has no projection for this pair", got=name, allowed=", ".join(self.projections))
-        return self.projections[name](pooled_BD)
+        return first_values(self.projections[name](pooled_BD), truncate_dim)
 
     def score_tokens(self, states_ND: torch.Tensor) -> torch.Tensor:
         """The product of each state with the vector of every token of the vocabulary, [N, V].
@@ -337,6 +337,7 @@ class ImpModel(FeatureMethods, ImpPreTrainedModel):
         return_dict: bool | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         pixel_positions_videos: torch.Tensor | None = None,
+        truncate_dim: int | None = None,
         **more_inputs: torch.Tensor | None,
     ) -> ImpOutput | tuple:
         """Encode whatever is given, as `ImpProcessor` returns it, and project it towards every modality it is paired with.
@@ -344,6 +345,7 @@ class ImpModel(FeatureMethods, ImpPreTrainedModel):
         Args:
             pixel_values_videos: videos beside the images of pixel_values, encoded alike; videos alone may be either.
             pixel_positions, feature_positions: None: those of a whole grid, where the number of patches gives it.
+            truncate_dim: the first so many values of each embedding, as unit vectors (config.matryoshka has those of training).
             more_inputs: of the model's further modalities, by the names of their `Modality.inputs`.
             task: one of config.objectives, whose condition all of it has; task and attribute gates need it.
             output_hidden_states, output_attentions, return_dict: as in transformers; None: as the configuration says. Without
@@ -366,8 +368,8 @@ class ImpModel(FeatureMethods, ImpPreTrainedModel):
                 modality, named, condition=condition, hidden_states=hidden_states, attentions=attentions
             )
         embeddings = {
-            f"{source}_to_{target}": projection(encoding.pooled_BD)
-            for (modality, target), projection in ((name.split("_to_"), each) for name, each in self.projections.items())
+            f"{source}_to_{target}": self.project(encoding.pooled_BD, modality, target, truncate_dim)
+            for modality, target in (name.split("_to_") for name in self.projections)
             for source, encoding in encodings.items()
             if modality_of(source) == modality
         }

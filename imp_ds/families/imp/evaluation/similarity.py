@@ -23,6 +23,7 @@ from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.sides import both, build_sides
 from imp_ds.modalities.modality import TextNeeds
 from imp_ds.modalities.text.tokens import has_tokens
+from imp_ds.models.imp.features import first_values
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.tasks import Batch
 
@@ -33,7 +34,8 @@ class TextEvaluator(Evaluator):
 
     zero_shot/{name}/top1, and top5 when there are more than 5 classes, if `classes` is given;
     answers/{name}/exact_match besides, where the classes are answers that are read at a mask;
-    retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given; of another target its name.
+    retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given; of another target its name;
+    the same by the first values alone of a pair's vectors, as many as config.matryoshka has: zero_shot/{name}/first_64/top1, ....
 
     Args:
         record: the evaluation's name, modality and views.
@@ -103,23 +105,37 @@ class TextEvaluator(Evaluator):
         self.rows_N, self.vectors_NC, self.usage = found.rows_N, found.vectors[modality], found.usage
         if len(self.rows_N) < self.rows:
             yield Metric(f"left_out/{name}", float(self.rows - len(self.rows_N)), "count")
-        if self.classes is not None:
-            classes_KC = self._class_vectors(model)
-            label_N = self.labels[self.rows_N].to(self.vectors_NC.device)
+        prompts_PC = None if self.classes is None else self._texts(model, self.classes.prompts())
+        candidates, numbers = self._candidates(model, found)
+        yield from self._scores(self.vectors_NC, prompts_PC, candidates, numbers)
+        for count in model.config.matryoshka if self.record.head == "pair" else ():
+            first = lambda vectors, count=count: None if vectors is None else first_values(vectors, count)  # noqa: E731
+            for metric in self._scores(*map(first, (self.vectors_NC, prompts_PC, candidates)), numbers):
+                kind, measure = metric.name.split(f"/{name}/", 1)
+                yield metric._replace(name=f"{kind}/{name}/first_{count}/{measure}", shown=None)
+
+    def _scores(
+        self, vectors_NC: torch.Tensor, prompts_PC: torch.Tensor | None, candidates: torch.Tensor | None,
+        numbers: list[list[int]] | None,
+    ) -> Iterator[Metric]:  # fmt: skip
+        """Of unit vectors of the rows, of the classes' prompts, and of what belongs to the rows, as `_candidates` gives it."""
+        name = self.record.name
+        if prompts_PC is not None:
+            classes_KC = class_vectors(prompts_PC, len(self.classes.templates))
+            label_N = self.labels[self.rows_N].to(vectors_NC.device)
             for k in (1, 5) if len(classes_KC) > 5 else (1,):
-                found_k = accuracy(self.vectors_NC, classes_KC, label_N, k)
                 shown = Shown("zero-shot", panel=ACCURACY) if k == 1 else None
+                found_k = accuracy(vectors_NC, classes_KC, label_N, k)
                 yield Metric(f"zero_shot/{name}/top{k}", found_k, "share", "higher", shown)
             if self.record.answer_at == "mask":
                 match = self._exact_match(classes_KC, label_N)
                 yield Metric(f"answers/{name}/exact_match", match, "share", "higher", Shown("answers"))
-        if self.captions is not None:
+        if candidates is not None:
             captions = [self.captions[row] for row in self.rows_N.tolist()]
-            if self.record.captions == "all":
-                yield from all_captions(name, self.vectors_NC, *self._all_captions(model, captions))
+            if numbers is not None:
+                yield from all_captions(name, vectors_NC, candidates, numbers)
             else:
-                first, candidate_NC = [own[0] for own in captions], found.vectors[self._sides.target]
-                yield from both_directions(name, self.vectors_NC, candidate_NC, first, self._sides.target)
+                yield from both_directions(name, vectors_NC, candidates, [own[0] for own in captions], self._sides.target)
 
     def _embed(self, model) -> Embedded:
         """Each row's vector, and where captions say which rows are equal, that of what it is compared with."""
@@ -133,8 +149,13 @@ class TextEvaluator(Evaluator):
         best_N = (self.vectors_NC @ classes_KC.T).argmax(1)
         return exact_match([names[k] for k in best_N.tolist()], [[names[k]] for k in label_N.tolist()])
 
-    def _class_vectors(self, model) -> torch.Tensor:
-        return class_vectors(self._texts(model, self.classes.prompts()), len(self.classes.templates))
+    def _candidates(self, model, found: Embedded) -> tuple[torch.Tensor | None, list[list[int]] | None]:
+        """The vectors of what belongs to the rows, and which of them each row has; None: the one of its place."""
+        if self.captions is None:
+            return None, None
+        if self.record.captions == "all":
+            return self._all_captions(model, [self.captions[row] for row in self.rows_N.tolist()])
+        return found.vectors[self._sides.target], None
 
     def _all_captions(self, model, captions: list[list[str]]) -> tuple[torch.Tensor, list[list[int]]]:
         """The vectors of the distinct captions, [P, C], and which of them each row has; those without a token are passed over."""
