@@ -39,6 +39,7 @@ for name, function in (
     ("tune", training.tune),
     ("plan", machines.plan),
     ("profile", machines.profile),
+    ("report", studies.report),
     ("interference", studies.interference),
     ("compare-routers", studies.compare_routers),
     ("compare-experts", studies.compare_experts),

@@ -99,3 +99,16 @@ def compare_experts(
         out, started_run(recipe, stage, trained), variants=variant, seeds=seeds, parallel=parallel,
         settings=[*([] if steps is None else [f"train.steps={steps}"]), *set_], command=shlex.join(map(str, words)),
     )  # fmt: skip
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="output folder of a training run, also of one that is going on; or of stages")],
+    output: Annotated[Path | None, typer.Option("--output", help="the page to write; default: report.html in the folder")] = None,
+):
+    """Write one HTML page of a run: what was trained at what cost, curves, scores, answers, experts, configuration.
+
+    Example: imp_ds report runs/digits --output digits.html
+    """
+    from imp_ds.commands.report.command import report as write_report
+
+    typer.echo(write_report(run, output))

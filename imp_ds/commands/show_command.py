@@ -1,7 +1,6 @@
 """The command `data show`: one page of what the model is fed, rebuilt from batches as the loader makes them."""
 
 import base64
-import html
 import io
 import wave
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from imp_ds.commands.check.command import processor_of
+from imp_ds.commands.report.page import page, picture, safe
 from imp_ds.config import RunConfig
 from imp_ds.data.corpus import open_corpus
 from imp_ds.data.loading.collation import Collator
@@ -19,7 +19,6 @@ from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.modalities.views import Views
 from imp_ds.tasks import Batch, Task
-from imp_ds.terminal.printable import printable
 from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train.recording.first_samples import first_occurrences, shown_parts
 from imp_ds.train.recording.samples import batch_pictures, learned_texts
@@ -29,17 +28,10 @@ from imp_ds.written_files import write_result
 _ROWS = 2000  # of each source, from which a tokenizer and the mean of the spectrograms are made where there is no run
 _MASK = "▒"  # a hidden word
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
-body { color: #222; background: #fafafa }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .2rem } p { margin: .1rem 0 .8rem; color: #555 }
-.row { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: .6rem }
-figure { max-width: 100%; box-sizing: border-box }
-img { display: block; image-rendering: pixelated; max-width: 100% } img + img, audio { margin-top: .4rem }
 audio { display: block; width: 15rem; max-width: 100%; height: 2rem }
-figure p { margin: .4rem 0 0; color: #222; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 34rem }
-figure p b { color: #777 }
-figcaption { margin-top: .4rem; max-width: 34rem; overflow-wrap: anywhere } figcaption small { color: #777; display: block }
+figure p { margin: .4rem 0 0; color: var(--ink); white-space: pre-wrap; overflow-wrap: anywhere; max-width: 34rem }
+figure p b { color: var(--soft) } figcaption { margin-top: .4rem; max-width: 34rem; overflow-wrap: anywhere }
+figcaption small { color: var(--soft); display: block }
 """
 
 
@@ -67,9 +59,7 @@ def show(run: RunConfig, split: str, samples: int, trained: Path | None, out: Pa
         task = run.task(name)
         for view in range(len(task.all_views)):
             sections.append(_section(batches, processor, task, view, step, samples))
-    title = _safe(f"{run.name}: what the model is fed ({split})")
-    page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}"
-    write_result(out, page)
+    write_result(out, page(f"{run.name}: what the model is fed ({split})", "".join(sections), _STYLE))
     return f"wrote {out}: {len(sections)} views of {len(run.tasks)} tasks"
 
 
@@ -80,11 +70,6 @@ def _one_by_one(task: Task) -> Task:
         for view in task.all_views
     ]
     return task.model_copy(update={"views": plain[0], "additional_views": plain[1:]})
-
-
-def _safe(text: str) -> str:
-    """For the page."""
-    return html.escape(printable(text))
 
 
 def _section(batches: StepBatches, processor, task: Task, view: int, step: int, samples: int) -> str:
@@ -100,7 +85,7 @@ def _section(batches: StepBatches, processor, task: Task, view: int, step: int, 
     facts = [f"{modality}: {_described(modality, views, batch)}" for modality in views.names()]
     if batch.report.rejected:
         facts.append(f"left out on the way: {len(batch.report.rejected)}")
-    return f"<h2>{_safe(task.name)}{number}</h2><p>{_safe('; '.join(facts))}</p><div class=row>{''.join(cards)}</div>"
+    return f"<h2>{safe(task.name)}{number}</h2><p>{safe('; '.join(facts))}</p><div class=row>{''.join(cards)}</div>"
 
 
 def _described(modality: str, views: Views, batch: Batch) -> str:
@@ -112,33 +97,33 @@ def _described(modality: str, views: Views, batch: Batch) -> str:
 
 def _card(batch: Batch, position: int, views: Views, processor, readers: list[Reader], shown: list) -> str:
     one = batch.map(lambda x: x[position : position + 1])
-    parts = [_picture(picture) for picture in batch_pictures(one, views, processor, 1).values()]
+    parts = [_picture(drawn) for drawn in batch_pictures(one, views, processor, 1).values()]
     parts += [_PARTS[kind](value) for kind, value in shown]
     lines = [_caption(one, processor.tokenizer)] if "text" in one.inputs else []
     if "labels" in one.targets:
-        lines += [f"learned: <b>{_safe(text)}</b>" for text in learned_texts(one, processor.tokenizer, 1)]
+        lines += [f"learned: <b>{safe(text)}</b>" for text in learned_texts(one, processor.tokenizer, 1)]
     if "label" in one.targets and one.targets["label"].dim() == 1:
         label, names = int(one.targets["label"]), readers[0].class_names
-        lines.append(f"class {label}" + (f": {_safe(names[label])}" if names and label < len(names) else ""))
-    lines.append(f"<small>{_safe(batch.report.keys[position])}</small>")
+        lines.append(f"class {label}" + (f": {safe(names[label])}" if names and label < len(names) else ""))
+    lines.append(f"<small>{safe(batch.report.keys[position])}</small>")
     return f"<figure>{''.join(parts)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
 
 
 def _caption(one: Batch, tokenizer) -> str:
     """What the tokens say; under hidden words, what they were."""
     ids_L = one.inputs["text"]["input_ids"][0][one.inputs["text"]["attention_mask"][0] > 0]
-    text = _safe(tokenizer.decode(ids_L.tolist(), skip_special_tokens="token_ids" not in one.targets))
+    text = safe(tokenizer.decode(ids_L.tolist(), skip_special_tokens="token_ids" not in one.targets))
     if "token_ids" not in one.targets:
         return text
-    text = text.replace(_safe(tokenizer.mask_token or _MASK), f"<b>{_MASK}</b>")
+    text = text.replace(safe(tokenizer.mask_token or _MASK), f"<b>{_MASK}</b>")
     hidden_L = one.targets["token_ids"][0]
-    return f"{text}<br>hidden: <b>{_safe(tokenizer.decode(hidden_L[hidden_L >= 0].tolist()))}</b>"
+    return f"{text}<br>hidden: <b>{safe(tokenizer.decode(hidden_L[hidden_L >= 0].tolist()))}</b>"
 
 
 def _picture(picture_HW3: np.ndarray) -> str:
     out = io.BytesIO()
     Image.fromarray(picture_HW3).save(out, "PNG")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    return picture(out.getvalue())
 
 
 def _waveform(waveform: tuple[np.ndarray, int]) -> str:
@@ -151,6 +136,6 @@ def _waveform(waveform: tuple[np.ndarray, int]) -> str:
 
 # a part of a decoded sample, by its kind
 _PARTS = {
-    "speaker": lambda name: f"<p><b>{_safe(name)}</b></p>", "text": lambda text: f"<p>{_safe(text)}</p>",
+    "speaker": lambda name: f"<p><b>{safe(name)}</b></p>", "text": lambda text: f"<p>{safe(text)}</p>",
     "picture": _picture, "waveform": _waveform,
 }  # fmt: skip

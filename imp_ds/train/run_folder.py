@@ -6,6 +6,7 @@
     results_units.json  of each score its unit, which way it is better, and where it is shown
     answers.jsonl     what was asked and answered, where evaluators keep that
     trackers.json     what trackers call the run, where there are others than TensorBoard; wandb/  files of wandb's own
+    report.html       the page that `imp_ds report` writes
     trained.json      the tensors that are trained, of a run that trains a part of the model
     initial_weights.md  what was taken from a published model, of a run that starts from one, name by name
 """
@@ -32,6 +33,7 @@ INITIAL = "initial_weights.md"
 _MADE = {
     LOCK, FILE_NAME, checkpoint.FOLDER, "processor", "tensorboard", "metrics.jsonl", "rejected.jsonl", RESULTS, PICTURE,
     RESULTS_UNITS, ANSWERS, TRAINED, INITIAL, "interference.json", "interference.png", "trackers.json", "wandb",
+    "report.html",
 }  # fmt: skip
 # what may differ between the start of a run and its continuation: it changes neither the weights nor their order
 _FREE = {
@@ -156,7 +158,7 @@ def _clear(output_dir: Path) -> None:
 
 def differences(before: RunConfig, now: RunConfig) -> dict[str, str]:
     """What differs and may not without being asked for, by path: "path: before -> now"."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
     fixed = [path for path in sorted(old.keys() | new.keys()) if not _among(path, _FREE)]
     changed = [path for path in fixed if not _same(old.get(path), new.get(path))]
     return {p: f"{p}: {json.dumps(old.get(p))} -> {json.dumps(new.get(p))}" for p in changed}
@@ -176,11 +178,12 @@ def _among(path: str, patterns: set[str]) -> bool:
     return any(fnmatchcase(path, pattern) or path.startswith(pattern + ".") for pattern in patterns)
 
 
-def _flat(value, path: str = "") -> dict:
+def flat(value, path: str = "") -> dict:
+    """What a configuration as JSON holds, by path: "tasks.NAME.batch_size"."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         items = ((entry.get("name", str(i)), entry) for i, entry in enumerate(value))
     else:
         return {path: value}
-    return {key: leaf for name, part in items for key, leaf in _flat(part, f"{path}.{name}" if path else name).items()}
+    return {key: leaf for name, part in items for key, leaf in flat(part, f"{path}.{name}" if path else name).items()}

@@ -15,13 +15,14 @@ referred to, by path and sha256; persistent buffers are written as they are; a r
 
 from pathlib import Path
 
-from imp_ds.train.checkpoint.files import FOLDER, FORMAT, folder_name, steps
+from imp_ds.train.checkpoint.files import FOLDER, FORMAT, folder_name, steps, summary
 from imp_ds.train.checkpoint.frozen import Frozen, refer_to_frozen
 from imp_ds.train.checkpoint.reader import Reader, newest, verify
 from imp_ds.train.checkpoint.writer import Writer
 
 __all__ = [
-    "FOLDER", "FORMAT", "Frozen", "Reader", "Writer", "folder_name", "newest", "refer_to_frozen", "save", "steps", "verify",
+    "FOLDER", "FORMAT", "Frozen", "Reader", "Writer", "folder_name", "newest", "refer_to_frozen", "save", "steps", "summary",
+    "verify",
 ]  # fmt: skip
 
 

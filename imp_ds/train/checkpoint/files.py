@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from imp_ds.json_files import read_json
 from imp_ds.written_files import write_file
 
 FORMAT = 4
@@ -61,6 +63,14 @@ def published(root: Path) -> list[Path]:
 def steps(output_dir: Path) -> list[int]:
     """The steps of which a run has a checkpoint, damaged ones too, in order."""
     return sorted({step_of(path) for path in published(Path(output_dir) / FOLDER)})
+
+
+def summary(folder: Path) -> tuple[dict, int]:
+    """The state of a checkpoint, and how many parameters it holds; nothing else is read or verified. Raises UserError,
+    KeyError or TypeError for damaged lists."""
+    index = read_json(folder / INDEX, dict)
+    trained = (entry["shape"] for name, entry in index.items() if "/" not in name)  # not moments, buffers
+    return read_json(folder / STATE, dict), sum(math.prod(shape) for shape in trained)
 
 
 def delete(folder: Path) -> None:

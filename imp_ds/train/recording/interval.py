@@ -43,10 +43,12 @@ class Interval:
 
     def summary(self, peak_flops: float = 0.0) -> dict:
         """{"tasks": {task: {"steps", name: mean, "data_wait_share", "mfu"}}, "experts": {modality: [{field of a report: mean}]},
-        "examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share"}; rates count what all ranks did together.
+        "examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share", "tflops", "mfu"}; rates count what all ranks did
+        together.
 
-        A task that a part of the ranks had counts as that part of a step. "mfu" is the model FLOPs of a task's steps over what
-        `peak_flops` a second, of all ranks, would have done in their time; it is absent where either is not known.
+        A task that a part of the ranks had counts as that part of a step. "mfu" is the model FLOPs of a task's steps over
+        what `peak_flops` a second, of all ranks, would have done in their time, and "tflops" what they were a second, in 10^12;
+        they are absent where what they are made of is not known.
         """
         host = _to_host([t for record in self.records for t in _tensors(record)])
         tasks, experts = {}, {}
@@ -65,14 +67,22 @@ class Interval:
             "step_seconds": seconds / sum(record.share for record in self.records),
             "data_wait_share": sum(record.wait_seconds for record in self.records) / seconds,
         }
+        found |= _speed(self.records, seconds, peak_flops)
         for task in tasks:
             own = [record for record in self.records if record.task == task]
             taken = max(sum(record.seconds for record in own), 1e-9)
             found["tasks"][task]["data_wait_share"] = sum(record.wait_seconds for record in own) / taken
-            if peak_flops and (flops := sum(record.flops for record in own)):
-                found["tasks"][task]["mfu"] = flops / (peak_flops * taken)
+            found["tasks"][task] |= _speed(own, taken, peak_flops)
         self.records = []
         return found
+
+
+def _speed(records: list[StepRecord], seconds: float, peak_flops: float) -> dict[str, float]:
+    """Model FLOPs a second, in 10^12, and over the peak, where known."""
+    flops = sum(record.flops for record in records)
+    if not flops:
+        return {}
+    return {"tflops": flops / seconds / 1e12} | ({"mfu": flops / (peak_flops * seconds)} if peak_flops else {})
 
 
 def _tensors(record: StepRecord):

@@ -25,6 +25,7 @@ from imp_ds.train.recording.samples import batch_captions, batch_pictures, sampl
 from imp_ds.train.recording.trackers.board import Board
 
 SAMPLES = 6
+_NOT_OF_TASK = ("steps", "grad_norm", "mfu", "tflops")  # of a task's values, those that have a place of their own
 HISTORY = "metrics.jsonl"
 
 
@@ -49,7 +50,7 @@ class Monitor:
         self.start_step, self.total_steps, self._logged = start_step, total_steps, start_step
         if not enabled:
             return
-        self.history = cut_lines(self.output_dir / HISTORY, start_step, _read_line)
+        self.history = cut_lines(self.output_dir / HISTORY, start_step, check_line)
         self._steps_of_tasks = _steps_of_tasks(self.history)
         self._lines = LineFile(self.output_dir / HISTORY)
         self._interval = Interval()
@@ -200,13 +201,18 @@ class Monitor:
 
 
 def _facts(found: dict, tags: dict[str, float]) -> str:
-    """What a log line shows of an interval beside the losses: mean training accuracy, gradient norm, rate and speed."""
+    """What a log line shows of an interval beside the losses: mean training accuracy, gradient norm, rate, samples and model
+    FLOPs a second, and what these are of the peak that the run measured at its start."""
     tasks = [[value for name, value in of.items() if name.startswith("accuracy/")] for of in found["tasks"].values()]
     means = [sum(values) / len(values) for values in tasks if values]
     parts = [f"accuracy {100 * sum(means) / len(means):.1f} %"] if means else []
     if (norm := tags.get("optimizer/grad_norm")) is not None:
         parts.append(f"grad norm {norm:.3g}")
-    return "  ".join([*parts, f"lr {found['learning_rate']:.2e}", f"{found['examples_per_s']:,.0f} samples/s"])
+    parts += [f"lr {found['learning_rate']:.2e}", f"{found['examples_per_s']:,.0f} samples/s"]
+    if (tflops := found.get("tflops")) is not None:
+        of_peak = f" ({100 * found['mfu']:.0f} % of the matrix peak)" if "mfu" in found else ""
+        parts.append(f"{tflops:.3g} TF/s{of_peak}")
+    return "  ".join(parts)
 
 
 def train_scalars(found: dict) -> dict[str, float]:
@@ -214,16 +220,15 @@ def train_scalars(found: dict) -> dict[str, float]:
     tags = {f"schedule/{task}/share": share for task, share in found["shares"].items()}
     norms = []
     for task, values in found["tasks"].items():
-        tags |= {f"train/{task}/{name}": value for name, value in values.items() if name not in ("steps", "grad_norm", "mfu")}
-        if "mfu" in values:
-            tags[f"perf/mfu/{task}"] = values["mfu"]
+        tags |= {f"train/{task}/{name}": value for name, value in values.items() if name not in _NOT_OF_TASK}
+        tags |= {f"perf/{name}/{task}": values[name] for name in ("mfu", "tflops") if name in values}
         norms += [(values["grad_norm"], values["steps"])] if "grad_norm" in values else []
     if norms:
         tags["optimizer/grad_norm"] = sum(norm * steps for norm, steps in norms) / sum(steps for _, steps in norms)
     tags["optimizer/learning_rate"] = found["learning_rate"]
     for name in ("examples_per_s", "tokens_per_s", "step_seconds", "data_wait_share", "memory_gib"):
         tags[f"perf/{name}"] = found[name]
-    return tags
+    return tags | {f"perf/{name}": found[name] for name in ("mfu", "tflops") if name in found}
 
 
 def expert_scalars(experts: dict[str, list[dict]], moe_layers: list[int]) -> tuple[dict[str, float], dict[str, list[str]]]:
@@ -270,8 +275,8 @@ def _steps_of_tasks(history: list[dict]) -> dict[str, int]:
     return steps
 
 
-def _read_line(line: dict) -> None:
-    """Raise an error for a line that is not as this file writes it."""
+def check_line(line: dict) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError for a line of metrics.jsonl that is not as this file writes it."""
     _steps_of_tasks([line])
     if line["kind"] == "evaluation":
         [read_metric(name, value, line["metrics"][name]) for name, value in line["results"].items()], line["usage"].items()

@@ -130,3 +130,21 @@ class TensorBoard(Tracker):
 
     def close(self) -> None:
         self.writer.close()
+
+
+def stored_pictures(folder: Path, prefixes: tuple[str, ...]) -> dict[str, bytes]:
+    """{tag: PNG} of the last picture under each tag that begins with one of `prefixes`, in the event files of a folder. What is
+    damaged in them, and all behind it, is left out."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        try:
+            for event in EventFileLoader(str(path)).Load():
+                for value in event.summary.value:
+                    parts = value.tensor.string_val  # width, height, pictures
+                    if value.tag.startswith(prefixes) and value.metadata.plugin_data.plugin_name == "images" and len(parts) > 2:
+                        found[value.tag] = parts[2]
+        except (OSError, ValueError, RuntimeError):  # tensorboard raises these of files that are cut off or damaged
+            continue
+    return found
