@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from imp_ds.modalities import ModalityName
+from imp_ds.modalities import JOINED, ModalityName, SideName
 from imp_ds.modalities.views import Views
 from imp_ds.records import Record
 from imp_ds.registry import EVALUATORS
@@ -30,7 +30,7 @@ class Evaluation(Record):
         None, description="what measures: one that an imported module registers; None: whichever the other fields ask for"
     )
     options: dict[str, JsonValue] = Field({}, description="of an evaluator that has some of its own")
-    modality: ModalityName = Field(description="what is evaluated")
+    modality: SideName = Field(description='what is evaluated; "vision+audio": both together, by the pair of both and text')
     source: Source = Field(description="where its samples come from")
     views: Views = Field(description="how they are seen; the text view also for class names")
     head: Literal["pair", "likelihood"] = Field(
@@ -67,6 +67,8 @@ class Evaluation(Record):
     def _head_fits(self):
         if self.head == "pair" and (self.answer_at == "mask" or self.target != "text"):
             raise ValueError(f'evaluation {self.name}: answers at a mask, and targets other than text, need head = "likelihood"')
+        if JOINED in self.modality and (self.head != "pair" or self.captioner is not None):
+            raise ValueError(f'evaluation {self.name}: {self.modality} together are compared by head = "pair" alone')
         if self.target == self.modality and self.target != "text":
             raise ValueError(f"evaluation {self.name}: {self.modality} would be retrieved by itself: set another target")
         if self.captions == "all" and self.target != "text":

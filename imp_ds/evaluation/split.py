@@ -18,6 +18,7 @@ from imp_ds.evaluation.zero_shot import ClassPrompts, load_classes
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.modalities.media import BadSample
 from imp_ds.modalities.modality import TextNeeds, Wanted
+from imp_ds.modalities.sides import JOINED
 from imp_ds.modalities.views import Views
 from imp_ds.parallel.groups import rank, world_size
 from imp_ds.registry import EVALUATORS
@@ -117,7 +118,7 @@ class CachedBatches:
 
 def used_views(record: Evaluation) -> Views:
     """Only what the evaluation reads is decoded: its modality and target, captions where there are any (prompts come later)."""
-    used = {modality: getattr(record.views, modality) for modality in {record.modality, record.target} - {"text"}}
+    used = {modality: getattr(record.views, modality) for modality in {*record.modality.split(JOINED), record.target} - {"text"}}
     return Views(**used, text=record.views.text if record.source.text is not None else None)
 
 

@@ -4,8 +4,10 @@ Adding one is a file here and its line in `imp_ds.registry.MODALITIES`.
 """
 
 from imp_ds.modalities.modality import Modality, ModalityName, PatchModality, Preprocessed, get_modality, register_modality
+from imp_ds.modalities.sides import JOINED, SideName
 from imp_ds.registry import MODALITIES
 
 __all__ = [
-    "MODALITIES", "Modality", "ModalityName", "PatchModality", "Preprocessed", "get_modality", "register_modality",
+    "JOINED", "MODALITIES", "Modality", "ModalityName", "PatchModality", "Preprocessed", "SideName", "get_modality",
+    "register_modality",
 ]  # fmt: skip

@@ -15,6 +15,8 @@ label it is its multiple-instance form, for corpora that repeat their captions.
 
     L_pair = - mean_b sum_c log sigmoid(y_bc (exp(t') z1_b . z2_c + bias)),   L = mean over pairs.
 
+A side of a pair may be two modalities together: one sequence, whose tokens see each other in every layer.
+
 With `matryoshka` the losses of the vectors' first d values, made unit vectors again, are added to that of the whole vectors
 (arXiv 2205.13147).
 
@@ -29,9 +31,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from imp_ds.costs import FLOAT32, STATES, VECTORS, Kernel, passes, product
+from imp_ds.costs import FLOAT32, STATES, VECTORS, Kernel, Sequences, passes, product
 from imp_ds.errors import UserError
-from imp_ds.modalities import ModalityName
+from imp_ds.modalities import JOINED, SideName
 from imp_ds.models.imp.conditions import Sides
 from imp_ds.models.imp.features import first_values
 from imp_ds.objectives.objective import Needs, Objective, ObjectiveRecord, StepShape
@@ -54,8 +56,8 @@ class Contrastive(ObjectiveRecord):
     """Cross-modal noise-contrastive estimation over pairs of modalities (IMP release, `optimization/objectives.py`)."""
 
     kind: Literal["contrastive"] = Field("contrastive", description="which objective this is")
-    pairs: list[tuple[ModalityName, ModalityName]] = Field(
-        min_length=1, description="modalities that are matched, in both directions"
+    pairs: list[tuple[SideName, SideName]] = Field(
+        min_length=1, description='modalities that are matched, in both directions; "vision+audio": both together'
     )
     positives: Literal["diagonal", "equal"] = Field(
         "diagonal", description='"diagonal": the other half of the same sample; "equal": every sample of equal label'
@@ -85,16 +87,28 @@ class Contrastive(ObjectiveRecord):
 
     @model_validator(mode="after")
     def _pairs_differ(self):
-        if any(a == b for a, b in self.pairs):
+        if any({*a.split(JOINED)} & {*b.split(JOINED)} for a, b in self.pairs):
             raise ValueError("a contrastive pair needs two different modalities")
         return self
 
     def needs(self):
-        return Needs(frozenset(m for pair in self.pairs for m in pair), label=self.positives == "equal")
+        named = frozenset(m for side in self.compared() for m in side.split(JOINED))
+        return Needs(named, label=self.positives == "equal")
 
     def sides(self):
-        first, second = zip(*self.pairs)  # a pair (a, b) is a question of modality a whose answer is of modality b
+        # a pair (a, b) is a question of modality a whose answer is of modality b
+        first, second = ([m for side in sides for m in side.split(JOINED)] for sides in zip(*self.pairs))
         return Sides(frozenset(first), frozenset(second))
+
+    def compared(self) -> list[str]:
+        """The sides of all pairs, each once: modalities, alone or together."""
+        return list(dict.fromkeys(side for pair in self.pairs for side in pair))
+
+    def sequences(self, tokens, batch_size):
+        if not any(JOINED in side for side in self.compared()):
+            return super().sequences(tokens, batch_size)
+        parts = {side: tuple((m, tokens[m]) for m in side.split(JOINED)) for side in self.compared()}
+        return {side: Sequences(batch_size, segments) for side, segments in parts.items()}
 
     def kernels(self, shape: StepShape) -> list[Kernel]:
         """Both modalities' projections, and the similarities of each with the other of all ranks, in float32."""
@@ -173,6 +187,7 @@ class ContrastiveObjective(Objective):
     def __init__(self, record: Contrastive):
         super().__init__()
         self.pairs, self.positives, self.loss = record.pairs, record.positives, record.loss
+        self.compared = record.compared()
         self.shorter = list(zip(record.matryoshka, record.matryoshka_weights or [1.0] * len(record.matryoshka)))
         sigmoid = record.loss == "sigmoid"
         self.temperatures = nn.ModuleDict(
@@ -181,6 +196,15 @@ class ContrastiveObjective(Objective):
                 for a, b in self.pairs
             }
         )
+
+    def encode(self, model, batch, encodings):
+        """Modalities alone as usual; what is compared together as one sequence, beside what else is compared."""
+        if not any(JOINED in side for side in self.compared):
+            super().encode(model, batch, encodings)
+            return
+        for side in self.compared:
+            if side not in encodings:
+                encodings[side] = model.encode_side(side, batch.inputs, batch.task, batch.key_B)
 
     def forward(self, model, encodings: dict, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         first = encodings[self.pairs[0][0]].pooled_BD

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from imp_ds.modalities.modality import get_modality, standard_modalities
+from imp_ds.modalities.sides import JOINED
 from imp_ds.modalities.text.masking import mask_id
 from imp_ds.modalities.text.tokens import end_id
 from imp_ds.modalities.views import model_options
@@ -105,14 +106,14 @@ class ModelSettings(FamilySettings, OpenRecord):
         every = [view for task in tasks for view in task.all_views]
         views = {name: [found for view in every if (found := getattr(view, name)) is not None] for name in MODALITIES}
         needed = [name for name in MODALITIES if views[name] and name not in standard_modalities()]
-        if not needed:
+        pairs = [list(pair) for task in tasks for objective in task.objectives for pair in objective.common_spaces()]
+        more = [pair for pair in pairs if any(JOINED in side or side in needed for side in pair)]
+        if not needed and not more:
             return {}
-        found = {"modalities": [*standard_modalities(), *needed]}
+        found = {"modalities": [*standard_modalities(), *needed]} if needed else {}
         for name in needed:
             derived = get_modality(name).derive_options(views[name])
             found |= {f"{name}_{option}": value for option, value in derived.items() if getattr(self, f"{name}_{option}") is None}
-        pairs = [list(pair) for task in tasks for objective in task.objectives for pair in objective.common_spaces()]
-        more = [pair for pair in pairs if set(pair) & set(needed)]
         return found | {"pairs": [*ImpConfig().pairs, *(pair for place, pair in enumerate(more) if pair not in more[:place])]}
 
 

@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality, standard_modalities
+from imp_ds.modalities.sides import JOINED
 from imp_ds.models.imp.conditions import candidate_tasks, causal_tasks, trained_spaces
 from imp_ds.models.imp.encoder.prompts import CANDIDATE_PROMPTS, SHARED
 from imp_ds.moe.placement import placed_layers
@@ -59,7 +60,8 @@ class ImpConfig(PreTrainedConfig):
         mask_token_id: of the token that stands for a hidden word, and for a whole sequence before the likelihood head.
         end_token_id: of the token that ends a caption.
         common_dim: width of the common spaces in which two modalities meet.
-        pairs: unordered modality pairs; each owns two projections, one for each direction.
+        pairs: unordered modality pairs, of which a side may be several modalities together, "vision+audio"; each owns two
+            projections, one for each direction.
         num_experts: experts in each MoE layer; 0 makes a dense encoder.
         moe_layers: which layers are MoE: "all", "first:N", "last:N", "every:N" (the N-th, 2N-th, ...), "four" (0, 4, 8, ...:
             every fourth as Uni-Perceiver-MoE counts), or a list of layer indices from 0.
@@ -225,7 +227,8 @@ class ImpConfig(PreTrainedConfig):
             raise UserError("unknown expert_activation", got=self.expert_activation, allowed=", ".join(EXPERT_ACTIVATIONS))
         if self.hidden_act not in HIDDEN_ACTS:
             raise UserError("unknown hidden_act", got=self.hidden_act, allowed=", ".join(HIDDEN_ACTS))
-        unknown, known = {m for pair in self.pairs for m in pair} - set(self.modalities), ", ".join(self.modalities)
+        named, known = {m for pair in self.pairs for side in pair for m in side.split(JOINED)}, ", ".join(self.modalities)
+        unknown = named - set(self.modalities)
         if unknown:
             raise UserError("a pair names a modality that the model does not have", got=", ".join(sorted(unknown)), allowed=known)
         for name in self.modalities:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from imp_ds.errors import UserError
 from imp_ds.modalities.modality import get_modality
+from imp_ds.modalities.sides import JOINED
 from imp_ds.models.imp.conditions import condition_name, is_target, task_conditions, task_sides, trained_spaces
 from imp_ds.models.imp.encoder.prompts import SEPARATE
 from imp_ds.models.imp.inputs import VIDEOS, by_modality, modality_of
@@ -122,6 +123,19 @@ class FeatureMethods:
             other = pair[1] if pair[0] == modality else pair[0]
             blocks[pair] = self.project(encodings[key].pooled_BD, modality, other, truncate_dim)
         return block_vector(spaces, blocks), next(iter(encodings.values()))
+
+    def encode_side(self, side: str, inputs: dict[str, dict], task: str | None = None, key_B: torch.Tensor | None = None):
+        """The Encoding of one modality, or of several as one sequence, "vision+audio". inputs: of each of them by its name; the
+        other arguments as of `encode` and `condition`."""
+        parts = [(modality, inputs[modality], self.condition(modality, task)) for modality in side.split(JOINED)]
+        return self.encode_segments(parts, key_B)
+
+    def _joint_embeddings(self, given: dict[str, dict], task: str | None, truncate_dim: int | None) -> dict[str, torch.Tensor]:
+        """What `forward` gives of modalities that the model compares together, where all of them are given."""
+        pairs = [name.split("_to_") for name in self.projections]
+        sides = {side for side, _ in pairs if JOINED in side and given.keys() >= set(side.split(JOINED))}
+        pooled = {side: self.encode_side(side, given, task).pooled_BD for side in sorted(sides)}
+        return {f"{a}_to_{b}": self.project(pooled[a], a, b, truncate_dim) for a, b in pairs if a in pooled}
 
     def _by_common_names(self, encodings: dict, embeddings: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What `forward` gives by the names that models of transformers have for it: of one source its tokens and its vector, as

@@ -57,7 +57,7 @@ class ImpOutput(ModelOutput):
     vision_pooled, audio_pooled, text_pooled: [B, D]; videos_pooled: of videos given together with images; more_pooled: of further
         modalities by their names.
     embeddings: "source_to_target" -> unit vectors [B, C]; compare "vision_to_text" with "text_to_vision" by dot product;
-        "videos_to_text" too.
+        "videos_to_text" too, and "vision+audio_to_text" in a model that compares both together, where both are given.
     router_z_loss: the z-losses of all MoE layers and modalities, weighted by config.router_z_loss and summed.
     hidden_states, attentions: where asked for, of the one modality that was given, as `Encoding` has them; where several were
         given, these tuples by modality.
@@ -361,7 +361,7 @@ class ImpModel(FeatureMethods, ImpPreTrainedModel):
         hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         encodings = {}
-        for source, named in by_modality(self.config, inputs).items():
+        for source, named in (given := by_modality(self.config, inputs)).items():
             modality = modality_of(source)
             condition = self.condition(modality, task)
             encodings[source] = self.encode(
@@ -372,7 +372,7 @@ class ImpModel(FeatureMethods, ImpPreTrainedModel):
             for modality, target in (name.split("_to_") for name in self.projections)
             for source, encoding in encodings.items()
             if modality_of(source) == modality
-        }
+        } | self._joint_embeddings(given, task, truncate_dim)
         output = ImpOutput(
             **{f"{source}_pooled": encoding.pooled_BD for source, encoding in encodings.items() if _has_field(source)},
             more_pooled={source: encoding.pooled_BD for source, encoding in encodings.items() if not _has_field(source)} or None,

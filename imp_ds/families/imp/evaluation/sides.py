@@ -33,7 +33,7 @@ class PairSides:
         return self._project(model, batch, self.target, self.modality)
 
     def _project(self, model, batch: Batch, source: str, target: str) -> Vectors:
-        encoding = model.encode(source, batch.inputs[source], condition=model.condition(source, self.task))
+        encoding = model.encode_side(source, batch.inputs, self.task)
         return source, model.project(encoding.pooled_BD, source, target), encoding.reports
 
 

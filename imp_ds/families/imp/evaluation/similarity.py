@@ -22,6 +22,7 @@ from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.sides import both, build_sides
 from imp_ds.modalities.modality import TextNeeds
+from imp_ds.modalities.sides import JOINED
 from imp_ds.modalities.text.tokens import has_tokens
 from imp_ds.models.imp.features import first_values
 from imp_ds.parallel.groups import rank, world_size
@@ -200,8 +201,9 @@ def _check(record: Evaluation, labels, classes, captions):
         raise UserError(f"{where} measures nothing", fix="set `classes`, `source.text`, or both")
     if classes is not None and record.target != "text":
         raise UserError(f"{where}: classes are texts", got=f"target = {record.target}", allowed='target = "text"')
-    if any(getattr(record.views, modality) is None for modality in ("text", record.modality, record.target)):
-        needed = " and ".join(f"views.{modality}" for modality in dict.fromkeys((record.modality, record.target, "text")))
+    read = list(dict.fromkeys((*record.modality.split(JOINED), record.target, "text")))
+    if any(getattr(record.views, modality) is None for modality in read):
+        needed = " and ".join(f"views.{modality}" for modality in read)
         raise UserError(f"{where} lacks a view", got=", ".join(record.views.names()), allowed=needed)
     if classes is not None and labels is None:
         raise UserError(f"{where} classifies, but source.label names no column", fix="set source.label")
