@@ -11,11 +11,15 @@ SMALLEST = 96  # pixels: pictures are enlarged to at least this height, to be se
 
 
 def side_by_side(pictures: list[np.ndarray], axis: int = 1) -> np.ndarray:
-    """Pictures [H, W, 3] of one size in a row (axis 1) or a column (axis 0), with white between them."""
-    shape = list(pictures[0].shape)
-    shape[axis] = GAP
-    parts = [part for picture in pictures for part in (picture, np.full(shape, 255, np.uint8))]
-    return np.concatenate(parts[:-1], axis)
+    """Pictures [H, W, 3] in a row (axis 1) or a column (axis 0), with white between them, and beside those that are smaller."""
+    other = 1 - axis
+    most, parts = max(picture.shape[other] for picture in pictures), []
+    for picture in pictures:
+        spare = [(0, 0), (0, 0), (0, 0)]
+        spare[other], spare[axis] = (0, most - picture.shape[other]), (0, GAP)
+        parts.append(np.pad(picture, spare, constant_values=255))
+    row = np.concatenate(parts, axis)
+    return row[:, :-GAP] if axis == 1 else row[:-GAP]
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:

@@ -43,10 +43,12 @@ def build_processor(run: RunConfig, readers: dict[str, list[Reader]]) -> ImpProc
     text = [v.text.length for v in views if v.text is not None]
     tokenizer.model_max_length = max(text, default=config.text_max)
     tokenizer.init_kwargs.pop("padding", None)  # a tokenizer of another model may bring its own: texts are padded as trained
-    image_view = {} if image is None else dict(size=(image.height, image.width), keep_aspect=image.keep_aspect)
+    image_view = {} if image is None else dict(
+        size=(image.height, image.width), keep_aspect=image.keep_aspect, naflex=image.naflex
+    )
     video_view = {} if clip_view is None else dict(
         frames=clip_view.frames, sampling=clip_view.sampling, stride=clip_view.stride, size=(clip_view.height, clip_view.width),
-        keep_aspect=clip_view.keep_aspect,
+        keep_aspect=clip_view.keep_aspect, naflex=clip_view.naflex,
     )  # fmt: skip
     return ImpProcessor(
         image_processor=ImpImageProcessor(patch=config.vision_patch, ground=run.data.decoding.alpha_ground, **image_view),

@@ -83,7 +83,7 @@ def _augmented(clips: list, view: VisionView, augment: VisionAugmentation, rngs:
         return clips
     if augment.crop_area is not None:
         clips = in_turn(partial(_cropped, view, augment), clips, rngs)
-        if not view.keep_aspect:
+        if not view.own_aspect:
             clips = in_turn(partial(resize, size=(view.height, view.width)), clips)
     if augment.flip:
         clips = in_turn(mirror, clips, rngs)
@@ -94,5 +94,5 @@ def _augmented(clips: list, view: VisionView, augment: VisionAugmentation, rngs:
 
 def _cropped(view: VisionView, augment: VisionAugmentation, clip_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = clip_THWC.shape[1:3]
-    aspect = size[1] / size[0] if view.keep_aspect else view.width / view.height
+    aspect = size[1] / size[0] if view.own_aspect else view.width / view.height
     return random_box(size, aspect, augment.crop_area, augment.crop_aspect, rng).cut(clip_THWC)

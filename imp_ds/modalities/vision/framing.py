@@ -96,3 +96,25 @@ def _grids(tokens: int, most_rows: float, most_columns: float) -> tuple[np.ndarr
     kept = sorted((r * c, r, c) for r, c in pairs if r <= most_rows and c <= most_columns)
     _, rows_G, columns_G = np.array(kept).T
     return rows_G, columns_G
+
+
+def grid_within(size: Size, budget: int, patch: Size, largest: Size | None = None) -> Size:
+    """(rows, columns) of the largest grid for a picture of `size` at its own aspect ratio that has at most `budget` patches:
+    those of the largest scale s with ceil(s H / h) ceil(s W / w) <= budget (NaFlex, SigLIP 2, arXiv 2502.14786).
+
+    Args:
+        patch: height and width of a patch, h and w.
+        largest: most rows and columns; None: no bound.
+
+    At the largest scale a row or a column is just full: there the scale is i h / H or i w / W with a whole i. In integers.
+    """
+    (high, wide), (most_rows, most_columns) = (size[0] * patch[1], size[1] * patch[0]), largest or (budget, budget)
+    i_N = np.arange(1, budget + 1, dtype=np.int64)
+    rows_G = np.concatenate([i_N, -(-i_N * high // wide)])  # H / h over W / w is H w over W h
+    columns_G = np.concatenate([-(-i_N * wide // high), i_N])
+    scale_G = np.concatenate([i_N / high, i_N / wide])
+    fits_G = (rows_G * columns_G <= budget) & (rows_G <= most_rows) & (columns_G <= most_columns)
+    if not fits_G.any():  # a strip that is longer than the bound: as long as the bound is
+        return max(1, min(most_rows, budget)) if high > wide else 1, max(1, min(most_columns, budget)) if wide >= high else 1
+    best = int(np.argmax(np.where(fits_G, scale_G, -1.0)))
+    return int(rows_G[best]), int(columns_G[best])

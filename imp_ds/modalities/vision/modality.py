@@ -18,7 +18,7 @@ class Vision(PatchModality):
     column = "column of the image or video: bytes, or the name of a file"
     missing = "no pictures"
     example = 'images=[image]'
-    inputs = patches.INPUT_NAMES
+    inputs = (*patches.INPUT_NAMES, patches.MASK)
     part = "image_processor"
     View, Options, Augmentation = VisionView, VisionOptions, VisionAugmentation
     axes, copied = 3, True
@@ -31,11 +31,12 @@ class Vision(PatchModality):
 
     def preprocess(self, samples, view, part, rngs, *, augment, text, empty):
         inputs = patches.preprocess(
-            samples, view.frames, (view.height, view.width), part.patch, keep_aspect=view.keep_aspect,
+            samples, view.frames, (view.height, view.width), part.patch, keep_aspect=view.keep_aspect, naflex=view.naflex,
             largest=part.largest and size_pair(part.largest), drop_rate=0.0 if rngs is None else view.drop_rate, rngs=rngs,
             empty=empty,
         )  # fmt: skip
-        return Preprocessed(inputs)
+        mask_BK = inputs.get(patches.MASK)
+        return Preprocessed(inputs, padding=0.0 if mask_BK is None else 1.0 - float(mask_BK.mean()))
 
     def embedding(self, config):
         return patches.VisionEmbedding(config)

@@ -17,9 +17,10 @@ from torch import nn
 from imp_ds.errors import UserError
 from imp_ds.modalities.drop_token import kept_count, kept_tokens, write_tokens
 from imp_ds.modalities.positions import FactoredPositions, TablePositions
-from imp_ds.modalities.vision.framing import Size, centre_box, own_grid, resize
+from imp_ds.modalities.vision.framing import Size, centre_box, grid_within, own_grid, resize
 
 INPUT_NAMES = ("pixel_values", "pixel_positions")
+MASK = "pixel_mask"  # a third input, where there is padding
 
 
 class PatchProjection(nn.Module):
@@ -48,7 +49,7 @@ class VisionEmbedding(nn.Module):
 
     forward takes `pixel_values`, [B, L, P] uint8 in 0..255 (or float, already in [-1, 1]), of all frames of a patch or of the one
     of an image, and `pixel_positions`, [B, L, 3] (time, height, width) in [0, 1); it returns tokens [B, L, D], of which the first
-    are the registers, if there are any, and None: no token is padding.
+    are the registers, if there are any, and None, or, where `pixel_mask` [B, L] is given, False at padding.
     """
 
     def __init__(self, config):
@@ -62,7 +63,7 @@ class VisionEmbedding(nn.Module):
         self.registers = nn.Embedding(config.vision_registers, width) if config.vision_registers else None
         self.norm = nn.LayerNorm(width, eps=eps) if config.vision_norm else nn.Identity()
 
-    def forward(self, pixel_values: torch.Tensor, pixel_positions: torch.Tensor):
+    def forward(self, pixel_values: torch.Tensor, pixel_positions: torch.Tensor, pixel_mask: torch.Tensor | None = None):
         values = pixel_values.to(self.patch.weight.dtype)
         if not pixel_values.is_floating_point():
             values = values / 127.5 - 1.0
@@ -71,7 +72,8 @@ class VisionEmbedding(nn.Module):
             index_R = torch.arange(self.registers.num_embeddings, device=tokens_BLD.device)
             registers_BRD = self.registers(index_R).to(values.dtype).expand(len(tokens_BLD), -1, -1)
             tokens_BLD = torch.cat([registers_BRD, tokens_BLD], dim=1)
-        return self.norm(tokens_BLD), None
+            pixel_mask = None if pixel_mask is None else nn.functional.pad(pixel_mask, (len(index_R), 0), value=True)
+        return self.norm(tokens_BLD), None if pixel_mask is None else pixel_mask.bool()
 
 
 def preprocess(
@@ -81,6 +83,7 @@ def preprocess(
     patch: tuple[int, int, int],
     *,
     keep_aspect: bool = False,
+    naflex: bool = False,
     largest: Size | None = None,
     drop_rate: float = 0.0,
     rngs: Sequence[np.random.Generator] | None = None,
@@ -97,7 +100,9 @@ def preprocess(
         patch: frames, height and width of a patch; they divide the clip, but for frames = 1.
         keep_aspect: instead of cutting it, see the whole picture on a grid of its own aspect ratio with as many patches as `size`
             has. What the grid has above that is left out, at random with `rngs`, else evenly.
-        largest: under keep_aspect, the (height, width) that a picture may have.
+        naflex: see the whole picture on the largest grid of its own aspect ratio within that many patches, and leave none out.
+            There is `pixel_mask`, bool [B, K], then, False at the padding behind an image's own.
+        largest: under keep_aspect and naflex, the (height, width) that a picture may have.
         drop_rate: share of the tokens dropped.
         rngs: one for each clip, the source of all that is random.
         empty: makes the arrays, as `numpy.empty` does; for memory of one's own.
@@ -118,18 +123,25 @@ def preprocess(
     shape = len(clips), kept_count(budget, drop_rate)
     values_BKP = empty((*shape, math.prod(patch) * 3 // (depth if frames == 1 else 1)), np.uint8)
     positions_BK3 = empty((*shape, 3), np.float32)
+    most, count_B = largest and (largest[0] // patch[1], largest[1] // patch[2]), np.full(len(clips), shape[1])
     for index, clip_THWC in enumerate(clips):
-        clip_THWC = clip_frames(clip_THWC, frames)
+        clip_THWC, own_budget = clip_frames(clip_THWC, frames), budget
         if keep_aspect:
-            most = largest and (largest[0] // patch[1], largest[1] // patch[2])
             rows, columns = own_grid(clip_THWC.shape[1:3], grid, patch[1:], most)
+        elif naflex:
+            rows, columns = grid_within(clip_THWC.shape[1:3], math.prod(grid), patch[1:], most)
+            own_budget = steps * rows * columns
+            count_B[index] = kept_count(own_budget, drop_rate)
         else:
             rows, columns = grid
             clip_THWC = centre_box(clip_THWC.shape[1:3], size[1] / size[0]).cut(clip_THWC)
         blocks = patches(resize(clip_THWC, (rows * patch[1], columns * patch[2])), (steps, rows, columns), patch)
-        kept = kept_tokens(steps * rows * columns, budget, drop_rate, None if rngs is None else rngs[index])
-        write_tokens(blocks, (steps, rows, columns), kept, values_BKP[index], positions_BK3[index])
-    return dict(zip(INPUT_NAMES, (values_BKP, positions_BK3)))
+        kept = kept_tokens(steps * rows * columns, own_budget, drop_rate, None if rngs is None else rngs[index])
+        own = count_B[index]
+        write_tokens(blocks, (steps, rows, columns), kept, values_BKP[index, :own], positions_BK3[index, :own])
+        values_BKP[index, own:], positions_BK3[index, own:] = 0, 0
+    mask = {MASK: np.arange(shape[1]) < count_B[:, None]} if naflex else {}
+    return dict(zip(INPUT_NAMES, (values_BKP, positions_BK3))) | mask
 
 
 def clip_indices(total: int, frames: int, sampling: str = "uniform", stride: int = 1) -> np.ndarray:

@@ -6,15 +6,19 @@ Shapes: B samples, L tokens of an example, P raw values of a patch, T frames, H 
 import numpy as np
 
 from imp_ds.modalities.pictures import GREY, enlarged, side_by_side, steps_of
+from imp_ds.modalities.vision.patches import INPUT_NAMES, MASK
 
 
 def clips_BTHW3(inputs: dict, view, patch: list[int]) -> np.ndarray:
     """Frames of each sample, uint8 [B, T, H, W, 3], from `pixel_values` (uint8, patches in the order frame, row, column,
-    channel) and `pixel_positions`. An image has one frame, and so have its patches. Under `keep_aspect` only the samples of
-    one batch that have the same grid can be shown together: give one."""
+    channel) and `pixel_positions`. An image has one frame, and so have its patches. Under `keep_aspect` and `naflex` only the
+    samples of one batch that have the same grid can be shown together: give one."""
     deep, high, wide = patch
     grid = (max(1, view.frames // deep), view.height // high, view.width // wide)
-    if view.keep_aspect:
+    if MASK in inputs:
+        (own,) = inputs[MASK].sum(1).tolist()  # one sample
+        inputs = {name: inputs[name][:, :own] for name in INPUT_NAMES}
+    if view.own_aspect:
         grid = (grid[0], *(steps_of(inputs["pixel_positions"].numpy()[..., axis]) for axis in (1, 2)))
     values = inputs["pixel_values"].numpy()
     deep = values.shape[-1] // (high * wide * 3)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imp_ds.records import Record
 
@@ -26,6 +26,22 @@ class VisionView(Record):
     keep_aspect: bool = Field(
         False, description="keep the picture's aspect ratio: its own grid of as many patches as height x width has"
     )
+    naflex: bool = Field(
+        False,
+        description="keep the picture's aspect ratio, and all of its patches: the largest grid within as many as height x width "
+        "has; what is left of them is padding that nothing sees",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_grid(self):
+        if self.naflex and self.keep_aspect:
+            raise ValueError("naflex and keep_aspect are two ways to keep the aspect ratio; set one")
+        return self
+
+    @property
+    def own_aspect(self) -> bool:
+        """Whether each picture has the grid of its own aspect ratio."""
+        return self.keep_aspect or self.naflex
 
 
 class VisionOptions(Record):

@@ -18,7 +18,8 @@ class ImpImageProcessor(BaseImageProcessor):
     Args:
         size: (height, width), one number for both, or {"height": h, "width": w}.
         patch: frames, height and width of a patch, as `ImpConfig.vision_patch`.
-        largest: (height, width) that the model has positions for, which bounds what `keep_aspect` may choose; None: no bound.
+        largest: (height, width) that the model has positions for, which bounds what `keep_aspect` and `naflex` may choose; None:
+            no bound.
         ground: colour (R, G, B) that transparent pictures lie on.
         kwargs: the switches of `ImpImageProcessorKwargs`, do_resize to do_convert_rgb.
     """
@@ -56,12 +57,14 @@ class ImpImageProcessor(BaseImageProcessor):
 def patches_of(part, clips: list[np.ndarray], frames: int, options: dict) -> BatchFeature:
     """What both vision processors give of clips, uint8 [T, H, W, 3]: patches and their coordinates."""
     largest = part.largest and size_pair(part.largest)
-    keep_aspect = bool(options["keep_aspect"] and options["do_resize"])
+    keep_aspect, naflex = (bool(options[name] and options["do_resize"]) for name in ("keep_aspect", "naflex"))
+    if keep_aspect and naflex:
+        raise UserError("two ways to keep the aspect ratio", got="keep_aspect and naflex", fix="pass keep_aspect=False")
     size = size_pair(options["size"]) if options["do_resize"] else own_size(clips, largest)
     rngs = None if options["rng"] is None else [options["rng"]] * len(clips)  # one for all, one after another
     inputs = vision.preprocess(
-        clips, frames, size, part.patch, keep_aspect=keep_aspect, largest=largest, drop_rate=options["drop_rate"] or 0.0,
-        rngs=rngs,
+        clips, frames, size, part.patch, keep_aspect=keep_aspect, naflex=naflex, largest=largest,
+        drop_rate=options["drop_rate"] or 0.0, rngs=rngs,
     )  # fmt: skip
     inputs["pixel_values"] = scaled(inputs["pixel_values"], options)
     return BatchFeature(inputs, tensor_type=options["return_tensors"])

@@ -28,7 +28,7 @@ class ImpTextKwargs(TypedDict, total=False):
 
 
 class ImpImageProcessorKwargs(TypedDict, total=False):
-    """`size`, `keep_aspect` and `drop_rate` are those of a task's view, `rng` draws what is random (`modalities.vision`).
+    """`size`, `keep_aspect`, `naflex` and `drop_rate` are those of a task's view, `rng` draws what is random.
 
     do_resize: False keeps the pictures' own size, one for all of them and a multiple of the patch.
     do_rescale, rescale_factor, do_normalize, image_mean, image_std: the values times the factor, less the mean, by the spread, as
@@ -41,6 +41,7 @@ class ImpImageProcessorKwargs(TypedDict, total=False):
     size: Any
     do_resize: bool | None
     keep_aspect: bool | None
+    naflex: bool | None
     do_rescale: bool | None
     rescale_factor: float | None
     do_normalize: bool | None

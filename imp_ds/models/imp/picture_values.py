@@ -14,8 +14,8 @@ from imp_ds.modalities.vision.framing import Size
 
 # By these `do_rescale` and `do_normalize` do what the model does with uint8 values: 0..255 to -1..1.
 SWITCHES = {
-    "do_resize": True, "keep_aspect": False, "do_rescale": False, "rescale_factor": 1 / 255, "do_normalize": False,
-    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_convert_rgb": True,
+    "do_resize": True, "keep_aspect": False, "naflex": False, "do_rescale": False, "rescale_factor": 1 / 255,
+    "do_normalize": False, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_convert_rgb": True,
 }  # fmt: skip
 
 

@@ -45,13 +45,13 @@ def count_tokens(modalities: list[str], parts: list[Tokens], text_length: int | 
 
     A text counts as its words, or as `text_length`, that of training, where it has fewer: so its padding does not matter, and a
     text that is padded as in training has as many slots as there. A token by itself beside other segments is a mask, and counts
-    as one; what is of other modalities has no padding.
+    as one; what is of other modalities counts as it is without its padding.
     """
     most, tokens_B = 0, 0
     for modality, (tokens_BLD, valid_BL) in zip(modalities, parts, strict=True):
         length = tokens_BLD.shape[1]
         if modality != "text" or (length == 1 and len(parts) > 1):
-            most, tokens_B = most + length, tokens_B + length
+            most, tokens_B = most + length, tokens_B + (length if valid_BL is None else valid_BL.sum(1))
             continue
         least = text_length or 1
         most = most + max(length, least)
