@@ -32,6 +32,7 @@ _groups = {
 for name, function in (
     ("train", training.train),
     ("eval", models.evaluate),
+    ("bench", models.bench),
     ("predict", models.predict),
     ("chat", models.chat),
     ("export", models.export),

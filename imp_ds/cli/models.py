@@ -1,4 +1,4 @@
-"""Commands on trained models: eval, predict, chat, export, upcycle.
+"""Commands on trained models: eval, bench, predict, chat, export, upcycle.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from imp_ds.cli.options import RECIPE, Set, StageName
+from imp_ds.cli.options import RECIPE, LocalRank, Set, StageName, take_local_rank
 from imp_ds.errors import UserError
 
 
@@ -33,6 +33,38 @@ def evaluate(
 
     other = other_run(recipe, stage)
     run_evaluation(model, data, split, batch_size, output, recipe=other, settings=set_)
+
+
+def bench(
+    model: Annotated[Path, typer.Argument(help="folder of an exported model")],
+    suite: Annotated[
+        list[str],
+        typer.Option("--suite", help="zero-shot, retrieval, probe, mteb:own, or mteb:NAME of a benchmark or a task; repeatable"),
+    ] = ["zero-shot", "retrieval", "probe"],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help=f"whose evaluations and sources are taken, not the model's own: {RECIPE}")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test")] = "test",
+    data: Annotated[Path | None, typer.Option("--data", help="folder of the corpus; default: the one it was trained on")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="folder for JSON and the picture; default: MODEL_bench beside the model")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1)] = 64,
+    set_: Set = [],
+    stage: StageName = None,
+    local_rank: LocalRank = None,
+):
+    """Measure an exported model as the field does, in suites: zero-shot classification, retrieval, probes and mteb. What the
+    folder of the results holds already is not measured again; start it under deepspeed for several ranks.
+
+    Example: imp_ds bench model --suite zero-shot --suite probe --suite "mteb:MIEB(lite)"
+    """
+    from imp_ds.cli.recipe_runs import other_run
+    from imp_ds.commands.bench.command import bench as run_bench
+
+    take_local_rank(local_rank)
+    other = other_run(recipe, stage)
+    run_bench(model, suite, output, data=data, split=split, batch_size=batch_size, recipe=other, settings=set_)
 
 
 def predict(

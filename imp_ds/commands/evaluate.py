@@ -50,13 +50,7 @@ def evaluate(
     if batch_size < 1:
         raise UserError("the batch size is not positive", got=batch_size, allowed="1 or more")
     output = None if output is None else _check_output(Path(output))
-    run = read_run(Path(model_path))
-    if recipe is None:
-        run, heads_of, notes = run.override(settings), None, []
-    else:
-        run, heads_of, notes = seen_by(run, recipe.override(settings))
-    if data is not None:
-        run = run.model_copy(update={"data": run.data.model_copy(update={"root": str(data)})})
+    run, heads_of, notes = measured_run(Path(model_path), data, recipe, settings)
     print("".join(f"{note}\n" for note in notes), end="", flush=True)
     model, processor = load_model(Path(model_path))
     heads_of = family_of(run).served_tasks(model.config, [task.name for task in run.tasks] if heads_of is None else heads_of)
@@ -81,6 +75,21 @@ def evaluate(
         if count := write_lines(answers := output.with_suffix(".answers.jsonl"), evaluators):
             print(f"wrote {answers}: {count} questions with their answers")
     return results
+
+
+def measured_run(
+    model_path: Path, data: str | Path | None, recipe: RunConfig | None, settings: list[str]
+) -> tuple[RunConfig, list[str] | None, list[str]]:
+    """The run of an exported model as it is measured, with the data and the evaluations that are asked for (arguments as of
+    `evaluate`); the tasks whose heads are measured, None: all; and lines on those that are not. Raises UserError."""
+    run = read_run(model_path)
+    if recipe is None:
+        run, heads_of, notes = run.override(settings), None, []
+    else:
+        run, heads_of, notes = seen_by(run, recipe.override(settings))
+    if data is not None:
+        run = run.model_copy(update={"data": run.data.model_copy(update={"root": str(data)})})
+    return run, heads_of, notes
 
 
 def results_table(metrics: list[Metric], title: str) -> Table:

@@ -53,7 +53,20 @@ def class_vectors(prompts_PC: torch.Tensor, templates: int) -> torch.Tensor:
 def accuracy(vectors_NC: torch.Tensor, classes_KC: torch.Tensor, label_N: torch.Tensor, k: int = 1) -> float:
     """Share of rows whose own class is among the k nearest. Another class at the same distance counts as nearer, and so
     does one whose score is not a number: a collapsed or broken model scores 0, not chance."""
+    return _found(vectors_NC, classes_KC, label_N, k).double().mean().item()
+
+
+def mean_class_recall(vectors_NC: torch.Tensor, classes_KC: torch.Tensor, label_N: torch.Tensor) -> float:
+    """The mean over the classes that there are rows of of the share of these rows whose own class is the nearest: where classes
+    are of unlike size, rare ones count as much as others."""
+    found_N = _found(vectors_NC, classes_KC, label_N, 1).double()
+    rows_K = label_N.bincount(minlength=len(classes_KC))
+    found_K = torch.zeros(len(classes_KC), dtype=found_N.dtype, device=found_N.device).index_add_(0, label_N, found_N)
+    return (found_K / rows_K)[rows_K > 0].mean().item()
+
+
+def _found(vectors_NC: torch.Tensor, classes_KC: torch.Tensor, label_N: torch.Tensor, k: int) -> torch.Tensor:
+    """Whether each row's own class is among the k nearest, bool [N]."""
     scores_NK = vectors_NC @ classes_KC.T
     own_N1 = scores_NK.gather(1, label_N[:, None])
-    not_behind_N = (~(scores_NK < own_N1)).sum(1)
-    return (not_behind_N <= k).double().mean().item()
+    return (~(scores_NK < own_N1)).sum(1) <= k

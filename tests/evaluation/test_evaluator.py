@@ -112,6 +112,8 @@ def direct_scores(z_NC, t_NC, p_PC) -> dict[str, float]:
     expected = {}
     for k in (1, 5):
         expected[f"zero_shot/image/top{k}"] = sum(i % 7 in order["zero"][i, :k].tolist() for i in range(ROWS)) / ROWS
+    own = [[order["zero"][i, 0] == k for i in range(ROWS) if i % 7 == k] for k in range(7)]
+    expected["zero_shot/image/mean_per_class_recall"] = sum(sum(found).item() / len(found) for found in own) / 7
     for direction in ("image_to_text", "text_to_image"):
         for k in (1, 5, 10):
             hits = [names[i] in [names[j] for j in order[direction][i, :k].tolist()] for i in range(ROWS)]

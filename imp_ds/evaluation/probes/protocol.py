@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imp_ds.errors import UserError
 from imp_ds.evaluation.probes.knn import knn_predictions
@@ -39,6 +39,12 @@ class ProbeOptions(Record):
     temperature: float = Field(0.07, gt=0, description="knn: of the votes")
     l2: float = Field(1024.0, gt=0, description="least_squares: penalty on the squared weights")
     c: float = Field(0.316, gt=0, description="clip: inverse of the penalty's strength")
+
+    @model_validator(mode="after")
+    def _something_is_measured(self):
+        if self.methods == ["logistic"] and ALL not in self.per_class:
+            raise ValueError('methods: logistic is of all samples of each class, but per_class does not have "all"')
+        return self
 
 
 class Features(NamedTuple):
@@ -90,8 +96,8 @@ def probe(
     label_R: the label of each row of the training split, by which samples are drawn; None: the rows of `train` are all of it.
         Rows that are drawn and not in `train`, since they cannot be read, are left out.
 
-    Logistic regression with a chosen C needs 20 training rows: smaller numbers of samples are left out. Raises UserError where
-    there are no training or no test rows, or of a single class alone.
+    Logistic regression with a chosen C is of all samples alone, and of 20 or more: a tenth of a few chooses nothing. Raises
+    UserError where there are no training or no test rows, or those of a single class alone.
     """
     if not len(train.label_N) or not len(test.label_N):
         raise UserError("there is nothing to probe", got=f"{len(train.label_N)} training rows, {len(test.label_N)} test rows")
@@ -124,5 +130,5 @@ def _predictions(
             yield method, least_squares_predictions(train_ND, label_N, test_MD, options.l2)
         elif method == "clip":
             yield method, given_c_predictions(train_ND, label_N, test_MD, options.c)
-        elif len(label_N) >= LEAST_ROWS:
+        elif per_class == ALL and len(label_N) >= LEAST_ROWS:
             yield method, chosen_c_predictions(train_ND, label_N, test_MD)[0]

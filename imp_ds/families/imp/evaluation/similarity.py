@@ -18,7 +18,7 @@ from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluato
 from imp_ds.evaluation.metric import ACCURACY, Metric, Shown
 from imp_ds.evaluation.retrieval import all_captions, both_directions
 from imp_ds.evaluation.split import CACHE_MB, CachedBatches, Split, class_prompts, used_views
-from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors
+from imp_ds.evaluation.zero_shot import ClassPrompts, accuracy, class_vectors, mean_class_recall
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.evaluation.sides import both, build_sides
 from imp_ds.modalities.modality import TextNeeds
@@ -33,7 +33,7 @@ from imp_ds.tasks import Batch
 class TextEvaluator(Evaluator):
     """How well a modality meets text. `run(model)` yields
 
-    zero_shot/{name}/top1, and top5 when there are more than 5 classes, if `classes` is given;
+    zero_shot/{name}/top1, top5 when there are more than 5 classes, and the mean of the classes' own top 1, if `classes` is given;
     answers/{name}/exact_match besides, where the classes are answers that are read at a mask;
     retrieval/{name}/{name}_to_text/R@1, R@5, R@10 and text_to_{name}/..., if `captions` is given; of another target its name;
     the same by the first values alone of a pair's vectors, as many as config.matryoshka has: zero_shot/{name}/first_64/top1, ....
@@ -128,6 +128,8 @@ class TextEvaluator(Evaluator):
                 shown = Shown("zero-shot", panel=ACCURACY) if k == 1 else None
                 found_k = accuracy(vectors_NC, classes_KC, label_N, k)
                 yield Metric(f"zero_shot/{name}/top{k}", found_k, "share", "higher", shown)
+            recall = mean_class_recall(self.vectors_NC, classes_KC, label_N)
+            yield Metric(f"zero_shot/{name}/mean_per_class_recall", recall, "share", "higher")
             if self.record.answer_at == "mask":
                 match = self._exact_match(classes_KC, label_N)
                 yield Metric(f"answers/{name}/exact_match", match, "share", "higher", Shown("answers"))
