@@ -111,6 +111,7 @@ class Modality(ABC):
     missing: why a sample without it is left out, in two or three words.
     inputs: names of the model's inputs; the first is [B, L, ...], and the second, of a modality of patches, its positions.
     part: attribute of a processor that preprocesses it; None: an object of class `Processing` in the processor's `modalities`.
+    item_kinds: what harnesses call an item of it: "image" or "video"; (): they have no name for it.
     is_standard: whether every model has it, whatever its tasks read.
     has_texts: whether a tokenizer is trained on its `captions`.
     names_a_file: whether a field of it is one media file, or the name of one.
@@ -133,6 +134,7 @@ class Modality(ABC):
     example: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]
     part: ClassVar[str | None] = None
+    item_kinds: ClassVar[tuple[str, ...]] = ()
     is_standard: ClassVar[bool] = False
     has_texts: ClassVar[bool] = False
     names_a_file: ClassVar[bool] = True

@@ -7,9 +7,11 @@ import numpy as np
 from imp_ds.data.decoding import decode_windows
 from imp_ds.errors import UserError
 from imp_ds.modalities.media import BadSample, Media
+from imp_ds.modalities.modality import get_modality
 from imp_ds.modalities.views import Views
+from imp_ds.registry import MODALITIES
 
-KINDS = {"text": "text", "image": "vision", "audio": "audio", "video": "vision"}  # mteb's names of what an item has: modality
+KINDS = {kind: name for name in MODALITIES for kind in get_modality(name).item_kinds}  # mteb's name of what an item has: modality
 _PLURAL = {"image": "images", "video": "videos"}
 _FRAMES = 64  # that are taken of a decoder at most, evenly spread: more than views have
 

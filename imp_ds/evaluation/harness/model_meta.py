@@ -5,7 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-_OF_MODALITY = {"text": ["text"], "vision": ["image", "video"], "audio": ["audio"]}
+from imp_ds.modalities.modality import get_modality
+
 _READ = ("config.json", "processor_config.json", "tokenizer.json")
 
 
@@ -24,7 +25,7 @@ def model_meta(model: PreTrainedModel, folder: Path, revision: str | None, width
     from mteb.models import ModelMeta
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    kinds = [kind for modality in model.config.modalities for kind in _OF_MODALITY.get(modality, [])]
+    kinds = [kind for modality in model.config.modalities for kind in get_modality(modality).item_kinds]
     return ModelMeta(
         loader=None, name=f"imp_ds/{folder.resolve().name}", revision=revision or folder_hash(folder)[:16], release_date=None,
         languages=None, n_parameters=parameters, memory_usage_mb=parameters * 4 / 2**20, max_tokens=model.config.text_max,

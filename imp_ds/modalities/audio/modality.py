@@ -17,6 +17,7 @@ class Audio(PatchModality):
     """Log-mel spectrograms, cut into patches of time and frequency."""
 
     kind, is_standard = "audio", True
+    item_kinds = ("audio",)
     what = "recordings, and the audio of videos"
     column = "column of the recording, or of a video with audio"
     missing = "no audio"

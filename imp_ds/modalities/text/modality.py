@@ -16,6 +16,7 @@ class Text(Modality):
     """Token ids of any Hugging Face tokenizer."""
 
     kind, is_standard = "text", True
+    item_kinds = ("text",)
     what = "captions and other texts"
     column = "column of a caption or a list of captions (one is drawn each time)"
     missing = "no text"

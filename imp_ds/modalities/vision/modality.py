@@ -14,6 +14,7 @@ class Vision(PatchModality):
     """Images and videos, cut into patches of frames, rows and columns."""
 
     kind, is_standard = "vision", True
+    item_kinds = ("image", "video")
     what = "images and videos"
     column = "column of the image or video: bytes, or the name of a file"
     missing = "no pictures"
