@@ -39,7 +39,7 @@ def bench(
     model: Annotated[Path, typer.Argument(help="folder of an exported model")],
     suite: Annotated[
         list[str],
-        typer.Option("--suite", help="zero-shot, retrieval, probe, logistic, mteb:own, mteb:NAME (benchmark or task); repeatable"),
+        typer.Option("--suite", help="zero-shot, retrieval, probe, logistic, mteb:own, mteb:NAME (a benchmark, a task)"),
     ] = ["zero-shot", "retrieval", "probe"],
     recipe: Annotated[
         str | None, typer.Option("--recipe", help=f"whose evaluations and sources are taken, not the model's own: {RECIPE}")

@@ -35,8 +35,8 @@ def bench(
     """Measure the exported model in the folder `model_path` by suites; write tables, JSON and a picture, and return the values.
 
     Args:
-        suites: "zero-shot", "retrieval", "probe", "logistic" (of the evaluations of the model's run or of `recipe`), "mteb:own" (the
-            zero-shot evaluations through mteb), "mteb:NAME" (a benchmark or a task of mteb).
+        suites: "zero-shot", "retrieval", "probe", "logistic" (of the evaluations of the model's run or of `recipe`), "mteb:own"
+            (the zero-shot evaluations through mteb), "mteb:NAME" (a benchmark or a task of mteb).
         output: folder for the results; None: beside the model. A suite that it holds of the same model, data and evaluations
             is not measured again.
         data, split, batch_size, recipe, settings: as `imp_ds.commands.evaluate.evaluate` takes them.

@@ -60,4 +60,5 @@ def _fitted(x_ND: np.ndarray, label_N: np.ndarray, **settings):
         raise UserError("logistic regression needs scikit-learn", got=error, fix="pip install scikit-learn") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # large C may need more than the published 1,000 steps
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # of one sample each: meant so
         return LogisticRegression(**settings).fit(x_ND, label_N)
