@@ -75,7 +75,7 @@ def load_weights(folder: Path, *, bare: bool = False) -> ImpPreTrainedModel:
 def trained_temperatures(model: ImpForPreTraining) -> dict[str, float]:
     """What a model's cosines with texts are divided by, by modality, in the first task that compares it with texts."""
     found, stored = {}, model.state_dict()
-    for task, entry in model.config.objectives.items():
+    for task, entry in sorted(model.config.objectives.items()):  # as `get_features` chooses them
         for position, spec in enumerate(entry["objectives"]):
             record, _ = split_spec(spec)
             for modality in model.config.modalities:

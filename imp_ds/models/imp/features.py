@@ -57,7 +57,7 @@ class FeatureMethods:
         Args:
             modality: one of config.modalities.
             task, output_hidden_states, output_attentions, return_dict: as in `forward`. Without a task a pair is compared as in
-                the first task that compares it, other vectors are those of the first task that has the modality.
+                the first task, by name, that compares it; other vectors are of the first task that has the modality.
             target: whether the examples are candidates, as in `condition`.
             truncate_dim: as in `forward`, of each block.
             inputs: of the modality, as `ImpProcessor` gives them.
@@ -174,10 +174,10 @@ def block_vector(spaces: list[tuple[str, str]], blocks: dict[tuple[str, str], to
 
 
 def first_task(config, modality: str, pair: tuple[str, str] | None = None) -> str | None:
-    """The first of config.objectives that has the modality, or that compares the pair, among those that a merged model serves;
-    None where there is none."""
+    """The first of config.objectives, by name, that has the modality, or that compares the pair, among those that a merged model
+    serves; None where there is none. By name, since config.json does not keep their order."""
     merged = set(config.merged_conditions)
-    for task, entry in config.objectives.items():
+    for task, entry in sorted(config.objectives.items()):
         sides = task_sides(task, entry["objectives"])
         if pair is None:
             fits = modality in sides.inputs | sides.targets

@@ -13,8 +13,18 @@ from imp_ds import ImpConfig, ImpModel
 modeling = common_tests.module("test_modeling_common")
 
 EXPERTS = dict(num_experts=4, moe_layers="last:1", group_examples=None)
-NOT_OF_TEXTS = {"test_eager_matches_sdpa": "asks for the main input, pixel_values: TestPictures runs it"}
-NOT_OF_PICTURES = {"test_resize": "asks for input_ids: TestTexts runs it"}
+NOT_OF_TEXTS = {
+    "test_eager_matches_sdpa": "asks for the main input, pixel_values: TestPictures runs it",
+    "test_get_image_features": "asks for pixel_values: TestPictures runs it",
+    "test_get_video_features": "asks for pixel_values: TestPictures runs it",
+    "test_get_audio_features": "asks for input_features, which neither has",
+    "test_get_text_features_output": "asks for the width in config.text_config: tests/models/test_features.py does so",
+}
+NOT_OF_PICTURES = {
+    "test_resize": "asks for input_ids: TestTexts runs it",
+    "test_get_text_features": "asks for input_ids: TestTexts runs it",
+    "test_get_audio_features": "asks for input_features, which neither has",
+}
 
 
 class ImpModelTester:
