@@ -32,7 +32,7 @@ def chart(title: str, curves: list[Curve], unit: str, x_label: str = "optimizer 
     if not curves:
         return ""
     known = [(x, y) for curve in curves for x, y in curve.points if math.isfinite(y)]
-    ticks_x, ticks_y = _ticks(*_range(x for x, _ in known), 6), _ticks(*_range(y for _, y in known), 5)
+    ticks_x, ticks_y = _ticks(*_range([0.0, *(x for x, _ in known)]), 6), _ticks(*_range(y for _, y in known), 5)
     across = lambda x: _LEFT + (x - ticks_x[0]) / (ticks_x[-1] - ticks_x[0]) * (_WIDTH - _LEFT - _RIGHT)  # noqa: E731
     up = lambda y: _HEIGHT - _BOTTOM - (y - ticks_y[0]) / (ticks_y[-1] - ticks_y[0]) * (_HEIGHT - _BOTTOM - _TOP)  # noqa: E731
     drawn = [_level(up(y), number(y)) for y in ticks_y]
