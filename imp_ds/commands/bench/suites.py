@@ -49,8 +49,10 @@ def retrieval(record: Evaluation) -> Evaluation | None:
 
 
 def probe(record: Evaluation, options: dict = PROBED) -> Evaluation | None:
-    """Probes of the same samples; None where they have no labels, or are texts that a head is asked about."""
-    if record.source.label is None or getattr(record.views, record.modality) is None or record.answer_at == "mask":
+    """Probes of the same samples; None where they have no labels, are of several modalities together, or are texts that a head is
+    asked about."""
+    view = getattr(record.views, record.modality, None)
+    if record.source.label is None or view is None or record.answer_at == "mask":
         return None
     changes = {"evaluator": "probe", "options": options, "classes": None, "templates": [], "captioner": None}
     return record.model_copy(update=changes)

@@ -8,6 +8,7 @@ import torch
 from helpers.exported import NAMES, ROWS, export, make_run, write_media
 from imp_ds.commands.bench import command
 from imp_ds.commands.bench.command import bench
+from imp_ds.commands.bench.suites import probe, zero_shot
 from imp_ds.commands.exported_model import load_model
 from imp_ds.errors import UserError
 from imp_ds.evaluation import build_evaluators
@@ -106,3 +107,9 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_loaded(exported,
     with pytest.raises(UserError, match="unknown split"):
         bench(folder, ["zero-shot"], tmp_path / "out", split="tests")
     assert not (tmp_path / "out").exists()
+
+
+def test_modalities_that_are_compared_together_are_not_probed(exported):
+    _, run, _ = exported
+    record = run.evaluations[0].model_copy(update={"modality": "vision+audio"})
+    assert probe(record) is None and zero_shot(record) is not None

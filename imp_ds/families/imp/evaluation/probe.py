@@ -125,7 +125,7 @@ def _check(split: Split, record: Evaluation) -> None:
     where = f"evaluation {record.name}"
     if record.source.label is None:
         raise UserError(f"{where}: a probe learns labels", got="source.label = null", fix="set source.label")
-    if getattr(record.views, record.modality) is None:
+    if getattr(record.views, record.modality, None) is None:  # nor of several modalities together
         raise UserError(
             f"{where} lacks a view", got=", ".join(record.views.names()) or "none", allowed=f"views.{record.modality}"
         )
