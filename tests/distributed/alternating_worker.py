@@ -6,14 +6,12 @@ difference between the changes of a parameter in this step.
 
 import copy
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
+from helpers.ranks import leave
 from helpers.small_run import full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, step_engine
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
@@ -102,7 +100,4 @@ def compare_all(out: str) -> None:
         record(f"{name}_without_remedy", files[name], 2)
     if is_main():
         Path(out).write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()

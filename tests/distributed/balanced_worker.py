@@ -1,12 +1,9 @@
 """One rank of tests/distributed/test_balanced_router.py: a run with a balancing bias, handed from one layout to the next."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
+from helpers.ranks import leave
 from helpers.small_run import make_batch, make_engine, make_run, step_engine
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
@@ -40,7 +37,4 @@ def hand_over(out: str, layouts: list[tuple[str, int, int]], parts: int) -> None
         checkpoint.save(engine, folder, state["step"], state, keep=2)
     if is_main():
         Path(out).write_text(json.dumps({"losses": losses, "raises": raises}))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()

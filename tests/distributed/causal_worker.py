@@ -1,17 +1,11 @@
 """One rank of tests/distributed/test_causal_family.py: train the causal model in several layouts, and write what came of it."""
 
-import json
-import os
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
-import torch.distributed as dist
-from safetensors.torch import save_file
-
 from helpers.causal_model import build_causal, text_batch
-from helpers.small_run import full_parameters, make_run, step_engine
-from imp_ds.parallel.groups import is_main, world_size
+from helpers.ranks import leave
+from helpers.small_run import make_run, step_engine, write_outcome
+from imp_ds.parallel.groups import world_size
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine, start_process_group
 
@@ -40,11 +34,5 @@ def train(folder: str, layouts: list[Layout]) -> None:
         model = build_causal(0, layout.ep_size, layout.drop_tokens)
         engine = Engine(model, ds_config.resolve(ds, run, world_size()), weight_decay=0.01, device=device)
         found = [step_engine(engine, text_batch(step), 1e-2, layout.micro_batches) for step in range(STEPS)]
-        weights = full_parameters(engine)
-        if is_main():
-            (Path(folder) / f"{layout}.json").write_text(json.dumps(found))
-            save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{layout}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+        write_outcome(engine, found, folder, str(layout))
+    leave()

@@ -2,13 +2,12 @@
 resumed, or taken back, on its own."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from helpers.ranks import leave
 from helpers.small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, share, step_engine
 from imp_ds.parallel.groups import is_main
 from imp_ds.train import checkpoint
@@ -62,10 +61,7 @@ def _load(folder: Path, run, ds, device):
 def _leave(found, out: str) -> None:
     if is_main():
         Path(out).write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def hand_over(out: str, layouts: list[tuple[str, int]], model: dict) -> None:

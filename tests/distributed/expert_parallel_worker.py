@@ -1,13 +1,11 @@
 """One rank of tests/distributed/test_expert_parallel.py: train, and write what came of it."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
-import torch.distributed as dist
 from safetensors.torch import save_file
 
+from helpers.ranks import leave
 from helpers.small_run import full_parameters, make_batch, make_engine, make_run, step_engine
 from imp_ds.parallel.groups import is_main
 from imp_ds.randomness import sample_keys
@@ -30,10 +28,7 @@ def train(folder: str, ep_size: int, models: dict[str, dict], steps: int = STEPS
         if is_main():
             (Path(folder) / f"{name}.json").write_text(json.dumps(losses))
             save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{name}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def keyed_batch(step: int) -> Batch:

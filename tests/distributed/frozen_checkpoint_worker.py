@@ -1,13 +1,11 @@
 """One rank of tests/distributed/test_frozen_checkpoints.py: a run that trains a part, handed from one layout to the next."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
+from helpers.ranks import leave
 from helpers.small_run import full_parameters, largest_difference, make_batch, make_engine, make_run, step_engine
 from imp_ds.errors import UserError
 from imp_ds.families.imp.initial_weights import load_initial, sources_of
@@ -45,10 +43,7 @@ def hand_over(out: str, source: str, layouts: list[tuple[str, int]]) -> None:
     found["idle"] = _idle_task(device)
     if is_main():
         Path(out).write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def _start(file: str, ep_size: int, device, folder: Path, source: str, reader):

@@ -4,8 +4,6 @@ Shapes: B conversations, L tokens.
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from helpers.chat_run import make_chat_run
+from helpers.ranks import leave
 from helpers.small_run import full_parameters, share
 from imp_ds.families import family_of
 from imp_ds.parallel.groups import is_main, world_size
@@ -87,10 +86,7 @@ def main(folder: str) -> None:
         found = train(layout, Path(folder) / str(layout), device)
         if is_main():
             (Path(folder) / f"{layout}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def train(layout: Layout, folder: Path, device) -> dict:

@@ -4,15 +4,13 @@ Shapes: B samples of the global batch, L tokens of a text.
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import alternating_worker
-import torch.distributed as dist
 
 from helpers import small_run
 from helpers.likelihood_run import likelihood_batch, likelihood_config, likelihood_run
+from helpers.ranks import leave
 from imp_ds.parallel.groups import is_main
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import start_process_group
@@ -31,7 +29,4 @@ def compare_all(out: str) -> None:
         results[f"{name} {ep_size} {micro_batches}"] = found
     if is_main():
         Path(out).write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()

@@ -1,20 +1,16 @@
 """One rank of tests/distributed/test_lora_ranks.py: train LoRA beside frozen experts in several layouts, and keep the outcome."""
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_file
 
-from helpers.small_run import full_parameters, step_engine
+from helpers.ranks import leave
+from helpers.small_run import step_engine, write_outcome
 from helpers.upcycled_run import SAMPLES, batch_of, config_of, make_run
 from imp_ds.config import RunConfig
 from imp_ds.models.uni_moe.lora import LoraSettings
-from imp_ds.parallel.groups import is_main, world_size
+from imp_ds.parallel.groups import world_size
 from imp_ds.randomness import sample_keys
 from imp_ds.tasks import Batch
 from imp_ds.train import checkpoint
@@ -62,11 +58,5 @@ def train(folder: str, base: str, layouts: list[Layout]) -> None:
         engine, frozen = start_engine(run, config_of(run), ds_config.resolve(ds, run, world_size()), device, None, None, own)
         found = [step_engine(engine, keyed_batch(step), RATE) for step in range(STEPS)]
         checkpoint.save(engine, own, STEPS, {"step": STEPS, "adam_steps": STEPS}, keep=1, frozen=frozen)
-        weights = full_parameters(engine)
-        if is_main():
-            (Path(folder) / f"{layout}.json").write_text(json.dumps(found))
-            save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{layout}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+        write_outcome(engine, found, folder, str(layout))
+    leave()

@@ -5,15 +5,13 @@ It writes, as JSON, for each case the largest difference between the weights aft
 """
 
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from alternating_worker import is_kernel
 
+from helpers.ranks import leave
 from helpers.small_run import ORDER, full_parameters, largest_difference, make_batch, make_config, make_engine, make_run, share
 from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.models.initialization import initialize_seeded
@@ -165,7 +163,4 @@ def measure_all(out: str) -> None:
     results["means"] = means_of_steps()
     if is_main():
         Path(out).write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()

@@ -1,13 +1,12 @@
 """One rank of tests/distributed/test_rank_free_randomness.py: train with all that is random, and write what came of it."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from helpers.ranks import leave
 from helpers.small_run import full_parameters
 from imp_ds.config import RunConfig
 from imp_ds.data.loading.collation import Collator
@@ -61,10 +60,7 @@ def train(folder: str, corpus: str, cases: dict[str, dict]) -> None:
         if is_main():
             (Path(folder) / f"{name}.json").write_text(json.dumps(losses))
             save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{name}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def _engine(run: RunConfig, config, file: str, device) -> Engine:

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
+from helpers.ranks import leave
 from helpers.small_run import full_parameters, make_batch, make_engine, make_run, share, step_engine
 from imp_ds.parallel.groups import rank
 from imp_ds.train.engine import master_state
@@ -26,10 +24,7 @@ def run_all(folder: str, cases: dict[str, dict]) -> None:
         run = make_run(ep_size=case["ep_size"], clip=0.1 if stage else 0.0)
         found = compare(make_engine(run, case["ds"], device), make_engine(run, case["ds"], device))
         (Path(folder) / f"{name}_{rank()}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def compare(engine: Engine, unspoilt: Engine) -> dict[str, bool | list]:

@@ -12,7 +12,7 @@ from causal_worker import STEPS, Layout
 from safetensors.torch import load_file
 
 from helpers.causal_model import build_causal, text_batch
-from helpers.ranks import Ranks, end_well
+from helpers.ranks import run_layouts
 from helpers.small_run import make_run
 
 pytestmark = pytest.mark.distributed
@@ -29,11 +29,7 @@ LAYOUTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("causal")
-    worlds = (
-        Ranks(causal_worker.train, str(folder), [own for own in LAYOUTS if own.ranks == n], ranks=n, folder=folder / str(n))
-        for n in (1, 2, 4)
-    )
-    end_well(worlds, limit_s=200)
+    run_layouts(causal_worker.train, LAYOUTS, folder=folder, limit_s=200)
     return folder
 
 

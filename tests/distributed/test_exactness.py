@@ -10,7 +10,7 @@ import pytest
 from benchmarks.exact.bounds import FLOAT32
 from benchmarks.exact.cases import ROUTERS, Case, matrix, refusal, variants
 from benchmarks.exactness import parse
-from helpers.ranks import Ranks, end_well, run_ranks
+from helpers.ranks import run_layouts, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -35,11 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(folder):
-    end_well(
-        (Ranks(exactness_worker.measure, str(folder), cases, ranks=ranks, folder=folder / str(ranks))
-         for ranks, cases in ((2, TWO), (4, FOUR))),
-        limit_s=200,
-    )  # fmt: skip
+    run_layouts(exactness_worker.measure, TWO + FOUR, folder=folder, limit_s=200)
     lines = [line for ranks in (2, 4) for line in (folder / f"results_{ranks}.jsonl").read_text().splitlines()]
     return {result.case: result for result in map(parse, lines)}
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.exact.cases import FROZEN, frozen
 from benchmarks.exactness import parse
-from helpers.ranks import Ranks, end_well, run_ranks
+from helpers.ranks import run_layouts, run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -24,11 +24,7 @@ CASES = [
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frozen")
     run_ranks(exactness_worker.references, str(folder), CASES, ranks=1, folder=folder / "alone", limit_s=120)
-    end_well(
-        (Ranks(exactness_worker.measure, str(folder), [case for case in CASES if case.ranks == ranks], ranks=ranks,
-               folder=folder / str(ranks)) for ranks in (1, 2)),
-        limit_s=200,
-    )  # fmt: skip
+    run_layouts(exactness_worker.measure, CASES, folder=folder, limit_s=200)
     lines = [line for ranks in (1, 2) for line in (folder / f"results_{ranks}.jsonl").read_text().splitlines()]
     return {result.case: result for result in map(parse, lines)}
 

@@ -14,7 +14,7 @@ import torch
 from lora_worker import Layout
 from safetensors.torch import load_file
 
-from helpers.ranks import Ranks, end_well
+from helpers.ranks import run_layouts
 from helpers.upcycled_run import config_of, save_base
 from imp_ds.families import family_of
 from imp_ds.families.arrival import Arrival
@@ -43,9 +43,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
-    own = {ranks: [layout for layout in LAYOUTS if layout.ranks == ranks] for ranks in (2, 4)}
-    worlds = (Ranks(worker.train, str(folder), str(base), own[n], ranks=n, folder=folder / str(n)) for n in own)
-    end_well(worlds, limit_s=200)
+    run_layouts(worker.train, LAYOUTS, str(base), folder=folder, limit_s=200)
     return folder
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from upcycled_worker import STEPS, Layout
 
 from helpers.language_models import HIDDEN
-from helpers.ranks import Ranks, end_well
+from helpers.ranks import run_layouts
 from helpers.upcycled_run import batch_of, config_of, save_base
 from imp_ds.families import family_of
 from imp_ds.models.uni_moe.experts import expert_feed_forwards
@@ -50,9 +50,7 @@ def bases(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("upcycled")
-    own = {n: [[layout for layout in some if layout.ranks == n] for some in (LAYOUTS, HANDED)] for n in (1, 2, 4)}
-    worlds = (Ranks(upcycled_worker.train, str(folder), str(bases), *own[n], ranks=n, folder=folder / str(n)) for n in own)
-    end_well(worlds, limit_s=150)
+    run_layouts(upcycled_worker.train, LAYOUTS, str(bases), HANDED, folder=folder, limit_s=150)
     return folder
 
 

@@ -4,14 +4,13 @@ Shapes: B samples of the global batch, E experts, D width.
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from helpers.ranks import leave
 from helpers.small_run import VOCABULARY, full_parameters, make_engine, make_run, step_engine
 from imp_ds.config import RunConfig
 from imp_ds.modalities.audio.view import AudioView
@@ -93,10 +92,7 @@ def train(folder: str, ep_size: int, cases: dict[str, dict]) -> None:
         (Path(folder) / f"{name}_{dist.get_rank()}.json").write_text(json.dumps(found))
         if is_main():
             save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{name}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def _force(engine: Engine) -> None:

@@ -1,14 +1,13 @@
 """One rank of tests/distributed/test_uni_moe_mixed_ranks.py: conversations with media on one rank, text alone on the other."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from helpers.ranks import leave
 from helpers.small_run import full_parameters, make_run
 from helpers.uni_moe_models import AUDIO, IMAGE, MEDIA, media, uni_moe_config
 from imp_ds.families.build import build_module
@@ -82,7 +81,4 @@ def train(folder: str, learning_rate: float) -> None:
             name = f"zero{stage}_ep{ep_size}"
             (Path(folder) / f"{name}.json").write_text(json.dumps(found))
             save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{name}.safetensors")
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()

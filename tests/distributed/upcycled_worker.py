@@ -1,16 +1,13 @@
 """One rank of tests/distributed/test_upcycled.py: start from a base in several layouts, train, and write what came of it."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_file
 
-from helpers.small_run import full_parameters, step_engine
+from helpers.ranks import leave
+from helpers.small_run import step_engine, write_outcome
 from helpers.upcycled_run import batch_of, config_of, make_run
 from imp_ds.parallel.groups import is_main, world_size
 from imp_ds.train import checkpoint
@@ -43,14 +40,15 @@ class Layout(NamedTuple):
         )  # fmt: skip
 
 
-def train(folder: str, bases: str, layouts: list[Layout], handed: list[Layout]) -> None:
+def train(folder: str, bases: str, handed: list[Layout], layouts: list[Layout]) -> None:
     """Of each layout the losses of the global batch and the gradient norms in {layout}.json, the weights in a file beside it. In
-    handed.json and beside it: of a run that goes on from a checkpoint in the next layout after every step."""
+    handed.json and beside it: of a run that goes on from a checkpoint in the next layout after every step, all of one size."""
     device = start_process_group(60)
     torch.set_num_threads(1)
     for layout in layouts:
         engine, _ = start(layout, Path(folder) / str(layout), Path(bases), device)
-        write(engine, [step_engine(engine, batch_of(step), 1e-2) for step in range(STEPS)], folder, str(layout))
+        write_outcome(engine, [step_engine(engine, batch_of(step), 1e-2) for step in range(STEPS)], folder, str(layout))
+    handed = [layout for layout in handed if layout.ranks == world_size()]
     found, run_folder, reader = [], Path(folder) / "handed", None
     for step, layout in enumerate(handed):
         engine, frozen = start(layout, run_folder, Path(bases), device, reader)
@@ -58,13 +56,10 @@ def train(folder: str, bases: str, layouts: list[Layout], handed: list[Layout]) 
         saved = checkpoint.save(engine, run_folder, step + 1, {"step": step + 1, "adam_steps": step + 1}, keep=2, frozen=frozen)
         reader = checkpoint.Reader(saved)
     if handed:
-        write(engine, found, folder, "handed")
+        write_outcome(engine, found, folder, "handed")
         files = sorted({Path(entry["path"]).name for entry in frozen.references.values()})
         (run_folder / "references.json").write_text(json.dumps(files)) if is_main() else None
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # a normal end of many engines sometimes aborts in their threads, after all is done
+    leave()
 
 
 def start(layout: Layout, folder: Path, bases: Path, device, reader: checkpoint.Reader | None = None):
@@ -73,10 +68,3 @@ def start(layout: Layout, folder: Path, bases: Path, device, reader: checkpoint.
     ds = ds_config.load(ds_config.default_path(layout.ep_size, "cpu"))
     ds["zero_optimization"]["stage"] = layout.stage
     return start_engine(run, config_of(run), ds_config.resolve(ds, run, world_size()), device, reader, None, folder)
-
-
-def write(engine, found: list, folder: str, name: str) -> None:
-    weights = full_parameters(engine)
-    if is_main():
-        (Path(folder) / f"{name}.json").write_text(json.dumps(found))
-        save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{name}.safetensors")

@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
 from helpers.processes import environment, free_port
@@ -140,6 +141,25 @@ def run_each_size(
         limit_s,
     )
     return folders
+
+
+def leave() -> NoReturn:
+    """End a rank whose function made engines, when all ranks are done: a normal end of many engines sometimes aborts in their
+    threads, after all is done."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def run_layouts(function: Callable, layouts: Sequence, *arguments, folder: Path, limit_s: float) -> None:
+    """`function(folder, *arguments, layouts of its size)` in a world of each size that layouts have in `.ranks`, side by side."""
+    sizes = sorted({layout.ranks for layout in layouts})
+    own = {ranks: [layout for layout in layouts if layout.ranks == ranks] for ranks in sizes}
+    worlds = (Ranks(function, str(folder), *arguments, own[n], ranks=n, folder=folder / str(n)) for n in sizes)
+    end_well(worlds, limit_s)
 
 
 def command(*arguments: str) -> None:

@@ -3,12 +3,15 @@
 Shapes: B samples of the global batch, L tokens, P values of a patch.
 """
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import groups as deepspeed_groups
+from safetensors.torch import save_file
 
 from imp_ds.config import OptimizerSettings, RunConfig, TrainSettings
 from imp_ds.families.build import build_module
@@ -20,7 +23,7 @@ from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
-from imp_ds.parallel.groups import rank, world_size
+from imp_ds.parallel.groups import is_main, rank, world_size
 from imp_ds.tasks import Batch, Source, Task
 from imp_ds.train.engine import ds_config
 from imp_ds.train.engine.engine import Engine
@@ -128,6 +131,14 @@ def full_parameters(engine: Engine) -> dict[str, torch.Tensor]:
                 value = torch.cat(parts)
             found[name] = value
     return found
+
+
+def write_outcome(engine: Engine, steps: list[tuple[float, float]], folder: str, name: str) -> None:
+    """The losses and gradient norms in {name}.json, all weights in {name}.safetensors. All ranks call it."""
+    weights = full_parameters(engine)
+    if is_main():
+        (Path(folder) / f"{name}.json").write_text(json.dumps(steps))
+        save_file({key: value.contiguous() for key, value in weights.items()}, Path(folder) / f"{name}.safetensors")
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
