@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from imp_ds import foreign_code
-from imp_ds.cli import data, machines, models, recipes, studies, training
+from imp_ds.cli import data, machines, models, recipes, studies, training, vectors
 from imp_ds.cli.options import LocalRank, take_local_rank
 from imp_ds.cli.quoting import unquote
 from imp_ds.errors import UserError
@@ -34,6 +34,8 @@ for name, function in (
     ("eval", models.evaluate),
     ("bench", models.bench),
     ("predict", models.predict),
+    ("embed", vectors.embed),
+    ("search", vectors.search),
     ("chat", models.chat),
     ("export", models.export),
     ("upcycle", models.upcycle),

@@ -1,5 +1,6 @@
 """An exported model as its folder holds it: run configuration, model and processor."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from imp_ds.families import family_of
 from imp_ds.families.train_module import TrainModule
 
 CONFIG = "config.json"
+_DAYS_S = 7 * 86400.0  # that ranks wait for one that works alone
 
 
 def load_model(folder: Path) -> tuple[TrainModule, ProcessorMixin]:
@@ -29,3 +31,11 @@ def read_run(folder: Path) -> RunConfig:
             fix="imp_ds export RUN OUT writes one; runs/NAME/model is one",
         )  # fmt: skip
     return RunConfig.load(folder / FILE_NAME)
+
+
+def start_ranks() -> None:
+    """Join the other ranks, where a launcher has started several."""
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1:
+        from imp_ds.train.engine.engine import start_process_group
+
+        start_process_group(_DAYS_S)

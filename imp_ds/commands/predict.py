@@ -47,7 +47,7 @@ def predict(
     model.eval()
     task, modality = _reads(model, task)
     views = Views(**{modality: getattr(run.task(task).views, modality)})
-    files = list(_files(paths))
+    files = list(files_below(paths))
     if not files:
         got = ", ".join(map(str, paths)) or "no path"
         raise UserError("there is no file to predict", got=got, allowed="files or folders of files")
@@ -75,7 +75,8 @@ def _reads(model: TrainModule, task: str | None) -> tuple[str, str]:
     return task, objective.inputs[0]
 
 
-def _files(paths: list[Path]) -> Iterator[str]:
+def files_below(paths: list[Path]) -> Iterator[str]:
+    """The files, and those below the folders, in sorted order, without hidden ones."""
     for path in paths:
         if path.is_dir():
             for folder, folders, names in os.walk(path):

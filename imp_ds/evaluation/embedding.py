@@ -79,6 +79,17 @@ def _mean_of_rows(vectors_RC: torch.Tensor, place_R: torch.Tensor, rows: int, un
     return torch.where(entries_N1 > 1, F.normalize(sum_NC, dim=-1) if unit else sum_NC / entries_N1, sum_NC)
 
 
+def mean_vector(vectors_WD: torch.Tensor, width: int) -> torch.Tensor:
+    """The vector [D] of an item that has several, of windows or prompts: their mean as a unit vector in each block of `width`
+    numbers, so that it ranks as the mean of each pair's vectors does; then of length 1. Of none, zeros."""
+    if len(vectors_WD) == 1:
+        return vectors_WD[0]
+    mean_D = vectors_WD.sum(0)
+    if len(mean_D) % width == 0:
+        mean_D = F.normalize(mean_D.view(-1, width), dim=-1).flatten()
+    return F.normalize(mean_D, dim=-1)
+
+
 def _mean_usage(shares: list[list[torch.Tensor]]) -> list[list[float]]:
     """Mean over batches and ranks of each layer's usage_E; [] for a dense encoder. Repeated rows count here: they are few."""
     if not shares[0]:

@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import json
-import os
 import time
 from contextlib import nullcontext
 from functools import cache
@@ -15,7 +14,7 @@ from imp_ds.commands.bench.picture import draw
 from imp_ds.commands.bench.results import PICTURE, path_of, read_suite, write_all, write_suite
 from imp_ds.commands.bench.suites import MTEB, Measured, check_name, measure, suite_run
 from imp_ds.commands.evaluate import SPLITS, measured_run, results_table
-from imp_ds.commands.exported_model import load_model
+from imp_ds.commands.exported_model import load_model, start_ranks
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation.harness.model_meta import folder_hash
@@ -25,7 +24,6 @@ from imp_ds.parallel.groups import all_agree, barrier, is_main, on_main
 from imp_ds.terminal.stage_progress import StageProgress
 
 _PACKAGES = ("torch", "transformers", "scikit-learn", "mteb")
-_DAYS_S = 7 * 86400.0  # that ranks wait for the one that runs a suite alone
 
 
 def bench(
@@ -44,7 +42,7 @@ def bench(
     Every rank that a launcher started calls it, and rank 0 writes. Raises UserError before anything is measured for unknown
     suites, missing packages and evaluations that fit none of them.
     """
-    _start_ranks()
+    start_ranks()
     if split not in SPLITS:
         raise UserError("unknown split", got=split, allowed=", ".join(SPLITS))
     run, _, _ = measured_run(model_path, data, recipe, list(settings))
@@ -67,14 +65,6 @@ def bench(
         print(f"wrote {output}: a file for each suite, results.json and {PICTURE}")
     barrier()
     return by_name(metric for measured in found.values() for metric in measured.metrics)
-
-
-def _start_ranks() -> None:
-    """Join the other ranks, where a launcher has started several."""
-    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1))) > 1:
-        from imp_ds.train.engine.engine import start_process_group
-
-        start_process_group(_DAYS_S)
 
 
 def _described(name: str, run: RunConfig) -> list[dict]:

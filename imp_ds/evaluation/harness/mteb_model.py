@@ -24,6 +24,7 @@ from transformers import AutoModel, AutoProcessor
 import imp_ds  # noqa: F401  its Auto classes
 from imp_ds.data.loading.collation import Collator
 from imp_ds.errors import UserError
+from imp_ds.evaluation.embedding import mean_vector
 from imp_ds.evaluation.harness.media import KINDS, plain, windows
 from imp_ds.evaluation.harness.model_meta import model_meta
 from imp_ds.modalities.text.tokens import has_tokens
@@ -102,8 +103,9 @@ class MtebModel:
             parts = [windows(kind, value, self._views) for value in values]
         if not any(parts):
             return torch.zeros(len(values), self._encode("text", ["a"]).shape[1])
+        width = self.model.config.common_dim
         vectors_WD = self._features(kind, [part for own in parts for part in own])
-        return torch.stack([self._mean(own) for own in vectors_WD.split([len(own) for own in parts])])
+        return torch.stack([mean_vector(own, width) for own in vectors_WD.split([len(own) for own in parts])])
 
     def _has_tokens(self, text: str) -> bool:
         return has_tokens(text, self.processor.tokenizer)
@@ -121,16 +123,6 @@ class MtebModel:
         if kind == "text":
             return dict(self.processor(text=parts, padding="max_length", truncation=True, max_length=view.length))
         return Collator(self.processor)("mteb", Views(**{modality: view}), [{modality: part} for part in parts]).inputs[modality]
-
-    def _mean(self, vectors_WD: torch.Tensor) -> torch.Tensor:
-        """Of several windows or prompts, a unit vector in each block of the pairs, so that it ranks as the mean of each pair's
-        vectors does; then of length 1. Of none, zeros."""
-        if len(vectors_WD) == 1:
-            return vectors_WD[0]
-        mean_D, width = vectors_WD.sum(0), self.model.config.common_dim
-        if len(mean_D) % width == 0:
-            mean_D = F.normalize(mean_D.view(-1, width), dim=-1).flatten()
-        return F.normalize(mean_D, dim=-1)
 
 
 def _unit(vectors) -> torch.Tensor:

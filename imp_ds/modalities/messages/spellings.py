@@ -32,7 +32,7 @@ _TEXTS = ("text", "input_text", "output_text")
 _MEDIA = {spelling: kind for kind in KINDS for spelling in (kind, f"{kind}_url", f"input_{kind}")}
 _TAGS = re.compile(rf"\n?<({'|'.join(KINDS)})>\n?")
 _NEXT = None  # in place of a part's source: the next medium of the row
-_SUFFIXES = {  # of members of a tar sample that are media of a kind
+SUFFIXES = {  # of files, and of members of a tar sample, that are media of a kind
     "image": {"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "heic", "ppm"},
     "video": {"mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "3gp"},
     "audio": {"wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "aif", "aiff"},
@@ -171,7 +171,7 @@ def _beside(kind: str, row) -> tuple[list[tuple[str, object]], str | None]:
         if (value := row.beside(column)) is not None:
             return [(f".{column}.{number}", one) for number, one in enumerate(_listed(value))], column
     members = row.members().items()
-    return [(f".{name}", value) for name, value in members if name.rpartition(".")[2].lower() in _SUFFIXES[kind]], None
+    return [(f".{name}", value) for name, value in members if name.rpartition(".")[2].lower() in SUFFIXES[kind]], None
 
 
 def _listed(value) -> list:

@@ -80,6 +80,17 @@ class FeatureMethods:
         output = BaseModelOutputWithPooling(encoding.tokens_BLD, vector, encoding.hidden_states, encoding.attentions)
         return output if chosen(return_dict, "return_dict") else output.to_tuple()
 
+    def cosine_scale(self, modality: str, other: str) -> float | None:
+        """What the cosine of two vectors of `get_features` is multiplied by to be that of the pair's own space; 1 within a
+        modality. None: no task compares the two, and their cosine says nothing."""
+        spaces = trained_spaces(self.config)
+        if not spaces:
+            return 1.0 if modality == other or self.likelihood is not None else None
+        if not any({modality, other} <= {*pair} for pair in spaces):
+            return None
+        filled = [sum(name in pair for pair in spaces) for name in (modality, other)]
+        return 1.0 if modality == other else (filled[0] * filled[1]) ** 0.5
+
     def get_text_features(self, input_ids=None, attention_mask=None, **options) -> BaseModelOutputWithPooling | tuple:
         """`get_features` of texts."""
         return self.get_features("text", input_ids=input_ids, attention_mask=attention_mask, **options)
