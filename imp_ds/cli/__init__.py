@@ -36,6 +36,7 @@ for name, function in (
     ("predict", models.predict),
     ("embed", vectors.embed),
     ("search", vectors.search),
+    ("demo", vectors.demo),
     ("chat", models.chat),
     ("export", models.export),
     ("upcycle", models.upcycle),

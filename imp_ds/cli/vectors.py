@@ -1,4 +1,4 @@
-"""Commands on vectors of a trained model: embed, search.
+"""Commands on vectors of a trained model: embed, search, demo.
 
 Heavy modules are imported inside the commands, so that help is there at once.
 """
@@ -64,3 +64,18 @@ def search(
     from imp_ds.commands.vectors.search_command import search as run_search
 
     run_search(model, vectors, query, top=top, only=only, output=output)
+
+
+def demo(
+    model: Model,
+    vectors: Vectors,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="of this machine alone; 0: a free one")] = 8000,
+    top: Annotated[int, typer.Option("--top", min=1, help="items of each kind that are shown")] = 8,
+):
+    """Open a page on this machine, at 127.0.0.1, that shows what is nearest to a text or a dropped image, video or recording.
+
+    Example: imp_ds demo model photos.parquet --port 8000
+    """
+    from imp_ds.commands.vectors.demo_command import demo as run_demo
+
+    run_demo(model, vectors, port, top)

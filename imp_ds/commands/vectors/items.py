@@ -47,32 +47,34 @@ class Item(NamedTuple):
         return MODALITY.get(self.kind, self.kind)
 
 
-def kind_of(path: Path) -> str | None:
-    """image, video, audio or text, by the ending of a file's name, or else by how the file begins; None: another kind."""
-    ending = path.suffix[1:].lower()
+def kind_of(medium: Media) -> str | None:
+    """image, video, audio or text, by the ending of a file's name, or else by how the file begins; None: another kind. Raises
+    BadSample for a file that cannot be opened."""
+    ending = medium.suffix[1:]
     if ending == _TEXT_SUFFIX:
         return TEXT
     kinds = [kind for kind, endings in SUFFIXES.items() if ending in endings]
     if not kinds:
-        with Media(str(path), path=path).open() as file:
+        with medium.open() as file:
             begins = suffix_of(file.read(16))[1:]
         kinds = [kind for kind, endings in SUFFIXES.items() if begins in endings]
     return kinds[0] if kinds else None
 
 
-def item_of(path: Path, name: str, kind: str) -> Item:
+def item_of(medium: Media, name: str, kind: str) -> Item:
     """The item of a file. Raises BadSample for a text that cannot be read."""
+    path = None if medium.path is None else str(medium.path)
     if kind != TEXT:
-        return Item(name, kind, Media(str(path), path=path), path=str(path))
-    with Media(str(path), path=path).open() as file:
+        return Item(name, kind, medium, path)
+    with medium.open() as file:
         content = file.read(_MOST_TEXT + 1)
     if len(content) > _MOST_TEXT:
-        raise BadSample("too large", f"{path}: more than {_MOST_TEXT} bytes of text")
+        raise BadSample("too large", f"{medium.name}: more than {_MOST_TEXT} bytes of text")
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadSample("unreadable text", f"{path}: {error}") from None
-    return Item(name, TEXT, captions(text, str(path)), path=str(path), text=text)
+        raise BadSample("unreadable text", f"{medium.name}: {error}") from None
+    return Item(name, TEXT, captions(text, medium.name), path, text)
 
 
 class FolderItems:
@@ -82,7 +84,7 @@ class FolderItems:
     def __init__(self, folder: Path):
         self.folder, self._files, self.passed_over = folder.resolve(), [], 0
         for file in files_below([self.folder]):
-            kind = self._kind(Path(file))
+            kind = self._kind(file)
             self.passed_over += kind is None
             if kind is not None:
                 self._files.append((file, kind))
@@ -90,9 +92,9 @@ class FolderItems:
             allowed = f"files that end in .{_TEXT_SUFFIX}, .{', .'.join(sorted(set().union(*SUFFIXES.values())))}"
             raise UserError("there is no file to embed", got=f"{folder}: {self.passed_over} other files", allowed=allowed)
 
-    def _kind(self, path: Path) -> str | None:
+    def _kind(self, file: str) -> str | None:
         try:
-            return kind_of(path)
+            return kind_of(Media(file, path=Path(file)))
         except BadSample:
             return None
 
@@ -116,7 +118,7 @@ class FolderItems:
     def items(self, row: int) -> Iterator[Item]:
         """Raises BadSample."""
         file, kind = self._files[row]
-        yield item_of(Path(file), self._name(file), kind)
+        yield item_of(Media(file, path=Path(file)), self._name(file), kind)
 
     def _name(self, file: str) -> str:
         return os.path.relpath(file, self.folder)

@@ -19,7 +19,7 @@ from imp_ds.commands.vectors.encoder import Encoder
 from imp_ds.commands.vectors.items import MODALITY, Item, item_of, kind_of
 from imp_ds.commands.vectors.vector_file import Part, read_facts, read_parts
 from imp_ds.errors import UserError
-from imp_ds.modalities.media import BadSample
+from imp_ds.modalities.media import BadSample, Media
 from imp_ds.modalities.messages.spellings import SUFFIXES
 from imp_ds.modalities.modality import TEXT
 from imp_ds.terminal.printable import printable
@@ -85,11 +85,16 @@ def query_item(query: str) -> Item:
         if path.suffix[1:].lower() in set().union(*SUFFIXES.values()) and not any(map(str.isspace, query)):
             raise UserError("there is no such file", got=query, allowed="a file, or a text")
         return Item("query", TEXT, [query], text=query)
+    return file_item(Media(query, path=path))
+
+
+def file_item(medium: Media) -> Item:
+    """The item of a file that is asked about. Raises UserError for one that cannot be read."""
     try:
-        kind = kind_of(path)
+        kind = kind_of(medium)
         if kind is None:
-            raise UserError("the file is of no kind that is known", got=query, allowed=", ".join(MODALITY))
-        return item_of(path, query, kind)
+            raise UserError("the file is of no kind that is known", got=medium.name, allowed=", ".join(MODALITY))
+        return item_of(medium, medium.name, kind)
     except BadSample as bad:
         raise UserError("the query cannot be read", got=bad) from None
 

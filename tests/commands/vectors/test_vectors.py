@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from helpers.exported import export, write_media
 from imp_ds.commands.exported_model import load_model
 from imp_ds.commands.vectors import embed_command
 from imp_ds.commands.vectors.embed_command import embed
@@ -22,36 +21,7 @@ from imp_ds.commands.vectors.search_command import search
 from imp_ds.commands.vectors.vector_file import StagedParts
 from imp_ds.errors import UserError
 
-PICTURES = 7
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """model/, the corpus, and files/: two videos, a recording longer than the view, pictures, texts, what is broken, and what is
-    no medium."""
-    root = tmp_path_factory.mktemp("vectors")
-    write_media(root)
-    run = export(root, root / "model")
-    files = root / "files"
-    (files / "more").mkdir(parents=True)
-    for number in range(PICTURES):
-        shutil.copy(root / "image" / "test" / f"{number}.png", files / f"p{number}.png")
-    shutil.copy(root / "video" / "test" / "0.mp4", files / "more" / "clip.mp4")
-    shutil.copy(root / "audio" / "test" / "6.wav", files / "more" / "long.wav")
-    shutil.copy(root / "image" / "test" / "1.png", files / "picture_without_ending")
-    (files / "words.txt").write_text("a red square\n")
-    (files / "blank.txt").write_text(" \n")
-    (files / "broken.png").write_bytes(b"\x89PNG and nothing more")
-    (files / "notes.json").write_text("{}")
-    (files / ".hidden.png").write_bytes(b"x")
-    return root, run
-
-
-@pytest.fixture(scope="module")
-def embedded(place):
-    out = place[0] / "files.parquet"
-    embed(place[0] / "model", place[0] / "files", out)
-    return out
+PICTURES = 7  # of the fixture
 
 
 def test_every_file_has_its_vector_and_what_is_broken_is_named(place, embedded, capsys):
