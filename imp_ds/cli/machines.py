@@ -116,4 +116,4 @@ def _recipe_checks(recipe: str, stage: str | None, settings: list[str]) -> list:
     out = default_folder(found) if isinstance(found, StagedRun) else None
     runs = each_run(recipe, stage, settings)
     checks = [check for name, run in runs.items() for check in examine_run(run, name, out)]
-    return checks + ([examine_stages(found, out)] if isinstance(found, StagedRun) else [])
+    return checks + ([examine_stages(found, out, recipe)] if isinstance(found, StagedRun) else [])

@@ -14,7 +14,7 @@ import torch
 from imp_ds.errors import UserError
 from imp_ds.evaluation.evaluator import Evaluator, Projection, register_evaluator
 from imp_ds.evaluation.metric import ACCURACY, RETRIEVAL, Metric, Panel, Shown, by_name, checked
-from imp_ds.evaluation.missing_splits import has_sources, serving
+from imp_ds.evaluation.missing_splits import check_evaluations, has_sources, serving
 from imp_ds.evaluation.split import CachedBatches, Report, Split
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.registry import EVALUATORS
@@ -36,6 +36,7 @@ def build_evaluators(
     `batch_size` is that of each rank; `report` is called with (what is evaluated, rows read, rows of the split). Raises UserError
     when the corpus or its class names are missing or unusable.
     """
+    check_evaluations(run, split)
     read, found = Split(run, processor, split, batch_size, report), []
     for record in run.evaluations:
         found += [read.evaluator(kind, record) for kind in _kinds(run, record)]

@@ -3,9 +3,12 @@
 from collections.abc import Collection
 
 from imp_ds.data.sources import has_split
+from imp_ds.errors import UserError
 from imp_ds.evaluation.evaluator import Evaluator
 from imp_ds.registry import EVALUATORS
 from imp_ds.tasks import Source, Task
+
+_SPLITS = ("train", "validation", "test")
 
 
 def serving(run, task: Task) -> list[type[Evaluator]]:
@@ -30,6 +33,17 @@ def unscored_note(names: list[str], split: str) -> str | None:
         return None
     why = f"its source has no {split} split" if len(names) == 1 else f"their sources have no {split} split"
     return f"not scored on {split}: {', '.join(names)} ({why})"
+
+
+def check_evaluations(run, split: str) -> None:
+    """Raise UserError, naming the evaluation, where one's source has other splits than the one that is to be measured."""
+    for record in run.evaluations:
+        there = [name for name in _SPLITS if has_split(run.data.root, record.source, name)]
+        if there and split not in there:
+            raise UserError(
+                f"evaluation {record.name}: its source has no split {split}", got=", ".join(there),
+                fix=f'source.splits={{"{split}": "FILE"}}, source.holdout={{"{split}": 0.1}} of the task too, or no evaluation',
+            )  # fmt: skip
 
 
 def final_split(run) -> tuple[str, str | None]:

@@ -20,6 +20,7 @@ from imp_ds.data.loading.loader import RotatingLoader
 from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation import Metric, write_lines
+from imp_ds.evaluation.missing_splits import check_evaluations
 from imp_ds.families import family_of
 from imp_ds.families.train_module import StepOutput
 from imp_ds.parallel.groups import any_rank, barrier, is_main, on_main, raise_shared, world_size
@@ -97,6 +98,7 @@ def train(
             watchdog.progress(0, "starting, reading the labels")
             run = on_main(lambda: with_class_names(run, readers), "the class names cannot be read", every_rank=True)
             on_main(lambda: check_labels(run, readers), "the labels cannot be read")
+            on_main(lambda: check_evaluations(run, "validation"), "the evaluations cannot be read")
             output_dir = Path(output_dir)
             claim = lambda: run_folder.claim(output_dir, run, resume is not None, allow_changes)  # noqa: E731
             lock = on_main(claim, "the output folder cannot be used")  # noqa: F841  held to the end

@@ -50,9 +50,9 @@ def test_each_thing_that_is_missing_has_a_line(run, tmp_path):
 def test_stages_that_are_left_are_named(staged, tmp_path):
     (model_folder(tmp_path, "first")).mkdir(parents=True)
     (model_folder(tmp_path, "first") / "config.json").write_text("{}")
-    check = examine_stages(staged, tmp_path)
+    check = examine_stages(staged, tmp_path, "two.json")
     assert (check.state, check.found) == ("lacks", f"in {tmp_path}: first; left: second")
-    assert check.advice == "imp_ds train two"
+    assert check.advice == "imp_ds train two.json --resume auto"
 
 
 def test_the_commands_go_through_all_stages(staged, tmp_path, monkeypatch):

@@ -3,17 +3,23 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import imp_ds.families.imp.evaluation  # noqa: F401  registers what scores heads
+from imp_ds.commands.check.command import examine
+from imp_ds.commands.check.request import CheckRequest
+from imp_ds.commands.doctor.recipe import examine_run
 from imp_ds.config import DataSettings, RunConfig, TrainSettings
-from imp_ds.evaluation.missing_splits import final_split, unscored, unscored_note
+from imp_ds.errors import UserError
+from imp_ds.evaluation.missing_splits import check_evaluations, final_split, unscored, unscored_note
 from imp_ds.evaluation_record import Evaluation
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.modalities.text.view import TextView
 from imp_ds.modalities.views import Views
 from imp_ds.modalities.vision.view import VisionView
 from imp_ds.objectives import Classification, Contrastive
+from imp_ds.planning.check_plan import NoPlan
 from imp_ds.tasks import Source, Task
 from imp_ds.train.recording.monitor import Monitor
 
@@ -63,6 +69,19 @@ def test_the_final_scores_are_of_the_test_split_where_all_that_was_scored_has_it
     assert final_split(make_run(tmp_path, {"photos": full, "sounds": most}, full)) == ("validation", line + behind)
     line = "not scored on test: scenes (its source has no test split)"
     assert final_split(make_run(tmp_path, {"photos": full}, most)) == ("validation", line + behind)
+
+
+def test_an_evaluation_without_the_split_that_training_measures_is_refused_by_name(tmp_path):
+    full, most = write(tmp_path, "full", "train", "validation"), write(tmp_path, "most", "train", "test")
+    check_evaluations(make_run(tmp_path, {"photos": full}, full), "validation")
+    run = make_run(tmp_path, {"photos": full}, most)
+    with pytest.raises(UserError, match="evaluation scenes: its source has no split validation") as refused:
+        check_evaluations(run, "validation")
+    assert "got:     train, test" in str(refused.value)
+    check_evaluations(make_run(tmp_path, {"photos": full}, Source(path="nowhere", vision="file_name")), "test")  # its reader says so
+    assert "evaluation scenes" in examine_run(run)[0].found
+    with pytest.raises(UserError, match="evaluation scenes"):
+        examine(CheckRequest(run, NoPlan(1, 1, [], "none")), lambda *_: None)
 
 
 def test_an_evaluation_of_nothing_says_so(tmp_path, capsys):

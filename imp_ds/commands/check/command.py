@@ -19,6 +19,7 @@ from imp_ds.data.loading.collation import Collator
 from imp_ds.data.loading.worker_speed import worker_speed
 from imp_ds.data.reader import Reader
 from imp_ds.errors import UserError
+from imp_ds.evaluation.missing_splits import check_evaluations
 from imp_ds.families import family_of
 from imp_ds.planning.needed_workers import needs
 from imp_ds.terminal.stage_progress import StageProgress
@@ -46,6 +47,7 @@ def check(request: CheckRequest, output: Path | None = None) -> bool:
 def examine(request: CheckRequest, progress: Callable) -> CheckReport:
     """What `check` finds. progress: called with (stage, done, total)."""
     run, trained, processes = request.run, request.trained, request.number_of_processes
+    check_evaluations(run, "validation")
     readers = open_corpus(run, request.split, progress)
     subsets = {id(reader): request.rows(reader) for of_task in readers.values() for reader in of_task}
     few = {name: [subsets[id(reader)] for reader in of_task] for name, of_task in readers.items()}

@@ -8,6 +8,7 @@ from imp_ds.config import RunConfig
 from imp_ds.data.class_names import with_counted_classes
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
+from imp_ds.evaluation.missing_splits import check_evaluations
 from imp_ds.families import family_of
 from imp_ds.modalities.text.tokenizers import load_tokenizer
 from imp_ds.recipes import RECIPES
@@ -29,12 +30,12 @@ def examine_run(run: RunConfig, stage: str | None = None, stages: Path | None = 
     return found
 
 
-def examine_stages(staged: StagedRun, out: Path) -> Check:
-    """Which stages of a recipe are trained in `out`, and which are left."""
+def examine_stages(staged: StagedRun, out: Path, recipe: str) -> Check:
+    """Which stages of a recipe are trained in `out`, and which are left. recipe: as commands take it."""
     trained = [stage.name for stage in staged.stages if (model_folder(out, stage.name) / _CONFIG).is_file()]
     left = [stage.name for stage in staged.stages if stage.name not in trained]
     found = f"in {out}: {', '.join(trained) or 'none'}" + (f"; left: {', '.join(left)}" if left else "")
-    return Check("stages trained", "lacks" if left else "ok", found, f"imp_ds train {staged.name}" if left else "")
+    return Check("stages trained", "lacks" if left else "ok", found, f"imp_ds train {recipe}{' --resume auto' if trained else ''}" if left else "")
 
 
 def missing_models(run: RunConfig, stages: Path | None = None) -> dict[str, str]:
@@ -58,6 +59,10 @@ def made_by(folder: str) -> str | None:
 
 def _data(name: str, run: RunConfig) -> Check:
     """Every distinct source, on the split that it is read on."""
+    try:
+        check_evaluations(run, "validation")
+    except UserError as error:
+        return Check(name, "broken", error.one_line)
     wanted = [(source, "train") for task in run.tasks for source in task.sources]
     wanted += [(record.source, "validation") for record in run.evaluations]
     rows = {"train": 0, "validation": 0}
