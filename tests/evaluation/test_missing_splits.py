@@ -78,7 +78,8 @@ def test_an_evaluation_without_the_split_that_training_measures_is_refused_by_na
     with pytest.raises(UserError, match="evaluation scenes: its source has no split validation") as refused:
         check_evaluations(run, "validation")
     assert "got:     train, test" in str(refused.value)
-    check_evaluations(make_run(tmp_path, {"photos": full}, Source(path="nowhere", vision="file_name")), "test")  # its reader says so
+    nowhere = Source(path="nowhere", vision="file_name")
+    check_evaluations(make_run(tmp_path, {"photos": full}, nowhere), "test")  # its reader says what is not there
     assert "evaluation scenes" in examine_run(run)[0].found
     with pytest.raises(UserError, match="evaluation scenes"):
         examine(CheckRequest(run, NoPlan(1, 1, [], "none")), lambda *_: None)

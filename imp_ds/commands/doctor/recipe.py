@@ -5,7 +5,6 @@ from pathlib import Path
 
 from imp_ds.commands.doctor.machine import Check
 from imp_ds.config import RunConfig
-from imp_ds.data.class_names import with_counted_classes
 from imp_ds.data.sources import open_reader
 from imp_ds.errors import UserError
 from imp_ds.evaluation.missing_splits import check_evaluations
@@ -13,6 +12,7 @@ from imp_ds.families import family_of
 from imp_ds.modalities.text.tokenizers import load_tokenizer
 from imp_ds.recipes import RECIPES
 from imp_ds.stages import MODEL, StagedRun, model_folder
+from imp_ds.train.stages.first_look import check_model
 
 _CONFIG = "config.json"  # of an exported model: with it, the model is complete
 
@@ -35,7 +35,8 @@ def examine_stages(staged: StagedRun, out: Path, recipe: str) -> Check:
     trained = [stage.name for stage in staged.stages if (model_folder(out, stage.name) / _CONFIG).is_file()]
     left = [stage.name for stage in staged.stages if stage.name not in trained]
     found = f"in {out}: {', '.join(trained) or 'none'}" + (f"; left: {', '.join(left)}" if left else "")
-    return Check("stages trained", "lacks" if left else "ok", found, f"imp_ds train {recipe}{' --resume auto' if trained else ''}" if left else "")
+    go_on = f"imp_ds train {recipe}" + (" --resume auto" if trained else "")
+    return Check("stages trained", "lacks" if left else "ok", found, go_on if left else "")
 
 
 def missing_models(run: RunConfig, stages: Path | None = None) -> dict[str, str]:
@@ -89,8 +90,7 @@ def _models(name: str, run: RunConfig, stages: Path | None) -> Check:
     folders = dict.fromkeys(family_of(run).folders(run).values())
 
     def described() -> str:
-        config = family_of(run).config(with_counted_classes(run))
-        return f"{config.model_type}" + (f", from {', '.join(folders)}" if folders else ", from fresh weights")
+        return f"{check_model(run).model_type}" + (f", from {', '.join(folders)}" if folders else ", from fresh weights")
 
     return _read(name, described)
 

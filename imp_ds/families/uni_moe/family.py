@@ -10,12 +10,13 @@ from imp_ds.errors import UserError
 from imp_ds.families import register_family
 from imp_ds.families.build import meta_module
 from imp_ds.families.family import ModelFamily
+from imp_ds.families.trainable import is_trained
 from imp_ds.families.uni_moe.adapters.export import write_adapter
 from imp_ds.families.uni_moe.answering import check_room, generate, prompt_inputs, room_for_answer
 from imp_ds.families.uni_moe.assembly import Assembly
 from imp_ds.families.uni_moe.cached_features import cached_features
 from imp_ds.families.uni_moe.costs.cost import UniMoeCost
-from imp_ds.families.uni_moe.expert_slots import slot_sources
+from imp_ds.families.uni_moe.expert_slots import check_slots, slot_sources
 from imp_ds.families.uni_moe.initial_weights import initialize_as_theirs, load_parts
 from imp_ds.families.uni_moe.model_card import card, stock_card
 from imp_ds.families.uni_moe.processor import build_processor
@@ -80,11 +81,22 @@ class UniMoeFamily(ModelFamily):
                 allowed='patterns of what is trained: "*.lora.*" is all of LoRA, "uni_moe.connectors.*" the connectors',
                 fix="--set 'train.trainable=[\"*.lora.*\"]'",
             )  # fmt: skip
+        self._check_lora(run, config)
+        there = {slot: folder for slot, folder in run.model.experts.items() if Path(folder).is_dir()}
+        check_slots(there, config.text_config)
         named = [f"model.experts.{slot}" for slot in run.model.experts] + list(run.model.connector_starts())
         if run.train.init_from is not None and named:
             raise UserError(
                 "two models that the run would start from", got=f"train.init_from, and {', '.join(named)}",
                 allowed="one: train.init_from has all weights of a model", fix="leave one out",
+            )  # fmt: skip
+
+    def _check_lora(self, run, config) -> None:
+        names = [name for name, _ in meta_module(self.Model, config).named_parameters() if CHANGES in name]
+        if run.model.lora is not None and not any(is_trained(name, run.train.trainable) for name in names):
+            raise UserError(
+                "model.lora is not trained: no pattern of train.trainable is of it", got=", ".join(run.train.trainable),
+                fix='add "*.lora.*", which is all of LoRA; or leave model.lora out',
             )  # fmt: skip
 
     def finished(self, model):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from imp_ds.parallel.launch import init_environment
 from imp_ds.stages import StagedRun, model_folder
+from imp_ds.train.stages.first_look import check_stages
 from imp_ds.train.stages.job import Job
 from imp_ds.train.stages.meeting import Meeting, open_store
 from imp_ds.train.stages.relay import Relay
@@ -38,6 +39,7 @@ def train_stages(
 
         def plan() -> list[list[Job]]:
             jobs, finished = to_train(staged, out, chosen, resume)
+            check_stages(staged, [job.stage for job in jobs], out)
             if finished:
                 print(f"finished already: {', '.join(finished)}", flush=True)
             return waves(staged, jobs, world, side_by_side)
