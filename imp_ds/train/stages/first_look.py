@@ -17,7 +17,7 @@ def check_stages(staged: StagedRun, names: list[str], out: Path) -> None:
     LoRA or patterns of what is trained do not fit each other. No weights are read."""
     for name in names:
         try:
-            _check_models(staged.run_of(name, out), out)
+            _check_models(name, staged.run_of(name, out), out)
             check_model(staged.planned(name, out))
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from None
@@ -33,7 +33,7 @@ def check_model(run: RunConfig) -> PreTrainedConfig:
     return config
 
 
-def _check_models(run: RunConfig, out: Path) -> None:
+def _check_models(stage: str, run: RunConfig, out: Path) -> None:
     for field, folder in family_of(run).folders(run).items():
         if not Path(folder).is_dir() and out not in Path(folder).parents:
-            raise UserError(f"{field} is not there", got=folder, allowed="the folder of a model", fix=f"--set {field}=FOLDER")
+            raise UserError(f"{field} is not there", got=folder, allowed="the folder of a model", fix=f"--set {stage}.{field}=FOLDER")

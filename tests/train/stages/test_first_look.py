@@ -61,6 +61,8 @@ def test_what_does_not_fit_is_refused_by_the_name_of_its_stage(staged, tmp_path,
     with pytest.raises(UserError) as refused:
         check_stages(staged(**wrong), ["law", "both"], tmp_path / "out")
     assert str(refused.value).startswith(said)
+    if wrong.get("slot") == "nowhere":
+        assert "--set both.model.experts.other=FOLDER" in str(refused.value)
 
 
 def test_nothing_is_trained_where_the_last_stage_cannot_be(staged, tmp_path, monkeypatch):
