@@ -36,4 +36,5 @@ def check_model(run: RunConfig) -> PreTrainedConfig:
 def _check_models(stage: str, run: RunConfig, out: Path) -> None:
     for field, folder in family_of(run).folders(run).items():
         if not Path(folder).is_dir() and out not in Path(folder).parents:
-            raise UserError(f"{field} is not there", got=folder, allowed="the folder of a model", fix=f"--set {stage}.{field}=FOLDER")
+            fix = f"--set {stage}.{field}=FOLDER"
+            raise UserError(f"{field} is not there", got=folder, allowed="the folder of a model", fix=fix)
