@@ -4,6 +4,7 @@ A listing has rows, each with its items: the one of a file, or all modalities of
 are asked for.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from imp_ds.modalities.messages.spellings import SUFFIXES
 from imp_ds.modalities.modality import TEXT
 from imp_ds.modalities.text.captions import captions
 from imp_ds.modalities.views import Views
+from imp_ds.registry import MODALITIES
 
 MODALITY = {"image": "vision", "video": "vision", "audio": "audio", TEXT: TEXT}  # of a kind of file
 _TEXT_SUFFIX = "txt"
@@ -193,6 +195,6 @@ def _items_of(name: str, modality: str, raw, views: Views, task: str, split: str
 def _column(source, modality: str) -> str:
     """What distinguishes the samples of a modality from those of another source."""
     made = source.made_of(modality)
-    others = {name: None for name in (*source.roles(), "label", "label_names") if name != modality}
-    bare = source.model_copy(update={**others, "templates": [], "turns": [], "captions_ignore": [], "weight": 1.0})
-    return f"{modality} {made} {source.label if made else ''} {bare.model_dump_json()}"
+    aside = {*MODALITIES, "label", "label_names", "templates", "turns", "captions_ignore", "weight"} - {modality}
+    place = {name: value for name, value in source.model_dump(mode="json").items() if name not in aside}
+    return json.dumps([modality, made, source.label if made else None, place], sort_keys=True)

@@ -98,7 +98,7 @@ class StagedParts:
         self._leave_out(rejected)
         if writer is None:
             shutil.rmtree(self.folder)
-            first = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in rejected[:1])
+            first = "; ".join(f"{entry['id']}: {entry['reason']}: {entry['detail']}" for entry in rejected[:1])
             raise UserError("nothing could be embedded", got=first, fix=f"{rejected_path(self.path)} names all")
         joined.replace(self.path)
         shutil.rmtree(self.folder)

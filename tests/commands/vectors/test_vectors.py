@@ -17,6 +17,7 @@ from imp_ds.commands.exported_model import load_model
 from imp_ds.commands.vectors import embed_command
 from imp_ds.commands.vectors.embed_command import embed
 from imp_ds.commands.vectors.encoder import Encoder
+from imp_ds.commands.vectors.items import RecipeItems
 from imp_ds.commands.vectors.search_command import search
 from imp_ds.commands.vectors.vector_file import StagedParts
 from imp_ds.errors import UserError
@@ -91,6 +92,21 @@ def test_the_samples_of_a_recipe_with_all_their_captions(place, tmp_path, capsys
     assert set(table["task"].to_pylist()) == {"image_text", "video_text", "audio_text"}
     assert set(table["split"].to_pylist()) == {"test"} and len(set(table["id"].to_pylist())) == 63
     assert "63 vectors (7 audio, 7 image, 42 text, 7 video)" in capsys.readouterr().out
+
+
+def test_a_column_that_several_tasks_read_is_embedded_once(place):
+    _, run = place
+    films = run.tasks[1].source
+    heard = films.model_copy(update={"audio": "file_name"})
+    views = run.tasks[1].views.model_copy(update={"audio": run.tasks[2].views.audio})
+    more = run.tasks[1].model_copy(update={"name": "heard", "source": heard, "views": views})
+    again = run.tasks[1].model_copy(update={"name": "again"})
+    run = run.model_copy(update={"tasks": [run.tasks[1], more, again]})
+    listing = RecipeItems(run, "test", ["vision", "audio", "text"])
+    names = [item.id for row in range(len(listing)) for item in listing.items(row)]
+    # 7 videos with two captions each, and then their audio alone
+    assert len(names) == len(set(names)) == 7 * 3 + 7
+    assert all(name.endswith("#audio") for name in names[21:])
 
 
 def test_search_ranks_by_the_cosine_of_the_pair(place, embedded, tmp_path):
