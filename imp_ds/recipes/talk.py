@@ -132,7 +132,8 @@ def _run(
         ],
         evaluations=[_evaluation(task, blind) for task in tasks],
         train=TrainSettings(
-            steps=steps, schedule="sampling", log_every=100, eval_every=0, save_every=1000, trainable=trained,
+            steps=steps, schedule="sampling", log_every=100, eval_every=0, validation_batches=4, save_every=1000,
+            trainable=trained,
         ),
         optimizer=OptimizerSettings(peak_rate=2e-3, warmup_steps=steps // 20, weight_decay=0.05, betas=(0.9, 0.98)),
     )  # fmt: skip
