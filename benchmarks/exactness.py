@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # the small run that is trained is the one of the tests
-PATHS = [str(ROOT), str(ROOT / "tests" / "distributed")]
+PATHS = [str(ROOT), str(ROOT / "tests")]
 sys.path[:0] = PATHS
 
 from benchmarks.exact import report  # noqa: E402

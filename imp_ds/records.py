@@ -95,12 +95,14 @@ def annotation_of(field: FieldInfo):
 
 
 _ADAPTERS: dict[int, tuple[FieldInfo, TypeAdapter]] = {}
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 def _adapter(field: FieldInfo) -> TypeAdapter:
     """Made once for each field; the field is kept, so that its id stays its own."""
     if id(field) not in _ADAPTERS:
-        _ADAPTERS[id(field)] = field, TypeAdapter(annotation_of(field))
+        is_record = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)  # which has its own
+        _ADAPTERS[id(field)] = field, TypeAdapter(annotation_of(field), config=None if is_record else _FINITE)
     return _ADAPTERS[id(field)][1]
 
 

@@ -66,7 +66,7 @@ def test_every_way_to_load_gives_the_same(facts):
 def test_weights_are_safetensors_only(folder):
     files = sorted(p.relative_to(folder / "model").as_posix() for p in (folder / "model").rglob("*") if p.is_file())
     assert "model.safetensors" in files and "config.json" in files and "README.md" in files
-    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".md", ".png"}
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".md", ".png", ".py"}
     assert not list(folder.glob(".staging*"))
 
 

@@ -22,7 +22,7 @@ def make_engine(elements: int = 1000, device: str = "cpu"):
     for parameter in model.parameters():
         optimizer.state[parameter] = {"step": torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in MOMENTS}}
     inner = SimpleNamespace(basic_optimizer=optimizer)
-    return SimpleNamespace(model=model, stage=0, ep_size=1, device=torch.device(device), deepspeed=inner)
+    return SimpleNamespace(model=model, stage=0, ep_size=1, device=torch.device(device), deepspeed=inner, average=None)
 
 
 def fill(engine, step: int) -> None:

@@ -26,7 +26,7 @@ def test_buffers_that_no_checkpoint_has_are_as_at_a_start(monkeypatch):
 
     monkeypatch.setattr(nn.Module, "to_empty", filled)
     run = make_run(router="top_k_balanced", drop_tokens=False)
-    reader = SimpleNamespace(load_weights=lambda model, report: [p.data.fill_(1) for p in model.parameters()])
+    reader = SimpleNamespace(load_weights=lambda model, report, averaged: [p.data.fill_(1) for p in model.parameters()])
     model = TrainedRun(run, SimpleNamespace(tokenizer=Tokenizer(**vars(MARKS))), reader).load_model()
     router = model.imp.blocks[1].feed_forward.router
     assert torch.equal(router.chosen_E, torch.zeros(4, dtype=torch.int64))

@@ -19,6 +19,7 @@ from imp_ds.families.imp.pretraining import ImpForPreTraining
 from imp_ds.families.imp.processor import build_processor
 from imp_ds.families.imp.settings import ModelSettings
 from imp_ds.families.initial import InitialWeights
+from imp_ds.modalities.modality import get_modality
 from imp_ds.models.imp.conditions import task_conditions
 from imp_ds.models.imp.configuration_imp import ImpConfig
 from imp_ds.models.imp.feature_extraction_imp import ImpFeatureExtractor
@@ -27,6 +28,7 @@ from imp_ds.models.imp.image_processing_imp import ImpImageProcessor
 from imp_ds.models.imp.modeling_imp import ImpModel
 from imp_ds.models.imp.processing_imp import ImpProcessor
 from imp_ds.models.imp.video_processing_imp import ImpVideoProcessor
+from imp_ds.registry import MODALITIES
 
 
 @register_family
@@ -44,8 +46,8 @@ class ImpFamily(ModelFamily):
         return {"AutoConfig": ImpConfig, **dict.fromkeys(models, ImpModel), **parts}
 
     def sentence_methods(self, config):
-        kinds = {"text": "text", "image": "vision", "video": "vision", "audio": "audio"}
-        return {kind: f"get_{kind}_features" for kind, modality in kinds.items() if first_task(config, modality) is not None}
+        compared = [modality for modality in MODALITIES if first_task(config, modality) is not None]
+        return {kind: f"get_{kind}_features" for modality in compared for kind in get_modality(modality).item_kinds}
 
     def finished(self, model):
         model.config.temperatures = trained_temperatures(model)

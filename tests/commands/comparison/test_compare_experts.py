@@ -9,13 +9,13 @@ from PIL import Image
 from helpers.ranks import Ranks, run_ranks
 from helpers.ranks import command as run_command
 from helpers.talking import export_talking, make_run, write_rows
-from imp_ds.commands.comparison.experts.dense import trained_parameters
 from imp_ds.commands.comparison.experts.jobs import AskedJob, plan_jobs
 from imp_ds.commands.comparison.experts.paper import TABLES, beside
 from imp_ds.commands.comparison.experts.variants import PAPER, variants_of, varied
 from imp_ds.commands.comparison.measure import Measure, Spread
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.families.uni_moe.adapters.dense import trained_parameters
 from imp_ds.families.uni_moe.settings import LoraSettings
 
 LORA = LoraSettings(r=4, lora_alpha=8, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"])

@@ -93,6 +93,6 @@ def test_a_run_that_goes_on_with_other_groups_says_so(monkeypatch, capsys):
 
 def test_a_damaged_file_is_reported_once(monkeypatch, capfd):
     run, rows = make_run(), Rows()
-    monkeypatch.setattr(start, "open_corpus", lambda run, progress=None: {task.name: [rows] for task in run.tasks})
+    monkeypatch.setattr(start, "open_corpus", lambda run, split, progress: {task.name: [rows] for task in run.tasks})
     start.open_readers(run)
     assert capfd.readouterr().err == "rows: a.tar: cut off after 3 samples\n"

@@ -112,7 +112,7 @@ def test_the_configuration_keeps_them_and_the_card_says_them(folders, tmp_path):
     read = UniMoeConfig.from_pretrained(tmp_path)
     assert read.expert_sources == config.expert_sources
     assert {slot: of["expert"] for slot, of in read.expert_sources.items()} == {"image": 0, "base": 1, "speech": 2, "text": 3}
-    about = card(read, [0, 1]).about
+    about = card(run, read, [0, 1]).about
     assert f"0 (`image`) as that of `{folders['exported']}` after 70 steps, 1 (`base`) as that of `{folders['base']}`," in about
 
 

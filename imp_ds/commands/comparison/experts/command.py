@@ -3,7 +3,6 @@
 import statistics
 from pathlib import Path
 
-from imp_ds.commands.comparison.experts.dense import trained_parameters
 from imp_ds.commands.comparison.experts.jobs import ExpertsJob, plan_jobs
 from imp_ds.commands.comparison.experts.paper import beside
 from imp_ds.commands.comparison.experts.variants import CHANGES, is_asked_alone
@@ -16,6 +15,7 @@ from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
 from imp_ds.evaluation.metric import Metric
 from imp_ds.families import family_of
+from imp_ds.families.uni_moe.adapters.dense import trained_parameters
 from imp_ds.json_files import read_json
 from imp_ds.terminal.stage_progress import StageProgress
 from imp_ds.train.recording.final_results import read_results

@@ -6,9 +6,9 @@ A variant is one change, or several with + between them: "top_1", "experts_8+bal
 
 import re
 
-from imp_ds.commands.comparison.experts.dense import as_wide, of_slot, specialists, without_experts
 from imp_ds.config import RunConfig
 from imp_ds.errors import UserError
+from imp_ds.families.uni_moe.adapters.dense import as_wide, of_slot, specialists, without_experts
 from imp_ds.families.uni_moe.parts import language_config
 from imp_ds.families.uni_moe.settings import UniMoeSettings
 

@@ -128,7 +128,7 @@ class TextEvaluator(Evaluator):
                 shown = Shown("zero-shot", panel=ACCURACY) if k == 1 else None
                 found_k = accuracy(vectors_NC, classes_KC, label_N, k)
                 yield Metric(f"zero_shot/{name}/top{k}", found_k, "share", "higher", shown)
-            recall = mean_class_recall(self.vectors_NC, classes_KC, label_N)
+            recall = mean_class_recall(vectors_NC, classes_KC, label_N)
             yield Metric(f"zero_shot/{name}/mean_per_class_recall", recall, "share", "higher")
             if self.record.answer_at == "mask":
                 match = self._exact_match(classes_KC, label_N)

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from imp_ds import foreign_code
 from imp_ds.errors import UserError
 from imp_ds.json_files import read_json
+from imp_ds.modalities.modality import TEXT
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # model_type -> the modality of the tower, and the part of the configuration that is the tower's
@@ -60,7 +61,8 @@ _NAMES = {
     **_SCALES,
 }  # fmt: skip
 _LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)")
-_PREFIXES = {"vision": ("vision_model.", "vit.", "dinov2.", "dinov2_with_registers."), "text": ("text_model.",)}
+_PREFIXES = ("vision_model.", "vit.", "dinov2.", "dinov2_with_registers.")  # of a tower of pictures
+_TEXT_PREFIX = "text_model."
 # where the folder has no preprocessor_config.json: mean and spread of the pixels in 0..1
 _HALF = ([0.5] * 3, [0.5] * 3)
 _PIXELS = {
@@ -208,7 +210,8 @@ def _open_files(tower: Tower) -> None:
             every |= {key: (file, key) for key in file.keys()}
         except (OSError, SafetensorError) as error:
             raise UserError(what, got=f"{path}: {error}") from None
-    prefix = next((p for p in _PREFIXES[tower.modality] if any(key.startswith(p) for key in every)), "")
+    prefixes = (_TEXT_PREFIX,) if tower.modality == TEXT else _PREFIXES
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in every)), "")
     for key, place in every.items():
         name = canonical_name(key.removeprefix(prefix)) if key.startswith(prefix) else None
         if name is None:
