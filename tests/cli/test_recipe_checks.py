@@ -32,7 +32,8 @@ def test_a_recipe_that_has_all_is_well(run):
     assert "2 sources, 9 rows of train, 9 rows of validation" in data.found and models.found == "uni_moe, from fresh weights"
 
 
-def test_each_thing_that_is_missing_has_a_line(run, tmp_path):
+def test_each_thing_that_is_missing_has_a_line(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no model has been made
     lacking = run.override([TOWER, "data.root=nowhere", "data.tokenizer=./none"])
     checks = {check.name: check for check in examine_run(lacking, "a")}
     assert [check.state for check in checks.values()] == ["broken"] * 3
@@ -71,7 +72,8 @@ def test_the_commands_go_through_all_stages(staged, tmp_path, monkeypatch):
     assert "no recipe" in str(alone.exception)
 
 
-def test_talk_is_planned_as_far_as_it_can_be():
+def test_talk_is_planned_as_far_as_it_can_be(tmp_path, monkeypatch):
     """Its towers are made by the quickstart."""
+    monkeypatch.chdir(tmp_path)
     run = get_recipe("talk").planned("align", model_folder("no", "stages"))
     assert set(missing_models(run)) == {f"model.{kind}_tower" for kind in ("image", "video", "audio")}

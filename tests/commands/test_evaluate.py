@@ -105,7 +105,7 @@ def test_thumbnails_and_labels_are_those_of_the_rows(exported):
 @pytest.mark.parametrize("change, word", [
     ({"model_path": "nowhere"}, "not the folder of an exported model"),
     ({"data": "nowhere"}, "does not exist"),
-    ({"split": "validation"}, "does not exist"),
+    ({"split": "validation"}, "has no split validation"),
     ({"split": "tests"}, "unknown split"),
     ({"batch_size": 0}, "not positive"),
     ({"output": "nowhere/results.json"}, "cannot be written"),
